@@ -1,0 +1,337 @@
+//! What crosses the kernel boundary: fixed-width integers and byte arrays at asserted offsets.
+//!
+//! The kernel programs and the daemon are built from one tree, but state outlives a process: whoever adopts a pinned map
+//! compares [`LAYOUT`] first.
+
+use core::mem::offset_of;
+
+use crate::holddown::HoldDown;
+use crate::key::FrameKey;
+use crate::limit::{TokenBucket, Window};
+
+/// Version of everything in this file. Raised by any change that makes old maps unreadable.
+pub const LAYOUT: u32 = 1;
+
+/// Bytes of one entry of the ring map. No record straddles two segments.
+pub const SEGMENT_LEN: usize = 1 << 24;
+/// Records start at multiples of this: a slot. Bytes.
+pub const SLOT_LEN: usize = 64;
+/// Slots of a segment.
+pub const SEGMENT_SLOTS: u32 = 1 << 18;
+/// No record starts in the last page of a segment, so that a bounded read never leaves it. Bytes.
+pub const SEGMENT_TAIL: usize = 4096;
+/// Longest frame that XDP sends: a page less headroom, shared info and headers. Bytes.
+pub const KERNEL_FRAME_MAX: usize = 3392;
+/// Length of [`RecordHeader`]. Bytes.
+pub const RECORD_HEADER_LEN: usize = size_of::<RecordHeader>();
+
+/// One entry of the ring map.
+#[repr(C, align(64))]
+pub struct Segment {
+    /// Records back to back in steps of [`SLOT_LEN`].
+    pub bytes: [u8; SEGMENT_LEN],
+}
+
+/// One entry of the index map: a cache line of [`crate::index`] entries.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Bucket {
+    /// Tag ∥ slot, 0 = empty.
+    pub entries: [u64; crate::index::BUCKET_ENTRIES],
+}
+
+/// What stands before each frame in the ring.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RecordHeader {
+    /// Seqlock: even and unchanged before and after the copy, or the copy is void. Grows with every write to the ring,
+    /// so no version comes twice. 0 = never written.
+    pub version: u64,
+    /// End of life, nanoseconds of the monotonic clock.
+    pub expires_ns: u64,
+    /// The frame's key.
+    pub key: FrameKey,
+    /// Bytes of the frame.
+    pub length: u32,
+    /// Life given at the start, milliseconds: `expires_ns − life_ms` is when the frame was stored.
+    pub life_ms: u32,
+    /// Ones'-complement sum of the frame's bytes, folded.
+    pub partial: u16,
+    /// Index of the group that a multicast repair goes to.
+    pub group: u16,
+    /// [`crate::wire::frame::Class`].
+    pub class: u8,
+    /// [`record_flag`] bits.
+    pub flags: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// Bits of [`RecordHeader::flags`].
+pub mod record_flag {
+    /// Too long for XDP or for an egress interface: the daemon sends it.
+    pub const DAEMON_ONLY: u8 = 0x01;
+    /// No frame: what is left of a segment that the next record did not fit in.
+    pub const FILLER: u8 = 0x02;
+}
+
+/// Bits of [`Settings::flags`].
+pub mod setting_flag {
+    /// Repairs are multicast.
+    pub const MULTICAST: u32 = 0x01;
+    /// Repairs are unicast to the NACK's sender.
+    pub const UNICAST: u32 = 0x02;
+    /// No ACKs.
+    pub const SUPPRESS_ACK: u32 = 0x04;
+    /// No MISSes.
+    pub const SUPPRESS_MISS: u32 = 0x08;
+    /// THROTTLED instead of silence.
+    pub const THROTTLE_RESPONSE: u32 = 0x10;
+    /// A shared store may have what the log has not.
+    pub const STORE: u32 = 0x20;
+    /// Upstream endpoints may have what the log has not.
+    pub const RECOVERY: u32 = 0x40;
+    /// Multicast repairs are the daemon's (loop-back wanted, or strict dedup).
+    pub const DAEMON_MULTICAST: u32 = 0x80;
+    /// Multicast repairs leave by the NACK interface too, not only by others.
+    pub const EGRESS_HERE: u32 = 0x100;
+}
+
+/// The four limits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Limits {
+    /// Per source address.
+    pub address: TokenBucket,
+    /// Per (source address, group index), after the look-up.
+    pub group: TokenBucket,
+    /// Per (HashKey, SeqNum).
+    pub sequence: Window,
+    /// Per (source address, HashKey).
+    pub chain: Window,
+}
+
+/// The one value of the settings map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Settings {
+    /// Raised with every change of the settings; 0 = not set, and then nothing is answered.
+    pub generation: u64,
+    /// The kernel answers until then, nanoseconds of the monotonic clock. The daemon renews it.
+    pub lease_until_ns: u64,
+    /// Seed of [`crate::index::hash`].
+    pub hash_seed: u64,
+    /// The limits.
+    pub limits: Limits,
+    /// The hold-down.
+    pub hold_down: HoldDown,
+    /// [`LAYOUT`].
+    pub layout: u32,
+    /// [`setting_flag`] bits.
+    pub flags: u32,
+    /// Interface on which the kernel answers.
+    pub nack_ifindex: u32,
+    /// Number of index buckets less one.
+    pub bucket_mask: u32,
+    /// Number of hold-down words less one.
+    pub hold_down_mask: u32,
+    /// Longest frame that the kernel sends, bytes: the smallest MTU less headers, at most [`KERNEL_FRAME_MAX`].
+    pub max_frame: u32,
+    /// NACK address.
+    pub nack_addr: [u8; 16],
+    /// NACK port, big-endian.
+    pub nack_port: [u8; 2],
+    /// Port of multicast repairs, big-endian.
+    pub egress_port: [u8; 2],
+    /// First two bytes of group addresses.
+    pub group_prefix: [u8; 2],
+    /// Group id, big-endian.
+    pub group_id: [u8; 2],
+    /// Hop limit of unicast answers.
+    pub unicast_hop_limit: u8,
+    /// Hop limit of multicast repairs.
+    pub multicast_hop_limit: u8,
+    /// Zero.
+    pub reserved: [u8; 6],
+}
+
+/// How multicast repairs leave by one interface; key of its map is the interface's index.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Egress {
+    /// Source address.
+    pub source: [u8; 16],
+    /// Source MAC.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// A NACK that the kernel admitted and the daemon answers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Event {
+    /// Key asked for.
+    pub key: FrameKey,
+    /// Source address of the NACK.
+    pub source: [u8; 16],
+    /// Source port, big-endian.
+    pub source_port: [u8; 2],
+    /// [`EventKind`].
+    pub kind: u8,
+    /// Flags of the NACK.
+    pub nack_flags: u8,
+    /// Interface that the NACK came in by.
+    pub ifindex: u32,
+}
+
+/// What an [`Event`] asks of the daemon.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum EventKind {
+    /// The log has the frame, the daemon alone can send it: all limits are charged.
+    Send = 1,
+    /// Not in the log; a shared store may have it. The group limit is not charged yet.
+    Store = 2,
+    /// Not in the log, MISS is said; upstream endpoints may have it.
+    Recover = 3,
+}
+
+impl EventKind {
+    /// The kind of an event's byte.
+    pub const fn from_u8(kind: u8) -> Option<Self> {
+        match kind {
+            1 => Some(Self::Send),
+            2 => Some(Self::Store),
+            3 => Some(Self::Recover),
+            _ => None,
+        }
+    }
+}
+
+/// Key of the (HashKey, SeqNum) window is [`FrameKey`]; of the address bucket, this.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct AddressKey {
+    /// Source address of NACKs.
+    pub address: [u8; 16],
+}
+
+/// Key of the chain window.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct ChainKey {
+    /// Source address of NACKs.
+    pub address: [u8; 16],
+    /// The flow, big-endian.
+    pub hash_key: [u8; 8],
+}
+
+/// Key of the group bucket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub struct GroupKey {
+    /// Source address of NACKs.
+    pub address: [u8; 16],
+    /// The group index, big-endian.
+    pub group: [u8; 2],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// State of one limit of one key, see [`crate::limit`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct LimitState {
+    /// The state word.
+    pub state: u64,
+}
+
+/// What the main program leaves in the NACK's SubtreeID for the role program that rewrites each clone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Ticket {
+    /// Names the NACK on this CPU.
+    pub nonce: u64,
+    /// Version of the record when it was looked up.
+    pub version: u64,
+    /// Slot of the record.
+    pub slot: u32,
+    /// Sends of [`crate::decide::Repair`] as [`ticket_role`] bits.
+    pub roles: u8,
+    /// Flags of the ACK.
+    pub ack_flags: u8,
+    /// Zero.
+    pub reserved: [u8; 10],
+}
+
+/// Bits of [`Ticket::roles`].
+pub mod ticket_role {
+    /// An ACK leaves by the NACK's interface.
+    pub const ACK: u8 = 0x01;
+    /// A unicast copy leaves by the NACK's interface.
+    pub const UNICAST: u8 = 0x02;
+    /// A multicast repair leaves by the NACK's interface.
+    pub const MULTICAST_HERE: u8 = 0x04;
+    /// The original has room for the frame, so the ACK leads; else the clones carry frames and the ACK comes last.
+    pub const ACK_LEADS: u8 = 0x08;
+}
+
+/// What the role program remembers on each CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct RoleState {
+    /// The NACK last seen.
+    pub nonce: u64,
+    /// How many of its packets went by.
+    pub seen: u64,
+    /// The last nonce given out by the main program.
+    pub last_nonce: u64,
+}
+
+/// Where the writer of one lane stands; for the operator's eyes and for whoever adopts the log.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Lane {
+    /// First slot of the lane.
+    pub first_slot: u32,
+    /// Slots of the lane.
+    pub slots: u32,
+    /// Slot of the next record.
+    pub head: u32,
+    /// Slot of the oldest record.
+    pub tail: u32,
+    /// Version of the next record, even.
+    pub next_version: u64,
+    /// Records between tail and head, fillers included.
+    pub records: u64,
+}
+
+const _: () = {
+    assert!(SEGMENT_SLOTS as usize * SLOT_LEN == SEGMENT_LEN);
+    assert!(size_of::<Bucket>() == 64);
+    assert!(size_of::<RecordHeader>() == 48);
+    assert!(offset_of!(RecordHeader, expires_ns) == 8);
+    assert!(offset_of!(RecordHeader, key) == 16);
+    assert!(offset_of!(RecordHeader, length) == 32);
+    assert!(offset_of!(RecordHeader, life_ms) == 36);
+    assert!(offset_of!(RecordHeader, partial) == 40);
+    assert!(offset_of!(RecordHeader, group) == 42);
+    assert!(offset_of!(RecordHeader, class) == 44);
+    assert!(offset_of!(RecordHeader, flags) == 45);
+    assert!(size_of::<Limits>() == 64);
+    assert!(offset_of!(Settings, lease_until_ns) == 8);
+    assert!(offset_of!(Settings, limits) == 24);
+    assert!(offset_of!(Settings, hold_down) == 88);
+    assert!(offset_of!(Settings, layout) == 104);
+    assert!(offset_of!(Settings, nack_addr) == 128);
+    assert!(size_of::<Settings>() == 160);
+    assert!(size_of::<Egress>() == 24);
+    assert!(size_of::<Event>() == 40);
+    assert!(size_of::<AddressKey>() == 16);
+    assert!(size_of::<ChainKey>() == 24);
+    assert!(size_of::<GroupKey>() == 20);
+    assert!(size_of::<Ticket>() == 32);
+    assert!(size_of::<Lane>() == 32);
+    assert!(RECORD_HEADER_LEN + KERNEL_FRAME_MAX < SEGMENT_TAIL);
+};

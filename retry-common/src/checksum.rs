@@ -1,0 +1,130 @@
+//! Ones'-complement sums (RFC 1071): of bytes, of stored sums, and the UDP checksum over IPv6 (RFC 8200 section 8.1).
+
+/// Folds a sum of 16-bit words into 16 bits.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "two folds of 32 bits leave 16")]
+pub const fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+/// The sum of `bytes`, folded, not inverted. An odd last byte is padded with zero.
+pub fn partial(bytes: &[u8]) -> u16 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    // 2^31 words would have to come together before this overflows.
+    let mut sum = 0u64;
+    for word in words {
+        let word = u64::from_be_bytes(*word);
+        sum += (word >> 32) + (word & 0xffff_ffff);
+    }
+    let mut last = [0u8; 8];
+    for (to, from) in last.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    let word = u64::from_be_bytes(last);
+    fold(sum + (word >> 32) + (word & 0xffff_ffff))
+}
+
+/// The sum of 16 bytes: an address, or an answer.
+#[inline(always)]
+pub const fn partial_16(bytes: &[u8; 16]) -> u16 {
+    fold(sum_16(bytes))
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the halves are taken apart")]
+const fn sum_16(bytes: &[u8; 16]) -> u64 {
+    let both = u128::from_be_bytes(*bytes);
+    let (high, low) = ((both >> 64) as u64, both as u64);
+    (high >> 32) + (high & 0xffff_ffff) + (low >> 32) + (low & 0xffff_ffff)
+}
+
+/// The checksum field of a UDP datagram over IPv6 whose payload has `payload_len` bytes and the sum `payload_partial`.
+#[inline(always)]
+pub const fn udp_ipv6(
+    source: &[u8; 16],
+    destination: &[u8; 16],
+    source_port: u16,
+    destination_port: u16,
+    payload_len: u16,
+    payload_partial: u16,
+) -> u16 {
+    const UDP: u64 = 17;
+    let length = payload_len as u64 + 8;
+    // The length stands in the pseudo-header and in the UDP header.
+    let sum = sum_16(source)
+        + sum_16(destination)
+        + UDP
+        + 2 * length
+        + source_port as u64
+        + destination_port as u64
+        + payload_partial as u64;
+    // 0 would say that there is no checksum.
+    match !fold(sum) {
+        0 => 0xffff,
+        checksum => checksum,
+    }
+}
+
+/// The checksum after one 16-bit word has changed (RFC 1624, equation 3).
+#[inline(always)]
+pub const fn update(checksum: u16, old_word: u16, new_word: u16) -> u16 {
+    !fold(!checksum as u64 + !old_word as u64 + new_word as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    extern crate std;
+    use std::vec::Vec;
+
+    /// RFC 1071 section 4.1, word by word.
+    fn rfc1071(bytes: &[u8]) -> u16 {
+        let mut sum = 0u32;
+        for pair in bytes.chunks(2) {
+            sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        u16::try_from(sum).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn partial_is_rfc1071(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+            prop_assert_eq!(partial(&bytes), rfc1071(&bytes));
+        }
+
+        #[test]
+        fn udp_is_rfc1071_over_the_pseudo_header(
+            source: [u8; 16], destination: [u8; 16], ports: (u16, u16), payload in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let length = u16::try_from(payload.len()).unwrap();
+            let checksum = udp_ipv6(&source, &destination, ports.0, ports.1, length, partial(&payload));
+            let mut all: Vec<u8> = Vec::new();
+            all.extend(source);
+            all.extend(destination);
+            all.extend(u32::from(length + 8).to_be_bytes());
+            all.extend([0, 0, 0, 17]);
+            all.extend(ports.0.to_be_bytes());
+            all.extend(ports.1.to_be_bytes());
+            all.extend((length + 8).to_be_bytes());
+            all.extend([0, 0]);
+            all.extend(&payload);
+            let expected = match !rfc1071(&all) { 0 => 0xffff, other => other };
+            prop_assert_eq!(checksum, expected);
+        }
+
+        #[test]
+        fn update_equals_summing_anew(mut bytes in prop::collection::vec(any::<u8>(), 2..40), word: u16) {
+            prop_assume!(bytes.len() % 2 == 0 && bytes.iter().skip(2).any(|b| *b != 0));
+            let before = !rfc1071(&bytes);
+            let old = u16::from_be_bytes([bytes[0], bytes[1]]);
+            bytes[..2].copy_from_slice(&word.to_be_bytes());
+            prop_assert_eq!(update(before, old, word), !rfc1071(&bytes));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Every verdict has a counter: its place in the map, its metric name and its labels stand here and nowhere else.
+
+/// A Prometheus series: the metric's name and its labels.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Series {
+    /// Metric name, `_total` included.
+    pub name: &'static str,
+    /// Label names and values, without `path`.
+    pub labels: &'static [(&'static str, &'static str)],
+    /// Who feeds it.
+    pub side: Side,
+    /// The help line.
+    pub help: &'static str,
+}
+
+/// Who feeds a counter.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Side {
+    /// The daemon alone.
+    User,
+    /// The kernel alone.
+    Kernel,
+    /// Both; a label `path` tells them apart when scraped.
+    Both,
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident $field:ident $side:ident = $name:literal [$($label:ident = $value:literal),*] $help:literal;)*) => {
+        /// What is counted, in the kernel and in the daemon.
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        #[repr(u32)]
+        pub enum Counter { $(#[doc = $help] $variant,)* }
+
+        /// The counters as the per-CPU map holds them: named, so that `bpftool map dump` reads like a table.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+        pub struct Counters { $(#[doc = $help] pub $field: u64,)* }
+
+        impl Counter {
+            /// All of them, in the order of the map.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The series under which this counter is scraped.
+            pub const fn series(self) -> Series {
+                match self { $(Self::$variant => Series {
+                    name: $name, labels: &[$((stringify!($label), $value),)*], side: Side::$side, help: $help,
+                },)* }
+            }
+        }
+
+        impl Counters {
+            /// The value of one counter.
+            #[inline(always)]
+            pub const fn get(&self, counter: Counter) -> u64 {
+                match counter { $(Counter::$variant => self.$field,)* }
+            }
+
+            /// The place of one counter.
+            #[inline(always)]
+            pub const fn get_mut(&mut self, counter: Counter) -> &mut u64 {
+                match counter { $(Counter::$variant => &mut self.$field,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    FramesReceived frames_received User = "bre_frames_received_total" [] "Datagrams received on the multicast data port.";
+    FramesCached frames_cached User = "bre_frames_cached_total" [] "Frames written to the frame log.";
+    FrameUndecodable frame_undecodable User = "bre_frames_dropped_total" [reason = "decode_error"] "Datagrams on the data port that are no frame.";
+    FrameUnnumbered frame_unnumbered User = "bre_frames_dropped_total" [reason = "no_sequence"] "Frames without a sequence number: received, not cached.";
+    FrameOwnRepair frame_own_repair User = "bre_frames_dropped_total" [reason = "own_repair"] "Our own multicast repairs heard again: not cached.";
+    FrameSocketOverflow frame_socket_overflow User = "bre_frames_dropped_total" [reason = "socket_overflow"] "Datagrams that the kernel lost because the receive buffer was full.";
+    FrameTooLarge frame_too_large User = "bre_frames_dropped_total" [reason = "too_large"] "Frames that no record can hold.";
+    FrameDuplicate frame_duplicate User = "bre_cache_duplicates_total" [kind = "same"] "Frames heard again with the same bytes: the first record stays.";
+    FrameReplaced frame_replaced User = "bre_cache_duplicates_total" [kind = "replaced"] "Frames heard again with other bytes: the newest stays.";
+    StoredMulticast stored_multicast User = "bre_cache_stored_total" [source = "multicast"] "Frames stored from the multicast ingress.";
+    EvictedLap evicted_lap User = "bre_cache_evicted_total" [reason = "lap"] "Live frames overwritten because the ring came round.";
+    EvictedExpired evicted_expired User = "bre_cache_evicted_total" [reason = "expired"] "Frames dropped at the end of their life.";
+    EvictedMaxKeys evicted_max_keys User = "bre_cache_evicted_total" [reason = "max_keys"] "Live frames dropped because of cache-max-keys.";
+    EvictedBucket evicted_bucket User = "bre_cache_evicted_total" [reason = "bucket_full"] "Live frames dropped because their index bucket was full.";
+    NackRequests nack_requests Both = "bre_nack_requests_total" [] "64-byte datagrams to the NACK port.";
+    NackWrongSize nack_wrong_size Both = "bre_nack_dropped_total" [reason = "size"] "Datagrams to the NACK port of another size.";
+    NackWrongMagic nack_wrong_magic Both = "bre_nack_dropped_total" [reason = "magic"] "64-byte datagrams to the NACK port without the magic.";
+    NackWrongType nack_wrong_type Both = "bre_nack_dropped_total" [reason = "type"] "64-byte datagrams to the NACK port of another type.";
+    NackRange nack_range Both = "bre_nack_dropped_total" [reason = "range"] "NACKs whose EndSeq differs from StartSeq.";
+    NackWrongLength nack_wrong_length Both = "bre_nack_dropped_total" [reason = "length"] "Datagrams to the NACK port whose IPv6 and UDP lengths disagree.";
+    CacheHits cache_hits Both = "bre_cache_hits_total" [] "NACKs for a frame that the cache holds.";
+    CacheMisses cache_misses Both = "bre_cache_misses_total" [] "NACKs for a frame that the cache does not hold.";
+    Retransmits retransmits Both = "bre_retransmits_total" [] "Multicast repairs that left, each counted once however many interfaces.";
+    UnicastRetransmits unicast_retransmits Both = "bre_unicast_retransmits_total" [] "Unicast copies that left.";
+    RetransmitDedup retransmit_dedup Both = "bre_retransmit_dedup_total" [] "Multicast repairs left out because another instance sent one.";
+    RetransmitHeldDown retransmit_held_down Both = "bre_retransmit_holddown_total" [] "Multicast repairs left out because one had just left.";
+    RetransmitErrors retransmit_errors Both = "bre_retransmit_errors_total" [] "Repairs that could not be sent.";
+    RepairTorn repair_torn Both = "bre_repair_torn_total" [] "Repairs given up because the ring overwrote the frame meanwhile.";
+    AcksSent acks_sent Both = "bre_responses_sent_total" [type = "ack"] "ACKs sent.";
+    MissesSent misses_sent Both = "bre_responses_sent_total" [type = "miss"] "MISSes sent.";
+    ThrottledSent throttled_sent Both = "bre_responses_sent_total" [type = "throttled"] "THROTTLEDs sent.";
+    AckErrors ack_errors Both = "bre_response_send_errors_total" [type = "ack"] "ACKs that could not be sent.";
+    MissErrors miss_errors Both = "bre_response_send_errors_total" [type = "miss"] "MISSes that could not be sent.";
+    ThrottledErrors throttled_errors Both = "bre_response_send_errors_total" [type = "throttled"] "THROTTLEDs that could not be sent.";
+    LimitedAddress limited_address Both = "bre_rate_limit_drops_total" [level = "ip"] "NACKs over the limit of their address.";
+    LimitedSequence limited_sequence Both = "bre_rate_limit_drops_total" [level = "sequence"] "NACKs over the limit of their frame.";
+    LimitedChain limited_chain Both = "bre_rate_limit_drops_total" [level = "chain"] "NACKs over the limit of their address and flow.";
+    LimitedGroup limited_group Both = "bre_rate_limit_drops_total" [level = "group"] "NACKs over the limit of their address and group.";
+    PassedNoSettings passed_no_settings Kernel = "bre_xdp_passed_total" [reason = "no_settings"] "Packets passed on because the settings map is not filled.";
+    PassedLease passed_lease Kernel = "bre_xdp_passed_total" [reason = "lease"] "NACKs passed on because the daemon stopped renewing its lease.";
+    PassedInterface passed_interface Kernel = "bre_xdp_passed_total" [reason = "interface"] "NACKs passed on because they came in by an interface that the kernel does not answer on.";
+    PassedSource passed_source Kernel = "bre_xdp_passed_total" [reason = "source"] "NACKs passed on because nobody can be answered at their source.";
+    PassedEventsFull passed_events_full Kernel = "bre_xdp_passed_total" [reason = "events_full"] "NACKs passed on because the event ring was full.";
+    HandedOver handed_over Kernel = "bre_xdp_handed_over_total" [] "Admitted NACKs handed to the daemon, which alone can send the frame.";
+}
+
+impl Counters {
+    /// The sum of two blocks, as of two CPUs or two paths.
+    #[must_use]
+    pub fn plus(mut self, other: &Self) -> Self {
+        for counter in Counter::ALL {
+            let place = self.get_mut(*counter);
+            *place = place.wrapping_add(other.get(*counter));
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_has_a_place_and_a_series_of_its_own() {
+        assert_eq!(size_of::<Counters>(), Counter::ALL.len() * 8);
+        for (i, a) in Counter::ALL.iter().enumerate() {
+            let mut block = Counters::default();
+            *block.get_mut(*a) = 1;
+            for b in Counter::ALL {
+                assert_eq!(block.get(*b), u64::from(a == b));
+            }
+            let series = a.series();
+            assert!(series.name.starts_with("bre_") && series.name.ends_with("_total"));
+            for b in Counter::ALL.iter().skip(i + 1) {
+                assert!(series.name != b.series().name || series.labels != b.series().labels, "{series:?} twice");
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_add_up() {
+        let (mut a, mut b) = (Counters::default(), Counters::default());
+        *a.get_mut(Counter::CacheHits) = 3;
+        *b.get_mut(Counter::CacheHits) = 4;
+        *b.get_mut(Counter::AcksSent) = 1;
+        let sum = a.plus(&b);
+        assert_eq!((sum.cache_hits, sum.acks_sent, sum.cache_misses), (7, 1, 0));
+    }
+}

@@ -1,0 +1,223 @@
+//! The one truth table: what a NACK gets.
+//!
+//! [`decide`] runs the checks in their order and says what to send. It reads no clock and keeps no state: what it looks
+//! at and what it charges stands behind [`Endpoint`], which the kernel implements over BPF maps and the daemon over its
+//! own tables. Neither of them decides anything.
+
+use crate::abi::setting_flag;
+use crate::counter::Counter;
+use crate::wire::answer::AckFlags;
+use crate::wire::nack::Nack;
+
+/// Backoff bucket of a THROTTLED: the listener holds for 125 ms << bucket.
+pub mod throttle_bucket {
+    /// Over the limit of the frame.
+    pub const SEQUENCE: u8 = 2;
+    /// Over the limit of the address and flow.
+    pub const CHAIN: u8 = 3;
+    /// Over the limit of the address and group.
+    pub const GROUP: u8 = 4;
+}
+
+/// The operator's choices that shape an answer, as [`setting_flag`] bits.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Policy(u32);
+
+impl Policy {
+    /// The policy of a set of [`setting_flag`] bits.
+    #[inline(always)]
+    pub const fn new(flags: u32) -> Self {
+        Self(flags)
+    }
+
+    #[inline(always)]
+    const fn has(self, flag: u32) -> bool {
+        self.0 & flag != 0
+    }
+
+    /// True when a hit may be answered with an ACK.
+    #[inline(always)]
+    pub const fn acks(self) -> bool {
+        !self.has(setting_flag::SUPPRESS_ACK)
+    }
+}
+
+/// What the table knows of a frame that was found.
+pub trait Found: Copy {
+    /// Index of the group that a multicast repair goes to.
+    fn group(&self) -> u16;
+}
+
+/// Who multicast the frame lately.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Multicast {
+    /// Nobody: the claim is ours, send.
+    Claimed,
+    /// We did.
+    HeldByUs,
+    /// Another instance did.
+    HeldByAnother,
+}
+
+/// What a decision looks at and charges, for one NACK at one time. A limit that is off admits.
+pub trait Endpoint {
+    /// A frame of the log.
+    type Frame: Found;
+
+    /// Takes a token of the source address.
+    fn take_address(&mut self) -> bool;
+    /// True when the frame was asked for too often in its window. Charges nothing.
+    fn sequence_is_over(&mut self) -> bool;
+    /// Charges the window of the frame.
+    fn charge_sequence(&mut self);
+    /// Charges the window of (source, HashKey); false when it is full.
+    fn take_chain(&mut self) -> bool;
+    /// The frame, if the log has it.
+    fn look_up(&mut self) -> Option<Self::Frame>;
+    /// Takes a token of (source, group).
+    fn take_group(&mut self, group: u16) -> bool;
+    /// True when this path can send the frame itself.
+    fn can_send(&mut self, frame: &Self::Frame, multicast: bool, unicast: bool) -> bool;
+    /// Claims the multicast of the frame.
+    fn claim_multicast(&mut self) -> Multicast;
+    /// Counts one.
+    fn count(&mut self, counter: Counter);
+}
+
+/// What leaves for a hit.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Repair {
+    /// The frame to its group, by every egress interface.
+    pub multicast: bool,
+    /// The frame to the NACK's sender.
+    pub unicast: bool,
+    /// True when the multicast was left out because it had just left: the ACK may still say so.
+    pub held: bool,
+    /// True when an ACK is wanted, if its flags have a ground.
+    pub ack: bool,
+}
+
+impl Repair {
+    /// The flags of the ACK, given what really left; `None` when there is nothing to say or nobody wants it.
+    #[inline(always)]
+    pub const fn ack_flags(&self, multicast_left: bool, unicast_left: bool) -> Option<u8> {
+        let mut flags = 0;
+        if multicast_left || self.held {
+            flags |= AckFlags::MULTICAST.bits();
+        }
+        if unicast_left {
+            flags |= AckFlags::UNICAST.bits();
+        }
+        if self.ack && flags != 0 { Some(flags) } else { None }
+    }
+}
+
+/// What a NACK gets.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict<F> {
+    /// Nothing.
+    Silence,
+    /// A THROTTLED with this backoff bucket.
+    Throttled(u8),
+    /// A MISS; nobody else is asked.
+    Miss,
+    /// A MISS if `say`, and a job for recovery.
+    Recover {
+        /// False with `suppress-miss`.
+        say: bool,
+    },
+    /// The shared store is asked before anything is said.
+    AskStore,
+    /// The frame.
+    Repair(F, Repair),
+    /// The frame, which this path cannot send.
+    HandOver(F),
+}
+
+/// Decides on a NACK: steps 2 to 10 of the table.
+#[inline(always)]
+pub fn decide<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
+    // Step 2: never an answer, or a spoofed flood would be reflected.
+    if !endpoint.take_address() {
+        endpoint.count(Counter::LimitedAddress);
+        return Verdict::Silence;
+    }
+    // Step 3.
+    if endpoint.sequence_is_over() {
+        endpoint.count(Counter::LimitedSequence);
+        return throttled(policy, throttle_bucket::SEQUENCE);
+    }
+    // Step 4.
+    if nack.key.hash_key() != 0 && !endpoint.take_chain() {
+        endpoint.count(Counter::LimitedChain);
+        return throttled(policy, throttle_bucket::CHAIN);
+    }
+    // Step 5.
+    match endpoint.look_up() {
+        Some(frame) => found(nack, policy, frame, endpoint),
+        None if policy.has(setting_flag::STORE) => Verdict::AskStore,
+        None => missed(nack, policy, endpoint),
+    }
+}
+
+/// Step 6 for a NACK that neither the log nor, where there is one, the shared store can serve.
+#[inline(always)]
+pub fn missed<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
+    endpoint.count(Counter::CacheMisses);
+    let say = !policy.has(setting_flag::SUPPRESS_MISS);
+    if say {
+        endpoint.charge_sequence();
+    }
+    if policy.has(setting_flag::RECOVERY) && !nack.proxied() {
+        Verdict::Recover { say }
+    } else if say {
+        Verdict::Miss
+    } else {
+        Verdict::Silence
+    }
+}
+
+/// Steps 7 to 10 for a NACK whose frame was found.
+#[inline(always)]
+pub fn found<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoint: &mut E) -> Verdict<E::Frame> {
+    endpoint.count(Counter::CacheHits);
+    if !endpoint.take_group(frame.group()) {
+        endpoint.count(Counter::LimitedGroup);
+        return throttled(policy, throttle_bucket::GROUP);
+    }
+    repair(nack, policy, frame, endpoint)
+}
+
+/// Steps 8 to 10 for a NACK that every limit admitted.
+#[inline(always)]
+pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoint: &mut E) -> Verdict<E::Frame> {
+    let unicast = policy.has(setting_flag::UNICAST) || nack.proxied();
+    let multicast = policy.has(setting_flag::MULTICAST);
+    // Before the claim: who hands over must not have claimed what another path sends.
+    if !endpoint.can_send(&frame, multicast, unicast) {
+        return Verdict::HandOver(frame);
+    }
+    let mut plan = Repair { multicast: false, unicast, held: false, ack: policy.acks() };
+    if multicast {
+        match endpoint.claim_multicast() {
+            Multicast::Claimed => plan.multicast = true,
+            Multicast::HeldByUs => {
+                plan.held = true;
+                endpoint.count(Counter::RetransmitHeldDown);
+            }
+            Multicast::HeldByAnother => {
+                plan.held = true;
+                endpoint.count(Counter::RetransmitDedup);
+            }
+        }
+    }
+    if plan.multicast || plan.unicast {
+        endpoint.charge_sequence();
+    }
+    Verdict::Repair(frame, plan)
+}
+
+#[inline(always)]
+const fn throttled<F>(policy: Policy, bucket: u8) -> Verdict<F> {
+    if policy.has(setting_flag::THROTTLE_RESPONSE) { Verdict::Throttled(bucket) } else { Verdict::Silence }
+}

@@ -1,0 +1,89 @@
+//! The index of the frame log: from a key to a slot, as arithmetic on one cache line.
+//!
+//! A bucket is eight 64-bit entries, each a tag of the key's hash (32 bits) beside a slot number (32 bits, in steps of
+//! [`SLOT_LEN`](crate::abi::SLOT_LEN)); 0 is an empty entry. The writer keeps at most one entry with a tag in a bucket,
+//! so a reader that finds the tag need not look further: the record's own key decides.
+
+use crate::key::FrameKey;
+
+/// Entries of a bucket: one cache line.
+pub const BUCKET_ENTRIES: usize = 8;
+
+/// The hash that index, hold-down table and tags are cut from. `seed` is drawn at start, so that nobody can
+/// choose keys which fall into one bucket.
+#[inline(always)]
+pub const fn hash(key: &FrameKey, seed: u64) -> u64 {
+    // The finaliser of MurmurHash3 around each half: every input bit reaches every output bit.
+    let mut h = (key.hash_key() ^ seed).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    h ^= h >> 33;
+    h = (h ^ key.seq_num()).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    h ^= h >> 33;
+    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    h ^ (h >> 33)
+}
+
+/// The bucket of a hash; `mask` is the number of buckets less one, a power of two less one.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the mask has 32 bits")]
+pub const fn bucket(hash: u64, mask: u32) -> u32 {
+    hash as u32 & mask
+}
+
+/// The entry that stands for `slot`.
+#[inline(always)]
+pub const fn entry(hash: u64, slot: u32) -> u64 {
+    tag(hash) | slot as u64
+}
+
+/// The tag of a hash in the place where an entry has it. Never 0, so no entry is.
+#[inline(always)]
+pub const fn tag(hash: u64) -> u64 {
+    // The upper half, of which the bucket number used nothing.
+    (hash & !0xffff_ffff) | (1 << 63)
+}
+
+/// The slot of an entry.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is the slot")]
+pub const fn slot(entry: u64) -> u32 {
+    entry as u32
+}
+
+/// True when `entry` carries `tag`.
+#[inline(always)]
+pub const fn has_tag(entry: u64, tag: u64) -> bool {
+    (entry ^ tag) >> 32 == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_gives_back_its_slot_and_tag() {
+        let h = hash(&FrameKey::new(1, 2), 3);
+        let e = entry(h, 0xffff_fffe);
+        assert_eq!(slot(e), 0xffff_fffe);
+        assert!(has_tag(e, tag(h)));
+        assert!(!has_tag(0, tag(0)));
+        assert!(!has_tag(e, tag(h ^ (1 << 40))));
+    }
+
+    #[test]
+    fn sequence_numbers_of_one_flow_spread() {
+        let mut load = [0u32; 1024];
+        for seq in 0..2048 {
+            let b = bucket(hash(&FrameKey::new(0xfeed, seq), 42), 1023);
+            load[usize::try_from(b).expect("small")] += 1;
+        }
+        // Two a bucket on average; a Poisson tail beyond 10 is one in 10^5.
+        assert!(load.iter().max() <= Some(&10), "{load:?}");
+        assert!(load.iter().filter(|n| **n == 0).count() < 200);
+    }
+
+    #[test]
+    fn the_seed_moves_keys() {
+        let key = FrameKey::new(7, 7);
+        assert_ne!(hash(&key, 1), hash(&key, 2));
+    }
+}

@@ -1,0 +1,406 @@
+//! Frames, versions 1 to 9 (BRC-12, 124, 128, 130, 131, 132, 134, 142, 149).
+//!
+//! All cached frames share the offsets 0 to 56, so the key is found without a branch. Everything but a bundle's members
+//! can be judged from the first [`HEAD_LEN`] bytes and the length, so that a reader with a copied head can do it too.
+
+use crate::group::{BLOCK, SUBTREE_DATA, Sharding};
+use crate::key::FrameKey;
+use crate::wire::{HEAD, MAGIC};
+
+/// Bytes that [`Head::parse`] needs to see of a longer frame.
+pub const HEAD_LEN: usize = 104;
+
+const LEGACY_HEADER: usize = 44;
+const HEADER: usize = 92;
+const FRAGMENT_HEADER: usize = 104;
+const BUNDLE_HEADER: usize = 66;
+/// Byte 7 of a bundle: each member carries its TxID.
+const BUNDLE_HAS_TX_IDS: u8 = 0x01;
+
+/// FrameVer.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[repr(u8)]
+pub enum Version {
+    /// BRC-12: no sequence number, received and never cached.
+    Legacy = 1,
+    /// BRC-124, 128: a transaction.
+    Transaction = 2,
+    /// BRC-130: a fragment of a longer frame.
+    Fragment = 3,
+    /// BRC-131: a block announcement (MsgType 1) or coinbase (2).
+    Block = 4,
+    /// BRC-132: subtree data.
+    SubtreeData = 5,
+    /// BRC-134: an anchor.
+    Anchor = 6,
+    /// BRC-142: a bundle of transactions.
+    Bundle = 8,
+    /// BRC-149: a BEEF object.
+    Beef = 9,
+}
+
+/// What decides how long a frame is kept.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[repr(u8)]
+pub enum Class {
+    /// Transactions and bundles.
+    Tx = 0,
+    /// Blocks and coinbases.
+    Block = 1,
+    /// Subtree data.
+    Subtree = 2,
+    /// Anchors.
+    Anchor = 3,
+    /// BEEF objects.
+    Beef = 4,
+}
+
+impl Class {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 5] = [Self::Tx, Self::Block, Self::Subtree, Self::Anchor, Self::Beef];
+
+    /// The class of a stored number.
+    pub const fn from_u8(class: u8) -> Option<Self> {
+        match class {
+            0 => Some(Self::Tx),
+            1 => Some(Self::Block),
+            2 => Some(Self::Subtree),
+            3 => Some(Self::Anchor),
+            4 => Some(Self::Beef),
+            _ => None,
+        }
+    }
+}
+
+/// Why bytes are no frame.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum FrameError {
+    /// Shorter than the header of its version.
+    #[error("shorter than its header")]
+    Short,
+    /// Another magic.
+    #[error("the magic is not the fabric's")]
+    Magic,
+    /// A version that this fabric does not carry.
+    #[error("unknown frame version")]
+    Version,
+    /// MsgType other than 1 or 2 in a block or subtree data frame.
+    #[error("unknown message type")]
+    MsgType,
+    /// The declared payload is longer than the datagram.
+    #[error("the payload is longer than the datagram")]
+    Length,
+    /// FragTotal is 0, FragIndex is not below it, or the original's version cannot be fragmented.
+    #[error("the fragment fields do not fit together")]
+    Fragment,
+    /// The members of a bundle do not fill their section exactly as told.
+    #[error("the bundle's members do not fit their section")]
+    Bundle,
+}
+
+/// What a fragment says of its place.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Fragment {
+    /// Length of the whole, bytes.
+    pub original_len: u32,
+    /// Its number, from 0.
+    pub index: u16,
+    /// How many there are.
+    pub total: u16,
+    /// FrameVer of the whole; 0 and 2 are transactions.
+    pub original_version: u8,
+}
+
+/// What a bundle says of itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Bundle {
+    /// Its group.
+    pub group_index: u16,
+    /// Shard bits of its sender.
+    pub shard_bits: u8,
+    /// Number of members.
+    pub tx_count: u16,
+    /// True when each member carries its TxID.
+    pub has_tx_ids: bool,
+}
+
+/// The header of a frame, judged: all rules but those of a bundle's members.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Head {
+    /// Its version.
+    pub version: Version,
+    /// Reserved, MsgType or flags, by version.
+    pub byte7: u8,
+    /// TxID, ContentID or SubtreeID, by version.
+    pub ident: [u8; 32],
+    /// Its flow and number; meaningless in a legacy frame.
+    pub key: FrameKey,
+    /// SubtreeID or TopicID, by version; zero where the header has none.
+    pub scope: [u8; 32],
+    /// Bytes of the header.
+    pub header_len: usize,
+    /// Declared bytes of payload.
+    pub payload_len: usize,
+    /// For fragments.
+    pub fragment: Option<Fragment>,
+    /// For bundles.
+    pub bundle: Option<Bundle>,
+}
+
+impl Head {
+    /// Judges the first bytes of a frame of `datagram_len` bytes: all of them, or at least [`HEAD_LEN`].
+    pub fn parse(head: &[u8], datagram_len: usize) -> Result<Self, FrameError> {
+        if u32::from_be_bytes(chunk(head, 0)?) != MAGIC {
+            return Err(FrameError::Magic);
+        }
+        let [_, _, version, byte7] = chunk(head, 4)?;
+        let version = version_of(version).ok_or(FrameError::Version)?;
+        let ident = chunk(head, 8)?;
+        let (header_len, length_at) = match version {
+            Version::Legacy => (LEGACY_HEADER, 40),
+            Version::Bundle => (BUNDLE_HEADER, 62),
+            Version::Fragment => (FRAGMENT_HEADER, 88),
+            _ => (HEADER, 88),
+        };
+        if datagram_len < header_len {
+            return Err(FrameError::Short);
+        }
+        let payload_len =
+            usize::try_from(u32::from_be_bytes(chunk(head, length_at)?)).map_err(|_| FrameError::Length)?;
+        if payload_len > datagram_len - header_len {
+            return Err(FrameError::Length);
+        }
+        if matches!(version, Version::Block | Version::SubtreeData) && !matches!(byte7, 1 | 2) {
+            return Err(FrameError::MsgType);
+        }
+        let key = match version {
+            Version::Legacy => FrameKey::default(),
+            _ => FrameKey::from_bytes(chunk(head, 40)?),
+        };
+        let scope = match version {
+            Version::Legacy | Version::Bundle => [0; 32],
+            _ => chunk(head, 56)?,
+        };
+        let fragment = match version {
+            Version::Fragment => Some(fragment_of(head)?),
+            _ => None,
+        };
+        let bundle = match version {
+            Version::Bundle => Some(bundle_of(head, byte7)?),
+            _ => None,
+        };
+        Ok(Self { version, byte7, ident, key, scope, header_len, payload_len, fragment, bundle })
+    }
+
+    /// The key to cache it by; `None` for what is received but not cached: legacy frames and SeqNum 0.
+    pub const fn cache_key(&self) -> Option<FrameKey> {
+        if self.key.seq_num() == 0 { None } else { Some(self.key) }
+    }
+
+    /// What decides about its life: that of the original for a fragment. `None` for a legacy frame.
+    pub const fn class(&self) -> Option<Class> {
+        match self.whole_version() {
+            Some(Version::Transaction | Version::Bundle) => Some(Class::Tx),
+            Some(Version::Block) => Some(Class::Block),
+            Some(Version::SubtreeData) => Some(Class::Subtree),
+            Some(Version::Anchor) => Some(Class::Anchor),
+            Some(Version::Beef) => Some(Class::Beef),
+            Some(Version::Legacy | Version::Fragment) | None => None,
+        }
+    }
+
+    /// Index of the group that a multicast repair goes to: that of the original for a fragment. `None` for a legacy
+    /// frame.
+    pub const fn group_index(&self, sharding: &Sharding) -> Option<u16> {
+        match (self.whole_version(), &self.bundle) {
+            (_, Some(bundle)) => Some(bundle.group_index),
+            (Some(Version::Transaction), _) => Some(sharding.shard.index(&self.ident)),
+            (Some(Version::Block | Version::Anchor), _) => Some(BLOCK),
+            (Some(Version::SubtreeData), _) => Some(SUBTREE_DATA),
+            (Some(Version::Beef), _) => Some(sharding.beef.index(&self.scope)),
+            (Some(Version::Legacy | Version::Fragment | Version::Bundle) | None, _) => None,
+        }
+    }
+
+    /// The version of the whole frame.
+    const fn whole_version(&self) -> Option<Version> {
+        match &self.fragment {
+            Some(fragment) => original_of(fragment.original_version),
+            None => Some(self.version),
+        }
+    }
+
+    /// Writes this head into `out` and returns its length; `None` when `out` is too short. The payload comes after it.
+    pub fn write(&self, out: &mut [u8]) -> Option<usize> {
+        out.get_mut(..self.header_len)?.fill(0);
+        put(out, 0, &HEAD)?;
+        put(out, 6, &[self.version as u8, self.byte7])?;
+        put(out, 8, &self.ident)?;
+        let payload_len = u32::try_from(self.payload_len).ok()?.to_be_bytes();
+        if self.version == Version::Legacy {
+            put(out, 40, &payload_len)?;
+            return Some(self.header_len);
+        }
+        put(out, 40, &self.key.to_bytes())?;
+        if let Some(bundle) = &self.bundle {
+            put(out, 56, &bundle.group_index.to_be_bytes())?;
+            put(out, 58, &[bundle.shard_bits])?;
+            put(out, 60, &bundle.tx_count.to_be_bytes())?;
+            put(out, 62, &payload_len)?;
+            return Some(self.header_len);
+        }
+        put(out, 56, &self.scope)?;
+        put(out, 88, &payload_len)?;
+        if let Some(fragment) = &self.fragment {
+            put(out, 92, &fragment.original_len.to_be_bytes())?;
+            put(out, 96, &fragment.index.to_be_bytes())?;
+            put(out, 98, &fragment.total.to_be_bytes())?;
+            put(out, 100, &[fragment.original_version])?;
+        }
+        Some(self.header_len)
+    }
+}
+
+/// A valid frame.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Frame<'a> {
+    head: Head,
+    bytes: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// The frame of a datagram. Bytes behind the declared payload belong to it.
+    pub fn parse(datagram: &'a [u8]) -> Result<Self, FrameError> {
+        let head = Head::parse(datagram, datagram.len())?;
+        let frame = Self { head, bytes: datagram };
+        if let Some(bundle) = &head.bundle {
+            let mut members = Members { rest: frame.payload(), has_tx_ids: bundle.has_tx_ids };
+            for _ in 0..bundle.tx_count {
+                members.next().ok_or(FrameError::Bundle)?;
+            }
+            if !members.rest.is_empty() {
+                return Err(FrameError::Bundle);
+            }
+        }
+        Ok(frame)
+    }
+
+    /// Its header.
+    pub const fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The declared payload.
+    pub fn payload(&self) -> &'a [u8] {
+        let end = self.head.header_len.saturating_add(self.head.payload_len);
+        self.bytes.get(self.head.header_len..end).unwrap_or(&[])
+    }
+
+    /// The whole datagram.
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The members of a bundle; none for other versions.
+    pub fn members(&self) -> Members<'a> {
+        match &self.head.bundle {
+            Some(bundle) => Members { rest: self.payload(), has_tx_ids: bundle.has_tx_ids },
+            None => Members { rest: &[], has_tx_ids: false },
+        }
+    }
+}
+
+/// One transaction of a bundle.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Member<'a> {
+    /// Its TxID, where the bundle carries them.
+    pub tx_id: Option<&'a [u8; 32]>,
+    /// Its bytes.
+    pub transaction: &'a [u8],
+}
+
+/// Walks the members of a bundle.
+#[derive(Clone, Copy, Debug)]
+pub struct Members<'a> {
+    rest: &'a [u8],
+    has_tx_ids: bool,
+}
+
+impl<'a> Iterator for Members<'a> {
+    type Item = Member<'a>;
+
+    fn next(&mut self) -> Option<Member<'a>> {
+        let (length, rest) = self.rest.split_first_chunk::<2>()?;
+        let (tx_id, rest) = if self.has_tx_ids {
+            let (tx_id, rest) = rest.split_first_chunk::<32>()?;
+            (Some(tx_id), rest)
+        } else {
+            (None, rest)
+        };
+        let (transaction, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+        self.rest = rest;
+        Some(Member { tx_id, transaction })
+    }
+}
+
+const fn version_of(version: u8) -> Option<Version> {
+    match version {
+        1 => Some(Version::Legacy),
+        2 => Some(Version::Transaction),
+        3 => Some(Version::Fragment),
+        4 => Some(Version::Block),
+        5 => Some(Version::SubtreeData),
+        6 => Some(Version::Anchor),
+        8 => Some(Version::Bundle),
+        9 => Some(Version::Beef),
+        _ => None,
+    }
+}
+
+/// The version that a fragment names; 0 and 2 are transactions. Fragments of fragments, legacy frames and bundles are
+/// on no fabric.
+const fn original_of(version: u8) -> Option<Version> {
+    match version {
+        0 | 2 => Some(Version::Transaction),
+        4 => Some(Version::Block),
+        5 => Some(Version::SubtreeData),
+        6 => Some(Version::Anchor),
+        9 => Some(Version::Beef),
+        _ => None,
+    }
+}
+
+fn fragment_of(head: &[u8]) -> Result<Fragment, FrameError> {
+    let fragment = Fragment {
+        original_len: u32::from_be_bytes(chunk(head, 92)?),
+        index: u16::from_be_bytes(chunk(head, 96)?),
+        total: u16::from_be_bytes(chunk(head, 98)?),
+        original_version: u8::from_be_bytes(chunk(head, 100)?),
+    };
+    // An index below the total implies a total above zero.
+    if fragment.index < fragment.total && original_of(fragment.original_version).is_some() {
+        Ok(fragment)
+    } else {
+        Err(FrameError::Fragment)
+    }
+}
+
+fn bundle_of(head: &[u8], byte7: u8) -> Result<Bundle, FrameError> {
+    let [shard_bits] = chunk(head, 58)?;
+    Ok(Bundle {
+        group_index: u16::from_be_bytes(chunk(head, 56)?),
+        shard_bits,
+        tx_count: u16::from_be_bytes(chunk(head, 60)?),
+        has_tx_ids: byte7 & BUNDLE_HAS_TX_IDS != 0,
+    })
+}
+
+/// `N` bytes at `offset`.
+fn chunk<const N: usize>(bytes: &[u8], offset: usize) -> Result<[u8; N], FrameError> {
+    bytes.get(offset..).and_then(|rest| rest.first_chunk()).copied().ok_or(FrameError::Short)
+}
+
+fn put(out: &mut [u8], offset: usize, bytes: &[u8]) -> Option<()> {
+    out.get_mut(offset..)?.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    Some(())
+}

@@ -1,0 +1,199 @@
+//! The only file with map-value pointers into the frame log: settings, index, records, hold-down table.
+//!
+//! The kernel reads records and never writes into them: its store could land in a record that the writer has lapped.
+
+use core::hint::black_box;
+use core::sync::atomic::{Ordering, compiler_fence};
+
+use aya_ebpf::btf_maps::{Array, RingBuf};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::XdpContext;
+use retry_common::abi::{
+    Bucket, Event, KERNEL_FRAME_MAX, LAYOUT, Lane, RECORD_HEADER_LEN, RecordHeader, SEGMENT_LEN, SEGMENT_SLOTS,
+    SEGMENT_TAIL, SLOT_LEN, Segment, Settings, record_flag,
+};
+use retry_common::holddown::Claim;
+use retry_common::index;
+use retry_common::key::FrameKey;
+
+use crate::atomic::compare_exchange;
+use crate::packet;
+
+/// `BPF_F_MMAPABLE` (linux/bpf.h).
+const MMAPABLE: usize = 1024;
+
+#[btf_map]
+static SETTINGS: Array<Settings, 1, MMAPABLE> = Array::new();
+/// Segments of the ring; the daemon sets how many.
+#[btf_map]
+static RING: Array<Segment, 1, MMAPABLE> = Array::new();
+/// Buckets of the index; the daemon sets how many, a power of two.
+#[btf_map]
+static INDEX: Array<Bucket, 1, MMAPABLE> = Array::new();
+/// Words of the hold-down table; the daemon sets how many, a power of two.
+#[btf_map]
+static HOLD_DOWN: Array<u64, 1, MMAPABLE> = Array::new();
+/// Where the writer stands, one entry a lane. The kernel does not look at it yet.
+#[btf_map]
+static LANES: Array<Lane, 2, MMAPABLE> = Array::new();
+/// NACKs for the daemon.
+#[btf_map]
+static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
+
+/// The settings, if the daemon has filled them in.
+#[inline(always)]
+pub(crate) fn settings() -> Option<&'static Settings> {
+    let settings = SETTINGS.get_ptr(0)?;
+    // SAFETY: array values live as long as the program. The daemon fills the value before it attaches and changes
+    // nothing but the lease afterwards, which is read by `lease_until_ns`.
+    let settings = unsafe { &*settings };
+    if settings.generation == 0 || settings.layout != LAYOUT { None } else { Some(settings) }
+}
+
+/// Until when the kernel may answer, nanoseconds of the monotonic clock.
+#[inline(always)]
+pub(crate) fn lease_until_ns(settings: &Settings) -> u64 {
+    // SAFETY: a field of a live value; volatile because the daemon renews it.
+    unsafe { (&raw const settings.lease_until_ns).read_volatile() }
+}
+
+/// A record that was valid when it was looked up.
+#[derive(Clone, Copy)]
+pub(crate) struct Record {
+    /// Where it stands.
+    pub(crate) slot: u32,
+    /// Its version then.
+    pub(crate) version: u64,
+    /// Bytes of the frame.
+    pub(crate) length: u32,
+    /// Ones'-complement sum of the frame.
+    pub(crate) partial: u16,
+    /// Group index.
+    pub(crate) group: u16,
+    /// [`record_flag`] bits.
+    pub(crate) flags: u8,
+}
+
+impl retry_common::decide::Found for Record {
+    #[inline(always)]
+    fn group(&self) -> u16 {
+        self.group
+    }
+}
+
+impl Record {
+    /// True when XDP may send it.
+    #[inline(always)]
+    pub(crate) fn fits(&self, max_frame: u32) -> bool {
+        self.flags & record_flag::DAEMON_ONLY == 0 && self.length <= max_frame
+    }
+}
+
+/// The record of `key`, if the log holds it and its life is not over.
+#[inline(always)]
+pub(crate) fn look_up(key: &FrameKey, hash: u64, settings: &Settings, now_ns: u64) -> Option<Record> {
+    let bucket = INDEX.get_ptr(index::bucket(hash, settings.bucket_mask))?;
+    let tag = index::tag(hash);
+    let mut found = 0;
+    for i in 0..index::BUCKET_ENTRIES {
+        // SAFETY: `i` stays inside the bucket; volatile because the daemon writes it.
+        let place = unsafe { bucket.cast::<u64>().add(i) };
+        // SAFETY: as above.
+        let entry = unsafe { place.read_volatile() };
+        if index::has_tag(entry, tag) {
+            found = entry;
+            break;
+        }
+    }
+    if found == 0 {
+        return None;
+    }
+    let slot = index::slot(found);
+    let record = read(slot)?;
+    if record.1 != *key || now_ns >= record.2 { None } else { Some(record.0) }
+}
+
+/// The record at `slot` with its key and its end of life, unless it is being written.
+#[inline(always)]
+pub(crate) fn read(slot: u32) -> Option<(Record, FrameKey, u64)> {
+    let header = header(slot)?;
+    let version = version(header);
+    if version == 0 || version & 1 != 0 {
+        return None;
+    }
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: `header` points to a whole header; what is torn is found out below.
+    let copy = unsafe { header.read_volatile() };
+    compiler_fence(Ordering::SeqCst);
+    if self::version(header) != version {
+        return None;
+    }
+    let record =
+        Record { slot, version, length: copy.length, partial: copy.partial, group: copy.group, flags: copy.flags };
+    Some((record, copy.key, copy.expires_ns))
+}
+
+/// Copies the frame of `record` into the packet at `offset`, where its room has been made; false when the record was
+/// overwritten before the copy ended.
+#[inline(always)]
+pub(crate) fn copy_frame(ctx: &XdpContext, record: &Record, offset: usize) -> bool {
+    let Some(header) = header(record.slot) else {
+        return false;
+    };
+    // LLVM must not learn from the check below that the mask is needless: the verifier wants to see it.
+    let length = black_box(record.length) & 0xfff;
+    if length == 0 || length as usize > KERNEL_FRAME_MAX {
+        return false;
+    }
+    // SAFETY: `header` leaves a page less than its own length behind it, and a frame is shorter than that.
+    let frame = unsafe { header.cast::<u8>().add(RECORD_HEADER_LEN) };
+    // SAFETY: as above.
+    let stored = unsafe { packet::store(ctx, offset, frame, length) };
+    compiler_fence(Ordering::SeqCst);
+    stored && version(header) == record.version
+}
+
+/// Claims the multicast of the frame with this `hash`.
+#[inline(always)]
+pub(crate) fn claim(hash: u64, settings: &Settings, now_ns: u64) -> Claim {
+    let hold_down = &settings.hold_down;
+    let place = HOLD_DOWN.get_ptr_mut(index::bucket(hash, settings.hold_down_mask));
+    let Some(place) = place else {
+        return Claim::Free(0);
+    };
+    // SAFETY: a live map value of eight aligned bytes; volatile because other CPUs and the daemon write it.
+    let old = unsafe { place.read_volatile() };
+    match hold_down.claim(old, hash, now_ns) {
+        // SAFETY: as above.
+        Claim::Free(new) if !unsafe { compare_exchange(place, old, new) } => {
+            // Somebody was quicker: most likely for the same frame. Ask what the word says now.
+            // SAFETY: as above.
+            hold_down.claim(unsafe { place.read_volatile() }, hash, now_ns)
+        }
+        claim => claim,
+    }
+}
+
+/// Hands an admitted NACK to the daemon; false when the ring buffer is full.
+#[inline(always)]
+pub(crate) fn hand_over(event: &Event) -> bool {
+    EVENTS.output(event, 0).is_ok()
+}
+
+#[inline(always)]
+fn version(header: *const RecordHeader) -> u64 {
+    // SAFETY: `header` points to a whole header; volatile because the daemon writes it.
+    unsafe { (&raw const (*header).version).read_volatile() }
+}
+
+/// A pointer to a whole header with [`KERNEL_FRAME_MAX`] readable bytes behind it.
+#[inline(always)]
+fn header(slot: u32) -> Option<*const RecordHeader> {
+    let segment = RING.get_ptr(slot / SEGMENT_SLOTS)?;
+    let offset = (slot % SEGMENT_SLOTS) as usize * SLOT_LEN;
+    if offset > SEGMENT_LEN - SEGMENT_TAIL {
+        return None;
+    }
+    // SAFETY: the offset leaves at least a page inside the segment.
+    Some(unsafe { segment.cast::<u8>().add(offset).cast() })
+}

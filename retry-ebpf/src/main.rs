@@ -1,0 +1,84 @@
+//! The XDP programs of retry-endpoint, in the order in which a packet meets them:
+//! [`classify`] → [`admit`] and [`log`] under [`retry_common::decide`] → [`reply`].
+//!
+//! `retry_nack` is attached to interfaces. It is the only place where an XDP action is chosen. `retry_role` is attached
+//! to devmap entries and rewrites each clone into what it is to be: the ACK, the unicast copy or the multicast repair.
+//!
+//! The crate builds on the host too (as an empty program), so that clippy and editors see it.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// The atomics of BPF are not in `core::sync` on this target.
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "see above"))]
+#![cfg_attr(not(target_arch = "bpf"), allow(dead_code, reason = "the entries exist on the BPF target only"))]
+
+mod admit;
+mod atomic;
+mod classify;
+mod count;
+mod log;
+mod packet;
+mod reply;
+mod sample;
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use retry_common::counter::Counter;
+
+use crate::classify::{NotOurs, classify};
+use crate::reply::Way;
+
+/// Attached to every interface of the endpoint: answers NACKs, passes everything else.
+#[xdp]
+pub fn retry_nack(ctx: XdpContext) -> u32 {
+    let way = match classify(&ctx) {
+        Ok(request) => reply::answer(&ctx, &request),
+        Err(NotOurs::Unknown) => Way::Pass,
+        Err(NotOurs::PassedOn(counter)) => {
+            count::one(counter);
+            Way::Pass
+        }
+        Err(NotOurs::Malformed(counter)) => {
+            count::one(counter);
+            sample::refused(&ctx, counter);
+            Way::Drop
+        }
+    };
+    match way {
+        Way::Pass => xdp_action::XDP_PASS,
+        Way::Drop => xdp_action::XDP_DROP,
+        Way::Redirected => xdp_action::XDP_REDIRECT,
+        Way::Failed => {
+            count::one(Counter::RetransmitErrors);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// Attached to devmap entries: makes a clone what its turn says.
+#[xdp(map = "devmap")]
+pub fn retry_role(ctx: XdpContext) -> u32 {
+    match reply::play_role(&ctx) {
+        Ok(()) => xdp_action::XDP_PASS,
+        Err(counter) => {
+            count::one(counter);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // No path leads here: the verifier refuses a program that could.
+    loop {}
+}
+
+/// Helpers used here are offered to GPL-compatible programs only.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,0 +1,245 @@
+//! The real daemon in a namespace: started, awaited, scraped, ended, and its log kept for the day on which a test fails.
+
+use std::{
+    io::{BufRead as _, BufReader, Read},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{mount::MsFlags, sys::statfs};
+
+use crate::{
+    http::{self, Metrics},
+    netns::{ChildGuard, Netns},
+};
+
+/// Environment variable with the path of the daemon's binary.
+pub const BINARY_VARIABLE: &str = "RETRY_ENDPOINT_BIN";
+/// Where bpffs belongs.
+pub const BPFFS: &str = "/sys/fs/bpf";
+/// Where the daemon's HTTP server listens, inside its namespace.
+const METRICS: &str = "[::1]:9400";
+/// Log lines that are kept.
+const LOG_LINES: usize = 2_000;
+
+/// Processor time of the daemon's process and of its programs in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuTime {
+    /// Time that the process's live threads ran.
+    pub process: Duration,
+    /// Run time of its BPF programs; counted only while a [`count_program_time`] value lives.
+    pub programs: Duration,
+    /// Runs of its BPF programs, counted likewise.
+    pub runs: u64,
+}
+
+/// A daemon that runs until this is dropped.
+#[derive(Debug)]
+pub struct Daemon<'a> {
+    child: ChildGuard,
+    ns: &'a Netns,
+    metrics: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl<'a> Daemon<'a> {
+    /// The binary named by `RETRY_ENDPOINT_BIN`.
+    ///
+    /// # Errors
+    /// The variable is not set, or names no file.
+    pub fn binary() -> Result<PathBuf> {
+        let path = std::env::var_os(BINARY_VARIABLE)
+            .map(PathBuf::from)
+            .with_context(|| format!("{BINARY_VARIABLE} does not name the daemon's binary"))?;
+        ensure!(path.is_file(), "{BINARY_VARIABLE}: no file {}", path.display());
+        Ok(path)
+    }
+
+    /// Starts the daemon with these flags (`-metrics-addr` is set here) and waits until `/readyz` says 200.
+    ///
+    /// # Errors
+    /// It cannot be started, ends, or is not ready in ten seconds: the message holds its log.
+    pub fn start(binary: &Path, ns: &'a Netns, flags: &[impl AsRef<str>]) -> Result<Self> {
+        let mut daemon = Self::launch(binary, ns, flags)?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(status) = daemon.child.try_wait()? {
+                // Its last lines may still be in the pipe.
+                thread::sleep(Duration::from_millis(50));
+                bail!("the daemon ended: {status}\n{}", daemon.log());
+            }
+            match daemon.get("/readyz") {
+                Ok((200, _)) => return Ok(daemon),
+                answer if Instant::now() > deadline => {
+                    bail!("the daemon is not ready: {answer:?}\n{}", daemon.log())
+                }
+                _ => thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
+    /// As [`Daemon::start`] without waiting: for starts that are meant to fail.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn launch(binary: &Path, ns: &'a Netns, flags: &[impl AsRef<str>]) -> Result<Self> {
+        mount_bpffs()?;
+        let mut command = Command::new(binary);
+        command
+            .args(flags.iter().map(AsRef::as_ref))
+            .args(["-metrics-addr", METRICS])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = ns.spawn(command)?;
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let pipes = child.child_mut();
+        if let Some(stdout) = pipes.stdout.take() {
+            keep(stdout, &log);
+        }
+        if let Some(stderr) = pipes.stderr.take() {
+            keep(stderr, &log);
+        }
+        Ok(Self { child, ns, metrics: METRICS.parse()?, log })
+    }
+
+    /// The child process.
+    pub fn child(&mut self) -> &mut ChildGuard {
+        &mut self.child
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+    }
+
+    /// A GET on its HTTP server.
+    ///
+    /// # Errors
+    /// As [`http::get`].
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        http::get(self.ns, self.metrics, path)
+    }
+
+    /// A POST without a body on its HTTP server.
+    ///
+    /// # Errors
+    /// As [`http::get`].
+    pub fn post(&self, path: &str) -> Result<(u16, String)> {
+        http::request(self.ns, self.metrics, "POST", path)
+    }
+
+    /// Scrapes `/metrics`.
+    ///
+    /// # Errors
+    /// As [`http::get`], or another status than 200.
+    pub fn metrics(&self) -> Result<Metrics> {
+        let (status, text) = self.get("/metrics")?;
+        ensure!(status == 200, "/metrics answered {status}: {text}");
+        Ok(Metrics::parse(&text))
+    }
+
+    /// Processor time used so far.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn cpu_time(&self) -> Result<CpuTime> {
+        let pid = self.child.id();
+        let process = process_time(pid)?;
+        let (programs, runs) = program_time(pid)?;
+        Ok(CpuTime { process, programs, runs })
+    }
+
+    /// Asks it to end (SIGTERM) and returns its exit status; SIGKILL after three seconds.
+    ///
+    /// # Errors
+    /// The kernel refuses the wait.
+    pub fn end(&mut self) -> Result<std::process::ExitStatus> {
+        self.child.end(Duration::from_secs(3))
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
+    }
+}
+
+/// Makes the kernel count the run time of BPF programs as long as the returned value lives (about 20 ns a run).
+///
+/// # Errors
+/// Not root.
+pub fn count_program_time() -> Result<std::os::fd::OwnedFd> {
+    Ok(aya::sys::enable_stats(aya::sys::Stats::RunTime)?)
+}
+
+/// Mounts bpffs at [`BPFFS`] unless it is there. Returns whether this call mounted it.
+///
+/// # Errors
+/// Not root, or no such file system in the kernel.
+pub fn mount_bpffs() -> Result<bool> {
+    let mounted = || statfs::statfs(BPFFS).is_ok_and(|found| found.filesystem_type() == statfs::BPF_FS_MAGIC);
+    if mounted() {
+        return Ok(false);
+    }
+    let none: Option<&str> = None;
+    nix::mount::mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none)
+        .with_context(|| format!("mount bpffs at {BPFFS}"))?;
+    Ok(true)
+}
+
+/// Time on a processor of every live thread of a process.
+fn process_time(pid: u32) -> Result<Duration> {
+    let mut total = Duration::ZERO;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end while the directory is read.
+        let text = std::fs::read_to_string(entry?.path().join("schedstat")).unwrap_or_default();
+        let first = text.split_whitespace().next();
+        let nanoseconds = first.and_then(|word| word.parse().ok()).unwrap_or(0);
+        total += Duration::from_nanos(nanoseconds);
+    }
+    Ok(total)
+}
+
+/// Run time and runs of every BPF program that a process holds open.
+fn program_time(pid: u32) -> Result<(Duration, u64)> {
+    let mut programs = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        // A descriptor may be closed while the directory is read.
+        let Ok(text) = std::fs::read_to_string(entry?.path()) else {
+            continue;
+        };
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().parse::<u64>().ok()
+        };
+        if let (Some(id), Some(time), Some(runs)) = (field("prog_id:"), field("run_time_ns:"), field("run_cnt:")) {
+            programs.insert(id, (time, runs));
+        }
+    }
+    let time = programs.values().map(|(time, _)| time).sum();
+    let runs = programs.values().map(|(_, runs)| runs).sum();
+    Ok((Duration::from_nanos(time), runs))
+}
+
+fn keep(pipe: impl Read + Send + 'static, log: &Arc<Mutex<Vec<String>>>) {
+    let log = Arc::clone(log);
+    // Ends by itself when the daemon has closed its end.
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+            if log.len() == LOG_LINES {
+                log.remove(LOG_LINES / 2);
+            }
+            log.push(line);
+        }
+    });
+}

@@ -1,0 +1,294 @@
+//! Private fabrics: hosts in namespaces of their own, joined by one veth pair or by a bridge that snoops MLD.
+//!
+//! Every host's interface is `eth0`. Neighbours are permanent, duplicate address detection is off, and so is transmit
+//! checksum offload: a checksum that is captured is a checksum that was computed. GRO is on at every end, or a veth end
+//! without an XDP program would not take in what XDP redirects to it.
+
+use std::{
+    collections::HashSet,
+    net::{Ipv6Addr, SocketAddrV6},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    loss::{Loss, LossRule, Place},
+    netns::Netns,
+};
+
+/// Name of every host's interface.
+pub const INTERFACE: &str = "eth0";
+/// The group id of the field's default, the second-last word of a group address.
+pub const GROUP_ID: u16 = 0x000B;
+/// The multicast data port.
+pub const DATA_PORT: u16 = 9001;
+/// The NACK port.
+pub const NACK_PORT: u16 = 9300;
+
+/// The site-local group address of a group index under the default group id.
+#[must_use]
+pub const fn group(index: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xFF05, 0, 0, 0, 0, 0, GROUP_ID, index)
+}
+
+/// One host of a fabric.
+#[derive(Debug)]
+pub struct Host {
+    /// The namespace it lives in.
+    pub ns: Netns,
+    /// What the test calls it.
+    pub name: String,
+    /// `02:00:00:00:00:<number>`.
+    pub mac: [u8; 6],
+    /// `fd10::<number>`.
+    pub addr: Ipv6Addr,
+    /// Index of its interface in its own namespace.
+    pub ifindex: u32,
+    number: u8,
+}
+
+impl Host {
+    fn new(name: &str, number: u8) -> Result<Self> {
+        Ok(Self {
+            ns: Netns::new(name)?,
+            name: name.to_owned(),
+            mac: [2, 0, 0, 0, 0, number],
+            addr: Ipv6Addr::new(0xFD10, 0, 0, 0, 0, 0, 0, u16::from(number)),
+            ifindex: 0,
+            number,
+        })
+    }
+
+    /// Where this host answers NACKs, if it is the endpoint.
+    #[must_use]
+    pub const fn nack_address(&self) -> SocketAddrV6 {
+        SocketAddrV6::new(self.addr, NACK_PORT, 0, 0)
+    }
+
+    fn mac_text(&self) -> String {
+        mac_text(self.mac)
+    }
+
+    fn finish(&mut self, mtu: u16) -> Result<()> {
+        let mac = self.mac_text();
+        let mtu = mtu.to_string();
+        let address = format!("{}/64", self.addr);
+        self.ns.quiet_ipv6(INTERFACE)?;
+        for argv in [
+            &["ip", "link", "set", INTERFACE, "address", &mac, "mtu", &mtu][..],
+            &["ip", "-6", "addr", "add", &address, "dev", INTERFACE, "nodad"],
+            &["ip", "link", "set", INTERFACE, "up"],
+        ] {
+            self.ns.run(argv)?;
+        }
+        offloads(&self.ns, INTERFACE)?;
+        self.ifindex = self.ns.interface_index(INTERFACE)?;
+        Ok(())
+    }
+}
+
+/// Hosts, and what joins them.
+#[derive(Debug)]
+pub struct Fabric {
+    hosts: Vec<Host>,
+    bridge: Option<Netns>,
+}
+
+impl Fabric {
+    /// Two hosts, `endpoint` and `client`, on the two ends of one veth pair.
+    ///
+    /// # Errors
+    /// Not root, or one of [`crate::netns::TOOLS`] is missing or refuses.
+    pub fn flat(mtu: u16) -> Result<Self> {
+        let mut hosts = vec![Host::new("endpoint", 1)?, Host::new("client", 2)?];
+        veth(&hosts[0].ns, INTERFACE, &hosts[1].ns, INTERFACE)?;
+        for host in &mut hosts {
+            host.finish(mtu)?;
+        }
+        Self::ready(hosts, None)
+    }
+
+    /// Named hosts (1 to 200) on the ports of one bridge with MLD snooping and a querier: a host gets the groups that it joined and no others.
+    ///
+    /// # Errors
+    /// As [`Fabric::flat`].
+    pub fn bridged(names: &[&str], mtu: u16) -> Result<Self> {
+        ensure!((1..=200).contains(&names.len()), "a fabric has 1 to 200 hosts");
+        let bridge = Netns::new("fabric")?;
+        let mtu_text = mtu.to_string();
+        // The querier decides by query intervals that are set before it starts; by default every group is flooded for ten seconds.
+        bridge.run(&[
+            "ip",
+            "link",
+            "add",
+            "br0",
+            "type",
+            "bridge",
+            "mcast_snooping",
+            "1",
+            "mcast_mld_version",
+            "2",
+            "mcast_hash_max",
+            "32768",
+            "mcast_startup_query_count",
+            "1",
+            "mcast_startup_query_interval",
+            "10",
+            "mcast_query_interval",
+            "500",
+            "mcast_query_response_interval",
+            "5",
+        ])?;
+        bridge.run(&["ip", "link", "set", "br0", "mtu", &mtu_text, "up"])?;
+        let mut hosts = Vec::with_capacity(names.len());
+        for (name, number) in names.iter().zip(1u8..) {
+            let mut host = Host::new(name, number)?;
+            let port = port_name(number);
+            veth(&bridge, &port, &host.ns, INTERFACE)?;
+            bridge.quiet_ipv6(&port)?;
+            offloads(&bridge, &port)?;
+            bridge.run(&["ip", "link", "set", &port, "mtu", &mtu_text, "master", "br0", "up"])?;
+            host.finish(mtu)?;
+            hosts.push(host);
+        }
+        bridge.run(&["ip", "link", "set", "br0", "type", "bridge", "mcast_querier", "1"])?;
+        Self::ready(hosts, Some(bridge))
+    }
+
+    /// The hosts in the order in which they were named.
+    #[must_use]
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// The host of that name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn host(&self, name: &str) -> Result<&Host> {
+        self.hosts.iter().find(|host| host.name == name).with_context(|| format!("no host {name} in this fabric"))
+    }
+
+    /// The namespace of the bridge, if there is one.
+    #[must_use]
+    pub const fn bridge(&self) -> Option<&Netns> {
+        self.bridge.as_ref()
+    }
+
+    /// Loses packets on the way to a host until the returned value is dropped.
+    ///
+    /// # Errors
+    /// No such host, or nft refuses the rule.
+    pub fn lose(&self, host: &str, rule: &LossRule) -> Result<Loss<'_>> {
+        let target = self.host(host)?;
+        match rule.place {
+            Place::Arrival => Loss::install(&target.ns, "ingress", INTERFACE, rule),
+            Place::Departure => Loss::install(&target.ns, "egress", INTERFACE, rule),
+            Place::Link => match &self.bridge {
+                Some(bridge) => Loss::install(bridge, "egress", &port_name(target.number), rule),
+                None => {
+                    let other =
+                        self.hosts.iter().find(|other| other.name != host).context("a veth pair has two ends")?;
+                    Loss::install(&other.ns, "egress", INTERFACE, rule)
+                }
+            },
+        }
+    }
+
+    /// Waits until the bridge has heard that a host joined all these groups; without a bridge there is nothing to hear.
+    ///
+    /// # Errors
+    /// No such host, or it has not joined within five seconds.
+    pub fn await_members(&self, host: &str, groups: &[Ipv6Addr]) -> Result<()> {
+        let port = format!("port {} grp ", port_name(self.host(host)?.number));
+        let Some(bridge) = &self.bridge else {
+            return Ok(());
+        };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let text = bridge.run(&["bridge", "mdb", "show"])?;
+            let members: HashSet<Ipv6Addr> = text
+                .lines()
+                .filter_map(|line| line.split_once(&port)?.1.split_whitespace().next()?.parse().ok())
+                .collect();
+            let Some(missing) = groups.iter().find(|group| !members.contains(group)) else {
+                return Ok(());
+            };
+            ensure!(Instant::now() < deadline, "{host} has not joined {missing}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Introduces the hosts to each other and waits until packets can flow.
+    fn ready(hosts: Vec<Host>, bridge: Option<Netns>) -> Result<Self> {
+        let fabric = Self { hosts, bridge };
+        fabric.meet()?;
+        // The kernel tells of a new carrier up to a second late, and only then routes multicast or forwards on a bridge port.
+        for host in &fabric.hosts {
+            await_text(&host.ns, &["ip", "-6", "route", "show", "table", "local", "type", "multicast"], INTERFACE)?;
+        }
+        if let Some(bridge) = &fabric.bridge {
+            for host in &fabric.hosts {
+                let port = port_name(host.number);
+                await_text(bridge, &["bridge", "link", "show", "dev", &port], "state forwarding")?;
+            }
+            // The querier speaks from the bridge's link-local address; before that, groups are flooded.
+            await_text(bridge, &["ip", "-6", "route", "show", "table", "local", "type", "multicast"], "br0")?;
+        }
+        Ok(fabric)
+    }
+
+    /// Makes every host know every other for good.
+    fn meet(&self) -> Result<()> {
+        for host in &self.hosts {
+            for other in self.hosts.iter().filter(|other| other.name != host.name) {
+                host.ns.run(&[
+                    "ip",
+                    "-6",
+                    "neigh",
+                    "replace",
+                    &other.addr.to_string(),
+                    "lladdr",
+                    &other.mac_text(),
+                    "dev",
+                    INTERFACE,
+                    "nud",
+                    "permanent",
+                ])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn port_name(number: u8) -> String {
+    format!("p{number}")
+}
+
+fn veth(left: &Netns, left_name: &str, right: &Netns, right_name: &str) -> Result<()> {
+    left.run(&["ip", "link", "add", left_name, "type", "veth", "peer", "name", right_name, "netns", right.name()])?;
+    Ok(())
+}
+
+fn await_text(ns: &Netns, argv: &[&str], wanted: &str) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let text = ns.run(argv)?;
+        if text.contains(wanted) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "no {wanted:?} in {}: {text}", argv.join(" "));
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn offloads(ns: &Netns, interface: &str) -> Result<()> {
+    ns.run(&["ethtool", "-K", interface, "tx", "off", "gro", "on"])?;
+    Ok(())
+}

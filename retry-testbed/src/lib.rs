@@ -1,0 +1,22 @@
+//! What the tests, the demo and the bench stand on. Development only.
+//!
+//! From the ground up: [`netns`] makes namespaces, [`fabric`] joins hosts in them, [`loss`] loses packets on the way.
+//! [`packet`] builds and checks packets, [`capture`] reads and writes them raw. [`frames`] makes frames, [`publish`] sends
+//! them and notes them in the [`journal`], [`listener`] receives them, asks for what it missed ([`answer`]) and compares.
+//! [`daemon`] runs the real program and reads its numbers ([`http`]); [`testrun`] runs one packet through an XDP program;
+//! [`replay`] takes datagrams out of a capture.
+
+pub mod answer;
+pub mod capture;
+pub mod daemon;
+pub mod fabric;
+pub mod frames;
+pub mod http;
+pub mod journal;
+pub mod listener;
+pub mod loss;
+pub mod netns;
+pub mod packet;
+pub mod publish;
+pub mod replay;
+pub mod testrun;

@@ -1,0 +1,31 @@
+//! `retry-testbed`: the demo, for `cargo xtask demo`.
+
+mod demo;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(about = "Development only: runs the retry endpoint on a private fabric")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Publishes frames, loses some on the listeners' links, and shows how the endpoint repairs them.
+    Demo(demo::Options),
+}
+
+fn main() -> ExitCode {
+    let Arguments { command } = Arguments::parse();
+    let done = match command {
+        Command::Demo(options) => demo::run(&options),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("retry-testbed: {error:#}");
+        ExitCode::FAILURE
+    })
+}

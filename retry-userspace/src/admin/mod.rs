@@ -1,0 +1,109 @@
+//! HTTP on `-metrics-addr`: metrics, health, readiness, log level. Reads, and decides nothing.
+
+mod metrics;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use retry_common::counter::Counters;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::framelog::LaneUse;
+use crate::telemetry::LogLevel;
+
+pub use metrics::text as metrics_text;
+
+/// All numbers that anyone shows, at one time.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Counters of the kernel's path.
+    pub kernel: Counters,
+    /// Counters of the daemon's path.
+    pub user: Counters,
+    /// Frames that can be found.
+    pub frames: u64,
+    /// The lanes of the frame log: short-lived classes, long-lived classes.
+    pub lanes: [LaneUse; 2],
+    /// ADVERTs sent.
+    pub adverts_sent: u64,
+    /// `native`, `skb` or `off`.
+    pub xdp_mode: &'static str,
+    /// Why that mode.
+    pub xdp_reason: String,
+    /// Workers that serve.
+    pub workers_ready: usize,
+    /// Workers that should.
+    pub workers_total: usize,
+    /// True from the signal to the end.
+    pub draining: bool,
+}
+
+/// Where the numbers come from.
+pub trait Source: Send + Sync {
+    /// The numbers now.
+    fn snapshot(&self) -> Snapshot;
+}
+
+struct Admin {
+    source: Arc<dyn Source>,
+    log_level: LogLevel,
+    started: Instant,
+}
+
+/// The routes.
+pub fn router(source: Arc<dyn Source>, log_level: LogLevel) -> Router {
+    let admin = Arc::new(Admin { source, log_level, started: Instant::now() });
+    Router::new()
+        .route("/metrics", get(scrape))
+        .route("/healthz", get(health))
+        .route("/readyz", get(ready))
+        .route("/loglevel", post(log_level_route))
+        .with_state(admin)
+}
+
+async fn scrape(State(admin): State<Arc<Admin>>) -> Response {
+    match metrics::text(&admin.source.snapshot()) {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn health(State(admin): State<Arc<Admin>>) -> Response {
+    Json(json!({ "status": "ok", "uptime_seconds": admin.started.elapsed().as_secs_f64() })).into_response()
+}
+
+async fn ready(State(admin): State<Arc<Admin>>) -> Response {
+    let snapshot = admin.source.snapshot();
+    let (code, status) = if snapshot.draining {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining")
+    } else if snapshot.workers_ready < snapshot.workers_total {
+        (StatusCode::SERVICE_UNAVAILABLE, "starting")
+    } else {
+        (StatusCode::OK, "ready")
+    };
+    let body = json!({
+        "status": status,
+        "workers_ready": snapshot.workers_ready,
+        "workers_total": snapshot.workers_total,
+        "xdp": { "mode": snapshot.xdp_mode, "reason": snapshot.xdp_reason },
+    });
+    (code, Json(body)).into_response()
+}
+
+#[derive(Deserialize)]
+struct LevelQuery {
+    level: String,
+}
+
+async fn log_level_route(State(admin): State<Arc<Admin>>, Query(query): Query<LevelQuery>) -> Response {
+    match admin.log_level.set(&query.level) {
+        Ok(()) => Json(json!({ "level": query.level })).into_response(),
+        Err(error) => (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
+    }
+}

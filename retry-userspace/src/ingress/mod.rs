@@ -1,0 +1,4 @@
+//! From the fabric into the frame log.
+
+pub mod fill;
+pub mod joins;

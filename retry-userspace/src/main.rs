@@ -1,0 +1,38 @@
+//! `retry-endpoint`: parses the settings, starts the daemon, and turns its end into an exit code.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use retry_userspace::settings::{Settings, Stop};
+use retry_userspace::{shutdown, telemetry};
+
+fn main() -> ExitCode {
+    let settings = match Settings::from_args_and_env(std::env::args_os(), |name| std::env::var(name).ok()) {
+        Ok(settings) => settings,
+        Err(stop) => return say(&stop),
+    };
+    let log_level = telemetry::init(&settings.telemetry);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    match runtime.block_on(retry_userspace::run(&settings, log_level, shutdown::signal())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> ExitCode {
+    // The line that the operator acts on, whatever the log level is.
+    let _ = writeln!(std::io::stderr(), "retry-endpoint: {error}");
+    ExitCode::FAILURE
+}
+
+fn say(stop: &Stop) -> ExitCode {
+    let _ = if stop.to_stdout() {
+        writeln!(std::io::stdout(), "{stop}")
+    } else {
+        writeln!(std::io::stderr(), "retry-endpoint: {stop}")
+    };
+    ExitCode::from(stop.code())
+}

@@ -1,0 +1,116 @@
+//! Serves NACKs that the kernel did not: the socket of the NACK port, and the kernel's events. Both hand a NACK to the
+//! engine and carry out its verdict.
+
+use std::io;
+use std::net::SocketAddrV6;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use retry_common::abi::{Event, EventKind};
+use retry_common::counter::Counter;
+use retry_common::decide::Verdict;
+use retry_common::wire::answer::Answer;
+use retry_common::wire::nack::{NACK_LEN, Nack, NackError};
+
+use crate::clock::monotonic_ns;
+use crate::counters::UserCounters;
+use crate::datapath::Events;
+use crate::engine::Engine;
+use crate::framelog::Record;
+use crate::net::batch::{Batch, Readiness};
+use crate::net::nack_socket::NackSocket;
+use crate::repair::Sender;
+
+/// Datagrams taken in one system call.
+const BATCH: usize = 32;
+/// A NACK is 64 bytes; one byte more shows a longer one.
+const BUFFER_LEN: usize = NACK_LEN + 1;
+/// How long a shutdown may go unseen.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// What every worker of the NACK port shares.
+#[derive(Debug)]
+pub struct Server {
+    /// Decides.
+    pub engine: Engine,
+    /// Sends.
+    pub sender: Sender,
+    /// Counts.
+    pub counters: Arc<UserCounters>,
+}
+
+impl Server {
+    /// Serves the socket until `shutdown`.
+    pub fn serve_socket(&self, socket: &NackSocket, shutdown: &AtomicBool) -> io::Result<()> {
+        let mut batch = Batch::new(BATCH, BUFFER_LEN);
+        let mut frame = Vec::new();
+        while !shutdown.load(Ordering::Relaxed) {
+            let _ = batch.recv(socket, PATIENCE)?;
+            for datagram in batch.datagrams() {
+                if let Some(nack) = self.parse(datagram.bytes) {
+                    let verdict = self.engine.handle_nack(&nack, *datagram.source.ip(), monotonic_ns());
+                    self.carry_out(&nack, verdict, datagram.source, &mut frame);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves the kernel's events until `shutdown`.
+    pub fn serve_events(&self, events: &mut Events, shutdown: &AtomicBool) -> io::Result<()> {
+        let mut frame = Vec::new();
+        while !shutdown.load(Ordering::Relaxed) {
+            Readiness::new([events.as_fd()]).wait(PATIENCE)?;
+            while let Some(event) = events.take() {
+                self.serve_event(&event, &mut frame);
+            }
+        }
+        Ok(())
+    }
+
+    fn serve_event(&self, event: &Event, frame: &mut Vec<u8>) {
+        let nack = Nack { flags: event.nack_flags, key: event.key, subtree_id: [0; 32] };
+        let scope = if event.source[0] == 0xfe && event.source[1] & 0xc0 == 0x80 { event.ifindex } else { 0 };
+        let to = SocketAddrV6::new(event.source.into(), u16::from_be_bytes(event.source_port), 0, scope);
+        match EventKind::from_u8(event.kind) {
+            Some(EventKind::Send) => {
+                let verdict = self.engine.handle_send(&nack, *to.ip(), monotonic_ns());
+                self.carry_out(&nack, verdict, to, frame);
+            }
+            // The settings that make the kernel send these are refused at start as not available yet.
+            Some(EventKind::Store | EventKind::Recover) | None => {
+                tracing::trace!(kind = event.kind, "an event that nobody asked for");
+            }
+        }
+    }
+
+    fn parse(&self, bytes: &[u8]) -> Option<Nack> {
+        if bytes.len() == NACK_LEN {
+            self.counters.one(Counter::NackRequests);
+        }
+        let reason = match Nack::parse(bytes) {
+            Ok(nack) => return Some(nack),
+            Err(NackError::Size) => Counter::NackWrongSize,
+            Err(NackError::Magic) => Counter::NackWrongMagic,
+            Err(NackError::Type) => Counter::NackWrongType,
+            Err(NackError::Range) => Counter::NackRange,
+        };
+        self.counters.one(reason);
+        None
+    }
+
+    fn carry_out(&self, nack: &Nack, verdict: Verdict<Record>, to: SocketAddrV6, frame: &mut Vec<u8>) {
+        match verdict {
+            Verdict::Silence | Verdict::Recover { say: false } => {}
+            Verdict::Throttled(bucket) => {
+                self.sender.answer(&Answer::Throttled { bucket, seq_num: nack.key.seq_num() }, to);
+            }
+            // Neither store nor recovery is available yet: what they would be asked for is a plain miss.
+            Verdict::Miss | Verdict::Recover { say: true } | Verdict::AskStore => self.sender.answer(&Answer::Miss, to),
+            Verdict::Repair(record, plan) => self.sender.repair(&record, plan, to, frame),
+            Verdict::HandOver(_) => tracing::trace!("a socket hands nothing over"),
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Sockets and interfaces. This layer moves datagrams and says what happened to each; it decides nothing about them.
+//!
+//! [`interface`] finds an interface and its addresses, [`batch`] receives ([`readiness`] waits on several
+//! sockets), [`nack_socket`] sends from the NACK port, with [`outbox`] for
+//! many unicast datagrams a system call and [`multicast`] for one datagram out of a chosen interface. [`options`] sets what the standard
+//! library does not reach, and `message` lays out addresses and control messages.
+
+pub mod batch;
+pub mod interface;
+mod message;
+pub mod multicast;
+pub mod nack_socket;
+pub mod options;
+pub mod outbox;
+pub mod readiness;
+#[cfg(test)]
+pub(crate) mod testing;

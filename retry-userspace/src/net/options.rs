@@ -1,0 +1,139 @@
+//! Socket options that the standard library does not reach.
+
+use std::io;
+use std::mem::size_of_val;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// `IPV6_MULTICAST_ALL` of linux/in6.h, which the libc crate lacks on this platform.
+const IPV6_MULTICAST_ALL: libc::c_int = 29;
+
+/// What a receive buffer was set to, in bytes of `SO_RCVBUF` (the kernel keeps twice that, for its own overhead).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceiveBuffer {
+    /// Bytes asked for.
+    pub asked: usize,
+    /// Bytes that the kernel granted: fewer when the process lacks CAP_NET_ADMIN and `net.core.rmem_max` is lower.
+    pub got: usize,
+}
+
+/// An IPv6 UDP socket that shares its port with other sockets that allow it, and takes no IPv4.
+pub(crate) fn udp_socket() -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_only_v6(true)?;
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
+/// Asks for a receive buffer of `asked` bytes, beyond `net.core.rmem_max` where the process may.
+///
+/// # Errors
+/// What `setsockopt` refuses, other than the missing privilege to go beyond `net.core.rmem_max`.
+pub fn set_receive_buffer(socket: &impl AsFd, asked: usize) -> io::Result<ReceiveBuffer> {
+    let value = libc::c_int::try_from(asked).unwrap_or(libc::c_int::MAX);
+    match set(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, value) {
+        Err(refused) if refused.raw_os_error() == Some(libc::EPERM) => {
+            set(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, value)?;
+        }
+        other => other?,
+    }
+    let doubled: libc::c_int = get(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, 0)?;
+    Ok(ReceiveBuffer { asked, got: usize::try_from(doubled).unwrap_or_default() / 2 })
+}
+
+/// Datagrams that the kernel dropped at this socket since it was opened, mostly for a full receive buffer; wraps at 2^32.
+///
+/// Unlike [`crate::net::batch::Datagram::dropped`] it needs no later datagram to tell.
+///
+/// # Errors
+/// What `getsockopt(SO_MEMINFO)` returns.
+pub fn dropped(socket: &impl AsFd) -> io::Result<u32> {
+    // Linux has nine entries; a longer array takes what later kernels add.
+    let memory = get(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, [0_u32; 16])?;
+    Ok(memory[usize::try_from(libc::SK_MEMINFO_DROPS).unwrap_or_default()])
+}
+
+/// Each datagram brings its destination address and arrival interface (RFC 3542, section 6.1).
+pub(crate) fn tell_destination(socket: &impl AsFd) -> io::Result<()> {
+    set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
+}
+
+/// Each datagram brings its hop limit (RFC 3542, section 6.3).
+#[cfg(test)]
+pub(crate) fn tell_hop_limit(socket: &impl AsFd) -> io::Result<()> {
+    set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)
+}
+
+/// Datagrams bring the count of those dropped before them (socket(7), SO_RXQ_OVFL).
+pub(crate) fn tell_dropped(socket: &impl AsFd) -> io::Result<()> {
+    set(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
+}
+
+/// The socket receives only the groups that it joined itself, not those of every socket of the host.
+pub(crate) fn own_groups_only(socket: &impl AsFd) -> io::Result<()> {
+    set(socket, libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)
+}
+
+/// The socket receives only what arrives by this interface.
+pub(crate) fn bind_to_interface(socket: &impl AsFd, interface: u32) -> io::Result<()> {
+    let index = libc::c_int::try_from(interface).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))?;
+    set(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, index)
+}
+
+/// Datagrams above the path MTU leave as IPv6 fragments, to unicast and multicast alike.
+///
+/// A host-wide or inherited setting of "do not fragment" would turn an oversize repair into EMSGSIZE.
+pub(crate) fn allow_fragments(socket: &impl AsFd) -> io::Result<()> {
+    set(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
+    set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT)
+}
+
+fn set(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    let length = socklen(size_of_val(&value));
+    // SAFETY: the descriptor is borrowed, so open; the value outlives the call and `length` is its size.
+    let result = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Plain integers, for which any bytes that the kernel writes are a value.
+trait Plain: Copy {}
+impl Plain for libc::c_int {}
+impl Plain for [u32; 16] {}
+
+fn get<T: Plain>(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, mut value: T) -> io::Result<T> {
+    let fd: BorrowedFd<'_> = socket.as_fd();
+    let mut length = socklen(size_of_val(&value));
+    // SAFETY: the kernel writes at most `length` bytes into the value, and `Plain` takes any bytes.
+    let result = unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length) };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+fn socklen(bytes: usize) -> libc::socklen_t {
+    libc::socklen_t::try_from(bytes).unwrap_or(libc::socklen_t::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn without_the_privilege_the_buffer_is_what_the_system_allows() {
+        let most = std::fs::read_to_string("/proc/sys/net/core/rmem_max").expect("a sysctl");
+        let most: usize = most.trim().parse().expect("a number");
+        thread::spawn(move || {
+            // SAFETY: the bare system call changes the user of this thread alone, and takes integers.
+            let result = unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) };
+            // Without root it is refused, and there is no privilege to give up.
+            assert!(result == 0 || !nix::unistd::geteuid().is_root());
+            let socket = udp_socket().expect("a socket");
+            let buffer = set_receive_buffer(&socket, most * 2).expect("no error");
+            assert_eq!((buffer.asked, buffer.got), (most * 2, most));
+        })
+        .join()
+        .expect("no panic");
+    }
+}
