@@ -1,5 +1,6 @@
-//! `retry-testbed`: the demo, for `cargo xtask demo`.
+//! `retry-testbed`: the demo and the bench, for `cargo xtask demo` and `cargo xtask bench`.
 
+mod bench;
 mod demo;
 
 use std::process::ExitCode;
@@ -17,12 +18,15 @@ struct Arguments {
 enum Command {
     /// Publishes frames, loses some on the listeners' links, and shows how the endpoint repairs them.
     Demo(demo::Options),
+    /// Measures how fast NACKs are answered.
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
     let done = match command {
         Command::Demo(options) => demo::run(&options),
+        Command::Bench(options) => bench::run(&options),
     };
     done.unwrap_or_else(|error| {
         eprintln!("retry-testbed: {error:#}");

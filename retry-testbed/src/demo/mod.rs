@@ -5,7 +5,7 @@ mod traffic;
 mod view;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Arc,
@@ -37,6 +37,8 @@ use self::{
 const ENDPOINT: &str = "endpoint";
 const PUBLISHER: &str = "publisher";
 const MTU: u16 = 1500;
+/// A run's pins stand in a directory of this name and the process id.
+const PINS: &str = "retry-endpoint-demo-";
 
 /// How repairs travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -292,11 +294,19 @@ struct Bpffs {
 impl Bpffs {
     fn mount() -> Result<Self> {
         let mounted = daemon::mount_bpffs()?;
+        // Of demos that were killed before they could do it themselves.
+        for entry in std::fs::read_dir(daemon::BPFFS)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name.strip_prefix(PINS).and_then(|pid| pid.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
         Ok(Self { mounted })
     }
 
     fn pins() -> String {
-        format!("{}/retry-endpoint-demo-{}", daemon::BPFFS, std::process::id())
+        format!("{}/{PINS}{}", daemon::BPFFS, std::process::id())
     }
 }
 

@@ -35,13 +35,15 @@ impl Sample {
             together.add(stats);
         }
         let hits = |path| metrics.count("bre_cache_hits_total", &[("path", path)]);
+        // Looked up in the kernel, sent by the daemon: frames above the MTU.
+        let handed_over = metrics.count("bre_xdp_handed_over_total", &[]);
         Ok(Self {
             at: Instant::now(),
             published,
             listeners,
             together,
-            answered_xdp: hits("xdp"),
-            answered_user: hits("user"),
+            answered_xdp: hits("xdp").saturating_sub(handed_over),
+            answered_user: hits("user") + handed_over,
             frames_received: metrics.count("bre_frames_received_total", &[]),
             nacks_seen: metrics.count("bre_nack_requests_total", &[]),
             cached: metrics.count("bre_frames_cached_total", &[]),
@@ -141,8 +143,8 @@ impl Report {
             },
             xdp_mode: mode.unwrap_or_else(|| "unknown".to_owned()),
             xdp_reason: reason,
-            cpu_us_per_nack: end.cpu_us_per_nack(start, warm),
-            daemon_cpu_percent: end.daemon_percent(start),
+            cpu_us_per_nack: end.cpu_us_per_nack(start, warm).map(cents),
+            daemon_cpu_percent: cents(end.daemon_percent(start)),
             dropped_on_links,
             wrong: all.wrong_bytes + all.bad_answers,
             not_held,
@@ -162,12 +164,15 @@ impl Report {
             self.published, options.listeners, self.lost, self.nacks
         );
         let answered = self.answered_xdp + self.answered_user;
-        if answered > 0 {
+        if self.answered_xdp > 0 {
             let share = 100.0 * float(self.answered_xdp) / float(answered);
             text += &format!(
                 "XDP answered {} of the hits ({share:.2} %), the daemon {}: frames above the MTU are its own.\n",
                 self.answered_xdp, self.answered_user
             );
+        } else if answered > 0 {
+            text +=
+                &format!("The daemon answered all {answered} hits: XDP is {} ({}).\n", self.xdp_mode, self.xdp_reason);
         }
         if self.recovered > 0 {
             text += &format!(
@@ -209,4 +214,9 @@ impl Report {
 #[expect(clippy::cast_precision_loss, reason = "counts of one run are far below 2^53")]
 const fn float(count: u64) -> f64 {
     count as f64
+}
+
+/// To two decimals.
+fn cents(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
 }

@@ -1,6 +1,6 @@
 //! What the demo publishes: made frames of every version, or the datagrams of a capture.
 
-use std::{collections::BTreeSet, net::Ipv6Addr, path::Path, sync::atomic::AtomicBool, time::Duration};
+use std::{net::Ipv6Addr, path::Path, sync::atomic::AtomicBool, time::Duration};
 
 use anyhow::{Result, ensure};
 use retry_common::{

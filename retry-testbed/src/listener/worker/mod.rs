@@ -1,5 +1,7 @@
 //! The listener's thread: sockets and timers in, NACKs out. One state a gap.
 
+mod asking;
+
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, HashSet},
@@ -11,14 +13,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-
 use retry_common::key::FrameKey;
 
 use super::{ListenerSettings, Shared, Stats};
-use crate::{
-    answer::{Answer, nack},
-    journal::{Journal, Verdict, key_of},
-};
+use crate::journal::{Journal, Verdict, key_of};
 
 /// Tokens below are group sockets, those from here on belong to NACKs.
 const FIRST_NACK: u64 = 1 << 32;
@@ -322,87 +320,6 @@ impl Worker {
         let mut stats = self.stats();
         stats.unrecovered += 1;
         stats.give_up(key);
-    }
-
-    /// Sends a NACK from a socket of its own.
-    fn ask(&mut self, key: FrameKey) -> Result<()> {
-        let socket =
-            UdpSocket::bind(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0)).context("a socket for a NACK")?;
-        socket.set_nonblocking(true)?;
-        self.next_token += 1;
-        let token = self.next_token;
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
-        self.epoll.add(&socket, event)?;
-        let now = Instant::now();
-        // A full queue is a lost NACK, and silence is how a listener learns of those.
-        let _ = socket.send_to(&nack(key), self.settings.endpoint);
-        self.sockets.insert(token, NackSocket { socket, key });
-        let mut old = 0;
-        if let Some(gap) = self.gaps.get_mut(&key) {
-            gap.attempts += 1;
-            gap.first_asked.get_or_insert(now);
-            old = std::mem::replace(&mut gap.token, token);
-        }
-        if old != 0 {
-            self.arm(self.settings.drain, Timer::Close { token: old });
-        }
-        self.stats().nacks += 1;
-        self.enter(key, State::Asked, self.settings.answer_wait);
-        Ok(())
-    }
-
-    fn read_answers(&mut self, token: u64, buffer: &mut [u8]) -> Result<()> {
-        loop {
-            let Some(known) = self.sockets.get(&token) else {
-                return Ok(());
-            };
-            let key = known.key;
-            let Some((length, from)) = read_from(&known.socket, buffer)? else {
-                return Ok(());
-            };
-            let bytes = buffer.get(..length).unwrap_or_default();
-            self.take_answer(token, key, bytes, from);
-        }
-    }
-
-    fn take_answer(&mut self, token: u64, key: FrameKey, bytes: &[u8], from: SocketAddrV6) {
-        let endpoint = self.settings.endpoint;
-        if from.ip() == endpoint.ip() && key_of(bytes) == Some(key) {
-            self.take_frame(key, bytes, Way::Unicast);
-            return;
-        }
-        let answer = match Answer::parse(bytes, key.seq_num()) {
-            Ok(answer) if (from.ip(), from.port()) == (endpoint.ip(), endpoint.port()) => answer,
-            other => {
-                let mut stats = self.stats();
-                stats.bad_answers += 1;
-                let length = bytes.len();
-                stats.complain(format!("{length} bytes from {from} for {key:?}: {other:?}"));
-                return;
-            }
-        };
-        match answer {
-            Answer::Ack { .. } => self.stats().acks += 1,
-            Answer::Miss => self.stats().misses += 1,
-            Answer::Throttled { .. } => self.stats().throttled += 1,
-        }
-        // Only the answer to the newest NACK of an open gap changes what happens next.
-        let waiting = |gap: &&Gap| gap.token == token && gap.state == State::Asked;
-        let Some(attempts) = self.gaps.get(&key).filter(waiting).map(|gap| gap.attempts) else {
-            return;
-        };
-        match answer {
-            Answer::Ack { unicast: true, .. } => {
-                self.enter(key, State::Promised, self.settings.drain);
-            }
-            Answer::Ack { .. } => self.enter(key, State::Promised, self.settings.answer_wait),
-            Answer::Miss => {
-                self.stats().missed += 1;
-                self.give_up(key);
-            }
-            Answer::Throttled { .. } if attempts >= self.settings.attempts => self.give_up(key),
-            Answer::Throttled { hold } => self.enter(key, State::Paused, hold),
-        }
     }
 }
 
