@@ -95,6 +95,8 @@ pub mod setting_flag {
     pub const DAEMON_MULTICAST: u32 = 0x80;
     /// Multicast repairs leave by the NACK interface too, not only by others.
     pub const EGRESS_HERE: u32 = 0x100;
+    /// Frames are the daemon's, because packets cannot grow here: clones of generic XDP have no room.
+    pub const DAEMON_FRAMES: u32 = 0x200;
 }
 
 /// The four limits.

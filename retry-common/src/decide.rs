@@ -195,6 +195,8 @@ pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoin
     let multicast = policy.has(setting_flag::MULTICAST);
     // Before the claim: who hands over must not have claimed what another path sends.
     if !endpoint.can_send(&frame, multicast, unicast) {
+        // Whoever takes over has no window of ours to charge: without this, frames that are handed over had no limit.
+        endpoint.charge_sequence();
         return Verdict::HandOver(frame);
     }
     let mut plan = Repair { multicast: false, unicast, held: false, ack: policy.acks() };

@@ -116,7 +116,10 @@ impl Endpoint for Kernel<'_> {
     #[inline(always)]
     fn can_send(&mut self, record: &Record, multicast: bool, _unicast: bool) -> bool {
         let settings = self.request.settings;
-        if !record.fits(settings.max_frame) || (multicast && settings.flags & setting_flag::DAEMON_MULTICAST != 0) {
+        if !record.fits(settings.max_frame)
+            || settings.flags & setting_flag::DAEMON_FRAMES != 0
+            || (multicast && settings.flags & setting_flag::DAEMON_MULTICAST != 0)
+        {
             return false;
         }
         let before = packet::length(self.ctx);

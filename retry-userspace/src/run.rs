@@ -333,6 +333,7 @@ fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u64) -> abi:
         // Such repairs go through the stack, which alone can loop them back.
         (settings.egress.multicast_loop, setting_flag::DAEMON_MULTICAST),
         (here, setting_flag::EGRESS_HERE),
+        (settings.xdp.mode == XdpMode::Skb, setting_flag::DAEMON_FRAMES),
     ]
     .into_iter()
     .fold(0, |flags, (on, flag)| if on { flags | flag } else { flags });

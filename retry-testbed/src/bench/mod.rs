@@ -87,6 +87,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             },
             hits.case("hit 400 B, frame + ACK, XDP", "reflector", reflected.median, 0.25),
             hits.case("hit 400 B, frame + ACK, XDP", "-xdp off at its best rate", best.max, 5.0),
+            nanoseconds("CPU time of a reflected packet", &reflector, |load| load.answers.reflected),
+            nanoseconds("CPU time of a hit, frame + ACK", &xdp.loads, pairs),
             Case {
                 case: "daemon's CPU at that rate, above idle",
                 unit: "share of a core",
@@ -106,6 +108,26 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         println!("{line}");
     }
     Ok(if report.cases.iter().all(|case| case.met) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Time of the server's NAPI thread for each thing counted.
+fn nanoseconds(case: &'static str, loads: &[Load], count: impl Fn(&Load) -> u64) -> Case {
+    let mut times: Vec<f64> =
+        loads.iter().map(|load| 1e9 * load.napi.as_secs_f64() / count_as_f64(count(load))).collect();
+    times.sort_by(f64::total_cmp);
+    let at = |place: usize| times.get(place).copied().unwrap_or(0.0);
+    let (median, min, max) = (at(times.len() / 2), at(0), at(times.len().saturating_sub(1)));
+    Case {
+        case,
+        unit: "ns",
+        median,
+        min,
+        max,
+        reference: "",
+        ratio: 1.0,
+        target: "for reference".to_owned(),
+        met: true,
+    }
 }
 
 /// Answered in full: a frame and an ACK.
@@ -209,6 +231,11 @@ impl Rates {
             met: ratio >= target,
         }
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+fn count_as_f64(count: u64) -> f64 {
+    count.max(1) as f64
 }
 
 fn machine() -> String {

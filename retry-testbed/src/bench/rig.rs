@@ -92,8 +92,6 @@ impl Answers {
 /// What one stretch of load gave.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load {
-    /// NACKs sent.
-    pub(super) sent: u64,
     /// What came back.
     pub(super) answers: Answers,
     /// How long it took.
@@ -115,7 +113,6 @@ pub(super) struct Rig {
     fabric: Arc<Fabric>,
     client: Ebpf,
     template: Array<MapData, Template>,
-    sent: PerCpuArray<MapData, u64>,
     answers: PerCpuArray<MapData, Answers>,
     napi: PathBuf,
 }
@@ -131,9 +128,8 @@ impl Rig {
             program(&mut client, name)?.load()?;
         }
         let template = Array::try_from(client.take_map("TEMPLATE").context("no map TEMPLATE")?)?;
-        let sent = PerCpuArray::try_from(client.take_map("SENT").context("no map SENT")?)?;
         let answers = PerCpuArray::try_from(client.take_map("ANSWERS").context("no map ANSWERS")?)?;
-        Ok(Self { fabric, client, template, sent, answers, napi: Path::new("/proc").join(endpoint.to_string()) })
+        Ok(Self { fabric, client, template, answers, napi: Path::new("/proc").join(endpoint.to_string()) })
     }
 
     /// The two hosts, for a daemon that outlives a borrow of the rig.
@@ -224,7 +220,7 @@ impl Rig {
         self.template.set(0, Template { words, first: 1, count: frames }, 0)?;
         let index = self.client_host()?.ifindex;
         let ns_handle = self.client_host()?.ns.handle()?;
-        let before = (self.sent()?, self.answers()?, on_core(&self.napi)?);
+        let before = (self.answers()?, on_core(&self.napi)?);
         let start = Instant::now();
         let generate: &Xdp = program(&mut self.client, "bench_generate")?;
         std::thread::scope(|scope| {
@@ -241,14 +237,10 @@ impl Rig {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
         let time = start.elapsed();
-        let napi = on_core(&self.napi)?.saturating_sub(before.2);
+        let napi = on_core(&self.napi)?.saturating_sub(before.1);
         // What is still queued in a socket when the load ends is answered, but not in this time.
-        let answers = self.answers()?.since(&before.1);
-        Ok(Load { sent: self.sent()? - before.0, answers, time, napi })
-    }
-
-    fn sent(&self) -> Result<u64> {
-        Ok(self.sent.get(&0, 0)?.iter().sum())
+        let answers = self.answers()?.since(&before.0);
+        Ok(Load { answers, time, napi })
     }
 
     fn answers(&self) -> Result<Answers> {

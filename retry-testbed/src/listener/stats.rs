@@ -99,7 +99,7 @@ pub struct Stats {
     pub wrong_bytes: u64,
     /// Datagrams to a NACK's socket that are neither its frame nor a valid answer to it.
     pub bad_answers: u64,
-    /// From a lost frame's first NACK to the frame, in microseconds.
+    /// From a lost frame's first NACK to the frame, in microseconds; frames that another listener's NACK brought are not in it.
     pub latency: Latency,
     /// The first frames that were given up.
     pub unrecovered_keys: Vec<FrameKey>,

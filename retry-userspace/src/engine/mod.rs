@@ -51,7 +51,7 @@ impl Engine {
 
     /// What a NACK gets that the kernel admitted, charged for every limit, and cannot send the frame for.
     pub fn handle_send(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Verdict<Record> {
-        let mut case = self.case(nack, source, now_ns);
+        let mut case = Case { admitted: true, ..self.case(nack, source, now_ns) };
         match case.look_up() {
             Some(record) => decide::repair(nack, self.rules.policy, record, &mut case),
             // Lapped or expired between the kernel's look-up and ours; it counted a hit.
@@ -60,7 +60,7 @@ impl Engine {
     }
 
     fn case<'a>(&'a self, nack: &'a Nack, source: Ipv6Addr, now_ns: u64) -> Case<'a> {
-        Case { engine: self, nack, source: source.octets(), now_ns }
+        Case { engine: self, nack, source: source.octets(), now_ns, admitted: false }
     }
 }
 
@@ -70,6 +70,8 @@ struct Case<'a> {
     nack: &'a Nack,
     source: [u8; 16],
     now_ns: u64,
+    /// The kernel has charged every limit.
+    admitted: bool,
 }
 
 impl Endpoint for Case<'_> {
@@ -84,6 +86,9 @@ impl Endpoint for Case<'_> {
     }
 
     fn charge_sequence(&mut self) {
+        if self.admitted {
+            return;
+        }
         self.engine.tables.charge_sequence(self.nack.key, &self.engine.rules.limits.sequence, self.now_ns);
     }
 

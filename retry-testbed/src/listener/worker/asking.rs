@@ -69,7 +69,7 @@ impl Worker {
                 let mut stats = self.stats();
                 stats.bad_answers += 1;
                 let length = bytes.len();
-                stats.complain(format!("{length} bytes from {from} for {key:?}: {other:?}"));
+                stats.complain(format!("{length} bytes from {from} for {key}: {other:?}"));
                 return;
             }
         };

@@ -177,7 +177,7 @@ impl Worker {
             let mut stats = self.stats();
             stats.wrong_bytes += 1;
             let length = frame.len();
-            stats.complain(format!("{key:?} by {way:?}, {length} bytes: {verdict:?}"));
+            stats.complain(format!("{key} by {way:?}, {length} bytes: {verdict:?}"));
             return;
         }
         let new = self.seen.insert(key);
@@ -191,11 +191,16 @@ impl Worker {
         self.arm(close, Timer::Close { token: gap.token });
         let mut stats = self.stats();
         match (way, gap.first_asked) {
-            (Way::Original, _) | (_, None) => {
+            (Way::Original, _) => {
                 stats.late += 1;
                 if gap.state != State::Patient {
                     stats.lost -= 1;
                 }
+            }
+            // Another listener asked first, and the repair went to the group.
+            (_, None) => {
+                stats.lost += 1;
+                stats.recovered_multicast += 1;
             }
             (_, Some(asked)) => {
                 let time = u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX);

@@ -1,0 +1,8 @@
+//! The real daemon on real fabrics: frames in by multicast, NACKs from listeners, every packet that comes back checked.
+//! Needs root; each test makes namespaces of its own and removes them.
+#![expect(clippy::print_stdout, reason = "a test that skips says so")]
+
+mod lifecycle;
+mod recovery;
+mod same_answers;
+mod scene;

@@ -1,0 +1,15 @@
+//! `bench`: answers per second on one link. The options are the program's: `cargo xtask bench --help`.
+
+use std::{ffi::OsString, process::ExitCode};
+
+use anyhow::Result;
+
+use crate::{build, context::Context};
+
+/// Builds and runs the bench.
+///
+/// # Errors
+/// A tool is missing, a build fails, or there is no way to root.
+pub(crate) fn run(context: &Context, arguments: &[OsString]) -> Result<ExitCode> {
+    build::run_testbed(context, "bench", arguments)
+}

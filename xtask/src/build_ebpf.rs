@@ -1,0 +1,69 @@
+//! `build-ebpf`: the objects for the kernel.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    context::{Context, run as run_command, step},
+    ebpf_toolchain::{TARGET, Toolchain},
+    tools::{self, Use},
+};
+
+/// Builds both objects and puts them under `target/bpf/`.
+///
+/// # Errors
+/// A tool is missing, or the build fails.
+pub(crate) fn run(context: &Context) -> Result<()> {
+    tools::ensure(context, &[Use::Ebpf])?;
+    build(context)
+}
+
+/// The same for a verb that has made sure of its tools.
+///
+/// # Errors
+/// The build fails.
+pub(crate) fn build(context: &Context) -> Result<()> {
+    step("build the eBPF objects");
+    let toolchain = Toolchain::find().context("no eBPF compiler")?;
+    run_command(toolchain.cargo(context, "build")?.args(["--profile", "bpf", "--bins"]))?;
+    let built = context.target.join("bpf-build").join(TARGET).join("bpf");
+    keep(&built.join("retry-ebpf"), &context.ebpf_object())?;
+    keep(&built.join("retry-bench"), &context.bench_object())
+}
+
+/// Copies only what changed: a new date would make cargo build the daemon again.
+fn keep(from: &Path, to: &Path) -> Result<()> {
+    let new = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    let write = || {
+        to.parent().map_or(Ok(()), fs::create_dir_all)?;
+        fs::write(to, new)
+    };
+    write().with_context(|| format!("cannot write {}", to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unchanged_object_keeps_its_date() {
+        let directory = std::env::temp_dir().join(format!("xtask-keep-{}", std::process::id()));
+        let (from, to) = (directory.join("from"), directory.join("made/to"));
+        fs::create_dir_all(&directory).expect("a directory");
+        fs::write(&from, "one").expect("written");
+        keep(&from, &to).expect("copied");
+        let old = std::time::SystemTime::UNIX_EPOCH;
+        fs::File::options().write(true).open(&to).expect("it is there").set_modified(old).expect("its date");
+        keep(&from, &to).expect("the same");
+        assert_eq!(fs::metadata(&to).expect("it is there").modified().expect("a date"), old);
+        fs::write(&from, "two").expect("written");
+        keep(&from, &to).expect("copied");
+        assert_eq!(fs::read(&to).expect("it is there"), b"two");
+        assert!(keep(&directory.join("none"), &to).is_err());
+        fs::remove_dir_all(directory).expect("cleaned");
+    }
+}

@@ -1,0 +1,247 @@
+//! Brings what is missing: Debian packages in one go, rustup's toolchains and components, bpf-linker from crates.io.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    context::{
+        Context, Privilege, find_program, forget_outer_cargo, forget_toolchain, is_program, output, run, shown, step,
+    },
+    tools::{Elsewhere, Tool, listed},
+};
+
+/// The versions of bpf-linker that this project is built with.
+pub(crate) const LINKER_SERIES: &str = "0.13.";
+const LINKER_REQUIREMENT: &str = "^0.13";
+/// Debian's LLVM of the same version as that of its rustc-web: an older one does not read the newer's bitcode.
+const LLVM_PACKAGE: &str = "llvm-22-dev";
+const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+const LLVM_FEATURE: &str = "llvm-22";
+
+/// Installs these tools.
+///
+/// # Errors
+/// There is no way to install one, or the installation fails.
+pub(crate) fn install(context: &Context, missing: &[&Tool]) -> Result<()> {
+    let (mut packages, mut rustup, mut crates_io) = (Vec::new(), Vec::new(), false);
+    let mut refreshed = false;
+    for tool in missing {
+        match tool.elsewhere {
+            Elsewhere::CratesIo => {
+                crates_io = true;
+                if !Path::new(LLVM_PREFIX).exists() && offered(context, &[LLVM_PACKAGE], &mut refreshed)? {
+                    packages.push(LLVM_PACKAGE);
+                }
+            }
+            Elsewhere::Rustup(arguments) if tool.by_rustup() || !offered(context, tool.packages, &mut refreshed)? => {
+                ensure!(
+                    has_rustup(),
+                    "cannot install here (neither Debian's packages nor rustup):\n{}",
+                    listed(context, &[tool])
+                );
+                rustup.push(arguments);
+            }
+            Elsewhere::System | Elsewhere::Rustup(_) => {
+                ensure!(
+                    offered(context, tool.packages, &mut refreshed)?,
+                    "cannot install here (no root, no sudo, or no such Debian package):\n{}",
+                    listed(context, &[tool])
+                );
+                packages.extend(tool.packages);
+            }
+        }
+    }
+    packages.sort_unstable();
+    packages.dedup();
+    if !packages.is_empty() {
+        apt_get(context, &[&["install", "--yes", "--no-install-recommends"], packages.as_slice()].concat())?;
+    }
+    rustup.dedup();
+    for arguments in rustup {
+        let mut command = Command::new("rustup");
+        forget_toolchain(&mut command);
+        // A component belongs to the toolchain in use, a toolchain to none.
+        if arguments.first() == Some(&"component")
+            && let Some(toolchain) = std::env::var_os("RUSTUP_TOOLCHAIN")
+        {
+            command.env("RUSTUP_TOOLCHAIN", toolchain);
+        }
+        command.args(arguments);
+        step(shown(&command));
+        run(&mut command)?;
+    }
+    if crates_io {
+        let mut command = linker_command(context);
+        step(format_args!("{} (about a minute)", linker_command_line(context)));
+        run(&mut command)?;
+    }
+    Ok(())
+}
+
+/// Whether rustup is here.
+pub(crate) fn has_rustup() -> bool {
+    find_program("rustup").is_some()
+}
+
+/// Whether the lists on this machine know all of these packages.
+pub(crate) fn packages_known(packages: &[&str]) -> bool {
+    find_program("apt-get").is_some() && packages.iter().all(|package| candidate(package))
+}
+
+/// Whether these packages can be installed here; the lists are renewed once when they lack one.
+fn offered(context: &Context, packages: &[&str], refreshed: &mut bool) -> Result<bool> {
+    if find_program("apt-get").is_none() || context.privilege == Privilege::None {
+        return Ok(false);
+    }
+    if !packages_known(packages) && !*refreshed {
+        *refreshed = true;
+        refresh(context)?;
+    }
+    Ok(packages_known(packages))
+}
+
+/// Renews the package lists.
+///
+/// # Errors
+/// There is no way to root, or apt fails.
+pub(crate) fn refresh(context: &Context) -> Result<()> {
+    apt_get(context, &["update", "--quiet"])
+}
+
+fn candidate(package: &str) -> bool {
+    output(Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C"))
+        .is_ok_and(|text| has_candidate(&text))
+}
+
+/// Whether `apt-cache policy` names a version to install.
+fn has_candidate(policy: &str) -> bool {
+    policy
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Candidate:"))
+        .any(|version| !version.trim().is_empty() && version.trim() != "(none)")
+}
+
+fn apt_get(context: &Context, arguments: &[&str]) -> Result<()> {
+    let quiet = [("DEBIAN_FRONTEND", PathBuf::from("noninteractive"))];
+    let mut command = context.as_root("apt-get", quiet)?;
+    // Another installation on this machine ends sooner or later.
+    command.args(["-o", "DPkg::Lock::Timeout=300"]).args(arguments);
+    step(format_args!("apt-get {}", arguments.join(" ")));
+    run(&mut command)
+}
+
+fn linker_command(context: &Context) -> Command {
+    let mut command = Command::new("cargo");
+    forget_outer_cargo(&mut command);
+    // The user's flags for the project are none for a tool.
+    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_TARGET_DIR");
+    command.args(["install", "bpf-linker", "--locked", "--version", LINKER_REQUIREMENT, "--root"]);
+    command.arg(context.target.join("tools"));
+    if is_program(&Path::new(LLVM_PREFIX).join("bin/llvm-config")) {
+        command.args(["--no-default-features", "--features", LLVM_FEATURE]).env("LLVM_PREFIX", LLVM_PREFIX);
+    }
+    command.current_dir(&context.root);
+    command
+}
+
+/// The installation of bpf-linker as one would type it.
+pub(crate) fn linker_command_line(context: &Context) -> String {
+    let command = linker_command(context);
+    let prefix = if command.get_envs().any(|(name, _)| name == "LLVM_PREFIX") {
+        format!("LLVM_PREFIX={LLVM_PREFIX} ")
+    } else if packages_known(&[LLVM_PACKAGE]) {
+        format!("apt-get install {LLVM_PACKAGE}, then LLVM_PREFIX={LLVM_PREFIX} ")
+    } else {
+        String::new()
+    };
+    format!("{prefix}{}", shown(&command))
+}
+
+/// The newest of Debian's packages whose name is `prefix`, a number, `suffix`, by the lists on this machine.
+///
+/// # Errors
+/// `apt-cache` fails.
+pub(crate) fn newest_package(prefix: &str, suffix: &str) -> Result<Option<String>> {
+    if find_program("apt-cache").is_none() {
+        return Ok(None);
+    }
+    let names = output(Command::new("apt-cache").args(["pkgnames", prefix]))?;
+    Ok(newest(names.lines(), prefix, suffix).map(str::to_owned))
+}
+
+fn newest<'a>(names: impl Iterator<Item = &'a str>, prefix: &str, suffix: &str) -> Option<&'a str> {
+    let number = |name: &str| -> Option<u32> {
+        let middle = name.strip_prefix(prefix)?.strip_suffix(suffix)?;
+        // "113+deb12": the number, then the release that it was built for.
+        let digits = middle.split('+').next()?;
+        digits.parse().ok()
+    };
+    names.filter_map(|name| Some((number(name)?, name))).max().map(|(_, name)| name)
+}
+
+/// Fetches a package and unpacks it into `directory`. Needs no root.
+///
+/// # Errors
+/// The archive cannot be reached, or the disk is full.
+pub(crate) fn unpack(package: &str, directory: &Path) -> Result<()> {
+    // Unpacked beside and renamed: what bears the final name is whole.
+    let scratch = directory.with_extension("part");
+    match std::fs::remove_dir_all(&scratch) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context("cannot clear old parts"),
+        _ => std::fs::create_dir_all(&scratch)?,
+    }
+    let mut download = Command::new("apt-get");
+    // Without the sandbox of user _apt, which cannot write here.
+    download.args(["-o", "APT::Sandbox::User=", "download", package]).current_dir(&scratch);
+    run(&mut download)?;
+    let archive = std::fs::read_dir(&scratch)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    let Some(archive) = archive else { bail!("apt-get download {package} left no package") };
+    run(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(&scratch))?;
+    std::fs::remove_file(archive)?;
+    std::fs::rename(&scratch, directory)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_kernel_is_chosen_by_number_and_build() {
+        let names = [
+            "linux-image-6.1.0-9-cloud-amd64",
+            "linux-image-6.1.0-56-cloud-amd64",
+            "linux-image-6.1.0-56-cloud-amd64-dbg",
+            "linux-image-6.1.0-57-cloud-amd64-unsigned",
+            "linux-image-6.1.0-58-rt-amd64",
+        ];
+        let found = newest(names.into_iter(), "linux-image-6.1.0-", "-cloud-amd64");
+        assert_eq!(found, Some("linux-image-6.1.0-56-cloud-amd64"));
+        let names = ["linux-image-6.12.95+deb12-cloud-amd64", "linux-image-6.12.117+deb12-cloud-amd64"];
+        let found = newest(names.into_iter(), "linux-image-6.12.", "-cloud-amd64");
+        assert_eq!(found, Some("linux-image-6.12.117+deb12-cloud-amd64"));
+        assert_eq!(newest(["linux-image-6.12-cloud-amd64"].into_iter(), "linux-image-6.12.", "-cloud-amd64"), None);
+    }
+
+    #[test]
+    fn a_package_without_a_candidate_cannot_be_installed() {
+        assert!(has_candidate("bpftool:\n  Installed: (none)\n  Candidate: 7.1.0\n"));
+        assert!(!has_candidate("bpftool:\n  Installed: 7.0\n  Candidate: (none)\n"));
+        assert!(!has_candidate(""));
+    }
+
+    #[test]
+    fn bpf_linker_goes_below_target() {
+        let context = Context::new(true).expect("a workspace");
+        let line = linker_command_line(&context);
+        assert!(line.contains("cargo install bpf-linker --locked --version ^0.13 --root"));
+        assert!(line.contains("/tools"));
+    }
+}

@@ -1,0 +1,252 @@
+//! Suite `kernels`: a test binary on Debian's kernels, under qemu. What only the newest kernel's verifier accepts shows here.
+
+mod image;
+mod initramfs;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    context::{Context, output, shown, step},
+    kernels::{
+        image::{Image, SERIES},
+        initramfs::Archive,
+    },
+    test::libtest,
+    test::tally::Tally,
+    tools::static_busybox,
+};
+
+/// A boot takes seconds, a table of packets on an emulated processor a minute.
+const TIME_LIMIT: Duration = Duration::from_secs(300);
+/// Drivers that the tests use and that are modules there.
+const MODULES: [&str; 1] = ["veth"];
+/// The last line of the guest's output, followed by the exit code of the tests.
+const MARKER: &str = "guest: tests ended with ";
+/// Where the tests find their objects in the guest.
+const GUEST_DIRECTORY: &str = "/retry";
+
+/// Runs the test binary on every series and counts.
+///
+/// # Errors
+/// The guest cannot be built or qemu cannot be started.
+pub(crate) fn run(context: &Context, test: &Path, filter: &[String], tally: &mut Tally) -> Result<()> {
+    if std::env::consts::ARCH != "x86_64" {
+        tally.skip("kernels", "the guests are x86_64, this machine is not");
+        return Ok(());
+    }
+    let work = context.target.join("kernels/guest");
+    fs::create_dir_all(&work)?;
+    let mut none = true;
+    for series in &SERIES {
+        let place = format!("kernels {}", series.name);
+        let Some(image) = series.fetch(context)? else {
+            tally.skip(&place, "this machine's package lists have no such kernel; those of Debian 12 have it");
+            continue;
+        };
+        none = false;
+        step(format_args!("boot Linux {}", series.name));
+        let start = Instant::now();
+        let log = boot(context, &image, test, filter, &work.join(series.name))?;
+        let mut outcome = libtest::parse(&log.tests);
+        if log.exit_code != Some(if outcome.failed.is_empty() { 0 } else { 101 }) {
+            outcome.complete = false;
+        }
+        if outcome.complete && outcome.ran() == 0 && filter.is_empty() {
+            tally.fail(&place, "no test ran");
+        }
+        if !outcome.complete {
+            outcome.failures = format!("{}\nlast lines of the console:\n{}", log.tests, tail(&log.console, 40));
+        }
+        tally.take(&place, outcome);
+        step(format_args!("Linux {} took {:.1} s", series.name, start.elapsed().as_secs_f64()));
+    }
+    ensure!(
+        !none,
+        "no kernel to test on: the package lists have neither; `apt-get update` or a Debian 12 machine helps"
+    );
+    Ok(())
+}
+
+/// What came out of a guest.
+#[derive(Debug)]
+struct Log {
+    /// The tests' output.
+    tests: String,
+    /// The kernel's.
+    console: String,
+    /// Of the test binary; `None` when the guest did not come that far.
+    exit_code: Option<i32>,
+}
+
+fn boot(context: &Context, image: &Image, test: &Path, filter: &[String], work: &Path) -> Result<Log> {
+    let (archive, console, tests) = (path(work, "cpio"), path(work, "console.log"), path(work, "tests.log"));
+    fs::write(&archive, guest(context, image, test, filter, work)?)?;
+    for log in [&console, &tests] {
+        fs::write(log, "")?;
+    }
+    let mut command = Command::new("qemu-system-x86_64");
+    // Emulated, so that it is the same on every machine: one with /dev/kvm may yet be unable to nest.
+    command.args(["-machine", "accel=tcg", "-cpu", "max", "-m", "2G", "-display", "none", "-monitor", "none"]);
+    command.args(["-nodefaults", "-no-reboot", "-kernel"]).arg(image.vmlinuz()?).arg("-initrd").arg(&archive);
+    // Two lines: the kernel's messages would end up in the middle of the tests'.
+    for log in [&console, &tests] {
+        command.arg("-serial").arg(format!("file:{}", log.display()));
+    }
+    command.args(["-append", "console=ttyS0 panic=-1 rdinit=/init"]);
+    wait(&mut command)?;
+    fs::remove_file(archive)?;
+    let text = |file: &Path| Ok::<_, std::io::Error>(String::from_utf8_lossy(&fs::read(file)?).into_owned());
+    let (tests, console) = (text(&tests)?, text(&console)?);
+    let code = tests.lines().rev().find_map(|line| line.trim().strip_prefix(MARKER)?.parse().ok());
+    Ok(Log { tests, console, exit_code: code })
+}
+
+fn path(work: &Path, extension: &str) -> PathBuf {
+    let mut path = work.as_os_str().to_owned();
+    path.push(".");
+    path.push(extension);
+    path.into()
+}
+
+/// Waits for the guest to power off; one that does not is ended, and the missing marker tells.
+fn wait(command: &mut Command) -> Result<()> {
+    let mut child = command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot start {}", shown(command)))?;
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            ensure!(status.success(), "{status}: {}", shown(command));
+            return Ok(());
+        }
+        if start.elapsed() > TIME_LIMIT {
+            step(format_args!("the guest did not end in {} s and is stopped", TIME_LIMIT.as_secs()));
+            child.kill()?;
+            child.wait()?;
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The guest's file system: busybox, modules, the test binary with its libraries, the objects, the golden files.
+fn guest(context: &Context, image: &Image, test: &Path, filter: &[String], work: &Path) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for directory in ["/proc", "/sys", "/dev", "/tmp", "/run"] {
+        archive.directory(directory)?;
+    }
+    let busybox = static_busybox().context("no busybox without shared libraries")?;
+    archive.file("/bin/busybox", &read(&busybox)?)?;
+    archive.link("/bin/sh", "busybox")?;
+    let modules = image.modules(&MODULES)?;
+    for (name, bytes) in &modules {
+        archive.file(&format!("/modules/{name}.ko"), bytes)?;
+    }
+    let stripped = path(work, "test");
+    // Symbols stay, for the backtrace of a failed test; line tables would triple what the guest unpacks.
+    output(Command::new("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(test))?;
+    archive.file(&format!("{GUEST_DIRECTORY}/test"), &read(&stripped)?)?;
+    fs::remove_file(stripped)?;
+    for library in libraries(&output(Command::new("ldd").arg(test))?) {
+        archive.file(&library, &read(Path::new(&library))?)?;
+    }
+    for object in [context.ebpf_object(), context.bench_object()] {
+        let name = object.file_name().context("objects have names")?.to_string_lossy().into_owned();
+        archive.file(&format!("{GUEST_DIRECTORY}/{name}"), &read(&object)?)?;
+    }
+    golden(&context.root.join("retry-common/tests/golden"), &mut archive)?;
+    let names: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
+    archive.file("/init", init(&names, filter).as_bytes())?;
+    archive.finish()
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+/// The golden files, at the place where the tests were compiled to look for them.
+fn golden(directory: &Path, archive: &mut Archive) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
+        let file = entry?.path();
+        archive.file(file.to_str().context("a path that is no text")?, &read(&file)?)?;
+    }
+    Ok(())
+}
+
+/// The files that `ldd` names, the loader among them.
+fn libraries(ldd: &str) -> Vec<String> {
+    let path = |line: &str| {
+        let found = line.split_once("=>").map_or(line, |(_, right)| right);
+        found.split_whitespace().next().filter(|word| word.starts_with('/')).map(str::to_owned)
+    };
+    ldd.lines().filter_map(path).collect()
+}
+
+/// The first program of the guest.
+fn init(modules: &[&str], filter: &[String]) -> String {
+    let load: String = modules.iter().map(|name| format!("insmod /modules/{name}.ko\n")).collect();
+    let filter: String = filter.iter().map(|word| format!(" {}", quoted(word))).collect();
+    format!(
+        "#!/bin/sh
+export PATH=/bin HOME=/tmp
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t bpf bpf /sys/fs/bpf
+mount -t tmpfs tmp /tmp
+mkdir -p /run/netns
+{load}ip link set lo up
+export RETRY_EBPF_OBJECT={GUEST_DIRECTORY}/retry-ebpf.o RETRY_BENCH_OBJECT={GUEST_DIRECTORY}/retry-bench.o
+export RETRY_SLOW_MACHINE=1 RUST_BACKTRACE=1
+cd {GUEST_DIRECTORY}
+{GUEST_DIRECTORY}/test --show-output --test-threads=1{filter} </dev/null >/dev/ttyS1 2>&1
+echo \"{MARKER}$?\" >/dev/ttyS1
+sync
+poweroff -f
+"
+    )
+}
+
+/// A word that the guest's shell takes as it is.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_the_paths_that_ldd_names() {
+        let ldd = "\tlinux-vdso.so.1 (0x00007fff)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
+                   \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        assert_eq!(libraries(ldd), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
+        assert!(libraries("\tstatically linked\n").is_empty());
+    }
+
+    #[test]
+    fn the_guest_loads_modules_in_order_and_passes_the_filter_on() {
+        let script = init(&["failover", "veth"], &["a b".to_owned(), "it's".to_owned()]);
+        assert!(script.contains("insmod /modules/failover.ko\ninsmod /modules/veth.ko\nip link set lo up"));
+        assert!(script.contains(r"--test-threads=1 'a b' 'it'\''s' <"));
+        assert!(script.trim_end().ends_with("poweroff -f"));
+    }
+
+    #[test]
+    fn only_the_end_of_a_long_console_is_shown() {
+        assert_eq!(tail("a\nb\nc", 2), "b\nc");
+        assert_eq!(tail("a", 2), "a");
+    }
+}

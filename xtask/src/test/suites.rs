@@ -1,0 +1,78 @@
+//! The suites, in the order in which they run: cheap ones first.
+
+use crate::tools::Use;
+
+/// A part of the test command.
+#[derive(Debug)]
+pub(crate) struct Suite {
+    /// As the command line names it.
+    pub(crate) name: &'static str,
+    /// What runs.
+    pub(crate) kind: Kind,
+    /// What has to be there beside a compiler.
+    pub(crate) uses: &'static [Use],
+}
+
+/// What a suite consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The parts of the check verb.
+    Check,
+    /// Unit and property tests of all packages, as the user.
+    Unit,
+    /// An integration test of retry-testbed, by its file's name, as root.
+    Testbed(&'static str),
+    /// An integration test of retry-testbed on other kernels, under qemu.
+    Kernels(&'static str),
+}
+
+/// Every suite.
+pub(crate) const SUITES: &[Suite] = &[
+    Suite { name: "check", kind: Kind::Check, uses: &[Use::Check] },
+    Suite { name: "unit", kind: Kind::Unit, uses: &[Use::Ebpf] },
+    Suite { name: "testbed", kind: Kind::Testbed("testbed"), uses: FABRIC },
+    Suite { name: "packets", kind: Kind::Testbed("packets"), uses: &[Use::Ebpf] },
+    Suite { name: "differential", kind: Kind::Testbed("differential"), uses: &[Use::Ebpf] },
+    Suite { name: "maps", kind: Kind::Testbed("maps"), uses: &[Use::Ebpf, Use::Fabric, Use::Maps] },
+    Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC },
+    Suite { name: "kernels", kind: Kind::Kernels("packets"), uses: &[Use::Ebpf, Use::Kernels] },
+];
+
+const FABRIC: &[Use] = &[Use::Ebpf, Use::Fabric];
+
+impl Suite {
+    /// Whether it runs as root.
+    pub(crate) fn privileged(&self) -> bool {
+        matches!(self.kind, Kind::Testbed(_))
+    }
+
+    /// Whether it starts the daemon.
+    pub(crate) fn needs_daemon(&self) -> bool {
+        self.uses.contains(&Use::Fabric)
+    }
+}
+
+/// Every name, for the command line.
+pub(crate) fn names() -> Vec<&'static str> {
+    SUITES.iter().map(|suite| suite.name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn check_is_first_and_names_are_unique() {
+        assert_eq!(SUITES.first().map(|suite| suite.name), Some("check"));
+        assert_eq!(names().iter().collect::<BTreeSet<_>>().len(), SUITES.len());
+    }
+
+    #[test]
+    fn only_what_touches_the_kernel_needs_root() {
+        for suite in SUITES {
+            assert_eq!(suite.privileged(), !["check", "unit", "kernels"].contains(&suite.name), "{}", suite.name);
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! What the verbs need, as one table: how to see whether it is there, and where it comes from when it is not.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    context::{Context, find_program, forget_outer_cargo, output},
+    ebpf_toolchain::{self, Toolchain},
+    install,
+};
+
+/// What a verb or a suite is about to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// Build the eBPF objects.
+    Ebpf,
+    /// Lay out namespaces, links and loss.
+    Fabric,
+    /// Read BPF maps as an operator does.
+    Maps,
+    /// Boot other kernels.
+    Kernels,
+    /// Format and lint.
+    Check,
+}
+
+/// How presence is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Probe {
+    /// A program on the search path.
+    Program(&'static str),
+    /// A subcommand of the cargo in use.
+    CargoCommand(&'static str),
+    /// busybox without shared libraries.
+    StaticBusybox,
+    /// rustc, cargo and the sources of `core` for the kernel's target.
+    EbpfCompiler,
+    /// Clippy of that compiler.
+    EbpfClippy,
+    /// bpf-linker in `target/tools`, with the libraries that it links.
+    BpfLinker,
+}
+
+/// Where else it comes from than from a Debian package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Elsewhere {
+    /// The system's own package manager, which is nothing this program drives.
+    System,
+    /// `rustup` with these arguments.
+    Rustup(&'static [&'static str]),
+    /// `cargo install` into `target/tools`, on Debian too.
+    CratesIo,
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub(crate) struct Tool {
+    /// As an error names it.
+    pub(crate) name: &'static str,
+    probe: Probe,
+    /// Debian's packages.
+    pub(crate) packages: &'static [&'static str],
+    pub(crate) elsewhere: Elsewhere,
+    uses: &'static [Use],
+}
+
+const NIGHTLY: Elsewhere =
+    Elsewhere::Rustup(&["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src,clippy"]);
+
+/// Everything that is not Rust's own standard equipment. In the order in which it is installed.
+const TOOLS: &[Tool] = &[
+    Tool {
+        name: "the eBPF compiler (rustc, cargo and the sources of core)",
+        probe: Probe::EbpfCompiler,
+        packages: &["rustc-web", "cargo-web", "rust-web-src"],
+        elsewhere: NIGHTLY,
+        uses: &[Use::Ebpf, Use::Check],
+    },
+    Tool {
+        name: "clippy of the eBPF compiler",
+        probe: Probe::EbpfClippy,
+        packages: &["rust-web-clippy"],
+        elsewhere: NIGHTLY,
+        uses: &[Use::Check],
+    },
+    Tool {
+        name: "bpf-linker",
+        probe: Probe::BpfLinker,
+        packages: &[],
+        elsewhere: Elsewhere::CratesIo,
+        uses: &[Use::Ebpf],
+    },
+    Tool {
+        name: "rustfmt",
+        probe: Probe::CargoCommand("fmt"),
+        packages: &["rustfmt-web"],
+        elsewhere: Elsewhere::Rustup(&["component", "add", "rustfmt"]),
+        uses: &[Use::Check],
+    },
+    Tool {
+        name: "clippy",
+        probe: Probe::CargoCommand("clippy"),
+        packages: &["rust-web-clippy"],
+        elsewhere: Elsewhere::Rustup(&["component", "add", "clippy"]),
+        uses: &[Use::Check],
+    },
+    program("ip", &["iproute2"], &[Use::Fabric]),
+    program("nft", &["nftables"], &[Use::Fabric]),
+    program("ethtool", &["ethtool"], &[Use::Fabric]),
+    program("bpftool", &["bpftool"], &[Use::Maps]),
+    program("qemu-system-x86_64", &["qemu-system-x86"], &[Use::Kernels]),
+    program("xz", &["xz-utils"], &[Use::Kernels]),
+    program("ldd", &["libc-bin"], &[Use::Kernels]),
+    program("strip", &["binutils"], &[Use::Kernels]),
+    program("dpkg-deb", &["dpkg"], &[Use::Kernels]),
+    Tool {
+        name: "a busybox without shared libraries",
+        probe: Probe::StaticBusybox,
+        packages: &["busybox-static"],
+        elsewhere: Elsewhere::System,
+        uses: &[Use::Kernels],
+    },
+];
+
+const fn program(name: &'static str, packages: &'static [&'static str], uses: &'static [Use]) -> Tool {
+    Tool { name, probe: Probe::Program(name), packages, elsewhere: Elsewhere::System, uses }
+}
+
+impl Tool {
+    /// Whether it is there and works.
+    pub(crate) fn present(&self, context: &Context) -> bool {
+        match self.probe {
+            Probe::Program(name) => find_program(name).is_some(),
+            Probe::CargoCommand(name) => {
+                let mut command = Command::new("cargo");
+                forget_outer_cargo(&mut command);
+                output(command.args([name, "--version"])).is_ok()
+            }
+            Probe::StaticBusybox => static_busybox().is_some(),
+            Probe::EbpfCompiler => Toolchain::find().is_some(),
+            Probe::EbpfClippy => Toolchain::find().is_some_and(|toolchain| toolchain.has_clippy()),
+            Probe::BpfLinker => ebpf_toolchain::linker_works(context),
+        }
+    }
+
+    /// What somebody would type to get it.
+    pub(crate) fn command(&self, context: &Context) -> String {
+        let rustup = |arguments: &[&str]| format!("rustup {}", arguments.join(" "));
+        match self.elsewhere {
+            Elsewhere::CratesIo => install::linker_command_line(context),
+            // cargo finds its subcommands beside itself: rustup's cargo needs rustup's component.
+            Elsewhere::Rustup(arguments) if matches!(self.probe, Probe::CargoCommand(_)) && install::has_rustup() => {
+                rustup(arguments)
+            }
+            Elsewhere::Rustup(arguments) if !install::packages_known(self.packages) => rustup(arguments),
+            Elsewhere::System | Elsewhere::Rustup(_) => format!("apt-get install {}", self.packages.join(" ")),
+        }
+    }
+
+    /// Whether rustup is the way here, although Debian has packages.
+    pub(crate) fn by_rustup(&self) -> bool {
+        matches!(self.probe, Probe::CargoCommand(_)) && install::has_rustup()
+    }
+}
+
+/// A busybox that runs in a guest without libraries.
+pub(crate) fn static_busybox() -> Option<std::path::PathBuf> {
+    find_program("busybox").filter(|file| is_static(file))
+}
+
+/// A dynamic ELF file names its interpreter near its start.
+fn is_static(file: &Path) -> bool {
+    fs::read(file).is_ok_and(|bytes| {
+        let start = &bytes[..bytes.len().min(4096)];
+        start.starts_with(b"\x7fELF") && !start.windows(7).any(|window| window == b"/ld-lin" || window == b"ld-musl")
+    })
+}
+
+/// Makes sure that everything these uses need is there.
+///
+/// # Errors
+/// Something is missing and `--no-install` was given, or it cannot be installed: the message names each tool and a command.
+pub(crate) fn ensure(context: &Context, uses: &[Use]) -> Result<()> {
+    let missing: Vec<&Tool> = wanted(uses).filter(|tool| !tool.present(context)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if context.no_install {
+        bail!("missing, and --no-install was given:\n{}", listed(context, &missing));
+    }
+    install::install(context, &missing)?;
+    let missing: Vec<&Tool> = missing.into_iter().filter(|tool| !tool.present(context)).collect();
+    if !missing.is_empty() {
+        bail!("still missing after the installation:\n{}", listed(context, &missing));
+    }
+    Ok(())
+}
+
+/// One line for each tool, with the command that brings it.
+pub(crate) fn listed(context: &Context, tools: &[&Tool]) -> String {
+    tools.iter().map(|tool| format!("  {}: {}", tool.name, tool.command(context))).collect::<Vec<_>>().join("\n")
+}
+
+fn wanted(uses: &[Use]) -> impl Iterator<Item = &'static Tool> {
+    TOOLS.iter().filter(move |tool| tool.uses.iter().any(|one| uses.contains(one)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn names(uses: &[Use]) -> Vec<&'static str> {
+        wanted(uses).map(|tool| tool.name).collect()
+    }
+
+    #[test]
+    fn every_tool_has_a_name_of_its_own_a_use_and_a_source() {
+        let mut seen = BTreeSet::new();
+        for tool in TOOLS {
+            assert!(seen.insert(tool.name), "{} stands twice", tool.name);
+            assert!(!tool.uses.is_empty(), "{} is for nothing", tool.name);
+            assert!(!tool.packages.is_empty() || tool.elsewhere == Elsewhere::CratesIo, "{}", tool.name);
+        }
+    }
+
+    #[test]
+    fn each_use_asks_for_its_own_tools_only() {
+        assert_eq!(names(&[Use::Fabric]), ["ip", "nft", "ethtool"]);
+        assert_eq!(names(&[Use::Maps]), ["bpftool"]);
+        assert!(names(&[Use::Kernels]).contains(&"qemu-system-x86_64"));
+        assert!(!names(&[Use::Ebpf]).contains(&"ip"));
+        assert!(names(&[Use::Ebpf]).contains(&"bpf-linker"));
+        assert!(!names(&[Use::Check]).contains(&"bpf-linker"), "linting links nothing");
+        assert!(names(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_missing_tool_is_named_with_its_command() {
+        let context = Context::new(true).expect("a workspace");
+        let tool = program("no-such-program", &["no-such-package"], &[Use::Fabric]);
+        assert!(!tool.present(&context));
+        assert_eq!(listed(&context, &[&tool]), "  no-such-program: apt-get install no-such-package");
+    }
+
+    #[test]
+    fn a_script_is_no_static_program() {
+        assert!(!is_static(Path::new("/etc/passwd")));
+        assert!(!is_static(&std::env::current_exe().expect("a test binary")));
+    }
+}
