@@ -11,6 +11,12 @@ pub const fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
+/// The sum of two folded sums.
+#[inline(always)]
+pub const fn add(a: u16, b: u16) -> u16 {
+    fold(a as u64 + b as u64)
+}
+
 /// The sum of `bytes`, folded, not inverted. An odd last byte is padded with zero.
 pub fn partial(bytes: &[u8]) -> u16 {
     let (words, rest) = bytes.as_chunks::<8>();
@@ -96,6 +102,24 @@ mod tests {
         #[test]
         fn partial_is_rfc1071(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
             prop_assert_eq!(partial(&bytes), rfc1071(&bytes));
+        }
+
+        #[test]
+        fn sums_of_even_parts_add_up(bytes in prop::collection::vec(any::<u8>(), 0..400), cut in 0usize..200) {
+            let (head, rest) = bytes.split_at((2 * cut).min(bytes.len()));
+            prop_assert_eq!(add(partial(head), partial(rest)), rfc1071(&bytes));
+        }
+
+        #[test]
+        fn sixteen_bytes_are_summed_like_any_others(bytes: [u8; 16]) {
+            prop_assert_eq!(partial_16(&bytes), rfc1071(&bytes));
+        }
+
+        #[test]
+        fn fold_is_the_remainder_with_zero_only_for_zero(sum: u64) {
+            // Ones' complement counts modulo 2^16 - 1, with 0xffff in place of 0.
+            let expected = match u16::try_from(sum % 0xffff).unwrap() { 0 if sum != 0 => 0xffff, other => other };
+            prop_assert_eq!(fold(sum), expected);
         }
 
         #[test]

@@ -30,11 +30,13 @@ impl FrameKey {
     }
 
     /// HashKey ∥ SeqNum, big-endian.
+    #[inline(always)]
     pub const fn to_bytes(&self) -> [u8; 16] {
         ((self.hash_key() as u128) << 64 | self.seq_num() as u128).to_be_bytes()
     }
 
     /// The key of these bytes.
+    #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the halves are taken apart")]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         let both = u128::from_be_bytes(bytes);

@@ -1,7 +1,7 @@
 //! What both sides of the kernel boundary know: the bytes, the limits, the counters, the shared memory's layout, and the
 //! one truth table. `no_std`, no allocation, no clock, no I/O: everything can be tested on the host.
 //!
-//! * [`wire`]: datagrams; [`key`], [`group`], [`checksum`]: what is computed from them
+//! * [`wire`]: datagrams; [`key`], [`group`], [`checksum`], [`crc32c`]: what is computed from them
 //! * [`limit`], [`holddown`]: state word and time in, verdict and state word out
 //! * [`index`], [`abi`]: the frame log's layout
 //! * [`counter`]: every verdict's counter and metric
@@ -15,6 +15,7 @@ extern crate std;
 pub mod abi;
 pub mod checksum;
 pub mod counter;
+pub mod crc32c;
 pub mod decide;
 pub mod group;
 pub mod holddown;

@@ -30,7 +30,7 @@ use crate::reply::Way;
 
 /// Attached to every interface of the endpoint: answers NACKs, passes everything else.
 #[xdp]
-pub fn retry_nack(ctx: XdpContext) -> u32 {
+fn retry_nack(ctx: XdpContext) -> u32 {
     let way = match classify(&ctx) {
         Ok(request) => reply::answer(&ctx, &request),
         Err(NotOurs::Unknown) => Way::Pass,
@@ -57,7 +57,7 @@ pub fn retry_nack(ctx: XdpContext) -> u32 {
 
 /// Attached to devmap entries: makes a clone what its turn says.
 #[xdp(map = "devmap")]
-pub fn retry_role(ctx: XdpContext) -> u32 {
+fn retry_role(ctx: XdpContext) -> u32 {
     match reply::play_role(&ctx) {
         Ok(()) => xdp_action::XDP_PASS,
         Err(counter) => {

@@ -260,6 +260,10 @@ fn back(ctx: &XdpContext, request: &Request, answer: &Answer, counter: Counter) 
 #[inline(always)]
 fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Way {
     let ends = Ends::back(&request.headers);
+    // The room was proved, and given back if a multicast was planned that the hold-down then left out.
+    if !packet::resize(ctx, packet_len(request.ip_offset, record.length)) {
+        return Way::Failed;
+    }
     if swap_macs(ctx).is_none()
         || write_frame(ctx, request.ip_offset, &ends, request.settings.unicast_hop_limit, record).is_none()
     {

@@ -3,8 +3,8 @@
 //! From the ground up: [`netns`] makes namespaces, [`fabric`] joins hosts in them, [`loss`] loses packets on the way.
 //! [`packet`] builds and checks packets, [`capture`] reads and writes them raw. [`frames`] makes frames, [`publish`] sends
 //! them and notes them in the [`journal`], [`listener`] receives them, asks for what it missed ([`answer`]) and compares.
-//! [`daemon`] runs the real program and reads its numbers ([`http`]); [`testrun`] runs one packet through an XDP program;
-//! [`replay`] takes datagrams out of a capture.
+//! [`daemon`] runs the real program and reads its numbers ([`http`]); [`testrun`] runs one packet through an XDP program,
+//! [`loaded`] is ours with a frame log; [`replay`] takes datagrams out of a capture.
 
 pub mod answer;
 pub mod capture;
@@ -14,6 +14,7 @@ pub mod frames;
 pub mod http;
 pub mod journal;
 pub mod listener;
+pub mod loaded;
 pub mod loss;
 pub mod netns;
 pub mod packet;

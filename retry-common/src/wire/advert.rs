@@ -1,5 +1,6 @@
 //! The ADVERT beacon (BRC-126): an endpoint says where it is and what it offers.
 
+use crate::crc32c;
 use crate::wire::{HEAD, MAGIC};
 
 /// Length of an ADVERT, bytes.
@@ -15,10 +16,24 @@ pub const FLAG_MULTICAST: u16 = 0x0010;
 
 const TYPE: u8 = 0x20;
 
+/// [`Advert::scope`]: sent to the site's beacon group.
+pub const SCOPE_SITE: u8 = 0x05;
+/// [`Advert::scope`]: sent to the organisation's beacon group.
+pub const SCOPE_ORG: u8 = 0x08;
+/// [`Advert::scope`]: sent to the global beacon group.
+pub const SCOPE_GLOBAL: u8 = 0x0E;
+/// [`Advert::scope`]: sent to all three.
+pub const SCOPE_ALL: u8 = 0xFF;
+
+/// The id of an instance name: its CRC32c, 1 in place of 0.
+pub fn instance_id(name: &str) -> u32 {
+    crc32c::of(&[name.as_bytes()]).max(1)
+}
+
 /// An announcement.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Advert {
-    /// 0x05 site, 0x08 organisation, 0x0E global, 0xFF all three.
+    /// A `SCOPE_` value.
     pub scope: u8,
     /// Where NACKs are taken.
     pub nack_addr: [u8; 16],
@@ -32,7 +47,7 @@ pub struct Advert {
     pub interval_s: u16,
     /// `FLAG_` bits.
     pub flags: u16,
-    /// CRC32c of the instance name, never 0.
+    /// [`instance_id`]; never 0.
     pub instance_id: u32,
 }
 

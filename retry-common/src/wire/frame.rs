@@ -2,10 +2,12 @@
 //!
 //! All cached frames share the offsets 0 to 56, so the key is found without a branch. Everything but a bundle's members
 //! can be judged from the first [`HEAD_LEN`] bytes and the length, so that a reader with a copied head can do it too.
+//!
+//! Longer than most files: the versions share one header, and its reader and its writer are checked side by side.
 
 use crate::group::{BLOCK, SUBTREE_DATA, Sharding};
 use crate::key::FrameKey;
-use crate::wire::{HEAD, MAGIC};
+use crate::wire::{MAGIC, chunk, put};
 
 /// Bytes that [`Head::parse`] needs to see of a longer frame.
 pub const HEAD_LEN: usize = 104;
@@ -39,6 +41,27 @@ pub enum Version {
     Beef = 9,
 }
 
+impl Version {
+    /// Bytes of its header.
+    pub const fn header_len(self) -> usize {
+        match self {
+            Self::Legacy => LEGACY_HEADER,
+            Self::Fragment => FRAGMENT_HEADER,
+            Self::Bundle => BUNDLE_HEADER,
+            Self::Transaction | Self::Block | Self::SubtreeData | Self::Anchor | Self::Beef => HEADER,
+        }
+    }
+
+    /// Where the payload length stands.
+    const fn length_at(self) -> usize {
+        match self {
+            Self::Legacy => 40,
+            Self::Bundle => 62,
+            Self::Transaction | Self::Fragment | Self::Block | Self::SubtreeData | Self::Anchor | Self::Beef => 88,
+        }
+    }
+}
+
 /// What decides how long a frame is kept.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[repr(u8)]
@@ -58,6 +81,17 @@ pub enum Class {
 impl Class {
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; 5] = [Self::Tx, Self::Block, Self::Subtree, Self::Anchor, Self::Beef];
+
+    /// Its name in settings and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tx => "tx",
+            Self::Block => "block",
+            Self::Subtree => "subtree",
+            Self::Anchor => "anchor",
+            Self::Beef => "beef",
+        }
+    }
 
     /// The class of a stored number.
     pub const fn from_u8(class: u8) -> Option<Self> {
@@ -90,9 +124,13 @@ pub enum FrameError {
     /// The declared payload is longer than the datagram.
     #[error("the payload is longer than the datagram")]
     Length,
-    /// FragTotal is 0, FragIndex is not below it, or the original's version cannot be fragmented.
-    #[error("the fragment fields do not fit together")]
+    /// FragTotal is 0, or FragIndex is not below it.
+    #[error("the fragment's number is not below the number of fragments")]
     Fragment,
+    /// OrigFrameVer names no version that comes in fragments: neither 0, 2, 4, 5, 6 nor 9. Without one, a fragment
+    /// has neither a life nor a group.
+    #[error("a fragment of a version that is not fragmented")]
+    OriginalVersion,
     /// The members of a bundle do not fill their section exactly as told.
     #[error("the bundle's members do not fit their section")]
     Bundle,
@@ -127,6 +165,8 @@ pub struct Bundle {
 /// The header of a frame, judged: all rules but those of a bundle's members.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Head {
+    /// Protocol version: [`PROTO_VER`](crate::wire::PROTO_VER) in what we write, not judged in what we read.
+    pub proto: u16,
     /// Its version.
     pub version: Version,
     /// Reserved, MsgType or flags, by version.
@@ -150,23 +190,18 @@ pub struct Head {
 impl Head {
     /// Judges the first bytes of a frame of `datagram_len` bytes: all of them, or at least [`HEAD_LEN`].
     pub fn parse(head: &[u8], datagram_len: usize) -> Result<Self, FrameError> {
-        if u32::from_be_bytes(chunk(head, 0)?) != MAGIC {
+        if u32::from_be_bytes(field(head, 0)?) != MAGIC {
             return Err(FrameError::Magic);
         }
-        let [_, _, version, byte7] = chunk(head, 4)?;
+        let [p0, p1, version, byte7] = field(head, 4)?;
         let version = version_of(version).ok_or(FrameError::Version)?;
-        let ident = chunk(head, 8)?;
-        let (header_len, length_at) = match version {
-            Version::Legacy => (LEGACY_HEADER, 40),
-            Version::Bundle => (BUNDLE_HEADER, 62),
-            Version::Fragment => (FRAGMENT_HEADER, 88),
-            _ => (HEADER, 88),
-        };
+        let ident = field(head, 8)?;
+        let header_len = version.header_len();
         if datagram_len < header_len {
             return Err(FrameError::Short);
         }
-        let payload_len =
-            usize::try_from(u32::from_be_bytes(chunk(head, length_at)?)).map_err(|_| FrameError::Length)?;
+        let payload_len = u32::from_be_bytes(field(head, version.length_at())?);
+        let payload_len = usize::try_from(payload_len).map_err(|_| FrameError::Length)?;
         if payload_len > datagram_len - header_len {
             return Err(FrameError::Length);
         }
@@ -175,11 +210,11 @@ impl Head {
         }
         let key = match version {
             Version::Legacy => FrameKey::default(),
-            _ => FrameKey::from_bytes(chunk(head, 40)?),
+            _ => FrameKey::from_bytes(field(head, 40)?),
         };
         let scope = match version {
             Version::Legacy | Version::Bundle => [0; 32],
-            _ => chunk(head, 56)?,
+            _ => field(head, 56)?,
         };
         let fragment = match version {
             Version::Fragment => Some(fragment_of(head)?),
@@ -189,7 +224,8 @@ impl Head {
             Version::Bundle => Some(bundle_of(head, byte7)?),
             _ => None,
         };
-        Ok(Self { version, byte7, ident, key, scope, header_len, payload_len, fragment, bundle })
+        let proto = u16::from_be_bytes([p0, p1]);
+        Ok(Self { proto, version, byte7, ident, key, scope, header_len, payload_len, fragment, bundle })
     }
 
     /// The key to cache it by; `None` for what is received but not cached: legacy frames and SeqNum 0.
@@ -230,34 +266,51 @@ impl Head {
         }
     }
 
-    /// Writes this head into `out` and returns its length; `None` when `out` is too short. The payload comes after it.
+    /// Writes the header of a frame with this head and its `payload_len` into `out` and returns the header's length;
+    /// the payload comes after it. Reserved bytes are zero.
+    ///
+    /// `None` when `out` is too short, the payload too long to tell, or `fragment` or `bundle` is not what the version
+    /// has. Values are not judged: a test publisher writes bad ones too.
     pub fn write(&self, out: &mut [u8]) -> Option<usize> {
-        out.get_mut(..self.header_len)?.fill(0);
-        put(out, 0, &HEAD)?;
+        if self.fragment.is_some() != (self.version == Version::Fragment)
+            || self.bundle.is_some() != (self.version == Version::Bundle)
+        {
+            return None;
+        }
+        let out = out.get_mut(..self.version.header_len())?;
+        out.fill(0);
+        put(out, 0, &MAGIC.to_be_bytes())?;
+        put(out, 4, &self.proto.to_be_bytes())?;
         put(out, 6, &[self.version as u8, self.byte7])?;
         put(out, 8, &self.ident)?;
-        let payload_len = u32::try_from(self.payload_len).ok()?.to_be_bytes();
+        put(out, self.version.length_at(), &u32::try_from(self.payload_len).ok()?.to_be_bytes())?;
         if self.version == Version::Legacy {
-            put(out, 40, &payload_len)?;
-            return Some(self.header_len);
+            return Some(out.len());
         }
         put(out, 40, &self.key.to_bytes())?;
         if let Some(bundle) = &self.bundle {
             put(out, 56, &bundle.group_index.to_be_bytes())?;
             put(out, 58, &[bundle.shard_bits])?;
             put(out, 60, &bundle.tx_count.to_be_bytes())?;
-            put(out, 62, &payload_len)?;
-            return Some(self.header_len);
+            return Some(out.len());
         }
         put(out, 56, &self.scope)?;
-        put(out, 88, &payload_len)?;
         if let Some(fragment) = &self.fragment {
             put(out, 92, &fragment.original_len.to_be_bytes())?;
             put(out, 96, &fragment.index.to_be_bytes())?;
             put(out, 98, &fragment.total.to_be_bytes())?;
             put(out, 100, &[fragment.original_version])?;
         }
-        Some(self.header_len)
+        Some(out.len())
+    }
+
+    /// Writes a whole frame with this head into `out` and returns its length. Both lengths of the head are those of
+    /// its version and of `payload`, whatever it says. `None` as in [`Head::write`].
+    pub fn write_frame(&self, payload: &[u8], out: &mut [u8]) -> Option<usize> {
+        let header_len = self.version.header_len();
+        put(out, header_len, payload)?;
+        Self { header_len, payload_len: payload.len(), ..*self }.write(out)?;
+        header_len.checked_add(payload.len())
     }
 }
 
@@ -319,6 +372,19 @@ pub struct Member<'a> {
     pub transaction: &'a [u8],
 }
 
+impl Member<'_> {
+    /// Writes this member into `out` and returns its length; the next comes after it. `None` when `out` is too short or
+    /// the transaction longer than 65,535 bytes.
+    pub fn write(&self, out: &mut [u8]) -> Option<usize> {
+        let tx_id: &[u8] = self.tx_id.map_or(&[], |tx_id| tx_id);
+        put(out, 0, &u16::try_from(self.transaction.len()).ok()?.to_be_bytes())?;
+        put(out, 2, tx_id)?;
+        let start = 2 + tx_id.len();
+        put(out, start, self.transaction)?;
+        start.checked_add(self.transaction.len())
+    }
+}
+
 /// Walks the members of a bundle.
 #[derive(Clone, Copy, Debug)]
 pub struct Members<'a> {
@@ -372,35 +438,29 @@ const fn original_of(version: u8) -> Option<Version> {
 
 fn fragment_of(head: &[u8]) -> Result<Fragment, FrameError> {
     let fragment = Fragment {
-        original_len: u32::from_be_bytes(chunk(head, 92)?),
-        index: u16::from_be_bytes(chunk(head, 96)?),
-        total: u16::from_be_bytes(chunk(head, 98)?),
-        original_version: u8::from_be_bytes(chunk(head, 100)?),
+        original_len: u32::from_be_bytes(field(head, 92)?),
+        index: u16::from_be_bytes(field(head, 96)?),
+        total: u16::from_be_bytes(field(head, 98)?),
+        original_version: u8::from_be_bytes(field(head, 100)?),
     };
     // An index below the total implies a total above zero.
-    if fragment.index < fragment.total && original_of(fragment.original_version).is_some() {
-        Ok(fragment)
-    } else {
-        Err(FrameError::Fragment)
+    if fragment.index >= fragment.total {
+        return Err(FrameError::Fragment);
     }
+    original_of(fragment.original_version).map(|_| fragment).ok_or(FrameError::OriginalVersion)
 }
 
 fn bundle_of(head: &[u8], byte7: u8) -> Result<Bundle, FrameError> {
-    let [shard_bits] = chunk(head, 58)?;
+    let [shard_bits] = field(head, 58)?;
     Ok(Bundle {
-        group_index: u16::from_be_bytes(chunk(head, 56)?),
+        group_index: u16::from_be_bytes(field(head, 56)?),
         shard_bits,
-        tx_count: u16::from_be_bytes(chunk(head, 60)?),
+        tx_count: u16::from_be_bytes(field(head, 60)?),
         has_tx_ids: byte7 & BUNDLE_HAS_TX_IDS != 0,
     })
 }
 
-/// `N` bytes at `offset`.
-fn chunk<const N: usize>(bytes: &[u8], offset: usize) -> Result<[u8; N], FrameError> {
-    bytes.get(offset..).and_then(|rest| rest.first_chunk()).copied().ok_or(FrameError::Short)
-}
-
-fn put(out: &mut [u8], offset: usize, bytes: &[u8]) -> Option<()> {
-    out.get_mut(offset..)?.get_mut(..bytes.len())?.copy_from_slice(bytes);
-    Some(())
+/// `N` bytes of a head.
+fn field<const N: usize>(head: &[u8], offset: usize) -> Result<[u8; N], FrameError> {
+    chunk(head, offset).ok_or(FrameError::Short)
 }

@@ -39,6 +39,7 @@ pub enum NackError {
 
 impl Nack {
     /// The NACK of a datagram.
+    #[inline(always)]
     pub fn parse(datagram: &[u8]) -> Result<Self, NackError> {
         let bytes = <&[u8; NACK_LEN]>::try_from(datagram).map_err(|_| NackError::Size)?;
         Self::from_array(bytes)

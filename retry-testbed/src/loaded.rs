@@ -1,0 +1,301 @@
+//! The real XDP program, loaded and attached as the daemon does it, with a frame log that the caller fills.
+//!
+//! Nothing here needs more than `ip link`: a test can run on a machine that has only busybox.
+
+use std::{
+    net::{Ipv6Addr, SocketAddrV6},
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use aya_obj::programs::XdpAttachType;
+use aya::{
+    maps::MapData,
+    programs::Xdp,
+};
+use nix::sched::{CloneFlags, unshare};
+use retry_common::{
+    abi::{Egress, Event, LAYOUT, Settings, setting_flag},
+    counter::{Counter, Counters},
+    key::FrameKey,
+    wire::frame::Class,
+};
+use retry_userspace::{
+    clock::monotonic_ns,
+    datapath::{Datapath, EgressInterface, Events, Mode, Request},
+    framelog::{self, Log, Memory, NewFrame, Pages, Put, Sizes, Writer},
+};
+
+use crate::{
+    netns::host_command,
+    testrun::{self, Action},
+};
+
+/// Where the program answers NACKs.
+pub const NACK_ADDRESS: SocketAddrV6 = SocketAddrV6::new(Ipv6Addr::new(0xFD10, 0, 0, 0, 0, 0, 0, 1), 9300, 0, 0);
+/// Source of multicast repairs; not the NACK address, so that a mix-up shows.
+pub const EGRESS_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xFD10, 0, 0, 0, 0, 0, 0, 0xE);
+/// Hop limit of answers and unicast copies.
+pub const UNICAST_HOPS: u8 = 61;
+/// Hop limit of multicast repairs.
+pub const MULTICAST_HOPS: u8 = 7;
+/// Longest frame that the program may send here.
+pub const MAX_FRAME: u32 = 3_392;
+const HASH_SEED: u64 = 0x5EED;
+const GROUP_PREFIX: u16 = 0xFF05;
+const GROUP_ID: u16 = 0x000B;
+const EGRESS_PORT: u16 = 9001;
+/// No test takes as long.
+const LEASE: Duration = Duration::from_secs(3_600);
+/// A page less headroom, as veth allows with native XDP on every kernel that we run on.
+const MTU: &str = "3500";
+
+/// Runs a closure on a fresh thread in a network namespace that ends with it; a panic passes through.
+pub fn in_new_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("root may make namespaces");
+            work()
+        });
+        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// An interface that the program is attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Source MAC of multicast repairs by it.
+    pub mac: [u8; 6],
+}
+
+impl Interface {
+    /// One end of a fresh veth pair in this thread's namespace, both ends up and silent.
+    ///
+    /// # Errors
+    /// Not root, or `ip` is missing or refuses.
+    pub fn veth(name: &str) -> Result<Self> {
+        let peer = format!("{name}p");
+        // Neither neighbour discovery nor MLD: every packet that the program sees is the test's.
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").context("switch IPv6 off")?;
+        host_command(&["ip", "link", "add", name, "type", "veth", "peer", "name", &peer])?;
+        for end in [name, &peer] {
+            host_command(&["ip", "link", "set", end, "mtu", MTU])?;
+            host_command(&["ip", "link", "set", end, "up"])?;
+        }
+        Self::named(name, [2, 0, 0, 0, 0, 0xE])
+    }
+
+    /// An interface of this thread's namespace.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn named(name: &str, mac: [u8; 6]) -> Result<Self> {
+        let index = nix::net::if_::if_nametoindex(name).with_context(|| format!("no interface {name}"))?;
+        Ok(Self { name: name.to_owned(), index, mac })
+    }
+
+    fn egress(&self) -> EgressInterface {
+        let egress = Egress { source: EGRESS_ADDRESS.octets(), mac: self.mac, reserved: [0; 2] };
+        EgressInterface { ifindex: self.index, egress }
+    }
+}
+
+/// What one packet got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// The program's verdict.
+    pub action: Action,
+    /// The packet as the program left it.
+    pub packet: Vec<u8>,
+    /// What it counted.
+    pub counted: Vec<(Counter, u64)>,
+}
+
+/// The kernel side at work. Dropping it detaches and unpins.
+pub struct Loaded {
+    datapath: Datapath,
+    pages: Arc<Pages>,
+    writer: Writer,
+    log: Log,
+    program: Xdp,
+    events: Events,
+    memory: Memory,
+    settings: Settings,
+    interface: u32,
+    pins: PathBuf,
+    _root: Root,
+}
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loaded").field("pins", &self.pins).finish_non_exhaustive()
+    }
+}
+
+/// The directory of our pins; goes after what is in it.
+#[derive(Debug)]
+struct Root(PathBuf);
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+impl Loaded {
+    /// Loads the program and attaches it to `here`, where NACKs come in, and to `others`. Multicast repairs leave by
+    /// `others`, and by `here` when `egress_here`. The calling thread stands in their namespace.
+    ///
+    /// # Errors
+    /// Not root, no object in this build, or the kernel refuses it.
+    pub fn open(here: &Interface, others: &[Interface], egress_here: bool) -> Result<Self> {
+        let sizes = Sizes::new(16 << 20, 16 << 20);
+        let until_ns = monotonic_ns() + u64::try_from(LEASE.as_nanos()).unwrap_or(0);
+        let settings = Settings { lease_until_ns: until_ns, ..settings(here.index, &sizes, egress_here) };
+        let root = PathBuf::from(format!("/sys/fs/bpf/rt-{}-{}", std::process::id(), nix::unistd::gettid()));
+        let interfaces: Vec<(String, u32)> =
+            std::iter::once(here).chain(others).map(|one| (one.name.clone(), one.index)).collect();
+        let egress: Vec<EgressInterface> =
+            egress_here.then_some(here).into_iter().chain(others).map(Interface::egress).collect();
+        let guard = Root(root.clone());
+        let mut datapath = Datapath::open(&Request {
+            mode: Mode::Native,
+            bpffs: &root,
+            fabric: &here.name,
+            interfaces: &interfaces,
+            egress: &egress,
+            sizes,
+            limit_entries: 65_536,
+            settings,
+            debug: false,
+        })?;
+        let pins = std::fs::read_dir(&root)?.next().context("no pins")??.path();
+        let pages = datapath.pages();
+        let (writer, log) = framelog::open(Arc::clone(&pages), HASH_SEED, 0);
+        let map = MapData::from_pin(pins.join("SETTINGS"))?;
+        datapath.renew_lease(until_ns);
+        Ok(Self {
+            events: datapath.take_events().context("no events")?,
+            program: Xdp::from_pin(pins.join("retry_nack"), XdpAttachType::Interface)?,
+            memory: Memory::of_map(map.fd().as_fd(), size_of::<Settings>())?,
+            datapath,
+            pages,
+            writer,
+            log,
+            settings,
+            interface: here.index,
+            pins,
+            _root: guard,
+        })
+    }
+
+    /// The settings in force.
+    #[must_use]
+    pub const fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    /// Puts other settings in force, the lease included.
+    pub fn set(&mut self, settings: Settings) {
+        self.settings = settings;
+        self.memory.write(0, settings);
+    }
+
+    /// Where the maps and the program are pinned.
+    #[must_use]
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// The log for reading.
+    #[must_use]
+    pub const fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Stores a frame from now on for `life`.
+    pub fn put(&mut self, key: FrameKey, group: u16, bytes: &[u8], life: Duration, daemon_only: bool) -> Put {
+        let life_ms = u32::try_from(life.as_millis()).unwrap_or(u32::MAX);
+        let frame = NewFrame { key, class: Class::Tx, group, life_ms, daemon_only, bytes };
+        self.writer.put(&frame, monotonic_ns())
+    }
+
+    /// True when the record at `slot` has this version and key.
+    #[must_use]
+    pub fn holds(&self, slot: u32, version: u64, key: FrameKey) -> bool {
+        let start = slot as usize * 64;
+        let word = |at: usize| self.pages.ring.word(start + at).load(std::sync::atomic::Ordering::Relaxed);
+        word(0) == version && [word(16).to_ne_bytes(), word(24).to_ne_bytes()].concat() == key.to_bytes()
+    }
+
+    /// Runs one packet that seems to come in where NACKs do.
+    ///
+    /// # Errors
+    /// As [`testrun::run`].
+    pub fn run(&self, packet: &[u8]) -> Result<Ran> {
+        self.run_from(self.interface, packet)
+    }
+
+    /// Runs one packet that seems to come in by another interface.
+    ///
+    /// # Errors
+    /// As [`testrun::run`].
+    pub fn run_from(&self, interface: u32, packet: &[u8]) -> Result<Ran> {
+        let before = self.counters()?;
+        let outcome = testrun::run(&self.program, packet, Some(interface))?;
+        let counted = difference(&before, &self.counters()?);
+        Ok(Ran { action: outcome.action, packet: outcome.packet, counted })
+    }
+
+    /// The counters since the program was loaded.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn counters(&self) -> Result<Counters> {
+        Ok(self.datapath.counters()?)
+    }
+
+    /// What the program handed over since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.events.take()).collect()
+    }
+}
+
+/// What was counted between two readings.
+#[must_use]
+pub fn difference(before: &Counters, after: &Counters) -> Vec<(Counter, u64)> {
+    Counter::ALL
+        .iter()
+        .map(|counter| (*counter, after.get(*counter) - before.get(*counter)))
+        .filter(|(_, times)| *times != 0)
+        .collect()
+}
+
+fn settings(interface: u32, sizes: &Sizes, egress_here: bool) -> Settings {
+    Settings {
+        generation: 1,
+        hash_seed: HASH_SEED,
+        layout: LAYOUT,
+        flags: setting_flag::UNICAST | if egress_here { setting_flag::EGRESS_HERE } else { 0 },
+        nack_ifindex: interface,
+        bucket_mask: sizes.buckets - 1,
+        hold_down_mask: sizes.hold_down_words - 1,
+        max_frame: MAX_FRAME,
+        nack_addr: NACK_ADDRESS.ip().octets(),
+        nack_port: NACK_ADDRESS.port().to_be_bytes(),
+        egress_port: EGRESS_PORT.to_be_bytes(),
+        group_prefix: GROUP_PREFIX.to_be_bytes(),
+        group_id: GROUP_ID.to_be_bytes(),
+        unicast_hop_limit: UNICAST_HOPS,
+        multicast_hop_limit: MULTICAST_HOPS,
+        ..Settings::default()
+    }
+}
