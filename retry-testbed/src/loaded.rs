@@ -6,21 +6,20 @@ use std::{
     net::{Ipv6Addr, SocketAddrV6},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
+use aya::{maps::MapData, programs::Xdp};
 use aya_obj::programs::XdpAttachType;
-use aya::{
-    maps::MapData,
-    programs::Xdp,
-};
 use nix::sched::{CloneFlags, unshare};
 use retry_common::{
     abi::{Egress, Event, LAYOUT, Settings, setting_flag},
     counter::{Counter, Counters},
+    holddown::HoldDown,
+    index,
     key::FrameKey,
     wire::frame::Class,
 };
@@ -53,6 +52,23 @@ const EGRESS_PORT: u16 = 9001;
 const LEASE: Duration = Duration::from_secs(3_600);
 /// A page less headroom, as veth allows with native XDP on every kernel that we run on.
 const MTU: &str = "3500";
+
+/// True, and said so, when a test that needs root cannot run.
+#[must_use]
+#[expect(clippy::print_stdout, reason = "whoever counts the tests reads it there")]
+pub fn skip(test: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("SKIP {test}: needs root");
+    }
+    !root
+}
+
+/// True on an emulated processor: tests take fewer samples there.
+#[must_use]
+pub fn slow_machine() -> bool {
+    std::env::var_os("RETRY_SLOW_MACHINE").is_some()
+}
 
 /// Runs a closure on a fresh thread in a network namespace that ends with it; a panic passes through.
 pub fn in_new_namespace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
@@ -232,8 +248,16 @@ impl Loaded {
     #[must_use]
     pub fn holds(&self, slot: u32, version: u64, key: FrameKey) -> bool {
         let start = slot as usize * 64;
-        let word = |at: usize| self.pages.ring.word(start + at).load(std::sync::atomic::Ordering::Relaxed);
+        let word = |at: usize| self.pages.ring.word(start + at).load(Ordering::Relaxed);
         word(0) == version && [word(16).to_ne_bytes(), word(24).to_ne_bytes()].concat() == key.to_bytes()
+    }
+
+    /// Marks a frame as multicast just now by another instance.
+    pub fn repaired_by_another(&self, key: FrameKey) {
+        let hash = index::hash(&key, HASH_SEED);
+        let place = index::bucket(hash, self.settings.hold_down_mask);
+        let word = HoldDown::others_word(hash, monotonic_ns());
+        self.pages.hold_down.word(place as usize * 8).store(word, Ordering::Relaxed);
     }
 
     /// Runs one packet that seems to come in where NACKs do.
@@ -253,6 +277,15 @@ impl Loaded {
         let outcome = testrun::run(&self.program, packet, Some(interface))?;
         let counted = difference(&before, &self.counters()?);
         Ok(Ran { action: outcome.action, packet: outcome.packet, counted })
+    }
+
+    /// Runs one packet in a page of its own and lets the kernel carry out what the program says.
+    ///
+    /// # Errors
+    /// As [`testrun::run_live`].
+    pub fn run_live(&self, packet: &[u8]) -> Result<()> {
+        testrun::run_live(&self.program, packet, self.interface, 1)?;
+        Ok(())
     }
 
     /// The counters since the program was loaded.

@@ -183,6 +183,8 @@ fn on_fabric(options: &Options, mut traffic: Traffic, stop: &AtomicBool) -> Resu
     for name in &names {
         let settings = ListenerSettings {
             attempts: 12,
+            // On a busy machine a NACK may overtake the frame on its way into the endpoint.
+            miss_attempts: 4,
             from_one: options.replay.is_none(),
             ..ListenerSettings::new(groups.clone(), endpoint.nack_address())
         };

@@ -52,6 +52,8 @@ pub struct ListenerSettings {
     pub drain: Duration,
     /// Asks per gap before it is given up, the first included.
     pub attempts: u32,
+    /// Asks per gap after which a MISS is final; 1 takes the first for an answer.
+    pub miss_attempts: u32,
     /// First pause after silence; doubles each time, four times at most.
     pub backoff: Duration,
     /// Flows are known to start at SeqNum 1: what is missing before the first frame is a gap as well.
@@ -70,6 +72,7 @@ impl ListenerSettings {
             answer_wait: Duration::from_millis(300),
             drain: Duration::from_millis(80),
             attempts: 6,
+            miss_attempts: 1,
             backoff: Duration::from_millis(100),
             from_one: true,
         }

@@ -88,6 +88,10 @@ impl Worker {
                 self.enter(key, State::Promised, self.settings.drain);
             }
             Answer::Ack { .. } => self.enter(key, State::Promised, self.settings.answer_wait),
+            // The next endpoint is asked at once, and where there is one alone it is the next again, a pause later.
+            Answer::Miss if attempts < self.settings.miss_attempts => {
+                self.enter(key, State::Paused, self.settings.backoff);
+            }
             Answer::Miss => {
                 self.stats().missed += 1;
                 self.give_up(key);
