@@ -98,6 +98,16 @@ mod tests {
         u16::try_from(sum).unwrap()
     }
 
+    /// RFC 8200 section 8.1: a checksum of zero is sent as 0xffff.
+    #[test]
+    fn a_checksum_is_never_zero() {
+        let address = [0; 16];
+        // What the pseudo-header and the UDP header add up to without payload: the rest of it makes 0xffff.
+        let headers = 17 + 2 * 8;
+        assert_eq!(udp_ipv6(&address, &address, 0, 0, 0, 0xffff - headers), 0xffff);
+        assert_eq!(udp_ipv6(&address, &address, 0, 0, 0, 0xfffe - headers), 0x0001);
+    }
+
     proptest! {
         #[test]
         fn partial_is_rfc1071(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {

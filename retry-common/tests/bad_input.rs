@@ -331,6 +331,14 @@ fn a_manifest_stands_at_the_offsets_of_the_specification() {
 }
 
 #[test]
+fn flags_of_sections_follow_from_the_sections() {
+    let mut out = [0; MANIFEST_HEADER_LEN];
+    assert_eq!(Manifest { flags: 0xff, ..plain() }.write(&mut out), Some(out.len()));
+    assert_eq!(out[7], 0xae);
+    assert_eq!(Manifest::parse(&out).map(|manifest| manifest.flags), Ok(out[7]));
+}
+
+#[test]
 fn bits_beyond_the_shard_bits_are_no_groups() {
     for (shard_bits, count) in [(0u8, 1), (2, 4), (3, 8), (4, 16), (12, 24), (16, 24), (31, 24), (32, 24), (255, 24)] {
         let manifest = Manifest { shard_bits, groups: Groups::Bitmap(&[0xff; 3]), ..plain() };

@@ -101,15 +101,9 @@ pub fn advert(settings: &Settings, draining: bool) -> [u8; ADVERT_LEN] {
             | flag(settings.draining || draining, advert::FLAG_DRAINING)
             | flag(settings.unicast, advert::FLAG_UNICAST)
             | flag(settings.multicast, advert::FLAG_MULTICAST),
-        instance_id: instance_id(&settings.instance),
+        instance_id: advert::instance_id(&settings.instance),
     }
     .to_bytes()
-}
-
-/// CRC32c of the instance name; 0 becomes 1, because 0 means "no instance" to listeners.
-#[must_use]
-pub fn instance_id(name: &str) -> u32 {
-    crc32c::crc32c(name.as_bytes()).max(1)
 }
 
 /// Sends ADVERTs; when is up to the caller: at once at start, then every interval, and with `draining` before a shutdown.
@@ -206,7 +200,7 @@ mod tests {
     fn the_advert_is_that_of_the_fields_program() {
         // The capture does not tell the instance's name.
         let mut expected = golden();
-        expected[32..36].copy_from_slice(&instance_id("NAME").to_be_bytes());
+        expected[32..36].copy_from_slice(&advert::instance_id("NAME").to_be_bytes());
         assert_eq!(advert(&settings(Scope::Site), false)[..], expected);
     }
 
@@ -231,7 +225,7 @@ mod tests {
                 preference: 7,
                 interval_s: 2,
                 flags: 0x0018,
-                instance_id: instance_id("NAME"),
+                instance_id: advert::instance_id("NAME"),
             }
         );
         let flags = |change: fn(&mut Settings), draining| {
@@ -256,8 +250,8 @@ mod tests {
     #[test]
     fn an_instance_is_its_crc32c_and_never_0() {
         // The check value of CRC-32C (RFC 3720, appendix B.4, names the polynomial).
-        assert_eq!(instance_id("123456789"), 0xE306_9283);
-        assert_eq!(instance_id(""), 1);
+        assert_eq!(advert::instance_id("123456789"), 0xE306_9283);
+        assert_eq!(advert::instance_id(""), 1);
     }
 
     #[test]
