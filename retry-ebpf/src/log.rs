@@ -140,9 +140,14 @@ pub(crate) fn copy_frame(ctx: &XdpContext, record: &Record, offset: usize) -> bo
     let Some(header) = header(record.slot) else {
         return false;
     };
-    // LLVM must not learn from the check below that the mask is needless: the verifier wants to see it.
-    let length = black_box(record.length) & 0xfff;
-    if length == 0 || length as usize > KERNEL_FRAME_MAX {
+    // The verifier wants to see both bounds of what it hands to the helper. LLVM would make one compare of the two checks,
+    // on another register, or drop the mask: the black boxes keep them apart.
+    let length = black_box(u64::from(record.length) & 0xfff);
+    if length > KERNEL_FRAME_MAX as u64 {
+        return false;
+    }
+    let length = black_box(length);
+    if length == 0 {
         return false;
     }
     // SAFETY: `header` leaves a page less than its own length behind it, and a frame is shorter than that.
@@ -182,8 +187,9 @@ pub(crate) fn hand_over(event: &Event) -> bool {
 
 #[inline(always)]
 fn version(header: *const RecordHeader) -> u64 {
+    // The version is the first field.
     // SAFETY: `header` points to a whole header; volatile because the daemon writes it.
-    unsafe { (&raw const (*header).version).read_volatile() }
+    unsafe { header.cast::<u64>().read_volatile() }
 }
 
 /// A pointer to a whole header with [`KERNEL_FRAME_MAX`] readable bytes behind it.

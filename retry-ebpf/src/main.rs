@@ -1,5 +1,5 @@
 //! The XDP programs of retry-endpoint, in the order in which a packet meets them:
-//! [`classify`] → [`admit`] and [`log`] under [`retry_common::decide`] → [`reply`].
+//! [`mod@classify`] → [`retry_common::decide`] over [`endpoint`] ([`admit`], [`log`]) → [`reply`] → [`role`].
 //!
 //! `retry_nack` is attached to interfaces. It is the only place where an XDP action is chosen. `retry_role` is attached
 //! to devmap entries and rewrites each clone into what it is to be: the ACK, the unicast copy or the multicast repair.
@@ -15,9 +15,12 @@ mod admit;
 mod atomic;
 mod classify;
 mod count;
+mod endpoint;
 mod log;
 mod packet;
 mod reply;
+mod rewrite;
+mod role;
 mod sample;
 
 use aya_ebpf::bindings::xdp_action;
@@ -58,7 +61,7 @@ fn retry_nack(ctx: XdpContext) -> u32 {
 /// Attached to devmap entries: makes a clone what its turn says.
 #[xdp(map = "devmap")]
 fn retry_role(ctx: XdpContext) -> u32 {
-    match reply::play_role(&ctx) {
+    match role::play(&ctx) {
         Ok(()) => xdp_action::XDP_PASS,
         Err(counter) => {
             count::one(counter);

@@ -91,10 +91,10 @@ pub(crate) fn cut_head(ctx: &XdpContext, bytes: i32) -> bool {
 /// # Safety
 /// `from` points to `length` readable bytes of a map value.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "offsets are below 100")]
-pub(crate) unsafe fn store(ctx: &XdpContext, offset: usize, from: *const u8, length: u32) -> bool {
+#[expect(clippy::cast_possible_truncation, reason = "offsets are below 100, lengths below 4096")]
+pub(crate) unsafe fn store(ctx: &XdpContext, offset: usize, from: *const u8, length: u64) -> bool {
     // SAFETY: the caller's promise; the helper checks the packet's bounds.
-    unsafe { bpf_xdp_store_bytes(ctx.ctx, offset as u32, from.cast_mut().cast(), length) == 0 }
+    unsafe { bpf_xdp_store_bytes(ctx.ctx, offset as u32, from.cast_mut().cast(), length as u32) == 0 }
 }
 
 /// Length of the Ethernet header with its tags (0 to 2, 802.1Q and 802.1ad) if an IPv6 packet follows, and the

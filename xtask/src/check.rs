@@ -45,15 +45,17 @@ fn command(context: &Context, part: &str) -> Result<Command> {
             command.args(["fmt", "--all", "--check"]);
         }
         "clippy" => {
-            command.args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]);
+            command.args(["clippy", "--workspace", "--all-targets", "--keep-going", "--quiet", "--", "-D", "warnings"]);
         }
         // On the host, above, most of that crate is what a lint never sees: code for the kernel's target.
         "clippy-ebpf" => {
             command = Toolchain::find().context("no eBPF compiler")?.cargo(context, "clippy")?;
-            command.args(["--bins", "--quiet", "--", "-D", "warnings"]);
+            command.args(["--bins", "--keep-going", "--quiet", "--", "-D", "warnings"]);
         }
         "docs" => {
-            command.args(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings");
+            command
+                .args(["doc", "--workspace", "--no-deps", "--keep-going", "--quiet"])
+                .env("RUSTDOCFLAGS", "-D warnings");
         }
         other => anyhow::bail!("check has no part {other}"),
     }

@@ -9,9 +9,8 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    context::{
-        Context, Privilege, find_program, forget_outer_cargo, forget_toolchain, is_program, output, run, shown, step,
-    },
+    context::{Context, Privilege, find_program, forget_outer_cargo, forget_toolchain, output, run, shown, step},
+    ebpf_toolchain::Toolchain,
     tools::{Elsewhere, Tool, listed},
 };
 
@@ -34,7 +33,7 @@ pub(crate) fn install(context: &Context, missing: &[&Tool]) -> Result<()> {
         match tool.elsewhere {
             Elsewhere::CratesIo => {
                 crates_io = true;
-                if !Path::new(LLVM_PREFIX).exists() && offered(context, &[LLVM_PACKAGE], &mut refreshed)? {
+                if !rustups_compiler() && !debians_llvm() && offered(context, &[LLVM_PACKAGE], &mut refreshed)? {
                     packages.push(LLVM_PACKAGE);
                 }
             }
@@ -135,6 +134,16 @@ fn apt_get(context: &Context, arguments: &[&str]) -> Result<()> {
     run(&mut command)
 }
 
+/// Whether bpf-linker has to read what rustup's nightly writes, with the LLVM of its default features.
+fn rustups_compiler() -> bool {
+    matches!(Toolchain::find(), Some(Toolchain::Nightly(_)))
+}
+
+/// Whether the LLVM of Debian's compiler is there to link with, and is the right one.
+fn debians_llvm() -> bool {
+    Path::new(LLVM_PREFIX).join("lib/libLLVM.so").exists() && !rustups_compiler()
+}
+
 fn linker_command(context: &Context) -> Command {
     let mut command = Command::new("cargo");
     forget_outer_cargo(&mut command);
@@ -142,7 +151,7 @@ fn linker_command(context: &Context) -> Command {
     command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_TARGET_DIR");
     command.args(["install", "bpf-linker", "--locked", "--version", LINKER_REQUIREMENT, "--root"]);
     command.arg(context.target.join("tools"));
-    if is_program(&Path::new(LLVM_PREFIX).join("bin/llvm-config")) {
+    if debians_llvm() {
         command.args(["--no-default-features", "--features", LLVM_FEATURE]).env("LLVM_PREFIX", LLVM_PREFIX);
     }
     command.current_dir(&context.root);
@@ -154,7 +163,7 @@ pub(crate) fn linker_command_line(context: &Context) -> String {
     let command = linker_command(context);
     let prefix = if command.get_envs().any(|(name, _)| name == "LLVM_PREFIX") {
         format!("LLVM_PREFIX={LLVM_PREFIX} ")
-    } else if packages_known(&[LLVM_PACKAGE]) {
+    } else if !rustups_compiler() && packages_known(&[LLVM_PACKAGE]) {
         format!("apt-get install {LLVM_PACKAGE}, then LLVM_PREFIX={LLVM_PREFIX} ")
     } else {
         String::new()

@@ -4,6 +4,7 @@ mod image;
 mod initramfs;
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -14,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    context::{Context, output, shown, step},
+    context::{Context, find_program, output, shown, step},
     kernels::{
         image::{Image, SERIES},
         initramfs::Archive,
@@ -28,6 +29,8 @@ use crate::{
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 /// Drivers that the tests use and that are modules there.
 const MODULES: [&str; 1] = ["veth"];
+/// The host's, because busybox has none or one that cannot make a pair of links.
+const PROGRAMS: [&str; 2] = ["ip", "ethtool"];
 /// The last line of the guest's output, followed by the exit code of the tests.
 const MARKER: &str = "guest: tests ended with ";
 /// Where the tests find their objects in the guest.
@@ -153,7 +156,13 @@ fn guest(context: &Context, image: &Image, test: &Path, filter: &[String], work:
     output(Command::new("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(test))?;
     archive.file(&format!("{GUEST_DIRECTORY}/test"), &read(&stripped)?)?;
     fs::remove_file(stripped)?;
-    for library in libraries(&output(Command::new("ldd").arg(test))?) {
+    let mut needed = BTreeSet::from_iter(libraries(&output(Command::new("ldd").arg(test))?));
+    for name in PROGRAMS {
+        let program = find_program(name).with_context(|| format!("no program {name}"))?;
+        needed.extend(libraries(&output(Command::new("ldd").arg(&program))?));
+        archive.file(&format!("{GUEST_DIRECTORY}/bin/{name}"), &read(&program)?)?;
+    }
+    for library in needed {
         archive.file(&library, &read(Path::new(&library))?)?;
     }
     for object in [context.ebpf_object(), context.bench_object()] {
@@ -194,7 +203,7 @@ fn init(modules: &[&str], filter: &[String]) -> String {
     let filter: String = filter.iter().map(|word| format!(" {}", quoted(word))).collect();
     format!(
         "#!/bin/sh
-export PATH=/bin HOME=/tmp
+export PATH={GUEST_DIRECTORY}/bin:/bin HOME=/tmp
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys

@@ -54,6 +54,7 @@ fn bench_generate(ctx: XdpContext) -> u32 {
     generate(&ctx).map_or(xdp_action::XDP_ABORTED, |()| xdp_action::XDP_TX)
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "words are taken apart, sums folded")]
 fn generate(ctx: &XdpContext) -> Option<()> {
     let template = TEMPLATE.get(0)?;
     let sent = SENT.get_ptr_mut(0)?;

@@ -35,7 +35,7 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "differential", kind: Kind::Testbed("differential"), uses: &[Use::Ebpf] },
     Suite { name: "maps", kind: Kind::Testbed("maps"), uses: &[Use::Ebpf, Use::Fabric, Use::Maps] },
     Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC },
-    Suite { name: "kernels", kind: Kind::Kernels("packets"), uses: &[Use::Ebpf, Use::Kernels] },
+    Suite { name: "kernels", kind: Kind::Kernels("packets"), uses: &[Use::Ebpf, Use::Fabric, Use::Kernels] },
 ];
 
 const FABRIC: &[Use] = &[Use::Ebpf, Use::Fabric];
@@ -48,7 +48,7 @@ impl Suite {
 
     /// Whether it starts the daemon.
     pub(crate) fn needs_daemon(&self) -> bool {
-        self.uses.contains(&Use::Fabric)
+        self.privileged() && self.uses.contains(&Use::Fabric)
     }
 }
 

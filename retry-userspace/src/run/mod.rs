@@ -1,38 +1,37 @@
 //! Builds the daemon from its settings, runs it until the shutdown, and takes it down in the right order.
 
-use std::collections::HashSet;
+mod state;
+mod translate;
+mod workers;
+
 use std::future::Future;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use retry_common::abi::{self, setting_flag};
-use retry_common::counter::Counters;
+use retry_common::abi;
 use retry_common::decide::Policy;
-use retry_common::group::{self, Sharding};
-use retry_common::holddown::HoldDown;
-use retry_common::limit::{TokenBucket, Window};
-use retry_common::wire::frame::Class;
 
-use crate::admin::{self, Snapshot, Source};
-use crate::beacon::{self, BeaconSender};
-use crate::clock::monotonic_ns;
+use crate::admin::{self, Source};
+use crate::beacon::BeaconSender;
 use crate::counters::UserCounters;
 use crate::datapath::{Datapath, DatapathError, EgressInterface, Events, Mode, Request};
 use crate::engine::{Engine, Rules};
 use crate::fabric::{Fabric, FabricError};
-use crate::framelog::{self, Pages, Sizes, Writer};
-use crate::ingress::fill::{Fill, FillRules};
+use crate::framelog::{self, Pages, Sizes};
+use crate::ingress::fill::Fill;
 use crate::ingress::joins::{JoinError, Joins};
 use crate::nack::Server;
-use crate::net::multicast;
 use crate::net::nack_socket::{self, NackSocket};
-use crate::repair::{Route, Sender};
+use crate::repair::Sender;
 use crate::settings::{Settings, XdpMode};
 use crate::telemetry::LogLevel;
+
+use state::State;
+use translate::{beacon_settings, fill_rules, groups, kernel_settings, route};
+use workers::Workers;
 
 /// Receive buffer of the NACK socket, bytes: 40,000 NACKs.
 const NACK_BUFFER: usize = 4 << 20;
@@ -318,214 +317,5 @@ const fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Native => "native",
         Mode::Skb => "skb",
-    }
-}
-
-fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u64) -> abi::Settings {
-    let sizes = Sizes::new(settings.cache.memory, settings.cache.memory_long);
-    let here = fabric.egress.iter().any(|egress| egress.interface.index == fabric.nack.index);
-    let flags = [
-        (settings.repair.multicast, setting_flag::MULTICAST),
-        (settings.repair.unicast, setting_flag::UNICAST),
-        (settings.nack.suppress_ack, setting_flag::SUPPRESS_ACK),
-        (settings.nack.suppress_miss, setting_flag::SUPPRESS_MISS),
-        (settings.limits.throttle_response, setting_flag::THROTTLE_RESPONSE),
-        // Such repairs go through the stack, which alone can loop them back.
-        (settings.egress.multicast_loop, setting_flag::DAEMON_MULTICAST),
-        (here, setting_flag::EGRESS_HERE),
-        (settings.xdp.mode == XdpMode::Skb, setting_flag::DAEMON_FRAMES),
-    ]
-    .into_iter()
-    .fold(0, |flags, (on, flag)| if on { flags | flag } else { flags });
-    let limits = &settings.limits;
-    abi::Settings {
-        generation: 1,
-        lease_until_ns: 0,
-        hash_seed,
-        limits: abi::Limits {
-            address: TokenBucket::new(limits.ip_rate, limits.ip_burst),
-            group: TokenBucket::new(limits.group_rate, limits.group_burst),
-            sequence: Window::new(limits.sequence_max, nanoseconds(limits.sequence_window)),
-            chain: Window::new(limits.chain_rate, nanoseconds(limits.chain_window)),
-        },
-        hold_down: HoldDown { ours_ns: nanoseconds(settings.repair.holddown), others_ns: 0 },
-        layout: abi::LAYOUT,
-        flags,
-        nack_ifindex: fabric.nack.index,
-        bucket_mask: sizes.buckets - 1,
-        hold_down_mask: sizes.hold_down_words - 1,
-        max_frame: fabric.max_frame(),
-        nack_addr: fabric.nack_addr.octets(),
-        nack_port: settings.nack.port.to_be_bytes(),
-        egress_port: settings.egress.port.to_be_bytes(),
-        group_prefix: settings.ingress.group_prefix.to_be_bytes(),
-        group_id: settings.ingress.group_id.to_be_bytes(),
-        unicast_hop_limit: fabric.nack.unicast_hop_limit().unwrap_or(64),
-        multicast_hop_limit: settings.egress.hop_limit,
-        reserved: [0; 6],
-    }
-}
-
-fn groups(settings: &Settings) -> Vec<Ipv6Addr> {
-    let ingress = &settings.ingress;
-    group::joined(ingress.shard_bits, ingress.subtree_data, ingress.beef)
-        .map(|index| Ipv6Addr::from(group::address(ingress.group_prefix, ingress.group_id, index)))
-        .collect()
-}
-
-fn route(settings: &Settings, fabric: &Fabric) -> Route {
-    Route {
-        group_prefix: settings.ingress.group_prefix,
-        group_id: settings.ingress.group_id,
-        egress: fabric
-            .egress
-            .iter()
-            .map(|egress| multicast::Egress {
-                interface: egress.interface.index,
-                source: egress.source,
-                port: settings.egress.port,
-                hop_limit: settings.egress.hop_limit,
-            })
-            .collect(),
-    }
-}
-
-fn beacon_settings(settings: &Settings, fabric: &Fabric) -> Option<beacon::Settings> {
-    let first = fabric.egress.first()?;
-    Some(beacon::Settings {
-        nack_address: fabric.nack_addr,
-        nack_port: settings.nack.port,
-        tier: settings.beacon.tier,
-        preference: settings.beacon.preference,
-        interval: settings.beacon.interval,
-        scope: settings.beacon.scope,
-        group_id: settings.ingress.group_id,
-        multicast: settings.repair.multicast,
-        unicast: settings.repair.unicast,
-        draining: settings.beacon.draining,
-        has_parent: false,
-        instance: settings.telemetry.instance.clone(),
-        interface: first.interface.index,
-        source: first.source,
-        hop_limit: settings.egress.hop_limit,
-    })
-}
-
-fn fill_rules(settings: &Settings, fabric: &Fabric) -> FillRules {
-    let life_ms = |class| u32::try_from(settings.cache.ttl(class).as_millis()).unwrap_or(u32::MAX);
-    FillRules {
-        sharding: Sharding { shard: settings.ingress.shard_bits, beef: settings.ingress.beef.unwrap_or_default() },
-        life_ms: Class::ALL.map(life_ms),
-        kernel_max: usize::try_from(fabric.max_frame()).unwrap_or(0),
-        own_sources: fabric.egress.iter().map(|egress| egress.source).collect::<HashSet<_>>(),
-        own_port: settings.nack.port,
-    }
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// What HTTP shows and the timers touch.
-struct State {
-    counters: Arc<UserCounters>,
-    writer: Arc<Mutex<Writer>>,
-    datapath: Mutex<Option<Datapath>>,
-    mode: &'static str,
-    reason: String,
-    adverts_sent: AtomicU64,
-    workers_ready: Arc<AtomicUsize>,
-    workers_total: AtomicUsize,
-    draining: AtomicBool,
-}
-
-impl State {
-    fn datapath(&self) -> MutexGuard<'_, Option<Datapath>> {
-        self.datapath.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn renew_lease(&self, lease: Duration) {
-        if let Some(datapath) = self.datapath().as_ref() {
-            datapath.renew_lease(monotonic_ns().saturating_add(nanoseconds(lease)));
-        }
-    }
-}
-
-impl Source for State {
-    fn snapshot(&self) -> Snapshot {
-        let kernel = match self.datapath().as_ref().map(Datapath::counters) {
-            Some(Ok(counters)) => counters,
-            Some(Err(error)) => {
-                tracing::warn!(%error, "the kernel's counters cannot be read");
-                Counters::default()
-            }
-            None => Counters::default(),
-        };
-        let (frames, lanes) = {
-            let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            (writer.live(), writer.lane_use(monotonic_ns()))
-        };
-        Snapshot {
-            kernel,
-            user: self.counters.snapshot(),
-            frames,
-            lanes,
-            adverts_sent: self.adverts_sent.load(Ordering::Relaxed),
-            xdp_mode: self.mode,
-            xdp_reason: self.reason.clone(),
-            workers_ready: self.workers_ready.load(Ordering::Relaxed),
-            workers_total: self.workers_total.load(Ordering::Relaxed),
-            draining: self.draining.load(Ordering::Relaxed),
-        }
-    }
-}
-
-/// The threads of the data path.
-#[derive(Default)]
-struct Workers {
-    stop: Arc<AtomicBool>,
-    ready: Arc<AtomicUsize>,
-    threads: Vec<(String, JoinHandle<io::Result<()>>)>,
-}
-
-impl Workers {
-    fn start(
-        &mut self,
-        name: &str,
-        work: impl FnOnce(&AtomicBool) -> io::Result<()> + Send + 'static,
-    ) -> Result<(), StartError> {
-        let (stop, ready) = (Arc::clone(&self.stop), Arc::clone(&self.ready));
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                ready.fetch_add(1, Ordering::Relaxed);
-                let result = work(&stop);
-                ready.fetch_sub(1, Ordering::Relaxed);
-                result
-            })
-            .map_err(StartError::Thread)?;
-        self.threads.push((name.to_owned(), thread));
-        Ok(())
-    }
-
-    /// The first worker that ended although nobody asked it to.
-    fn failed(&mut self) -> Option<StartError> {
-        let place = self.threads.iter().position(|(_, thread)| thread.is_finished())?;
-        let (worker, thread) = self.threads.swap_remove(place);
-        let why = match thread.join() {
-            Ok(Ok(())) => "it had nothing left to do".to_owned(),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "it panicked".to_owned(),
-        };
-        Some(StartError::Worker { worker, why })
-    }
-
-    fn stop(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for (worker, thread) in self.threads {
-            if !matches!(thread.join(), Ok(Ok(()))) {
-                tracing::warn!(worker, "did not end well");
-            }
-        }
     }
 }

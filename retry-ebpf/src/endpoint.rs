@@ -1,0 +1,104 @@
+//! The truth table's view of the kernel side: limits in maps, the frame log, and the room in the packet.
+
+use aya_ebpf::programs::XdpContext;
+use retry_common::abi::setting_flag;
+use retry_common::counter::Counter;
+use retry_common::decide::{Endpoint, Multicast, Policy};
+use retry_common::holddown::Claim;
+
+use crate::classify::Request;
+use crate::log::{self, Record};
+use crate::rewrite::packet_len;
+use crate::{admit, count, packet};
+
+/// One NACK, as the truth table sees it from here.
+pub(crate) struct Kernel<'a> {
+    /// The packet.
+    pub(crate) ctx: &'a XdpContext,
+    /// The NACK.
+    pub(crate) request: &'a Request,
+    /// Hash of its key.
+    pub(crate) hash: u64,
+    /// The operator's choices.
+    pub(crate) policy: Policy,
+    /// The packet's own buffer has room for the frame.
+    pub(crate) has_room: bool,
+}
+
+impl Endpoint for Kernel<'_> {
+    type Frame = Record;
+
+    #[inline(always)]
+    fn take_address(&mut self) -> bool {
+        let Request { headers, settings, now_ns, .. } = self.request;
+        admit::take_address(&headers.source, &settings.limits.address, *now_ns)
+    }
+
+    #[inline(always)]
+    fn sequence_is_over(&mut self) -> bool {
+        let Request { nack, settings, now_ns, .. } = self.request;
+        admit::sequence_is_over(&nack.key, &settings.limits.sequence, *now_ns)
+    }
+
+    #[inline(always)]
+    fn charge_sequence(&mut self) {
+        let Request { nack, settings, now_ns, .. } = self.request;
+        admit::charge_sequence(&nack.key, &settings.limits.sequence, *now_ns);
+    }
+
+    #[inline(always)]
+    fn take_chain(&mut self) -> bool {
+        let Request { nack, headers, settings, now_ns, .. } = self.request;
+        admit::take_chain(&headers.source, nack.key.hash_key(), &settings.limits.chain, *now_ns)
+    }
+
+    #[inline(always)]
+    fn look_up(&mut self) -> Option<Record> {
+        let Request { nack, settings, now_ns, .. } = self.request;
+        log::look_up(&nack.key, self.hash, settings, *now_ns)
+    }
+
+    #[inline(always)]
+    fn take_group(&mut self, group: u16) -> bool {
+        let Request { headers, settings, now_ns, .. } = self.request;
+        admit::take_group(&headers.source, group, &settings.limits.group, *now_ns)
+    }
+
+    /// Proves the room by taking it: an ACK must never lead a frame that cannot follow. Packets that a local stack sent
+    /// over veth have none; then the clones, which always have, carry the frames and the original becomes the ACK.
+    #[inline(always)]
+    fn can_send(&mut self, record: &Record, multicast: bool, _unicast: bool) -> bool {
+        let settings = self.request.settings;
+        if !record.fits(settings.max_frame)
+            || settings.flags & setting_flag::DAEMON_FRAMES != 0
+            || (multicast && settings.flags & setting_flag::DAEMON_MULTICAST != 0)
+        {
+            return false;
+        }
+        let before = packet::length(self.ctx);
+        self.has_room = packet::resize(self.ctx, packet_len(self.request.ip_offset, record.length));
+        if !self.has_room {
+            return self.policy.acks();
+        }
+        // A frame alone is written in place, so it keeps its room.
+        !(multicast || self.policy.acks()) || packet::resize(self.ctx, before)
+    }
+
+    #[inline(always)]
+    fn claim_multicast(&mut self) -> Multicast {
+        let Request { settings, now_ns, .. } = self.request;
+        if settings.hold_down.is_off() {
+            return Multicast::Claimed;
+        }
+        match log::claim(self.hash, settings, *now_ns) {
+            Claim::Free(_) => Multicast::Claimed,
+            Claim::Ours => Multicast::HeldByUs,
+            Claim::Others => Multicast::HeldByAnother,
+        }
+    }
+
+    #[inline(always)]
+    fn count(&mut self, counter: Counter) {
+        count::one(counter);
+    }
+}

@@ -1,0 +1,70 @@
+//! What HTTP shows and the timers touch.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use retry_common::counter::Counters;
+
+use super::translate::nanoseconds;
+use crate::admin::{Snapshot, Source};
+use crate::clock::monotonic_ns;
+use crate::counters::UserCounters;
+use crate::datapath::Datapath;
+use crate::framelog::Writer;
+
+/// The daemon's state, shared by threads and tasks.
+pub(super) struct State {
+    pub(super) counters: Arc<UserCounters>,
+    pub(super) writer: Arc<Mutex<Writer>>,
+    pub(super) datapath: Mutex<Option<Datapath>>,
+    pub(super) mode: &'static str,
+    pub(super) reason: String,
+    pub(super) adverts_sent: AtomicU64,
+    pub(super) workers_ready: Arc<AtomicUsize>,
+    pub(super) workers_total: AtomicUsize,
+    pub(super) draining: AtomicBool,
+}
+
+impl State {
+    /// The kernel side, while there is one.
+    pub(super) fn datapath(&self) -> MutexGuard<'_, Option<Datapath>> {
+        self.datapath.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the kernel answer for `lease` from now.
+    pub(super) fn renew_lease(&self, lease: Duration) {
+        if let Some(datapath) = self.datapath().as_ref() {
+            datapath.renew_lease(monotonic_ns().saturating_add(nanoseconds(lease)));
+        }
+    }
+}
+
+impl Source for State {
+    fn snapshot(&self) -> Snapshot {
+        let kernel = match self.datapath().as_ref().map(Datapath::counters) {
+            Some(Ok(counters)) => counters,
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the kernel's counters cannot be read");
+                Counters::default()
+            }
+            None => Counters::default(),
+        };
+        let (frames, lanes) = {
+            let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            (writer.live(), writer.lane_use(monotonic_ns()))
+        };
+        Snapshot {
+            kernel,
+            user: self.counters.snapshot(),
+            frames,
+            lanes,
+            adverts_sent: self.adverts_sent.load(Ordering::Relaxed),
+            xdp_mode: self.mode,
+            xdp_reason: self.reason.clone(),
+            workers_ready: self.workers_ready.load(Ordering::Relaxed),
+            workers_total: self.workers_total.load(Ordering::Relaxed),
+            draining: self.draining.load(Ordering::Relaxed),
+        }
+    }
+}

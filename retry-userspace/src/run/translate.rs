@@ -1,0 +1,130 @@
+//! From the settings to what each part works by.
+
+use std::collections::HashSet;
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use retry_common::abi::{self, setting_flag};
+use retry_common::group::{self, Sharding};
+use retry_common::holddown::HoldDown;
+use retry_common::limit::{TokenBucket, Window};
+use retry_common::wire::frame::Class;
+
+use crate::beacon;
+use crate::fabric::Fabric;
+use crate::framelog::Sizes;
+use crate::ingress::fill::FillRules;
+use crate::net::multicast;
+use crate::repair::Route;
+use crate::settings::{Settings, XdpMode};
+
+/// What the kernel program and the engine go by.
+pub(super) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u64) -> abi::Settings {
+    let sizes = Sizes::new(settings.cache.memory, settings.cache.memory_long);
+    let here = fabric.egress.iter().any(|egress| egress.interface.index == fabric.nack.index);
+    let flags = [
+        (settings.repair.multicast, setting_flag::MULTICAST),
+        (settings.repair.unicast, setting_flag::UNICAST),
+        (settings.nack.suppress_ack, setting_flag::SUPPRESS_ACK),
+        (settings.nack.suppress_miss, setting_flag::SUPPRESS_MISS),
+        (settings.limits.throttle_response, setting_flag::THROTTLE_RESPONSE),
+        // Such repairs go through the stack, which alone can loop them back.
+        (settings.egress.multicast_loop, setting_flag::DAEMON_MULTICAST),
+        (here, setting_flag::EGRESS_HERE),
+        (settings.xdp.mode == XdpMode::Skb, setting_flag::DAEMON_FRAMES),
+    ]
+    .into_iter()
+    .fold(0, |flags, (on, flag)| if on { flags | flag } else { flags });
+    let limits = &settings.limits;
+    abi::Settings {
+        generation: 1,
+        lease_until_ns: 0,
+        hash_seed,
+        limits: abi::Limits {
+            address: TokenBucket::new(limits.ip_rate, limits.ip_burst),
+            group: TokenBucket::new(limits.group_rate, limits.group_burst),
+            sequence: Window::new(limits.sequence_max, nanoseconds(limits.sequence_window)),
+            chain: Window::new(limits.chain_rate, nanoseconds(limits.chain_window)),
+        },
+        hold_down: HoldDown { ours_ns: nanoseconds(settings.repair.holddown), others_ns: 0 },
+        layout: abi::LAYOUT,
+        flags,
+        nack_ifindex: fabric.nack.index,
+        bucket_mask: sizes.buckets - 1,
+        hold_down_mask: sizes.hold_down_words - 1,
+        max_frame: fabric.max_frame(),
+        nack_addr: fabric.nack_addr.octets(),
+        nack_port: settings.nack.port.to_be_bytes(),
+        egress_port: settings.egress.port.to_be_bytes(),
+        group_prefix: settings.ingress.group_prefix.to_be_bytes(),
+        group_id: settings.ingress.group_id.to_be_bytes(),
+        unicast_hop_limit: fabric.nack.unicast_hop_limit().unwrap_or(64),
+        multicast_hop_limit: settings.egress.hop_limit,
+        reserved: [0; 6],
+    }
+}
+
+/// Every group that the settings imply.
+pub(super) fn groups(settings: &Settings) -> Vec<Ipv6Addr> {
+    let ingress = &settings.ingress;
+    group::joined(ingress.shard_bits, ingress.subtree_data, ingress.beef)
+        .map(|index| Ipv6Addr::from(group::address(ingress.group_prefix, ingress.group_id, index)))
+        .collect()
+}
+
+/// Where multicast repairs go.
+pub(super) fn route(settings: &Settings, fabric: &Fabric) -> Route {
+    Route {
+        group_prefix: settings.ingress.group_prefix,
+        group_id: settings.ingress.group_id,
+        egress: fabric
+            .egress
+            .iter()
+            .map(|egress| multicast::Egress {
+                interface: egress.interface.index,
+                source: egress.source,
+                port: settings.egress.port,
+                hop_limit: settings.egress.hop_limit,
+            })
+            .collect(),
+    }
+}
+
+/// What the beacon says; `None` without an egress interface.
+pub(super) fn beacon_settings(settings: &Settings, fabric: &Fabric) -> Option<beacon::Settings> {
+    let first = fabric.egress.first()?;
+    Some(beacon::Settings {
+        nack_address: fabric.nack_addr,
+        nack_port: settings.nack.port,
+        tier: settings.beacon.tier,
+        preference: settings.beacon.preference,
+        interval: settings.beacon.interval,
+        scope: settings.beacon.scope,
+        group_id: settings.ingress.group_id,
+        multicast: settings.repair.multicast,
+        unicast: settings.repair.unicast,
+        draining: settings.beacon.draining,
+        has_parent: false,
+        instance: settings.telemetry.instance.clone(),
+        interface: first.interface.index,
+        source: first.source,
+        hop_limit: settings.egress.hop_limit,
+    })
+}
+
+/// What decides about a received frame.
+pub(super) fn fill_rules(settings: &Settings, fabric: &Fabric) -> FillRules {
+    let life_ms = |class| u32::try_from(settings.cache.ttl(class).as_millis()).unwrap_or(u32::MAX);
+    FillRules {
+        sharding: Sharding { shard: settings.ingress.shard_bits, beef: settings.ingress.beef.unwrap_or_default() },
+        life_ms: Class::ALL.map(life_ms),
+        kernel_max: usize::try_from(fabric.max_frame()).unwrap_or(0),
+        own_sources: fabric.egress.iter().map(|egress| egress.source).collect::<HashSet<_>>(),
+        own_port: settings.nack.port,
+    }
+}
+
+/// A duration as the kernel counts it.
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
