@@ -4,7 +4,7 @@
 //! [`packet`] builds and checks packets, [`capture`] reads and writes them raw. [`frames`] makes frames, [`publish`] sends
 //! them and notes them in the [`journal`], [`listener`] receives them, asks for what it missed ([`answer`]) and compares.
 //! [`daemon`] runs the real program and reads its numbers ([`http`]); [`testrun`] runs one packet through an XDP program,
-//! [`loaded`] is ours with a frame log; [`replay`] takes datagrams out of a capture.
+//! [`loaded`] is ours with a frame log, [`outcome`] what a NACK gets from it; [`replay`] takes datagrams out of a capture.
 
 pub mod answer;
 pub mod capture;
@@ -17,6 +17,7 @@ pub mod listener;
 pub mod loaded;
 pub mod loss;
 pub mod netns;
+pub mod outcome;
 pub mod packet;
 pub mod publish;
 pub mod replay;

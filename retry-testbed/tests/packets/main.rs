@@ -1,0 +1,7 @@
+//! Packet tables on the real XDP program: a packet in, then action, bytes and counters out. Needs root; runs on every
+//! kernel that we support, so the tables need nothing but `ip link`.
+
+mod clones;
+mod strangers;
+mod table;
+mod verdicts;

@@ -1,0 +1,138 @@
+//! The binary refuses what it cannot do: an exit code, and one line on stderr that an operator can act on. Nothing here
+//! gets as far as opening a socket or touching an interface, so nothing here needs rights.
+
+use std::ffi::OsStr;
+use std::process::{Command, Output, Stdio};
+
+/// The binary with these arguments and variables, and none of the caller's variables.
+fn start<A: AsRef<OsStr>>(args: &[A], env: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_retry-endpoint"))
+        .args(args)
+        .env_clear()
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary starts")
+}
+
+/// The one line of a refusal with this exit code.
+fn refusal<A: AsRef<OsStr>>(code: i32, args: &[A], env: &[(&str, &str)]) -> String {
+    let output = start(args, env);
+    let line = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(code), "{line}");
+    assert!(output.stdout.is_empty(), "stdout is not for errors");
+    assert!(line.starts_with("retry-endpoint: ") && line.ends_with('\n'), "{line:?}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    line
+}
+
+/// True when this host has an interface with `::1`.
+fn has_ipv6_loopback() -> bool {
+    std::net::UdpSocket::bind("[::1]:0").is_ok()
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+#[test]
+fn bad_values_end_with_1() {
+    for (args, env, expected) in [
+        (&["-nack-port", "0"][..], &[][..], "-nack-port 0: a whole number from 1 to 65535 is accepted"),
+        (&["-rl-ip-rate=-5"], &[], "-rl-ip-rate -5: "),
+        (&["-mc-iface", ""], &[], "-mc-iface is not set: "),
+        (&[], &[("CACHE_MEMORY", "15m")], "-cache-memory (from CACHE_MEMORY) 15m: "),
+        (&["-proxy-enabled"], &[], "-proxy-enabled true: not available yet"),
+    ] {
+        let line = refusal(1, args, env);
+        assert!(line.starts_with(&format!("retry-endpoint: {expected}")), "{line}");
+    }
+}
+
+#[test]
+fn usage_ends_with_2() {
+    for args in [&["-no-such-flag"][..], &["-nack-port"], &["word"]] {
+        let line = refusal(2, args, &[]);
+        assert!(line.contains("-help"), "{line}");
+    }
+}
+
+#[test]
+fn bytes_that_are_no_text_end_with_2() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let line = refusal(2, &[OsStr::from_bytes(b"-instance=\xFF")], &[]);
+    assert!(line.contains("-instance=") && line.contains("UTF-8"), "{line}");
+}
+
+#[test]
+fn help_and_version_end_with_0() {
+    for (arg, expected) in [("-help", "--nack-port"), ("--help", "NACK_PORT"), ("-version", env!("CARGO_PKG_VERSION"))]
+    {
+        let output = start(&[arg], &[]);
+        assert_eq!(output.status.code(), Some(0), "{arg}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains(expected), "{arg}");
+        assert!(output.stderr.is_empty(), "{arg}");
+    }
+}
+
+#[test]
+fn an_interface_that_is_not_there_is_named_beside_those_that_are() {
+    for (args, setting) in [
+        (&["-mc-iface", "nosuch0"][..], "-mc-iface"),
+        (&["-mc-iface", "lo", "-egress-iface", "lo,nosuch0"], "-egress-iface"),
+    ] {
+        let line = refusal(1, args, &[]);
+        assert!(line.contains(&format!("{setting} nosuch0")), "{line}");
+        let there = line.split("there are: ").nth(1).unwrap_or_default();
+        assert!(there.trim().split(", ").any(|name| name == "lo"), "{line}");
+    }
+}
+
+#[test]
+fn an_address_that_nobody_has_is_named() {
+    // Documentation prefix, RFC 3849: no host has it.
+    for (setting, other) in [("-nack-addr", "-xdp=off"), ("-bind-source", "-nack-addr=::1")] {
+        if other.contains("::1") && !has_ipv6_loopback() {
+            println!("SKIP an_address_that_nobody_has_is_named: this host has no IPv6 loopback");
+            return;
+        }
+        let line = refusal(1, &["-mc-iface", "lo", "-egress-iface", "lo", setting, "2001:db8::99", other], &[]);
+        assert!(line.contains(&format!("{setting} 2001:db8::99: ")), "{line}");
+    }
+}
+
+/// What the lines have in common: the setting, and what to do.
+fn native(more: &[&str]) -> String {
+    let args = ["-mc-iface", "lo", "-egress-iface", "lo", "-nack-addr", "::1", "-xdp", "native"];
+    let line = refusal(1, &[&args, more].concat(), &[]);
+    assert!(line.starts_with("retry-endpoint: -xdp native: "), "{line}");
+    line
+}
+
+#[test]
+fn native_without_a_bpf_file_system_says_how_to_get_one() {
+    if !has_ipv6_loopback() {
+        println!("SKIP native_without_a_bpf_file_system_says_how_to_get_one: this host has no IPv6 loopback");
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path().to_str().expect("a path in UTF-8");
+    let line = native(&["-bpffs", directory]);
+    assert!(
+        line.contains("`cargo xtask build`") || line.contains(directory) && line.contains("`mount -t bpf "),
+        "{line}"
+    );
+}
+
+#[test]
+fn native_without_rights_does_not_start() {
+    if is_root() {
+        println!("SKIP native_without_rights_does_not_start: runs as root");
+        return;
+    }
+    if !has_ipv6_loopback() {
+        println!("SKIP native_without_rights_does_not_start: this host has no IPv6 loopback");
+        return;
+    }
+    native(&[]);
+}
