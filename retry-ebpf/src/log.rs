@@ -19,6 +19,9 @@ use retry_common::key::FrameKey;
 use crate::atomic::compare_exchange;
 use crate::packet;
 
+/// Below the shortest header of a frame that is cached. Bytes.
+const SHORTEST_FRAME: u64 = 64;
+
 /// `BPF_F_MMAPABLE` (linux/bpf.h).
 const MMAPABLE: usize = 1024;
 
@@ -147,7 +150,8 @@ pub(crate) fn copy_frame(ctx: &XdpContext, record: &Record, offset: usize) -> bo
         return false;
     }
     let length = black_box(length);
-    if length == 0 {
+    // Not `== 0`: the verifier of Linux 6.1 learns nothing from that. No frame is shorter than its header.
+    if length < SHORTEST_FRAME {
         return false;
     }
     // SAFETY: `header` leaves a page less than its own length behind it, and a frame is shorter than that.
@@ -196,10 +200,11 @@ fn version(header: *const RecordHeader) -> u64 {
 #[inline(always)]
 fn header(slot: u32) -> Option<*const RecordHeader> {
     let segment = RING.get_ptr(slot / SEGMENT_SLOTS)?;
-    let offset = (slot % SEGMENT_SLOTS) as usize * SLOT_LEN;
-    if offset > SEGMENT_LEN - SEGMENT_TAIL {
+    // Boxed, or LLVM compares the slot number in place of the offset, and older verifiers do not see that these go together.
+    let offset = black_box(u64::from(slot % SEGMENT_SLOTS) * SLOT_LEN as u64);
+    if offset > (SEGMENT_LEN - SEGMENT_TAIL) as u64 {
         return None;
     }
     // SAFETY: the offset leaves at least a page inside the segment.
-    Some(unsafe { segment.cast::<u8>().add(offset).cast() })
+    Some(unsafe { segment.cast::<u8>().add(offset as usize).cast() })
 }

@@ -1,6 +1,5 @@
 //! Random conversations held three times: with the XDP program by `BPF_PROG_TEST_RUN`, with the daemon's engine, and with
 //! `decide` over a model of plain collections. All three give the same answers, bytes and counters. Needs root.
-#![expect(clippy::print_stdout, reason = "the seed of a failure is told")]
 
 mod model;
 
@@ -52,6 +51,9 @@ const PORT: u16 = 41_000;
 /// Of the engine's own log.
 const ENGINE_SEED: u64 = 0xD1FF;
 
+/// A verdict of the daemon's engine and what it counted.
+type Decided = (Verdict<Record>, Vec<(Counter, u64)>);
+
 /// What one NACK got from each side.
 struct Turn {
     key: FrameKey,
@@ -60,9 +62,9 @@ struct Turn {
     nack: PacketBuilder,
     ran: Ran,
     events: Vec<Event>,
-    engine: (Verdict<Record>, Vec<(Counter, u64)>),
+    engine: Decided,
     /// What the daemon makes of what the kernel handed over.
-    daemon: Option<(Verdict<Record>, Vec<(Counter, u64)>)>,
+    daemon: Option<Decided>,
 }
 
 /// What shapes a conversation.

@@ -135,7 +135,7 @@ impl Endpoint for At<'_> {
         match self.sends {
             Sends::All => true,
             Sends::None => false,
-            Sends::Kernel { daemon_multicast } => !frame.daemon_only && !(multicast && daemon_multicast),
+            Sends::Kernel { daemon_multicast } => !(frame.daemon_only || multicast && daemon_multicast),
         }
     }
 

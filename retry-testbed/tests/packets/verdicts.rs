@@ -217,7 +217,6 @@ const CASES: &[Case] = &[
             asks(Ask::Lack, Out::Silence, &[NackRequests, CacheMisses]),
             asks(Ask::Lack, Out::Silence, &[NackRequests, CacheMisses]),
         ],
-        ..BASE
     },
     Case {
         name: "over the limit of the address and flow; flow 0 is exempt",
@@ -298,7 +297,6 @@ const CASES: &[Case] = &[
             asks(Ask::Oversize, Out::HandOver(EventKind::Send), &[NackRequests, CacheHits, HandedOver]).flags(PROXIED),
             asks(Ask::Oversize, Out::Silence, &[NackRequests, LimitedSequence]),
         ],
-        ..BASE
     },
     Case {
         name: "multicast that must loop back is the daemon's, unicast is not",

@@ -6,8 +6,8 @@ use std::ffi::OsString;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, Command};
 
-use super::Stop;
 use super::flags::{FLAGS, Flag};
+use super::stop::Stop;
 
 /// Who set a value.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -20,39 +20,56 @@ pub enum SetBy {
     Default,
 }
 
-/// Every setting's text and who set it.
+/// Every setting's text and where it comes from.
 #[derive(Debug)]
-pub(super) struct Values(HashMap<&'static str, (String, SetBy)>);
+pub(super) struct Values(HashMap<&'static str, Value>);
+
+#[derive(Debug)]
+struct Value {
+    text: String,
+    set_by: SetBy,
+    /// The variable that set it.
+    variable: Option<String>,
+}
 
 impl Values {
-    pub(super) fn collect(
+    pub(super) fn collect<E>(
         args: impl Iterator<Item = OsString>,
-        env: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, Stop> {
-        let matches = command().try_get_matches_from(args.map(two_dashes)).map_err(|error| stop_of(&error))?;
-        let values = FLAGS.iter().map(|flag| {
+        env: impl Fn(&str) -> Option<E>,
+    ) -> Result<Self, Stop>
+    where
+        E: Into<OsString>,
+    {
+        let args = args.map(two_dashes).collect::<Result<Vec<String>, Stop>>()?;
+        let matches = command().try_get_matches_from(args).map_err(|error| stop_of(&error))?;
+        let mut values = HashMap::new();
+        for flag in FLAGS {
             // Empty is unset, as the field's program has it.
             let from_env = || {
-                std::iter::once(flag.env())
-                    .chain(flag.env_aliases())
-                    .find_map(|name| env(&name).filter(|value| !value.is_empty()))
+                std::iter::once(flag.env()).chain(flag.env_aliases()).find_map(|name| {
+                    let value: OsString = env(&name)?.into();
+                    (!value.is_empty()).then_some((name, value))
+                })
             };
-            let value = if let Some(value) = matches.get_one::<String>(flag.name) {
-                (value.clone(), SetBy::Flag)
-            } else if let Some(value) = from_env() {
-                (value, SetBy::Env)
+            let value = if let Some(text) = matches.get_one::<String>(flag.name) {
+                Value { text: text.clone(), set_by: SetBy::Flag, variable: None }
+            } else if let Some((name, text)) = from_env() {
+                let text = text
+                    .into_string()
+                    .map_err(|text| Stop::bad_value(&name, &text.to_string_lossy(), "UTF-8 is accepted"))?;
+                Value { text, set_by: SetBy::Env, variable: Some(name) }
             } else {
-                (flag.default.to_owned(), SetBy::Default)
+                Value { text: flag.default.to_owned(), set_by: SetBy::Default, variable: None }
             };
-            (flag.name, value)
-        });
-        Ok(Self(values.collect()))
+            values.insert(flag.name, value);
+        }
+        Ok(Self(values))
     }
 
     /// The text of a setting, `""` when it is not set.
     pub(super) fn text(&self, name: &str) -> &str {
         debug_assert!(self.0.contains_key(name), "{name} is no setting");
-        self.0.get(name).map_or("", |(text, _)| text)
+        self.0.get(name).map_or("", |value| &value.text)
     }
 
     /// True when the operator set it.
@@ -61,13 +78,21 @@ impl Values {
     }
 
     pub(super) fn set_by(&self, name: &str) -> SetBy {
-        self.0.get(name).map_or(SetBy::Default, |(_, by)| *by)
+        self.0.get(name).map_or(SetBy::Default, |value| value.set_by)
     }
 
     /// The value of a setting; the error names it, its text and what is accepted.
     pub(super) fn get<T>(&self, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, Stop> {
-        let text = self.text(name);
-        parse(text).map_err(|accepted| Stop::bad_value(name, text, &accepted))
+        parse(self.text(name)).map_err(|accepted| self.refuse(name, &accepted))
+    }
+
+    /// The refusal of a setting's value: it names the setting, and the variable if that set it.
+    pub(super) fn refuse(&self, name: &str, accepted: &str) -> Stop {
+        let shown = match self.0.get(name).and_then(|value| value.variable.as_deref()) {
+            Some(variable) => format!("-{name} (from {variable})"),
+            None => format!("-{name}"),
+        };
+        Stop::bad_value(&shown, self.text(name), accepted)
     }
 }
 
@@ -95,14 +120,12 @@ fn arg_of(flag: &Flag) -> Arg {
 }
 
 /// `-name` as `--name`; what only looks like it (`-h`, `-5`, `-`) stays.
-fn two_dashes(arg: OsString) -> OsString {
-    let Some(text) = arg.to_str() else { return arg };
-    match text.strip_prefix('-') {
-        Some(name) if name.len() > 1 && name.starts_with(|c: char| c.is_ascii_lowercase()) => {
-            format!("--{name}").into()
-        }
+fn two_dashes(arg: OsString) -> Result<String, Stop> {
+    let arg = arg.into_string().map_err(|arg| Stop::usage(&format!("argument {arg:?} is not UTF-8")))?;
+    Ok(match arg.strip_prefix('-') {
+        Some(name) if name.len() > 1 && name.starts_with(|c: char| c.is_ascii_lowercase()) => format!("--{name}"),
         _ => arg,
-    }
+    })
 }
 
 fn stop_of(error: &clap::Error) -> Stop {

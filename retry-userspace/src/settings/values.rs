@@ -2,7 +2,10 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
+
+use super::Flag;
 
 /// Go's notation: `300ms`, `1m30s`, `1.5h`, `0`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -122,6 +125,24 @@ pub(super) fn optional_address(text: &str) -> Result<Option<Ipv6Addr>, String> {
 pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let whole = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
     whole.parse().map_err(|_| ":port or address:port is accepted, IPv6 addresses in brackets".to_owned())
+}
+
+/// An absolute path: the daemon's working directory is nobody's choice.
+pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
+    if text.starts_with('/') { Ok(text.into()) } else { Err("an absolute path is accepted".to_owned()) }
+}
+
+/// True when a text says what a setting's default says: `1m` is `60s`, `0` is `false`.
+pub(super) fn same(flag: &Flag, text: &str) -> bool {
+    fn read<T: PartialEq, E>(parse: impl Fn(&str) -> Result<T, E>, text: &str, default: &str) -> bool {
+        matches!((parse(text), parse(default)), (Ok(text), Ok(default)) if text == default)
+    }
+    text == flag.default
+        || if flag.switch {
+            read(boolean, text, flag.default)
+        } else {
+            read(duration, text, flag.default) || read(str::parse::<f64>, text, flag.default)
+        }
 }
 
 /// Names separated by commas: at least one, at most 16, none twice.

@@ -1,11 +1,14 @@
 //! Logs: text for people on stderr, or JSON on stdout, one object a line, with the service's identity on each.
 
 mod json;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tracing::Level;
+use tracing::{Level, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
@@ -15,7 +18,7 @@ use crate::settings::{LogFormat, Telemetry};
 /// Name of the service in logs.
 pub const SERVICE: &str = "retry-endpoint";
 
-/// Changes the level of a running daemon.
+/// Changes the level of a running daemon. Clones change the same level.
 #[derive(Clone, Debug)]
 pub struct LogLevel {
     handle: reload::Handle<Targets, Registry>,
@@ -35,26 +38,38 @@ pub enum LogLevelError {
 }
 
 impl LogLevel {
-    /// Sets the level.
+    /// Sets the level, one of the words of `log-level`, whatever their case.
+    ///
+    /// # Errors
+    /// [`LogLevelError`]: no such word, or nobody listens to levels any more; the level stays.
     pub fn set(&self, level: &str) -> Result<(), LogLevelError> {
-        let parsed: Level = level.parse().map_err(|_| LogLevelError::Unknown(level.to_owned()))?;
-        *self.usual.lock().unwrap_or_else(PoisonError::into_inner) = parsed;
+        let words = [Level::TRACE, Level::DEBUG, Level::INFO, Level::WARN, Level::ERROR];
+        let parsed = words
+            .into_iter()
+            .find(|word| word.as_str().eq_ignore_ascii_case(level))
+            .ok_or_else(|| LogLevelError::Unknown(level.escape_debug().to_string()))?;
+        let mut usual = self.usual.lock().unwrap_or_else(PoisonError::into_inner);
         self.handle.modify(|filter| *filter = filter_of(parsed))?;
-        tracing::info!(level, "log level set");
+        *usual = parsed;
+        drop(usual);
+        tracing::warn!(to = parsed.as_str(), "log level set");
         Ok(())
     }
 
-    /// From any level to debug, from debug back.
+    /// From any level to debug, from debug back to the level before it, or to info when there was none.
     pub fn toggle_debug(&self) {
         let usual = *self.usual.lock().unwrap_or_else(PoisonError::into_inner);
+        let back = if usual == Level::DEBUG { Level::INFO } else { usual };
+        let mut now = Level::DEBUG;
         let toggled = self.handle.modify(|filter| {
-            let back = if usual == Level::DEBUG { Level::INFO } else { usual };
-            let is_debug = filter.default_level() == Some(LevelFilter::DEBUG);
-            *filter = filter_of(if is_debug { back } else { Level::DEBUG });
+            if filter.default_level() == Some(LevelFilter::DEBUG) {
+                now = back;
+            }
+            *filter = filter_of(now);
         });
         match toggled {
-            Ok(()) => tracing::warn!("SIGHUP: log level toggled"),
-            Err(error) => tracing::warn!(%error, "SIGHUP: the log level cannot be changed"),
+            Ok(()) => tracing::warn!(to = now.as_str(), "log level toggled"),
+            Err(error) => tracing::warn!(%error, "the log level cannot be changed"),
         }
     }
 }
@@ -71,14 +86,25 @@ fn filter_of(level: Level) -> Targets {
 
 /// Starts logging; for `main`, once.
 pub fn init(settings: &Telemetry) -> LogLevel {
-    let (filter, handle) = reload::Layer::new(filter_of(settings.level));
-    let layer: Box<dyn Layer<_> + Send + Sync> = match settings.format {
-        LogFormat::Text => tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).boxed(),
-        LogFormat::Json => json::Json::new(SERVICE, &settings.instance).boxed(),
-    };
-    // Both in one order: the filter's handle names the registry itself.
-    if let Err(error) = tracing_subscriber::registry().with(filter).with(layer).try_init() {
+    let (subscriber, level) = subscriber(settings, std::io::stdout, std::io::stderr);
+    if let Err(error) = subscriber.try_init() {
         tracing::warn!(%error, "logging was started before");
     }
-    LogLevel { handle, usual: Arc::new(Mutex::new(settings.level)) }
+    level
+}
+
+/// The whole logger, over any two streams, and the handle of its level.
+fn subscriber<O, E>(settings: &Telemetry, out: O, err: E) -> (impl Subscriber + Send + Sync + use<O, E>, LogLevel)
+where
+    O: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+    E: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let (filter, handle) = reload::Layer::new(filter_of(settings.level));
+    let layer: Box<dyn Layer<_> + Send + Sync> = match settings.format {
+        LogFormat::Text => tracing_subscriber::fmt::layer().with_writer(err).with_ansi(false).boxed(),
+        LogFormat::Json => json::Json::new(SERVICE, &settings.instance, out).boxed(),
+    };
+    // The filter comes first: its handle names the registry itself.
+    let subscriber = tracing_subscriber::registry().with(filter).with(layer);
+    (subscriber, LogLevel { handle, usual: Arc::new(Mutex::new(settings.level)) })
 }
