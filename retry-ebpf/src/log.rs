@@ -201,10 +201,10 @@ fn version(header: *const RecordHeader) -> u64 {
 fn header(slot: u32) -> Option<*const RecordHeader> {
     let segment = RING.get_ptr(slot / SEGMENT_SLOTS)?;
     // Boxed, or LLVM compares the slot number in place of the offset, and older verifiers do not see that these go together.
-    let offset = black_box(u64::from(slot % SEGMENT_SLOTS) * SLOT_LEN as u64);
-    if offset > (SEGMENT_LEN - SEGMENT_TAIL) as u64 {
+    let offset = black_box((slot % SEGMENT_SLOTS) as usize * SLOT_LEN);
+    if offset > SEGMENT_LEN - SEGMENT_TAIL {
         return None;
     }
     // SAFETY: the offset leaves at least a page inside the segment.
-    Some(unsafe { segment.cast::<u8>().add(offset as usize).cast() })
+    Some(unsafe { segment.cast::<u8>().add(offset).cast() })
 }

@@ -44,7 +44,7 @@ fn dump(loaded: &Loaded, map: &str) -> Vec<Value> {
     let end = format!("/{map}");
     let command = commands().into_iter().find(|line| line.ends_with(&end)).expect("the document shows this map");
     let text = run(loaded, command, true);
-    let Ok(Value::Array(entries)) = serde_json::from_str(&text) else { panic!("{command}: no list in {text}") };
+    let entries: Vec<Value> = serde_json::from_str(&text).expect("a list");
     entries.into_iter().map(|entry| entry["formatted"].clone()).collect()
 }
 
@@ -77,7 +77,7 @@ fn bytes(field: &Value) -> Vec<u8> {
         Value::String(text) => u8::from_str_radix(text.strip_prefix("0x")?, 16).ok(),
         _ => None,
     };
-    list.iter().map(|value| byte(value).unwrap_or_else(|| panic!("no byte: {value}"))).collect()
+    list.iter().map(|value| byte(value).expect("a byte")).collect()
 }
 
 #[test]

@@ -7,7 +7,7 @@ use retry_userspace::settings::{Settings, Stop};
 use retry_userspace::{shutdown, telemetry};
 
 fn main() -> ExitCode {
-    let settings = match Settings::from_args_and_env(std::env::args_os(), |name| std::env::var(name).ok()) {
+    let settings = match Settings::from_args_and_env(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(settings) => settings,
         Err(stop) => return say(&stop),
     };

@@ -134,5 +134,6 @@ fn native_without_rights_does_not_start() {
         println!("SKIP native_without_rights_does_not_start: this host has no IPv6 loopback");
         return;
     }
-    native(&[]);
+    let line = native(&[]);
+    assert!(line.contains("root"), "{line}");
 }

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn6, sendmsg};
+use nix::{
+    errno::Errno,
+    sys::socket::{ControlMessage, MsgFlags, SockaddrIn6, sendmsg},
+};
 use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
 use retry_common::{
     abi::{EventKind, Settings, setting_flag as flag},
@@ -206,6 +209,14 @@ fn skipped(test: &str) -> bool {
     skip(test)
 }
 
+/// True when this kernel is at least that.
+fn linux(major: u32, minor: u32) -> bool {
+    let release = nix::sys::utsname::uname().expect("a kernel");
+    let release = release.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}
+
 /// How a NACK comes to the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum From {
@@ -284,14 +295,16 @@ fn every_plan_byte_for_byte() {
         return;
     }
     let lengths = [66, 67, 399, 400, 1_401, 1_452, 2_999, 3_299, 3_300];
-    let lengths = if slow_machine() { &lengths[7..] } else { &lengths[..] };
+    let lengths = if slow_machine() { &[399, 3_200][..] } else { &lengths[..] };
     for egress_here in [true, false] {
         let mut rig = Rig::new(egress_here);
+        // Before 6.3 a clone of such a packet holds the wrong bytes; then veth copies every packet into a page instead.
+        let from = if linux(6, 3) { From::Page } else { From::Raw };
         for plan in PLANS {
             rig.set(plan.flags);
             for tags in 0..=2 {
                 for &length in lengths {
-                    assert_eq!(ask(&mut rig, plan, From::Page, tags, length), Way::AckFirst);
+                    assert_eq!(ask(&mut rig, plan, from, tags, length), Way::AckFirst);
                 }
             }
         }
@@ -316,8 +329,10 @@ fn a_packet_without_room_carries_the_ack_and_its_clones_the_frames() {
             }
         }
     }
-    for way in [Way::AckFirst, Way::AckLast, Way::HandedOver] {
-        let count = seen.iter().filter(|seen| **seen == way).count();
+    // Linux 6.1 copies every packet that a veth takes in to a page, where there is room.
+    let ways: &[Way] = if linux(6, 3) { &[Way::AckFirst, Way::AckLast, Way::HandedOver] } else { &[Way::AckFirst] };
+    for way in ways {
+        let count = seen.iter().filter(|seen| *seen == way).count();
         assert!(count > 10, "{way:?} {count} times of {}", seen.len());
     }
 }
@@ -336,7 +351,7 @@ fn sixty_four_nacks_at_once_are_not_mixed_up() {
         let nacks: Vec<PacketBuilder> =
             frames.iter().map(|(key, _)| rig.nack(*key, u8::from(plan.proxied), 0)).collect();
         let before = rig.loaded.counters().expect("readable");
-        burst(&rig, &nacks.iter().flat_map(|nack| nack.payload.clone()).collect::<Vec<u8>>());
+        burst(&rig, &nacks);
         let (mut near, mut far) = (Vec::new(), Vec::new());
         for (nack, (key, frame)) in nacks.iter().zip(&frames) {
             let nack = PacketBuilder { flow_label: 0, ..nack.clone() };
@@ -359,10 +374,18 @@ fn sixty_four_nacks_at_once_are_not_mixed_up() {
 }
 
 /// Many NACKs in one system call, cut apart by the stack: the driver gets them in one batch.
-fn burst(rig: &Rig, payload: &[u8]) {
+fn burst(rig: &Rig, nacks: &[PacketBuilder]) {
+    let payload: Vec<u8> = nacks.iter().flat_map(|nack| nack.payload.clone()).collect();
     let socket = rig.client().ns.enter(|| UdpSocket::bind(("::", PORT))).expect("a socket");
     let to = SockaddrIn6::from(NACK_ADDRESS);
     let control = [ControlMessage::UdpGsoSegments(&64)];
-    let sent = sendmsg(socket.as_raw_fd(), &[IoSlice::new(payload)], &control, MsgFlags::empty(), Some(&to));
-    assert_eq!(sent, Ok(payload.len()));
+    match sendmsg(socket.as_raw_fd(), &[IoSlice::new(&payload)], &control, MsgFlags::empty(), Some(&to)) {
+        // Older kernels cut only where the device sums.
+        Err(Errno::EIO) if !linux(6, 11) => {
+            for nack in nacks {
+                socket.send_to(&nack.payload, NACK_ADDRESS).expect("sent");
+            }
+        }
+        sent => assert_eq!(sent, Ok(payload.len())),
+    }
 }

@@ -109,7 +109,9 @@ pub enum DatapathError {
         interface: String,
     },
     /// A pin could not be made.
-    #[error("cannot pin at {path}: {why}")]
+    #[error(
+        "cannot pin at {path}: {why} (run as root, or name a -bpffs directory on a BPF file system that this user may write)"
+    )]
     Pin {
         /// The path.
         path: String,
