@@ -42,7 +42,7 @@ fn bad_values_end_with_1() {
         (&["-rl-ip-rate=-5"], &[], "-rl-ip-rate -5: "),
         (&["-mc-iface", ""], &[], "-mc-iface is not set: "),
         (&[], &[("CACHE_MEMORY", "15m")], "-cache-memory (from CACHE_MEMORY) 15m: "),
-        (&["-proxy-enabled"], &[], "-proxy-enabled true: not available yet"),
+        (&["-drain-timeout=5s"], &[], "-drain-timeout: not available yet (value 5s)"),
     ] {
         let line = refusal(1, args, env);
         assert!(line.starts_with(&format!("retry-endpoint: {expected}")), "{line}");

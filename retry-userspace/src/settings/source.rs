@@ -1,13 +1,15 @@
 //! Where a setting's value comes from: a flag beats the environment, the environment beats the default.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
-use super::flags::{FLAGS, Flag};
-use super::stop::Stop;
+use super::error::{SettingsError, Stop, shown};
+use super::flags::{self, Flag};
+use super::table::GROUPS;
 
 /// Who set a value.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -20,7 +22,7 @@ pub enum SetBy {
     Default,
 }
 
-/// Every setting's text and where it comes from.
+/// Every setting's text and who set it.
 #[derive(Debug)]
 pub(super) struct Values(HashMap<&'static str, Value>);
 
@@ -28,42 +30,43 @@ pub(super) struct Values(HashMap<&'static str, Value>);
 struct Value {
     text: String,
     set_by: SetBy,
-    /// The variable that set it.
+    /// The variable that the text comes from.
     variable: Option<String>,
 }
 
 impl Values {
-    pub(super) fn collect<E>(
+    pub(super) fn collect<E: Into<OsString>>(
         args: impl Iterator<Item = OsString>,
         env: impl Fn(&str) -> Option<E>,
-    ) -> Result<Self, Stop>
-    where
-        E: Into<OsString>,
-    {
-        let args = args.map(two_dashes).collect::<Result<Vec<String>, Stop>>()?;
+    ) -> Result<Self, Stop> {
+        let args = from_go_style(args);
+        if let Some(arg) = args.iter().skip(1).find(|arg| arg.to_str().is_none()) {
+            let line = format!("{}: UTF-8 is accepted", shown(&arg.to_string_lossy()));
+            return Err(SettingsError::Usage(line).into());
+        }
         let matches = command().try_get_matches_from(args).map_err(|error| stop_of(&error))?;
-        let mut values = HashMap::new();
-        for flag in FLAGS {
+        let values = flags::all().map(|flag| {
             // Empty is unset, as the field's program has it.
             let from_env = || {
                 std::iter::once(flag.env()).chain(flag.env_aliases()).find_map(|name| {
-                    let value: OsString = env(&name)?.into();
-                    (!value.is_empty()).then_some((name, value))
+                    let text: OsString = env(&name)?.into();
+                    (!text.is_empty()).then_some((name, text))
                 })
             };
             let value = if let Some(text) = matches.get_one::<String>(flag.name) {
                 Value { text: text.clone(), set_by: SetBy::Flag, variable: None }
-            } else if let Some((name, text)) = from_env() {
-                let text = text
-                    .into_string()
-                    .map_err(|text| Stop::bad_value(&name, &text.to_string_lossy(), "UTF-8 is accepted"))?;
-                Value { text, set_by: SetBy::Env, variable: Some(name) }
+            } else if let Some((variable, text)) = from_env() {
+                let text = text.into_string().map_err(|text| SettingsError::Value {
+                    setting: format!("-{} (from {variable}) {}", flag.name, shown(&text.to_string_lossy())),
+                    accepted: "UTF-8 is accepted".to_owned(),
+                })?;
+                Value { text, set_by: SetBy::Env, variable: Some(variable) }
             } else {
                 Value { text: flag.default.to_owned(), set_by: SetBy::Default, variable: None }
             };
-            values.insert(flag.name, value);
-        }
-        Ok(Self(values))
+            Ok((flag.name, value))
+        });
+        Ok(Self(values.collect::<Result<_, SettingsError>>()?))
     }
 
     /// The text of a setting, `""` when it is not set.
@@ -72,7 +75,7 @@ impl Values {
         self.0.get(name).map_or("", |value| &value.text)
     }
 
-    /// True when the operator set it.
+    /// True when the operator set it, by flag or by variable.
     pub(super) fn is_set(&self, name: &str) -> bool {
         self.set_by(name) != SetBy::Default
     }
@@ -82,17 +85,21 @@ impl Values {
     }
 
     /// The value of a setting; the error names it, its text and what is accepted.
-    pub(super) fn get<T>(&self, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, Stop> {
-        parse(self.text(name)).map_err(|accepted| self.refuse(name, &accepted))
+    pub(super) fn get<T>(&self, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, SettingsError> {
+        parse(self.text(name)).map_err(|accepted| self.refusal(name, accepted))
     }
 
-    /// The refusal of a setting's value: it names the setting, and the variable if that set it.
-    pub(super) fn refuse(&self, name: &str, accepted: &str) -> Stop {
-        let shown = match self.0.get(name).and_then(|value| value.variable.as_deref()) {
-            Some(variable) => format!("-{name} (from {variable})"),
-            None => format!("-{name}"),
+    /// Why the value of `name` cannot stand.
+    pub(super) fn refusal(&self, name: &str, accepted: impl Into<String>) -> SettingsError {
+        let value = match self.text(name) {
+            "" => "is not set".to_owned(),
+            text => shown(text),
         };
-        Stop::bad_value(&shown, self.text(name), accepted)
+        let setting = match self.0.get(name).and_then(|value| value.variable.as_deref()) {
+            Some(variable) => format!("-{name} (from {variable}) {value}"),
+            None => format!("-{name} {value}"),
+        };
+        SettingsError::Value { setting, accepted: accepted.into() }
     }
 }
 
@@ -100,41 +107,94 @@ fn command() -> Command {
     let command = Command::new("retry-endpoint")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Keeps the recent frames of a multicast fabric and answers NACKs for them, in the kernel where it can.")
+        .override_usage("retry-endpoint [-name value | -name=value | -switch]...")
         .after_help(
-            "Go style works: -name value, -name=value, -name. Variable of a setting: see docs/configuration.md.",
+            "One dash or two. A flag beats its variable, a variable beats the default; an empty variable is not set.",
         );
-    FLAGS.iter().fold(command, |command, flag| command.arg(arg_of(flag)))
+    GROUPS.iter().fold(command, |command, group| {
+        let args = group.flags.iter().map(|flag| arg_of(flag).help_heading(group.title));
+        command.args(args)
+    })
 }
 
 fn arg_of(flag: &Flag) -> Arg {
     let default = if flag.default.is_empty() { "not set" } else { flag.default };
-    let later = if flag.later { " (not available yet)" } else { "" };
     let arg = Arg::new(flag.name)
         .long(flag.name)
         .aliases(flag.aliases.iter().copied())
         .action(ArgAction::Set)
         .overrides_with(flag.name)
-        .allow_negative_numbers(true)
-        .help(format!("{} [default: {default}; env {}]{later}", flag.help, flag.env()));
+        .value_name("value")
+        .help(format!("{} {} [default: {default}; env: {}]", flag.meaning, flag.consequence, flag.env()));
     if flag.switch { arg.num_args(0..=1).require_equals(true).default_missing_value("true") } else { arg }
 }
 
-/// `-name` as `--name`; what only looks like it (`-h`, `-5`, `-`) stays.
-fn two_dashes(arg: OsString) -> Result<String, Stop> {
-    let arg = arg.into_string().map_err(|arg| Stop::usage(&format!("argument {arg:?} is not UTF-8")))?;
-    Ok(match arg.strip_prefix('-') {
-        Some(name) if name.len() > 1 && name.starts_with(|c: char| c.is_ascii_lowercase()) => format!("--{name}"),
-        _ => arg,
-    })
+/// `-name value`, `-name=value` and `--name value` as `--name=value`, by the rules of Go's `flag` package: a setting that
+/// is no switch takes the next word whatever it looks like, a switch never does, and `--` ends the settings.
+fn from_go_style(mut args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut out: Vec<OsString> = args.next().into_iter().collect();
+    while let Some(arg) = args.next() {
+        let Some(body) = body_of(&arg) else {
+            out.push(arg);
+            if out.last().is_some_and(|last| last == "--") {
+                out.extend(args.by_ref());
+            }
+            continue;
+        };
+        let mut whole = OsString::from("--");
+        whole.push(body);
+        if body.to_str().and_then(flags::find).is_some_and(|flag| !flag.switch)
+            && let Some(value) = args.next()
+        {
+            whole.push("=");
+            whole.push(value);
+        }
+        out.push(whole);
+    }
+    out
 }
 
+/// What stands behind the dashes of a flag; `None` for a word, and for `-h` and `-V`, which clap knows.
+fn body_of(arg: &OsStr) -> Option<&OsStr> {
+    let bytes = arg.as_bytes();
+    let body = bytes.strip_prefix(b"--").or_else(|| bytes.strip_prefix(b"-").filter(|body| body.len() > 1))?;
+    body.first().is_some_and(u8::is_ascii_alphanumeric).then(|| OsStr::from_bytes(body))
+}
+
+/// clap's refusal in one line, with the one dash that our documents have.
 fn stop_of(error: &clap::Error) -> Stop {
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Stop::text(error.to_string().trim_end().to_owned()),
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Stop::Asked(error.to_string().trim_end().to_owned());
+    }
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => texts.first().cloned(),
+        _ => None,
+    };
+    // clap shows `--name <value>`; a value that it refuses may stand there too, behind the equals sign.
+    let arg = context(ContextKind::InvalidArg).unwrap_or_default();
+    let letter = |body: &&str| body.chars().count() == 1;
+    let name = arg
+        .strip_prefix("--")
+        .or_else(|| arg.strip_prefix('-').filter(letter))
+        .map(|body| body.split([' ', '=']).next().unwrap_or(body));
+    let line = match (error.kind(), name) {
+        (ErrorKind::UnknownArgument, Some(name)) => {
+            let meant = context(ContextKind::SuggestedArg);
+            let meant = meant.map(|meant| format!("; did you mean -{}?", meant.trim_start_matches('-')));
+            format!("-{}: there is no such setting{}", shown(name), meant.unwrap_or_default())
+        }
+        (ErrorKind::UnknownArgument, None) if !arg.starts_with('-') => {
+            format!("{}: settings begin with a dash, and a switch takes its value as -name=value", shown(&arg))
+        }
+        (ErrorKind::InvalidValue | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues, Some(name)) => {
+            format!("-{name}: a value is missing")
+        }
         _ => {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
-            Stop::usage(line.strip_prefix("error: ").unwrap_or(line))
+            shown(line.strip_prefix("error: ").unwrap_or(line))
         }
-    }
+    };
+    Stop::Refused(SettingsError::Usage(line))
 }

@@ -1,0 +1,254 @@
+//! The one line that an operator acts on.
+
+use std::os::unix::ffi::OsStringExt;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const DURATION: &str = "a duration such as 300ms, 10s, 1m30s or 1.5h is accepted";
+const SEVENTEEN: &str = "fd10::1,fd10::2,fd10::3,fd10::4,fd10::5,fd10::6,fd10::7,fd10::8,fd10::9,fd10::a,fd10::b,fd10::c,\
+     fd10::d,fd10::e,fd10::f,fd10::10,fd10::11";
+
+#[test]
+fn a_value_out_of_bounds() {
+    let number = |least: u64, most: u64| format!("a whole number from {least} to {most} is accepted");
+    let port = number(1, 65_535);
+    let million = number(0, 1_000_000);
+    let billion = number(0, 1_000_000_000);
+    let ring = "16m to 64g is accepted (k, m, g, or bytes)";
+    let truth = "true or false is accepted";
+    let unicast = "an IPv6 unicast address such as fd10::20 is accepted";
+    let hosts = "IPv6 unicast addresses and DNS names, comma separated, are accepted";
+    let interfaces = "1 to 16 interface names, comma separated, none twice, are accepted";
+    let life = "1ms to 1176h is accepted";
+    for (name, value, accepted) in [
+        ("mc-iface", "", "the name of an interface is accepted"),
+        ("listen-port", "0", &port),
+        ("listen-port", "65536", &port),
+        ("scope", "world", "link, site, org, global is accepted"),
+        ("mc-group-id", "0x10000", "0x0000 to 0xFFFF, or the same in decimal, is accepted"),
+        ("source-mode", "any", "asm, ssm is accepted"),
+        ("bind-source", "10.0.0.1", unicast),
+        ("shard-bits", "0", &number(1, 12)),
+        ("shard-bits", "13", &number(1, 12)),
+        ("subtree-data-enabled", "yes", truth),
+        ("beef-enabled", "", truth),
+        ("beef-shard-bits", "13", &number(0, 12)),
+        ("tee-listen", "[fd10::1]:9001", "a loopback address and port such as [::1]:9002 is accepted"),
+        ("tee-listen", ":9001", "a loopback address and port such as [::1]:9002 is accepted"),
+        ("mc-join-enabled", "2", truth),
+        ("ssm-bootstrap-manifest", "ff05::1", hosts),
+        ("ssm-bootstrap-beacon", "a b", hosts),
+        ("ssm-bootstrap-subtree-announce", "a,,b", hosts),
+        ("ssm-publishers-static", "10.0.0.1", hosts),
+        ("ssm-bootstrap-refresh", "10ms", "1s to 1h is accepted"),
+        ("cache-memory", "15m", ring),
+        ("cache-memory", "65g", ring),
+        ("cache-memory-long", "0", ring),
+        ("cache-max-keys", "-1", &number(0, 4_294_967_295)),
+        ("cache-ttl", "0", life),
+        ("cache-ttl-tx", "0s", life),
+        ("cache-ttl-block", "1177h", life),
+        ("cache-ttl-subtree", "10", DURATION),
+        ("cache-ttl-anchor", "-1s", DURATION),
+        ("cache-ttl-beef", "0", life),
+        ("cache-backend", "disk", "memory, redis is accepted"),
+        ("redis-addr", "r", "host:port, redis://host or rediss://host, or a comma list of a cluster is accepted"),
+        ("cache-dial-timeout", "0", "1ms to 1h is accepted"),
+        ("cache-op-timeout", "2h", "1ms to 1h is accepted"),
+        ("nack-port", "x", &port),
+        ("nack-addr", "ff05::1", unicast),
+        ("nack-workers", "0", &number(1, 1024)),
+        ("suppress-ack", "on", truth),
+        ("suppress-miss", "off", truth),
+        ("egress-iface", "", interfaces),
+        ("egress-iface", "eth0,eth1,eth0", interfaces),
+        ("egress-port", "0", &port),
+        ("egress-multicast-loop", "x", truth),
+        ("egress-hoplimit", "0", &number(1, 255)),
+        ("egress-hoplimit", "256", &number(1, 255)),
+        ("repair-holddown", "61m", "0 to 1h is accepted"),
+        ("rl-ip-rate", "1000000001", &billion),
+        ("rl-ip-burst", "1000001", &million),
+        ("rl-chain-rate", "1000001", &million),
+        ("rl-chain-window", "999us", "1ms to 1h is accepted"),
+        ("rl-sequence-max", "1000001", &million),
+        ("rl-sequence-window", "3601s", "1ms to 1h is accepted"),
+        ("rl-group-rate", "4294967296", &billion),
+        ("rl-group-burst", "1.5", &million),
+        ("rl-throttle-response", "y", truth),
+        ("limit-table-entries", "1023", &number(1024, 16_777_216)),
+        ("dedup-window", "2h", "0 to 1h is accepted"),
+        ("dedup-mode", "sometimes", "eventual, strict is accepted"),
+        ("dedup-repeat-after", "1", DURATION),
+        ("proxy-enabled", "x", truth),
+        ("upstream-retry-endpoints", "up", "host:port, comma separated, IPv6 addresses in brackets, is accepted"),
+        ("proxy-timeout", "0", "1ms to 1h is accepted"),
+        ("proxy-max-endpoints", "1001", &number(0, 1000)),
+        ("proxy-dedup-window", "0", "1ms to 1h is accepted"),
+        ("proxy-workers", "0", &number(1, 1024)),
+        ("proxy-queue", "0", &number(1, 1_000_000)),
+        ("beacon-enabled", "x", truth),
+        ("beacon-tier", "255", &number(0, 254)),
+        ("beacon-preference", "256", &number(0, 255)),
+        ("beacon-interval", "999ms", "1s to 18h is accepted"),
+        ("beacon-interval", "18h1s", "1s to 18h is accepted"),
+        ("beacon-scope", "link", "site, org, global, both is accepted"),
+        ("beacon-flags-multicast", "x", truth),
+        ("beacon-flags-unicast", "x", truth),
+        ("beacon-flags-draining", "x", truth),
+        ("xdp", "generic", "auto, native, skb, off is accepted"),
+        ("xdp-lease", "999ms", "1s to 1h is accepted"),
+        ("bpffs", "bpf", "an absolute path is accepted"),
+        ("metrics-addr", "9400", ":port or address:port is accepted, IPv6 addresses in brackets"),
+        ("drain-timeout", "2h", "0 to 1h is accepted"),
+        ("instance", "a\tb", "a name is accepted"),
+        ("log-format", "xml", "text, json is accepted"),
+        ("log-level", "INFO", "trace, debug, info, warn, error is accepted"),
+        ("debug", "x", truth),
+        ("otlp-endpoint", "collector", "host:port, http://host:port or https://host:port is accepted"),
+        ("otlp-interval", "0", "1s to 1h is accepted"),
+        ("trace-sampling", "1.1", "a number from 0 to 1 is accepted"),
+    ] {
+        let shown = if value.is_empty() { "is not set" } else { &value.replace('\t', "\\t") };
+        let written = format!("-{name}={value}");
+        assert_eq!(refused(&[&written], &[]), (format!("-{name} {shown}: {accepted}"), 1));
+        if !value.is_empty() {
+            let env = flags::find(name).expect("a setting").env();
+            let line = format!("-{name} (from {env}) {shown}: {accepted}");
+            assert_eq!(refused(&[], &[(&env, value)]), (line, 1));
+        }
+    }
+}
+
+#[test]
+fn every_setting_that_can_be_wrong_is_in_the_table_above() {
+    let table = include_str!("refusals.rs");
+    for flag in all() {
+        assert!(table.contains(&format!("(\"{}\", \"", flag.name)), "{}", flag.name);
+    }
+}
+
+#[test]
+fn settings_that_do_not_fit_together() {
+    for (args, expected) in [
+        (
+            &["-source-mode=ssm", "-scope=link"][..],
+            "-scope link: with -source-mode ssm, site or global is accepted".to_owned(),
+        ),
+        (
+            &["-source-mode=ssm", "-scope=org"],
+            "-scope org: with -source-mode ssm, site or global is accepted".to_owned(),
+        ),
+        (
+            &["-ssm-publishers-static", SEVENTEEN],
+            format!("-ssm-publishers-static {SEVENTEEN}: at most 16 are accepted without -ssm-bootstrap-manifest, not 17"),
+        ),
+        (
+            &["-mc-join-enabled=false"],
+            "-tee-listen is not set: -mc-join-enabled=false needs it: a loopback address and port is accepted".to_owned(),
+        ),
+        (
+            &["-cache-backend=redis"],
+            "-redis-addr is not set: -cache-backend redis needs it: host:port, redis:// or rediss:// is accepted".to_owned(),
+        ),
+        (&["-rl-ip-burst=0"], "-rl-ip-burst 0: 1 to 1000000 is accepted while -rl-ip-rate is above 0".to_owned()),
+        (&["-rl-group-burst=0"], "-rl-group-burst 0: 1 to 1000000 is accepted while -rl-group-rate is above 0".to_owned()),
+        (
+            &["-proxy-enabled"],
+            "-upstream-retry-endpoints is not set: -proxy-enabled needs it: host:port, comma separated, is accepted".to_owned(),
+        ),
+        (
+            &["-upstream-retry-endpoints=up:9300"],
+            "-proxy-enabled false: true is accepted with -upstream-retry-endpoints".to_owned(),
+        ),
+        (
+            &["-dedup-repeat-after=61s"],
+            "-dedup-repeat-after 61s: 0 to 60s, the -dedup-window, is accepted".to_owned(),
+        ),
+        (
+            &["-dedup-window=1s", "-dedup-repeat-after=1001ms"],
+            "-dedup-repeat-after 1001ms: 0 to 1s, the -dedup-window, is accepted".to_owned(),
+        ),
+        (
+            &["-beacon-flags-multicast=false"],
+            "-beacon-flags-multicast false: true is accepted while -beacon-flags-unicast is false: no repair would leave"
+                .to_owned(),
+        ),
+    ] {
+        assert_eq!(refused(args, &[]), (expected, 1));
+    }
+    // With the companion the rule is content, and what is not built yet speaks.
+    for args in [
+        &["-source-mode=ssm", "-scope=global"][..],
+        &["-ssm-publishers-static", SEVENTEEN, "-ssm-bootstrap-manifest=m"],
+        &["-mc-join-enabled=false", "-tee-listen=[::1]:9002"],
+        &["-cache-backend=redis", "-redis-addr=r:1"],
+        &["-proxy-enabled", "-upstream-retry-endpoints=up:9300"],
+    ] {
+        let (line, _) = refused(args, &[]);
+        assert!(line.contains("not available yet"), "{line}");
+    }
+    started(&["-rl-group-rate=0", "-rl-group-burst=0", "-dedup-window=1s", "-dedup-repeat-after=1s"], &[]);
+    started(&["-beacon-flags-multicast=false", "-beacon-flags-unicast"], &[]);
+}
+
+#[test]
+fn a_command_line_that_is_none() {
+    for (args, expected) in [
+        (&["-nonsense"][..], "-nonsense: there is no such setting"),
+        (&["--nonsense=1"], "-nonsense: there is no such setting"),
+        (&["-nack-prot", "1"], "-nack-prot: there is no such setting; did you mean -nack-port?"),
+        (&["-nack-port"], "-nack-port: a value is missing"),
+        (&["-debug", "--shard-bits"], "-shard-bits: a value is missing"),
+        (&["-debug", "false"], "false: settings begin with a dash, and a switch takes its value as -name=value"),
+        (&["start"], "start: settings begin with a dash, and a switch takes its value as -name=value"),
+        (&["--", "-debug"], "unexpected argument '-debug' found"),
+        (&["-x"], "-x: there is no such setting"),
+    ] {
+        assert_eq!(refused(args, &[]), (format!("{expected} (-help lists all settings)"), 2), "{args:?}");
+    }
+    let raw = OsString::from_vec(b"-instance=\xff".to_vec());
+    let stop = Settings::from_args_and_env(["p".into(), raw].into_iter(), |_| None::<String>).expect_err("not UTF-8");
+    assert_eq!(
+        (stop.to_string().as_str(), stop.code()),
+        ("--instance=\u{fffd}: UTF-8 is accepted (-help lists all settings)", 2)
+    );
+}
+
+#[test]
+fn a_variable_that_is_not_utf_8() {
+    let env = |name: &str| (name == "MC_IFACE").then(|| OsString::from_vec(b"eth\xff".to_vec()));
+    let stop = Settings::from_args_and_env(words(&[]), env).expect_err("not UTF-8");
+    assert_eq!(
+        (stop.to_string().as_str(), stop.code()),
+        ("-mc-iface (from MC_IFACE) eth\u{fffd}: UTF-8 is accepted", 1)
+    );
+}
+
+#[test]
+fn a_password_is_never_shown() {
+    let env = [("REDIS_ADDR", "redis://me:secret@r:6379")];
+    assert_eq!(refused(&[], &env).0, "-redis-addr: not available yet (value redis://***@r:6379)");
+    let (line, _) = refused(&["-redis-addr=redis://me:secret@r:x"], &[]);
+    assert!(!line.contains("secret"), "{line}");
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_written_the_refusal_is_one_line(
+        args in prop::collection::vec(prop_oneof!["-{1,2}(nack-port|debug|egress-iface|cache-ttl|x)(=\\PC{0,9})?", "[\\PC\\n]{0,9}"], 0..4),
+        value in "[\\PC\\n\\x00]{0,12}",
+        which in 0..SAMPLES.len(),
+    ) {
+        let env = flags::find(SAMPLES[which].0).expect("a setting").env();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        if let Err(stop) = start(&args, &[(&env, &value)])
+            && stop.code() != 0
+        {
+            let line = stop.to_string();
+            prop_assert!(!line.contains(char::is_control) && !line.is_empty(), "{:?}", line);
+        }
+    }
+}
