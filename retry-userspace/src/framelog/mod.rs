@@ -6,6 +6,8 @@
 
 mod memory;
 mod reader;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::io;
