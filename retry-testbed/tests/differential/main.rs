@@ -1,5 +1,6 @@
 //! Random conversations held three times: with the XDP program by `BPF_PROG_TEST_RUN`, with the daemon's engine, and with
 //! `decide` over a model of plain collections. All three give the same answers, bytes and counters. Needs root.
+//! Long because three sides are described beside each other.
 
 mod model;
 

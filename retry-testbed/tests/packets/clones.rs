@@ -1,4 +1,5 @@
 //! Two and three packets for one: live NACKs over a veth pair, and every byte of what comes back, on both interfaces.
+//! Long because the rig, the plans and the three ways in belong to one table.
 
 use std::{
     io::IoSlice,

@@ -1,4 +1,5 @@
 //! Every verdict of the truth table, by `BPF_PROG_TEST_RUN`, untagged and behind one and two VLAN tags.
+//! Long because it is one table.
 
 use retry_common::{
     abi::{EventKind, Settings, setting_flag as flag},
