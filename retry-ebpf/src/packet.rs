@@ -1,8 +1,6 @@
 //! The only file with packet pointers.
 
-use aya_ebpf::helpers::generated::{
-    bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_store_bytes,
-};
+use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_store_bytes};
 use aya_ebpf::programs::XdpContext;
 
 /// Length of an Ethernet header without tags.
@@ -77,13 +75,6 @@ pub(crate) fn resize(ctx: &XdpContext, length: i32) -> bool {
     let by = length - self::length(ctx);
     // SAFETY: the context is the one that the kernel gave; packet pointers are made anew after this.
     by == 0 || unsafe { bpf_xdp_adjust_tail(ctx.ctx, by) } == 0
-}
-
-/// Takes `bytes` off the start of the packet.
-#[inline(always)]
-pub(crate) fn cut_head(ctx: &XdpContext, bytes: i32) -> bool {
-    // SAFETY: as above.
-    unsafe { bpf_xdp_adjust_head(ctx.ctx, bytes) == 0 }
 }
 
 /// Copies `length` bytes of map memory into the packet at `offset`.

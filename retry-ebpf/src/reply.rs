@@ -64,7 +64,9 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Way {
         Verdict::Miss => back(ctx, request, &Answer::Miss, Counter::MissesSent),
         Verdict::Recover { say } => {
             // The MISS is said either way; a job that finds no room is one that the listener's next NACK brings back.
-            hand_over(ctx, request, EventKind::Recover);
+            if log::hand_over(&event(ctx, request, EventKind::Recover)) {
+                count::one(Counter::HandedOver);
+            }
             if say { back(ctx, request, &Answer::Miss, Counter::MissesSent) } else { Way::Drop }
         }
         Verdict::AskStore => hand_over(ctx, request, EventKind::Store),
@@ -77,16 +79,20 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Way {
 }
 
 #[inline(always)]
-fn hand_over(ctx: &XdpContext, request: &Request, kind: EventKind) -> Way {
-    let event = Event {
+fn event(ctx: &XdpContext, request: &Request, kind: EventKind) -> Event {
+    Event {
         key: request.nack.key,
         source: request.headers.source,
         source_port: request.headers.source_port,
         kind: kind as u8,
         nack_flags: request.nack.flags,
         ifindex: u32::try_from(ctx.ingress_ifindex()).unwrap_or(0),
-    };
-    if log::hand_over(&event) {
+    }
+}
+
+#[inline(always)]
+fn hand_over(ctx: &XdpContext, request: &Request, kind: EventKind) -> Way {
+    if log::hand_over(&event(ctx, request, kind)) {
         count::one(Counter::HandedOver);
         Way::Drop
     } else {

@@ -60,17 +60,8 @@ pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
     }
     // SAFETY: the map is filled before the program is attached and entries are never removed.
     let egress = unsafe { EGRESS.get(egress_ifindex) }.ok_or(Counter::RetransmitErrors)?;
-    // Untagged on the egress interface: what the NACK's tags mean there nobody knows.
-    let tags = if ip_offset == ETHERNET_LEN + 8 {
-        8
-    } else if ip_offset == ETHERNET_LEN + 4 {
-        4
-    } else {
-        0
-    };
-    if tags != 0 && !packet::cut_head(ctx, tags) {
-        return Err(Counter::RetransmitErrors);
-    }
+    // Untagged on the egress interface, for what the NACK's tags mean there nobody knows: all headers are written anew from
+    // the packet's start, so that tags need not be cut off.
     if !packet::resize(ctx, packet_len(ETHERNET_LEN, record.length)) {
         return Err(Counter::RetransmitErrors);
     }
