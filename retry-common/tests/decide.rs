@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use retry_common::abi::setting_flag as set;
 use retry_common::counter::Counter;
-use retry_common::decide::{Endpoint, Found, Multicast, Policy, Repair, Verdict, decide, missed, repair};
+use retry_common::decide::{Endpoint, Found, Multicast, Policy, Repair, Verdict, decide, found, missed, repair};
 use retry_common::key::FrameKey;
 use retry_common::wire::nack::Nack;
 
@@ -41,6 +41,8 @@ struct World {
     group: bool,
     can_send: bool,
     multicast: Multicast,
+    /// What [`Endpoint::can_send`] was asked for: multicast, unicast.
+    wanted: Option<(bool, bool)>,
     steps: Vec<Step>,
 }
 
@@ -52,6 +54,7 @@ const HIT: World = World {
     group: true,
     can_send: true,
     multicast: Multicast::Claimed,
+    wanted: None,
     steps: Vec::new(),
 };
 
@@ -81,7 +84,8 @@ impl Endpoint for World {
         self.steps.push(Group(group));
         self.group
     }
-    fn can_send(&mut self, _frame: &Frame, _multicast: bool, _unicast: bool) -> bool {
+    fn can_send(&mut self, _frame: &Frame, multicast: bool, unicast: bool) -> bool {
+        self.wanted = Some((multicast, unicast));
         self.steps.push(CanSend);
         self.can_send
     }
@@ -169,6 +173,18 @@ fn what_the_store_has_not_is_a_miss() {
     assert_eq!(world.steps, [Count(Counter::CacheMisses), SequenceCharge]);
 }
 
+/// The limits in front of the look-up were asked when the NACK came; the group's could not be.
+#[test]
+fn what_the_store_has_goes_on_at_the_groups_limit() {
+    let mut world = World { address: false, sequence_over: true, chain: false, ..HIT };
+    let policy = Policy::new(set::UNICAST | set::STORE);
+    assert!(matches!(found(&nack(0, 1), policy, Frame(7), &mut world), Verdict::Repair(Frame(7), _)));
+    assert_eq!(world.steps, [Count(Counter::CacheHits), Group(7), CanSend, SequenceCharge]);
+    let mut world = World { group: false, ..HIT };
+    assert_eq!(found(&nack(0, 1), policy, Frame(7), &mut world), Verdict::Silence);
+    assert_eq!(world.steps, [Count(Counter::CacheHits), Group(7), Count(Counter::LimitedGroup)]);
+}
+
 #[test]
 fn a_hit_by_mode() {
     let none = Repair { multicast: false, unicast: false, held: false, ack: true };
@@ -244,49 +260,101 @@ fn any_multicast() -> impl Strategy<Value = Multicast> {
     prop_oneof![Just(Multicast::Claimed), Just(Multicast::HeldByUs), Just(Multicast::HeldByAnother)]
 }
 
-proptest! {
-    /// Written again, as a list of what must hold.
-    #[test]
-    fn whatever_the_world_is(
-        limits: [bool; 4], frame: bool, can_send: bool, multicast in any_multicast(), flags in 0u32..0x400, nack_flags: u8, hash_key in 0u64..2,
-    ) {
-        let [address, sequence_over, chain, group] = limits;
-        let world = World {
-            address, sequence_over, chain, group, can_send, multicast, frame: frame.then_some(Frame(7)), steps: Vec::new(),
-        };
-        let (verdict, steps) = run(world, flags, &nack(nack_flags, hash_key));
-        let has = |step: Step| steps.contains(&step);
-        let counted = |counter: Counter| steps.iter().filter(|step| **step == Count(counter)).count();
-        let wants = |flag: u32| flags & flag != 0;
+/// The table read the other way round: first who refuses, then what was asked until then, then what comes of it.
+fn table(world: &World, flags: u32, nack: &Nack) -> (Verdict<Frame>, Vec<Step>) {
+    let on = |flag: u32| flags & flag != 0;
+    let has_chain = nack.key.hash_key() != 0;
+    let hit = world.frame;
+    // Who refuses, in the order of the table: the counter, and the backoff bucket where there is one.
+    let refusals = [
+        (!world.address, Counter::LimitedAddress, None),
+        (world.sequence_over, Counter::LimitedSequence, Some(2)),
+        (has_chain && !world.chain, Counter::LimitedChain, Some(3)),
+        (hit.is_some() && !world.group, Counter::LimitedGroup, Some(4)),
+    ];
+    let refusal = refusals.iter().position(|(refuses, ..)| *refuses);
 
-        let admitted = address && !sequence_over && (chain || hash_key == 0);
-        prop_assert_eq!(has(LookUp), admitted);
-        prop_assert_eq!(counted(Counter::CacheHits), usize::from(admitted && frame));
-        let over = [Counter::LimitedAddress, Counter::LimitedSequence, Counter::LimitedChain, Counter::LimitedGroup];
-        let refused = over.into_iter().map(counted).sum::<usize>();
-        prop_assert_eq!(refused, usize::from(!admitted || (frame && !group)));
-        match verdict {
-            Verdict::Throttled(bucket) => {
-                prop_assert!(refused == 1 && wants(set::THROTTLE_RESPONSE) && address);
-                prop_assert!((2..=4).contains(&bucket));
-            }
-            Verdict::Silence => prop_assert!(refused == 1 || (!frame && wants(set::SUPPRESS_MISS))),
-            Verdict::Miss => prop_assert!(!frame && !wants(set::SUPPRESS_MISS) && !wants(set::STORE)),
-            Verdict::Recover { say } => {
-                prop_assert!(!frame && wants(set::RECOVERY) && nack_flags & 1 == 0 && !wants(set::STORE));
-                prop_assert_eq!(say, !wants(set::SUPPRESS_MISS));
-            }
-            Verdict::AskStore => prop_assert!(!frame && wants(set::STORE)),
-            Verdict::HandOver(_) => prop_assert!(frame && !can_send && !has(Claim)),
-            Verdict::Repair(_, plan) => {
-                prop_assert!(frame && can_send && group);
-                prop_assert_eq!(plan.unicast, wants(set::UNICAST) || nack_flags & 1 == 1);
-                prop_assert_eq!(has(Claim), wants(set::MULTICAST));
-                prop_assert_eq!(plan.multicast, wants(set::MULTICAST) && multicast == Multicast::Claimed);
-                prop_assert_eq!(plan.held, wants(set::MULTICAST) && multicast != Multicast::Claimed);
-                prop_assert_eq!(plan.ack, !wants(set::SUPPRESS_ACK));
-                prop_assert_eq!(has(SequenceCharge), plan.multicast || plan.unicast);
-            }
+    let mut asked = vec![vec![Address], vec![SequenceCheck], if has_chain { vec![Chain] } else { vec![] }];
+    let look_up = match hit {
+        Some(Frame(group)) => vec![LookUp, Count(Counter::CacheHits), Group(group)],
+        None => vec![LookUp],
+    };
+    asked.push(look_up);
+    asked.truncate(refusal.map_or(4, |at| at + 1));
+    let mut steps = asked.concat();
+
+    if let Some((_, counter, bucket)) = refusal.map(|at| refusals[at]) {
+        steps.push(Count(counter));
+        let said = bucket.filter(|_| on(set::THROTTLE_RESPONSE));
+        return (said.map_or(Verdict::Silence, Verdict::Throttled), steps);
+    }
+
+    let proxied = nack.flags % 2 == 1;
+    let Some(frame) = hit else {
+        if on(set::STORE) {
+            return (Verdict::AskStore, steps);
         }
+        let say = !on(set::SUPPRESS_MISS);
+        steps.push(Count(Counter::CacheMisses));
+        steps.extend(say.then_some(SequenceCharge));
+        let verdict = match (on(set::RECOVERY) && !proxied, say) {
+            (true, say) => Verdict::Recover { say },
+            (false, true) => Verdict::Miss,
+            (false, false) => Verdict::Silence,
+        };
+        return (verdict, steps);
+    };
+
+    steps.push(CanSend);
+    if !world.can_send {
+        steps.push(SequenceCharge);
+        return (Verdict::HandOver(frame), steps);
+    }
+    let (multicast, held_by) = match (on(set::MULTICAST), world.multicast) {
+        (false, _) => (false, None),
+        (true, Multicast::Claimed) => (true, None),
+        (true, Multicast::HeldByUs) => (false, Some(Counter::RetransmitHeldDown)),
+        (true, Multicast::HeldByAnother) => (false, Some(Counter::RetransmitDedup)),
+    };
+    let unicast = on(set::UNICAST) || proxied;
+    steps.extend(on(set::MULTICAST).then_some(Claim));
+    steps.extend(held_by.map(Count));
+    steps.extend((multicast || unicast).then_some(SequenceCharge));
+    let plan = Repair { multicast, unicast, held: held_by.is_some(), ack: !on(set::SUPPRESS_ACK) };
+    (Verdict::Repair(frame, plan), steps)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn every_case_goes_by_the_table(
+        // A limit mostly admits, or few cases would come as far as the repair.
+        limits in prop::array::uniform4(prop::bool::weighted(0.85)), frame in prop::option::weighted(0.7, any::<u16>()),
+        can_send in prop::bool::weighted(0.8), multicast in any_multicast(), flags in 0u32..0x400, nack_flags: u8, hash_key in 0u64..3,
+    ) {
+        let [address, under_sequence, chain, group] = limits;
+        let frame = frame.map(Frame);
+        let mut world = World { address, sequence_over: !under_sequence, chain, group, can_send, multicast, frame, ..HIT };
+        let nack = nack(nack_flags, hash_key);
+        let expected = table(&world, flags, &nack);
+        let verdict = decide(&nack, Policy::new(flags), &mut world);
+        prop_assert_eq!((verdict, &world.steps), (expected.0, &expected.1));
+        // Whoever says whether it can send is asked for what would be sent.
+        let wanted = (flags & set::MULTICAST != 0, flags & set::UNICAST != 0 || nack_flags % 2 == 1);
+        prop_assert_eq!(world.wanted, expected.1.contains(&CanSend).then_some(wanted));
+    }
+
+    #[test]
+    fn an_acks_flags_have_a_ground(
+        plan in any::<[bool; 4]>(), multicast_left: bool, unicast_left: bool,
+    ) {
+        let [multicast, unicast, held, ack] = plan;
+        let flags = Repair { multicast, unicast, held, ack }.ack_flags(multicast_left, unicast_left);
+        let said = flags.unwrap_or(0);
+        prop_assert_eq!(flags.is_some(), ack && (multicast_left || held || unicast_left));
+        prop_assert_eq!(said & 0x01 != 0, ack && (multicast_left || held));
+        prop_assert_eq!(said & 0x02 != 0, ack && unicast_left);
+        prop_assert_eq!(said & !0x03, 0);
     }
 }

@@ -1,4 +1,6 @@
 //! The log against a plain model: never a wrong byte, and nothing lost that is not counted.
+//!
+//! Longer than most files: writer and reader are only right together, so they are tested over one set of pages.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,22 +8,67 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use retry_common::abi::{
+    Lane, RECORD_HEADER_LEN, RecordHeader, SEGMENT_LEN, SEGMENT_SLOTS, SEGMENT_TAIL, SLOT_LEN, record_flag,
+};
 use retry_common::counter::Counter;
 use retry_common::decide::Multicast;
 use retry_common::holddown::HoldDown;
+use retry_common::index;
 use retry_common::key::FrameKey;
 use retry_common::wire::frame::Class;
 
-use super::{Log, NewFrame, Pages, Put, Sizes, Writer, open};
+use super::{Log, NewFrame, Pages, Put, Sizes, Writer, lane_of, open};
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_000 * SECOND;
 const LIFE_MS: u32 = 60_000;
+const SEED: u64 = 0x5eed;
 
 /// One segment a lane.
 fn small(max_keys: u64) -> (Writer, Log) {
-    let pages = Pages::plain(Sizes::new(1, 1)).expect("memory");
-    open(Arc::new(pages), 0x5eed, max_keys)
+    let (_, writer, log) = over(Sizes::new(1, 1), max_keys);
+    (writer, log)
+}
+
+/// A log, and the pages that it stands in.
+fn over(sizes: Sizes, max_keys: u64) -> (Arc<Pages>, Writer, Log) {
+    let pages = Arc::new(Pages::plain(sizes).expect("memory"));
+    let (writer, log) = open(Arc::clone(&pages), 0x5eed, max_keys);
+    (pages, writer, log)
+}
+
+/// The key of a lane's oldest record.
+fn oldest(pages: &Pages, lane: usize) -> Option<FrameKey> {
+    let lane: Lane = pages.lanes.read(lane * size_of::<Lane>());
+    let header: RecordHeader = pages.ring.read(lane.tail as usize * SLOT_LEN);
+    (lane.records > 0 && header.flags & record_flag::FILLER == 0).then_some(header.key)
+}
+
+/// Walks a lane from its oldest record to its newest as the layout has it, and returns how many slots that is.
+fn walk(pages: &Pages, lane: usize) -> u32 {
+    let lane: Lane = pages.lanes.read(lane * size_of::<Lane>());
+    let (mut slot, mut walked) = (lane.tail, 0);
+    for _ in 0..lane.records {
+        let start = slot as usize * SLOT_LEN;
+        let header: RecordHeader = pages.ring.read(start);
+        let len = RECORD_HEADER_LEN + header.length as usize;
+        let into_segment = start % SEGMENT_LEN;
+        assert!(into_segment + len <= SEGMENT_LEN, "the record at slot {slot} straddles two segments");
+        if header.flags & record_flag::FILLER == 0 {
+            assert!(into_segment <= SEGMENT_LEN - SEGMENT_TAIL, "slot {slot} is in the last page of its segment");
+            assert!(header.version != 0 && header.version.is_multiple_of(2), "slot {slot} is being written");
+        }
+        let slots = u32::try_from(len.div_ceil(SLOT_LEN)).expect("small");
+        walked += slots;
+        slot += slots;
+        assert!(slot <= lane.first_slot + lane.slots, "a record leaves its lane");
+        if slot == lane.first_slot + lane.slots {
+            slot = lane.first_slot;
+        }
+    }
+    assert_eq!(slot, lane.head, "the records end at the head");
+    walked
 }
 
 fn frame<'a>(key: FrameKey, class: Class, bytes: &'a [u8]) -> NewFrame<'a> {
@@ -78,45 +125,167 @@ fn what_no_datagram_can_be_is_refused() {
     assert_eq!(read(&log, &key, START), Some(longest));
 }
 
-/// 60,000 puts of any size, several laps of both lanes, against a map.
+/// What [`laps_lose_the_oldest_and_never_mix_anything_up`] put under a key, made anew from this.
+#[derive(Clone, Copy, Eq, PartialEq)]
+struct Made {
+    word: u64,
+    length: usize,
+}
+
+impl Made {
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = self.word.to_le_bytes().repeat(self.length.div_ceil(8));
+        bytes.truncate(self.length);
+        bytes
+    }
+}
+
+/// 200,000 puts of any size, many laps of both lanes, against a map.
 #[test]
 fn laps_lose_the_oldest_and_never_mix_anything_up() {
-    let (mut writer, log) = small(0);
+    const PUTS: u64 = 200_000;
+    let (pages, mut writer, log) = over(Sizes::new(SEGMENT_LEN as u64 * 2, 1), 0);
     let mut random = SmallRng::seed_from_u64(42);
-    let mut model: HashMap<FrameKey, (Class, Vec<u8>)> = HashMap::new();
+    let mut model: HashMap<FrameKey, Made> = HashMap::new();
     let mut evicted = 0;
-    let (mut stored, mut replaced) = (0u64, 0u64);
-    for number in 0..60_000u64 {
+    let (mut stored, mut replaced, mut duplicates) = (0u64, 0u64, 0u64);
+    for number in 1..=PUTS {
         let class = if random.random_bool(0.2) { Class::Block } else { Class::Tx };
-        // Now and then a key comes back with other bytes, or with the same.
-        let seq_num = if random.random_bool(0.05) { random.random_range(1..=number + 1) } else { number + 1 };
+        // Now and then a key comes back: one of any age, or one that is about to be overwritten.
+        let seq_num = match random.random_range(0..20) {
+            0 => random.random_range(1..=number),
+            1 => oldest(&pages, lane_of(class)).map_or(number, |key| key.seq_num()),
+            _ => number,
+        };
         let key = FrameKey::new(class as u64, seq_num);
-        let length = if random.random_bool(0.01) { 20_000 } else { random.random_range(66..4_000) };
-        let salt: u8 = random.random();
-        let bytes: Vec<u8> =
-            (0..length).map(|at: usize| (at as u64).wrapping_mul(seq_num + u64::from(salt)).to_le_bytes()[0]).collect();
-        match writer.put(&frame(key, class, &bytes), START + number) {
+        let length = if random.random_bool(0.01) { 60_000 } else { random.random_range(92..4_000) };
+        let mut made = Made { word: random.random(), length };
+        // With the same bytes as before, or with others.
+        if let Some(before) = model.get(&key).filter(|_| random.random_bool(0.3)) {
+            made = *before;
+        }
+        let now = START + number;
+        match writer.put(&frame(key, class, &made.bytes()), now) {
             Put::Stored => stored += 1,
             Put::Replaced => replaced += 1,
-            Put::Duplicate => assert_eq!(model.get(&key).map(|(_, old)| old), Some(&bytes)),
+            Put::Duplicate => {
+                assert!(model.get(&key) == Some(&made), "{key} was not the same");
+                duplicates += 1;
+            }
             Put::TooLarge => panic!("{length} bytes"),
         }
-        model.insert(key, (class, bytes));
+        model.insert(key, made);
+        assert!(read(&log, &key, now) == Some(made.bytes()), "{key} was just put");
         evicted += u64::try_from(writer.drain_evictions().count()).expect("few");
-        if number % 5_000 == 0 {
-            let found = model.iter().filter(|(key, (_, bytes))| match read(&log, key, START + number) {
-                Some(read) => {
-                    assert!(read == *bytes, "{key} has other bytes");
+        // A replaced frame is neither gone nor new.
+        assert_eq!(stored - evicted, writer.live(), "put {number}, {replaced} replaced");
+        if number % 10_000 == 0 {
+            let found = model.iter().filter(|(key, made)| match read(&log, key, now) {
+                Some(bytes) => {
+                    assert!(bytes == made.bytes(), "{key} has other bytes");
                     true
                 }
                 None => false,
             });
             assert_eq!(u64::try_from(found.count()).expect("few"), writer.live());
-            // A replaced frame is neither gone nor new.
-            assert_eq!(stored - evicted, writer.live(), "{stored} stored, {replaced} replaced, {evicted} evicted");
+            for (lane, lane_use) in writer.lane_use(now).iter().enumerate() {
+                assert_eq!(u64::from(walk(&pages, lane)) * SLOT_LEN as u64, lane_use.used_bytes, "lane {lane}");
+            }
         }
     }
-    assert!(evicted > 30_000 && replaced > 100, "{evicted} evicted, {replaced} replaced");
+    assert!(evicted > PUTS / 2 && replaced > 1_000 && duplicates > 500, "{evicted}, {replaced}, {duplicates}");
+}
+
+/// When the frame that is overwritten is the one that makes way, it is a lap that the new one follows.
+#[test]
+fn a_frame_that_makes_way_for_its_own_successor_is_counted_once() {
+    let (mut writer, log) = small(0);
+    let length = 64 * SLOT_LEN - RECORD_HEADER_LEN;
+    let records = u64::from(SEGMENT_SLOTS / 64);
+    for seq_num in 1..=records {
+        assert_eq!(writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &vec![1; length]), START), Put::Stored);
+    }
+    assert_eq!((writer.live(), writer.drain_evictions().count()), (records, 0));
+    let oldest = FrameKey::new(1, 1);
+    assert_eq!(writer.put(&frame(oldest, Class::Tx, &vec![2; length]), START), Put::Stored);
+    assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedLap]);
+    assert_eq!(writer.live(), records);
+    assert_eq!(read(&log, &oldest, START), Some(vec![2; length]));
+    assert!(read(&log, &FrameKey::new(1, 2), START).is_some());
+}
+
+/// Sums of 16-bit words do not see their order, nor zeros at the end.
+#[test]
+fn other_bytes_with_the_same_sum_are_no_duplicate() {
+    let (mut writer, log) = small(0);
+    let key = FrameKey::new(1, 1);
+    assert_eq!(writer.put(&frame(key, Class::Tx, &[1, 2, 3, 4]), START), Put::Stored);
+    for bytes in [&[3, 4, 1, 2][..], &[3, 4, 1, 2, 0, 0], &[3, 4, 1, 2]] {
+        assert_eq!(writer.put(&frame(key, Class::Tx, bytes), START), Put::Replaced);
+        assert_eq!(read(&log, &key, START).as_deref(), Some(bytes));
+    }
+}
+
+#[test]
+fn a_replaced_frame_outlives_its_first_record() {
+    let (mut writer, log) = small(0);
+    let replaced = FrameKey::new(1, 1);
+    let put =
+        |writer: &mut Writer, seq_num| writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 4_000]), START);
+    for seq_num in 1..=2_000 {
+        put(&mut writer, seq_num);
+    }
+    assert_eq!(writer.put(&frame(replaced, Class::Tx, &[2; 4_000]), START), Put::Replaced);
+    // The ring comes round, past the first record and not as far as the second.
+    for seq_num in 2_001..=5_000 {
+        put(&mut writer, seq_num);
+    }
+    assert_eq!(read(&log, &FrameKey::new(1, 2), START), None);
+    assert_eq!(read(&log, &replaced, START), Some(vec![2; 4_000]));
+}
+
+/// The index tells keys apart by 31 bits of their hash; the record's own key decides.
+#[test]
+fn keys_with_one_tag_are_not_taken_for_each_other() {
+    let mut seen = HashMap::new();
+    let (first, second) = (1..1_000_000)
+        .map(|seq_num| FrameKey::new(1, seq_num))
+        .find_map(|key| Some((seen.insert(index::tag(index::hash(&key, SEED)), key)?, key)))
+        .expect("a million keys have tags in common");
+    let (_, mut writer, log) = over(Sizes { buckets: 1, ..Sizes::new(1, 1) }, 0);
+    writer.put(&frame(first, Class::Tx, b"first"), START);
+    assert_eq!(read(&log, &second, START), None);
+    // A reader looks at one entry with the tag, so the older frame goes, and is counted.
+    assert_eq!(writer.put(&frame(second, Class::Tx, b"second"), START), Put::Stored);
+    assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedBucket]);
+    assert_eq!((read(&log, &first, START), read(&log, &second, START)), (None, Some(b"second".to_vec())));
+    assert_eq!(writer.live(), 1);
+}
+
+/// More keys than the index has places: each that a full bucket gives up is counted, the others stay.
+#[test]
+fn a_full_bucket_gives_up_its_oldest() {
+    let (_, mut writer, log) = over(Sizes { buckets: 1, ..Sizes::new(1, 1) }, 0);
+    for seq_num in 1..=8 {
+        writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START);
+    }
+    assert_eq!((writer.live(), writer.drain_evictions().count()), (8, 0));
+    // What is renewed is young again.
+    assert_eq!(writer.put(&frame(FrameKey::new(1, 1), Class::Tx, &[2; 100]), START), Put::Replaced);
+    assert_eq!(writer.put(&frame(FrameKey::new(1, 9), Class::Tx, &[1; 100]), START), Put::Stored);
+    assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedBucket]);
+    let found: Vec<_> = (1..=9).filter(|seq_num| read(&log, &FrameKey::new(1, *seq_num), START).is_some()).collect();
+    assert_eq!(found, [1, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(writer.live(), 8);
+}
+
+#[test]
+fn a_record_says_what_the_daemon_alone_can_send() {
+    let (mut writer, log) = small(0);
+    let key = FrameKey::new(1, 1);
+    writer.put(&NewFrame { daemon_only: true, ..frame(key, Class::Anchor, &[1; 9_000]) }, START);
+    let header = *log.look_up(&key, START).expect("found").header();
+    assert_eq!((header.flags, header.class, header.life_ms), (record_flag::DAEMON_ONLY, Class::Anchor as u8, LIFE_MS));
 }
 
 #[test]

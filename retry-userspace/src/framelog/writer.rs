@@ -127,6 +127,10 @@ impl Writer {
             while self.live >= self.max_keys && self.evict_any(lane, now_ns) {}
         }
         let slot = self.reserve(lane, slots, now_ns);
+        if outcome == Put::Replaced && self.entry_of(hash).is_none() {
+            // The old record was the one that made way, and is counted as such.
+            outcome = Put::Stored;
+        }
         let version = self.next_version;
         self.next_version += 2;
         let expires_ns = now_ns.saturating_add(u64::from(frame.life_ms) * NS_PER_MS);
