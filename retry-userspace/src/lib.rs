@@ -22,10 +22,13 @@ pub mod framelog;
 pub mod ingress;
 pub mod nack;
 pub mod net;
+pub mod proxy;
 pub mod repair;
+pub mod retry;
 mod run;
 pub mod settings;
 pub mod shutdown;
+pub mod store;
 pub mod telemetry;
 
 pub use run::{StartError, run};

@@ -2,36 +2,15 @@
 //!
 //! When a feature is built, its line goes from [`NOT_YET`], and the note from its row in docs/configuration.md.
 
-use std::time::Duration;
-
-use retry_common::group::SourceMode;
-
 use super::error::{SettingsError, shown};
-use super::groups::{Backend, DedupMode, Settings};
+use super::groups::Settings;
 use super::source::Values;
 
 /// A setting, and whether its value asks for nothing that is missing.
 pub(super) type Line = (&'static str, fn(&Settings) -> bool);
 
 /// The settings whose only value is still their default.
-pub(super) const NOT_YET: &[Line] = &[
-    ("source-mode", |settings| settings.ingress.source_mode == SourceMode::Asm),
-    ("ssm-bootstrap-manifest", |settings| settings.ssm.manifests.is_empty()),
-    ("ssm-bootstrap-beacon", |settings| settings.ssm.beacons.is_empty()),
-    ("ssm-bootstrap-subtree-announce", |settings| settings.ssm.subtree_announcers.is_empty()),
-    ("ssm-publishers-static", |settings| settings.ssm.publishers.is_empty()),
-    ("ssm-bootstrap-refresh", |settings| settings.ssm.refresh == Duration::from_secs(30)),
-    ("cache-backend", |settings| settings.cache.backend == Backend::Memory),
-    ("redis-addr", |settings| settings.cache.redis.is_empty()),
-    ("dedup-mode", |settings| settings.dedup.mode == DedupMode::Eventual),
-    ("proxy-enabled", |settings| !settings.proxy.enabled),
-    ("upstream-retry-endpoints", |settings| settings.proxy.upstreams.is_empty()),
-    ("mc-join-enabled", |settings| settings.ingress.join),
-    ("tee-listen", |settings| settings.ingress.tee.is_none()),
-    ("drain-timeout", |settings| settings.admin.drain_timeout.is_zero()),
-    ("otlp-endpoint", |settings| settings.telemetry.otlp.endpoint.is_none()),
-    ("trace-sampling", |settings| settings.telemetry.otlp.sampling == 0.0),
-];
+pub(super) const NOT_YET: &[Line] = &[];
 
 pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), SettingsError> {
     match NOT_YET.iter().find(|(_, is_idle)| !is_idle(settings)) {

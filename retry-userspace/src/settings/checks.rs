@@ -23,7 +23,7 @@ pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), Settings
     if !settings.ingress.join && settings.ingress.tee.is_none() {
         return refuse("tee-listen", "-mc-join-enabled=false needs it: a loopback address and port is accepted");
     }
-    if settings.cache.backend == Backend::Redis && settings.cache.redis.is_empty() {
+    if settings.cache.backend == Backend::Redis && settings.redis.nodes.is_empty() {
         return refuse("redis-addr", "-cache-backend redis needs it: host:port, redis:// or rediss:// is accepted");
     }
     for (rate, is_limited, burst, tokens) in [
@@ -34,8 +34,14 @@ pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), Settings
             return refuse(burst, &format!("1 to 1000000 is accepted while -{rate} is above 0"));
         }
     }
-    if settings.proxy.enabled && settings.proxy.upstreams.is_empty() {
-        return refuse("upstream-retry-endpoints", "-proxy-enabled needs it: host:port, comma separated, is accepted");
+    if settings.proxy.enabled && settings.proxy.upstreams.is_empty() && !settings.proxy.discover {
+        return refuse(
+            "upstream-retry-endpoints",
+            "-proxy-enabled needs it, or -proxy-discover: host:port, comma separated, is accepted",
+        );
+    }
+    if !settings.proxy.enabled && settings.proxy.discover {
+        return refuse("proxy-enabled", "true is accepted with -proxy-discover");
     }
     if !settings.proxy.enabled && !settings.proxy.upstreams.is_empty() {
         return refuse("proxy-enabled", "true is accepted with -upstream-retry-endpoints");
@@ -43,6 +49,20 @@ pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), Settings
     if settings.dedup.repeat_after > settings.dedup.window && !settings.dedup.window.is_zero() {
         let window = values.text("dedup-window");
         return refuse("dedup-repeat-after", &format!("0 to {window}, the -dedup-window, is accepted"));
+    }
+    let is_tls = settings.redis.nodes.iter().any(|node| node.url.starts_with("rediss"));
+    for (name, is_set) in
+        [("redis-tls-ca", settings.redis.tls_ca.is_some()), ("redis-tls-cert", settings.redis.tls_client.is_some())]
+    {
+        if is_set && !is_tls {
+            return refuse(name, "it is accepted with rediss:// in -redis-addr");
+        }
+    }
+    if let Some(address) = settings.admin.addr
+        && !address.ip().is_loopback()
+        && settings.admin.token.is_none()
+    {
+        return refuse("admin-addr", "a loopback address is accepted, or any with -admin-token-file or ADMIN_TOKEN");
     }
     if !settings.repair.multicast && !settings.repair.unicast {
         return refuse(

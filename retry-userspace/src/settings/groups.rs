@@ -30,6 +30,8 @@ pub struct Settings {
     pub repair: Repair,
     /// Who may ask how often.
     pub limits: Limits,
+    /// How Redis is reached.
+    pub redis: Redis,
     /// How instances keep out of each other's way.
     pub dedup: Dedup,
     /// Whom we ask for what we have not.
@@ -123,14 +125,8 @@ pub struct Cache {
     pub memory_long: u64,
     /// `cache-max-keys`: most frames held. Default 0, no bound but the rings. The oldest go first.
     pub max_keys: u64,
-    /// `cache-backend`: where frames are kept. Default memory. Redis needs [`Cache::redis`].
+    /// `cache-backend`: where frames are kept. Default memory. Redis needs [`Redis::nodes`].
     pub backend: Backend,
-    /// `redis-addr`: one server, or the nodes of a cluster. Default none. With [`Backend::Memory`] for dedup only.
-    pub redis: Vec<RedisNode>,
-    /// `cache-dial-timeout`: longest time to connect. Default 1 s. Past it the cache goes on without.
-    pub dial_timeout: Duration,
-    /// `cache-op-timeout`: longest time of one operation. Default 1 s. Past it the operation is a miss.
-    pub op_timeout: Duration,
     pub(super) ttl: [Duration; Class::ALL.len()],
 }
 
@@ -209,6 +205,54 @@ pub struct Limits {
     pub table_entries: u32,
 }
 
+/// How Redis is reached.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// `redis-addr`: one server, the nodes of a cluster, or sentinels. Default none. With [`Backend::Memory`] for dedup
+    /// only.
+    pub nodes: Vec<RedisNode>,
+    /// `cache-dial-timeout`: longest time to connect. Default 1 s. Past it the cache goes on without.
+    pub dial_timeout: Duration,
+    /// `cache-op-timeout`: longest time of one operation. Default 1 s. Past it the operation is a miss.
+    pub op_timeout: Duration,
+    /// `redis-tls-ca`: PEM file of authorities. Default none: the system's. Needs `rediss://`.
+    pub tls_ca: Option<PathBuf>,
+    /// `redis-tls-cert`, `redis-tls-key`: PEM files of our certificate and its key. Default none. Set together.
+    pub tls_client: Option<(PathBuf, PathBuf)>,
+    /// `redis-retry-*`: how failures are tried again.
+    pub retry: Retry,
+}
+
+/// How failures are tried again (module `retry`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Retry {
+    /// `*-retry-policy`: wait longer each time, or do not try again. Default exponential.
+    pub policy: RetryPolicy,
+    /// `*-retry-attempts`: attempts in all. Default 3.
+    pub attempts: u32,
+    /// `*-retry-delay`: wait before the second attempt. Default 100 ms.
+    pub delay: Duration,
+    /// `*-retry-factor`: growth of the wait. Default 2.
+    pub factor: f32,
+    /// `*-retry-max-delay`: longest wait. Default 5 s.
+    pub max_delay: Duration,
+    /// `*-retry-jitter`: spread the waits. Default yes.
+    pub jitter: bool,
+    /// `*-retry-breaker`: failures in a row that open the breaker; 0: none. Default 5 for Redis, 0 for recovery.
+    pub breaker: u32,
+    /// `*-retry-breaker-open`: how long it stays open. Default 5 s.
+    pub breaker_open: Duration,
+}
+
+/// Which policy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RetryPolicy {
+    /// One attempt.
+    None,
+    /// Longer waits each time.
+    Exponential,
+}
+
 /// How instances keep from sending the same repair.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum DedupMode {
@@ -218,7 +262,7 @@ pub enum DedupMode {
     Strict,
 }
 
-/// How instances keep out of each other's way; needs [`Cache::redis`].
+/// How instances keep out of each other's way; needs [`Redis::nodes`].
 #[derive(Clone, Debug)]
 pub struct Dedup {
     /// `dedup-window`: life of a claim. Default 60 s; zero is no claims.
@@ -235,8 +279,14 @@ pub struct Dedup {
 pub struct Proxy {
     /// `proxy-enabled`: ask upstream. Default no. Beacons then announce a parent.
     pub enabled: bool,
-    /// `upstream-retry-endpoints`: whom. Default none; set exactly when enabled.
+    /// `upstream-retry-endpoints`: whom. Default none. They come before discovered ones.
     pub upstreams: Vec<HostPort>,
+    /// `proxy-discover`: ask endpoints heard by beacon too. Default no.
+    pub discover: bool,
+    /// `proxy-select`: who is asked first. Default order.
+    pub select: ProxySelect,
+    /// `state-dir`: where discovered endpoints are kept. Default none: they are forgotten.
+    pub state_dir: Option<PathBuf>,
     /// `proxy-timeout`: how long one may take. Default 300 ms. Past it the next is asked.
     pub timeout: Duration,
     /// `proxy-max-endpoints`: most asked for one frame. Default 0, all.
@@ -247,6 +297,19 @@ pub struct Proxy {
     pub workers: usize,
     /// `proxy-queue`: recoveries that wait. Default 1024. More are dropped and counted.
     pub queue: usize,
+    /// `proxy-retry-*`: how a recovery that nobody answered is tried again.
+    pub retry: Retry,
+}
+
+/// Which upstream is asked first.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ProxySelect {
+    /// As listed.
+    Order,
+    /// By the frame's flow.
+    Hash,
+    /// The fastest.
+    Rtt,
 }
 
 /// How the endpoint is announced.
@@ -296,8 +359,22 @@ pub struct Xdp {
 pub struct Admin {
     /// `metrics-addr`: HTTP address. Default port 9400 of every address. Port 0 takes a free one.
     pub metrics_addr: SocketAddr,
+    /// `admin-addr`: HTTP address of the management API. Default none: no API. Not loopback: [`Admin::token`] is set.
+    pub addr: Option<SocketAddr>,
+    /// The token of `admin-token-file`, else of `ADMIN_TOKEN`. Default none: every request is served.
+    pub token: Option<AdminToken>,
     /// `drain-timeout`: how long a shutdown is announced. Default none. NACKs are answered meanwhile.
     pub drain_timeout: Duration,
+}
+
+/// A secret that no log line shows.
+#[derive(Clone, Eq, PartialEq)]
+pub struct AdminToken(pub String);
+
+impl std::fmt::Debug for AdminToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AdminToken(***)")
+    }
 }
 
 /// How a log line looks.

@@ -6,8 +6,8 @@ use retry_common::group::{self, BeefBits, Scope, ShardBits, SourceMode};
 
 use super::error::SettingsError;
 use super::groups::{
-    Admin, Backend, Beacon, Cache, Dedup, DedupMode, Egress, Ingress, Limits, LogFormat, Nack, Otlp, Proxy, Repair,
-    Settings, Ssm, Telemetry, Xdp, XdpMode,
+    Admin, AdminToken, Backend, Beacon, Cache, Dedup, DedupMode, Egress, Ingress, Limits, LogFormat, Nack, Otlp, Proxy,
+    ProxySelect, Redis, Repair, Retry, RetryPolicy, Settings, Ssm, Telemetry, Xdp, XdpMode,
 };
 use super::source::Values;
 use super::{hosts, values};
@@ -43,14 +43,12 @@ pub(super) fn settings(values: &Values) -> Read<Settings> {
             holddown: time(values, "repair-holddown", ZERO, HOUR)?,
         },
         limits: limits(values)?,
+        redis: redis(values)?,
         dedup: dedup(values)?,
         proxy: proxy(values)?,
         beacon: beacon(values)?,
         xdp: xdp(values)?,
-        admin: Admin {
-            metrics_addr: values.get("metrics-addr", hosts::listen_address)?,
-            drain_timeout: time(values, "drain-timeout", ZERO, HOUR)?,
-        },
+        admin: admin(values)?,
         telemetry: telemetry(values)?,
         described: Vec::new(),
     })
@@ -108,9 +106,6 @@ fn cache(values: &Values) -> Read<Cache> {
         memory_long: values.get("cache-memory-long", values::ring_size)?,
         max_keys: values.get("cache-max-keys", |text| values::number(text, 0..=u64::from(u32::MAX)))?,
         backend: values.get("cache-backend", |text| values::word(text, &backends))?,
-        redis: values.get("redis-addr", hosts::redis_nodes)?,
-        dial_timeout: time(values, "cache-dial-timeout", MILLISECOND, HOUR)?,
-        op_timeout: time(values, "cache-op-timeout", MILLISECOND, HOUR)?,
         ttl: [
             of("cache-ttl-tx")?,
             of("cache-ttl-block")?,
@@ -167,6 +162,99 @@ fn limits(values: &Values) -> Read<Limits> {
     })
 }
 
+fn redis(values: &Values) -> Read<Redis> {
+    let file = |name| values.get(name, values::optional_path);
+    let tls_client = match (file("redis-tls-cert")?, file("redis-tls-key")?) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) => return Err(values.refusal("redis-tls-key", "-redis-tls-cert needs it: a file is accepted")),
+        (None, Some(_)) => return Err(values.refusal("redis-tls-cert", "-redis-tls-key needs it: a file is accepted")),
+    };
+    Ok(Redis {
+        nodes: values.get("redis-addr", hosts::redis_nodes)?,
+        dial_timeout: time(values, "cache-dial-timeout", MILLISECOND, HOUR)?,
+        op_timeout: time(values, "cache-op-timeout", MILLISECOND, HOUR)?,
+        tls_ca: file("redis-tls-ca")?,
+        tls_client,
+        retry: retry(values, &REDIS_RETRY)?,
+    })
+}
+
+/// The names of one policy's settings, in the order of [`Retry`].
+type RetryNames = [&'static str; 8];
+
+const REDIS_RETRY: RetryNames = [
+    "redis-retry-policy",
+    "redis-retry-attempts",
+    "redis-retry-delay",
+    "redis-retry-factor",
+    "redis-retry-max-delay",
+    "redis-retry-jitter",
+    "redis-retry-breaker",
+    "redis-retry-breaker-open",
+];
+
+const PROXY_RETRY: RetryNames = [
+    "proxy-retry-policy",
+    "proxy-retry-attempts",
+    "proxy-retry-delay",
+    "proxy-retry-factor",
+    "proxy-retry-max-delay",
+    "proxy-retry-jitter",
+    "proxy-retry-breaker",
+    "proxy-retry-breaker-open",
+];
+
+fn retry(values: &Values, names: &RetryNames) -> Read<Retry> {
+    let [policy, attempts, delay, factor, max_delay, jitter, breaker, breaker_open] = *names;
+    let policies = [("none", RetryPolicy::None), ("exponential", RetryPolicy::Exponential)];
+    Ok(Retry {
+        policy: values.get(policy, |text| values::word(text, &policies))?,
+        attempts: values.get(attempts, |text| values::number(text, 1..=100))?,
+        delay: time(values, delay, MILLISECOND, HOUR)?,
+        factor: values.get(factor, values::factor)?,
+        max_delay: time(values, max_delay, MILLISECOND, HOUR)?,
+        jitter: switch(values, jitter)?,
+        breaker: values.get(breaker, |text| values::number(text, 0..=1000))?,
+        breaker_open: time(values, breaker_open, MILLISECOND, HOUR)?,
+    })
+}
+
+fn admin(values: &Values) -> Read<Admin> {
+    let address = |text: &str| match text {
+        "" => Ok(None),
+        text => hosts::listen_address(text).map(Some),
+    };
+    let token = match values.get("admin-token-file", values::optional_path)? {
+        Some(file) => {
+            let text = std::fs::read_to_string(&file)
+                .map_err(|error| values.refusal("admin-token-file", format!("a readable file is accepted: {error}")))?;
+            Some(token(&text).ok_or_else(|| {
+                values.refusal("admin-token-file", "a file with one line, the token, without spaces is accepted")
+            })?)
+        }
+        None => match values.admin_token() {
+            Some(text) => Some(token(text).ok_or_else(|| SettingsError::Value {
+                setting: "ADMIN_TOKEN ***".to_owned(),
+                accepted: "a token without spaces is accepted".to_owned(),
+            })?),
+            None => None,
+        },
+    };
+    Ok(Admin {
+        metrics_addr: values.get("metrics-addr", hosts::listen_address)?,
+        addr: values.get("admin-addr", address)?,
+        token,
+        drain_timeout: time(values, "drain-timeout", ZERO, HOUR)?,
+    })
+}
+
+/// What an `Authorization` header can carry (RFC 6750, section 2.1); editors end the line.
+fn token(text: &str) -> Option<AdminToken> {
+    let text = text.trim_end_matches(['\r', '\n']);
+    (!text.is_empty() && text.bytes().all(|c| c.is_ascii_graphic())).then(|| AdminToken(text.to_owned()))
+}
+
 fn dedup(values: &Values) -> Read<Dedup> {
     let window = time(values, "dedup-window", ZERO, HOUR)?;
     let modes = [("eventual", DedupMode::Eventual), ("strict", DedupMode::Strict)];
@@ -181,14 +269,23 @@ fn dedup(values: &Values) -> Read<Dedup> {
 }
 
 fn proxy(values: &Values) -> Read<Proxy> {
+    let selections = [("order", ProxySelect::Order), ("hash", ProxySelect::Hash), ("rtt", ProxySelect::Rtt)];
+    let state_dir = |text: &str| match text {
+        "" => Ok(None),
+        text => values::absolute_path(text).map(Some),
+    };
     Ok(Proxy {
         enabled: switch(values, "proxy-enabled")?,
         upstreams: values.get("upstream-retry-endpoints", hosts::host_ports)?,
+        discover: switch(values, "proxy-discover")?,
+        select: values.get("proxy-select", |text| values::word(text, &selections))?,
+        state_dir: values.get("state-dir", state_dir)?,
         timeout: time(values, "proxy-timeout", MILLISECOND, HOUR)?,
         max_endpoints: values.get("proxy-max-endpoints", |text| values::number(text, 0..=1000))?,
         dedup_window: time(values, "proxy-dedup-window", MILLISECOND, HOUR)?,
         workers: values.get("proxy-workers", |text| values::number(text, 1..=1024))?,
         queue: values.get("proxy-queue", |text| values::number(text, 1..=1_000_000))?,
+        retry: retry(values, &PROXY_RETRY)?,
     })
 }
 
@@ -211,14 +308,10 @@ fn beacon(values: &Values) -> Read<Beacon> {
 
 fn xdp(values: &Values) -> Read<Xdp> {
     let modes = [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("skb", XdpMode::Skb), ("off", XdpMode::Off)];
-    let directory = |text: &str| match text {
-        text if text.starts_with('/') => values::filled(text, "an absolute path").map(Into::into),
-        _ => Err("an absolute path is accepted".to_owned()),
-    };
     Ok(Xdp {
         mode: values.get("xdp", |text| values::word(text, &modes))?,
         lease: time(values, "xdp-lease", SECOND, HOUR)?,
-        bpffs: values.get("bpffs", directory)?,
+        bpffs: values.get("bpffs", values::absolute_path)?,
     })
 }
 

@@ -24,7 +24,11 @@ pub enum SetBy {
 
 /// Every setting's text and who set it.
 #[derive(Debug)]
-pub(super) struct Values(HashMap<&'static str, Value>);
+pub(super) struct Values {
+    settings: HashMap<&'static str, Value>,
+    /// `ADMIN_TOKEN`: a secret has no flag, where every user of the host could read it.
+    admin_token: Option<String>,
+}
 
 #[derive(Debug)]
 struct Value {
@@ -66,13 +70,20 @@ impl Values {
             };
             Ok((flag.name, value))
         });
-        Ok(Self(values.collect::<Result<_, SettingsError>>()?))
+        let settings = values.collect::<Result<_, SettingsError>>()?;
+        let admin_token: Option<OsString> = env("ADMIN_TOKEN").map(Into::into).filter(|text| !text.is_empty());
+        Ok(Self { settings, admin_token: admin_token.map(|text| text.to_string_lossy().into_owned()) })
+    }
+
+    /// The variable `ADMIN_TOKEN`, when it is set.
+    pub(super) fn admin_token(&self) -> Option<&str> {
+        self.admin_token.as_deref()
     }
 
     /// The text of a setting, `""` when it is not set.
     pub(super) fn text(&self, name: &str) -> &str {
-        debug_assert!(self.0.contains_key(name), "{name} is no setting");
-        self.0.get(name).map_or("", |value| &value.text)
+        debug_assert!(self.settings.contains_key(name), "{name} is no setting");
+        self.settings.get(name).map_or("", |value| &value.text)
     }
 
     /// True when the operator set it, by flag or by variable.
@@ -81,7 +92,7 @@ impl Values {
     }
 
     pub(super) fn set_by(&self, name: &str) -> SetBy {
-        self.0.get(name).map_or(SetBy::Default, |value| value.set_by)
+        self.settings.get(name).map_or(SetBy::Default, |value| value.set_by)
     }
 
     /// The value of a setting; the error names it, its text and what is accepted.
@@ -95,7 +106,7 @@ impl Values {
             "" => "is not set".to_owned(),
             text => shown(text),
         };
-        let setting = match self.0.get(name).and_then(|value| value.variable.as_deref()) {
+        let setting = match self.settings.get(name).and_then(|value| value.variable.as_deref()) {
             Some(variable) => format!("-{name} (from {variable}) {value}"),
             None => format!("-{name} {value}"),
         };

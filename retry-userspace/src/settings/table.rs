@@ -3,6 +3,42 @@
 
 use super::flags::{Flag, Group, switch, value};
 
+/// The settings of one retry policy (module `retry`), named by who retries.
+macro_rules! retry_flags {
+    ($who:literal, $breaker:literal) => {
+        [
+            value(
+                concat!($who, "-retry-policy"),
+                "exponential",
+                "none, or exponential: wait longer after each failure.",
+                "Definitive answers, such as a MISS or a wrong password, are never tried again.",
+            ),
+            value(concat!($who, "-retry-attempts"), "3", "Attempts in all, 1 to 100.", "The last error is the one told."),
+            value(concat!($who, "-retry-delay"), "100ms", "Wait before the second attempt, 1ms to 1h.", "It grows from there."),
+            value(concat!($who, "-retry-factor"), "2", "Growth of the wait, 1 to 10.", "1: every wait is the same."),
+            value(concat!($who, "-retry-max-delay"), "5s", "Longest wait, 1ms to 1h.", "It stops growing there."),
+            switch(
+                concat!($who, "-retry-jitter"),
+                "true",
+                "Spread each wait at random.",
+                "Instances that failed together do not come back together.",
+            ),
+            value(
+                concat!($who, "-retry-breaker"),
+                $breaker,
+                "Failures in a row that open the circuit breaker, 0 to 1000; 0: none.",
+                "While it is open nothing is tried: each attempt fails at once.",
+            ),
+            value(
+                concat!($who, "-retry-breaker-open"),
+                "5s",
+                "How long the breaker stays open, 1ms to 1h.",
+                "Then one attempt decides whether it closes.",
+            ),
+        ]
+    };
+}
+
 /// All settings, grouped in the order in which a frame and then a NACK meets them.
 pub const GROUPS: &[Group] = &[
     Group { title: "Fabric and ingress", flags: INGRESS },
@@ -11,8 +47,11 @@ pub const GROUPS: &[Group] = &[
     Group { title: "NACKs", flags: NACK },
     Group { title: "Egress and repair", flags: EGRESS },
     Group { title: "Limits", flags: LIMITS },
+    Group { title: "Redis", flags: REDIS },
+    Group { title: "Retrying Redis", flags: &REDIS_RETRY },
     Group { title: "Dedup between instances", flags: DEDUP },
     Group { title: "Recovery from upstream", flags: PROXY },
+    Group { title: "Retrying a recovery", flags: &PROXY_RETRY },
     Group { title: "Beacon", flags: BEACON },
     Group { title: "XDP", flags: XDP },
     Group { title: "Administration", flags: ADMIN },
@@ -166,24 +205,6 @@ const CACHE: &[Flag] = &[
         "memory, or redis: frames are shared between instances.",
         "redis needs -redis-addr.",
     ),
-    value(
-        "redis-addr",
-        "",
-        "host:port, redis:// or rediss:// (TLS), or a comma list of a Redis Cluster.",
-        "With -cache-backend memory it serves dedup between instances alone.",
-    ),
-    value(
-        "cache-dial-timeout",
-        "1s",
-        "Longest time to connect to Redis, 1ms to 1h.",
-        "Past it the cache goes on without. No effect without -redis-addr.",
-    ),
-    value(
-        "cache-op-timeout",
-        "1s",
-        "Longest time for one Redis operation, 1ms to 1h.",
-        "Past it the operation is a miss: no NACK waits for it. No effect without -redis-addr.",
-    ),
 ];
 
 const NACK: &[Flag] = &[
@@ -296,6 +317,42 @@ const LIMITS: &[Flag] = &[
     ),
 ];
 
+const REDIS: &[Flag] = &[
+    value(
+        "redis-addr",
+        "",
+        "host:port, redis:// or rediss:// (TLS), a comma list of a Redis Cluster, or redis+sentinel://hosts/name.",
+        "With -cache-backend memory it serves dedup between instances alone.",
+    ),
+    value(
+        "cache-dial-timeout",
+        "1s",
+        "Longest time to connect to Redis, 1ms to 1h.",
+        "Past it the cache goes on without. No effect without -redis-addr.",
+    ),
+    value(
+        "cache-op-timeout",
+        "1s",
+        "Longest time for one Redis operation, 1ms to 1h.",
+        "Past it the operation is a miss: no NACK waits for it. No effect without -redis-addr.",
+    ),
+    value(
+        "redis-tls-ca",
+        "",
+        "File of certificate authorities (PEM) that vouch for Redis.",
+        "Not set: the system's. Needs rediss:// in -redis-addr.",
+    ),
+    value(
+        "redis-tls-cert",
+        "",
+        "File of our client certificate (PEM).",
+        "For servers that ask for one; needs -redis-tls-key.",
+    ),
+    value("redis-tls-key", "", "File of its private key (PEM).", "Needs -redis-tls-cert."),
+];
+
+const REDIS_RETRY: [Flag; 8] = retry_flags!("redis", "5");
+
 const DEDUP: &[Flag] = &[
     value(
         "dedup-window",
@@ -322,9 +379,32 @@ const PROXY: &[Flag] = &[
         "proxy-enabled",
         "false",
         "Ask upstream endpoints for frames that we have not.",
-        "Needs -upstream-retry-endpoints; beacons announce a parent.",
+        "Needs -upstream-retry-endpoints or -proxy-discover; beacons announce a parent.",
     ),
-    value("upstream-retry-endpoints", "", "Upstream endpoints, host:port, comma separated.", "Needs -proxy-enabled."),
+    value(
+        "upstream-retry-endpoints",
+        "",
+        "Upstream endpoints, host:port, comma separated.",
+        "Asked before all that are discovered. Needs -proxy-enabled.",
+    ),
+    switch(
+        "proxy-discover",
+        "false",
+        "Ask endpoints too that are heard by their beacons.",
+        "They come after the ones named. Needs -proxy-enabled.",
+    ),
+    value(
+        "proxy-select",
+        "order",
+        "order: as listed. hash: by the frame's flow. rtt: the fastest.",
+        "hash spreads the flows over the upstreams, and one that is twice as slow as the fastest loses its share.",
+    ),
+    value(
+        "state-dir",
+        "",
+        "Directory where discovered upstreams are kept, an absolute path.",
+        "A cold start asks them before the first beacon. Not set: they are forgotten at the end.",
+    ),
     value(
         "proxy-timeout",
         "300ms",
@@ -351,6 +431,8 @@ const PROXY: &[Flag] = &[
         "Past it they are dropped and counted. No effect without -proxy-enabled.",
     ),
 ];
+
+const PROXY_RETRY: [Flag; 8] = retry_flags!("proxy", "0");
 
 const BEACON: &[Flag] = &[
     switch(
@@ -425,6 +507,18 @@ const ADMIN: &[Flag] = &[
         ":9400",
         "HTTP address of metrics and health, address:port or :port; port 0: any free one.",
         "No address: every address of the host.",
+    ),
+    value(
+        "admin-addr",
+        "",
+        "HTTP address of the management API, address:port or :port.",
+        "Not set: no API. Any other than a loopback address needs a token.",
+    ),
+    value(
+        "admin-token-file",
+        "",
+        "File with the bearer token of the management API.",
+        "Requests without it get 401. The variable ADMIN_TOKEN holds the token itself and is used when there is no file.",
     ),
     value(
         "drain-timeout",

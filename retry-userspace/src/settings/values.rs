@@ -1,6 +1,7 @@
 //! Values as operators write them: numbers, sizes, words, switches. Each parser says in its error what it accepts.
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::duration;
@@ -30,6 +31,30 @@ pub(super) fn share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
         _ => Err("a number from 0 to 1 is accepted".to_owned()),
+    }
+}
+
+/// A factor of growth: 1 to 10.
+pub(super) fn factor(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if (1.0..=10.0).contains(&value) => Ok(value),
+        _ => Err("a number from 1 to 10 is accepted".to_owned()),
+    }
+}
+
+/// A path from the root.
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    match text {
+        text if text.starts_with('/') => filled(text, "an absolute path").map(Into::into),
+        _ => Err("an absolute path is accepted".to_owned()),
+    }
+}
+
+/// The path of a file, or nothing.
+pub(super) fn optional_path(text: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        "" => Ok(None),
+        text => filled(text, "the path of a file").map(|path| Some(path.into())),
     }
 }
 

@@ -73,6 +73,30 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("cache-ttl-beef", "1.5m", &[]),
     ("cache-backend", "redis", &["-redis-addr=r:6379"]),
     ("redis-addr", "r:6379", &[]),
+    ("redis-tls-ca", "/etc/ca.pem", &["-redis-addr=rediss://r"]),
+    ("redis-tls-cert", "/etc/c.pem", &["-redis-addr=rediss://r", "-redis-tls-key=/etc/k.pem"]),
+    ("redis-tls-key", "/etc/k.pem", &["-redis-addr=rediss://r", "-redis-tls-cert=/etc/c.pem"]),
+    ("redis-retry-policy", "none", &[]),
+    ("redis-retry-attempts", "4", &[]),
+    ("redis-retry-delay", "1s", &[]),
+    ("redis-retry-factor", "1.5", &[]),
+    ("redis-retry-max-delay", "6s", &[]),
+    ("redis-retry-jitter", "false", &[]),
+    ("redis-retry-breaker", "7", &[]),
+    ("redis-retry-breaker-open", "8s", &[]),
+    ("proxy-retry-policy", "none", &[]),
+    ("proxy-retry-attempts", "4", &[]),
+    ("proxy-retry-delay", "1s", &[]),
+    ("proxy-retry-factor", "1.5", &[]),
+    ("proxy-retry-max-delay", "6s", &[]),
+    ("proxy-retry-jitter", "false", &[]),
+    ("proxy-retry-breaker", "7", &[]),
+    ("proxy-retry-breaker-open", "8s", &[]),
+    ("proxy-discover", "true", &["-proxy-enabled"]),
+    ("proxy-select", "rtt", &[]),
+    ("state-dir", "/var/lib/retry-endpoint", &[]),
+    ("admin-addr", "[::1]:9401", &[]),
+    ("admin-token-file", concat!(env!("CARGO_MANIFEST_DIR"), "/src/settings/tests/token"), &[]),
     ("cache-dial-timeout", "2s", &[]),
     ("cache-op-timeout", "200ms", &[]),
     ("nack-port", "9301", &[]),
@@ -215,8 +239,8 @@ fn defaults_are_the_field_programs() {
     assert_eq!((s.ingress.bind_source, s.ingress.tee, s.ingress.join), (None, None, true));
     assert!(s.ssm.manifests.is_empty() && s.ssm.beacons.is_empty() && s.ssm.subtree_announcers.is_empty());
     assert_eq!((s.ssm.publishers.len(), s.ssm.refresh), (0, secs(30)));
-    assert_eq!((s.cache.backend, s.cache.redis.len(), s.cache.max_keys), (Backend::Memory, 0, 0));
-    assert_eq!((s.cache.dial_timeout, s.cache.op_timeout), (secs(1), secs(1)));
+    assert_eq!((s.cache.backend, s.redis.nodes.len(), s.cache.max_keys), (Backend::Memory, 0, 0));
+    assert_eq!((s.redis.dial_timeout, s.redis.op_timeout), (secs(1), secs(1)));
     assert_eq!((s.cache.memory, s.cache.memory_long), (256 << 20, 64 << 20));
     assert_eq!(Class::ALL.map(|class| s.cache.ttl(class).as_secs()), [60, 600, 300, 120, 60]);
     assert_eq!((s.nack.port, s.nack.addr, s.nack.suppress_ack, s.nack.suppress_miss), (9300, None, false, false));

@@ -1,0 +1,1 @@
+//! Trying again: one policy, whoever retries.

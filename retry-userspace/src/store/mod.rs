@@ -1,0 +1,1 @@
+//! The store that instances share: Redis.
