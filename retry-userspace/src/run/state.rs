@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use retry_common::counter::Counters;
 
-use super::translate::nanoseconds;
 use crate::admin::{Snapshot, Source};
-use crate::clock::monotonic_ns;
+use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
 use crate::datapath::Datapath;
 use crate::framelog::Writer;
