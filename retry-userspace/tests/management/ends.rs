@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::http::Method;
 use serde_json::json;
 
-use crate::rig::{Api, Request, until_above_0};
+use crate::rig::{Api, Request, SOON, until_above_0};
 use crate::{PATH, any_frame};
 
 #[test]
@@ -45,7 +45,7 @@ fn requests_under_way_end_before_the_listener_does() {
     // A connection that nobody uses holds up nothing.
     let idle = TcpStream::connect(api.address).expect("connected");
     api.cancel.cancel();
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + SOON;
     while TcpStream::connect(api.address).is_ok() {
         assert!(Instant::now() < until, "connections are still taken");
     }

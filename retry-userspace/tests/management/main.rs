@@ -4,6 +4,7 @@
 #![expect(clippy::panic, reason = "a test's panic is its message")]
 
 mod contract;
+mod daemon;
 mod ends;
 mod rig;
 
@@ -14,9 +15,10 @@ use axum::http::Method;
 use retry_common::wire::frame::Version;
 use serde_json::json;
 
+use daemon::{LIFE_MS, frame};
 use retry_userspace::admin::manage::{LONGEST_FRAME, RedisMembers, routes};
 use retry_userspace::{settings, telemetry};
-use rig::{Api, LIFE_MS, Request, frame};
+use rig::{Api, Request, SOON};
 
 const FLOW: u64 = 0x00fe_edfa_ce00_0001;
 const PATH: &str = "/v1/frames/00feedface000001/7";
@@ -205,7 +207,7 @@ fn the_members_are_told() {
 
 #[test]
 fn every_route_asks_for_the_token() {
-    let api = Api::with(Some("secret"), Duration::from_secs(20));
+    let api = Api::with(Some("secret"), SOON);
     let elsewhere = [(Method::GET, "/"), (Method::POST, "/v1/stats"), (Method::GET, "/v1/frames/x/y")];
     for (method, path) in routes().chain(elsewhere) {
         let path = path.replace("{hashkey}", "00feedface000001").replace("{seq}", "7");
@@ -231,7 +233,7 @@ fn without_a_token_web_pages_are_not_served() {
     assert_eq!(page(&api).error(), (403, "origin".into()));
     assert!(!api.backend.draining.load(Ordering::SeqCst));
     // A page that has the token was given it.
-    let api = Api::with(Some("secret"), Duration::from_secs(20));
+    let api = Api::with(Some("secret"), SOON);
     assert_eq!(page(&api).status, 401);
 }
 
