@@ -215,7 +215,7 @@ fn every_route_asks_for_the_token() {
         let without = api.send(bare());
         assert_eq!(without.error(), (401, "unauthorized".into()), "{method} {path}");
         assert_eq!(without.header("www-authenticate"), Some(r#"Bearer realm="retry-endpoint""#));
-        for wrong in ["Bearer secre", "Bearer secret2", "Bearer", "Basic secret"] {
+        for wrong in ["Bearer sEcret", "Bearer secre", "Bearer secret2", "Bearer", "Basic secret"] {
             let answer = api.send(bare().header("Authorization", wrong));
             assert_eq!(answer.error(), (401, "unauthorized".into()), "{method} {path} {wrong}");
         }
