@@ -16,15 +16,12 @@ use tokio::runtime::Handle;
 
 use super::{PATIENCE, Server};
 use crate::clock::{monotonic_ns, nanoseconds};
-use crate::counters::UserCounters;
 use crate::engine::Admitted;
 use crate::framelog::Record;
 use crate::ingress::fill::{Fill, StoredFrom};
 use crate::proxy::{Job, Recovered, Recovery};
 use crate::store::{Claim, Store, Stored, Unavailable};
 
-/// A listener waits 300 ms for the first answer (wire.md): what comes later is of no use to it.
-const LISTENERS_PATIENCE: Duration = Duration::from_millis(250);
 /// NACKs that wait for the store, and repairs that wait for a claim, at most. More are answered as if it were down.
 const MOST_WAITING: usize = 4_096;
 
@@ -56,10 +53,9 @@ pub struct Claimed {
     to: SocketAddrV6,
 }
 
-/// Where a claim or a frame may come from, beyond this instance.
-pub struct Beyond {
-    /// The runtime that waits.
-    pub runtime: Handle,
+/// Whoever else may have a frame, or a claim to it.
+#[derive(Clone, Default)]
+pub struct Reach {
     /// The shared store.
     pub store: Option<Store>,
     /// `-dedup-mode strict`: no multicast repair without a claim.
@@ -68,38 +64,28 @@ pub struct Beyond {
     pub announces: bool,
     /// Recovery from upstream.
     pub recovery: Option<Recovery>,
+}
+
+/// Where a claim or a frame may come from, beyond this instance, and who waits for it.
+pub struct Beyond {
+    reach: Reach,
+    /// The runtime that waits.
+    runtime: Handle,
     /// Takes the frames that come back.
-    pub fill: Arc<Fill>,
-    /// Counts.
-    pub counters: Arc<UserCounters>,
-    /// Where replies go.
-    pub replies: Replies<Reply>,
+    fill: Arc<Fill>,
+    replies: Replies<Reply>,
     waiting: Mutex<HashMap<FrameKey, Vec<Waiting>>>,
     asking: AtomicUsize,
     claiming: Arc<AtomicUsize>,
 }
 
 impl Beyond {
-    /// Nothing waits yet.
-    #[expect(clippy::too_many_arguments, reason = "one argument for each part that it joins")]
-    pub fn new(
-        runtime: Handle,
-        store: Option<Store>,
-        strict: bool,
-        announces: bool,
-        recovery: Option<Recovery>,
-        fill: Arc<Fill>,
-        counters: Arc<UserCounters>,
-        replies: Replies<Reply>,
-    ) -> Self {
+    /// Nothing waits yet. What comes of a wait goes to `replies`, for [`Server::serve_replies`].
+    pub fn new(runtime: Handle, fill: Arc<Fill>, replies: Replies<Reply>, reach: Reach) -> Self {
         Self {
+            reach,
             runtime,
-            store,
-            strict,
-            announces,
-            recovery,
             fill,
-            counters,
             replies,
             waiting: Mutex::default(),
             asking: AtomicUsize::new(0),
@@ -109,19 +95,19 @@ impl Beyond {
 
     /// True when a multicast repair needs a claim.
     pub const fn is_strict(&self) -> bool {
-        self.strict && self.store.is_some()
+        self.reach.strict && self.reach.store.is_some()
     }
 
     /// Tells other instances of a multicast repair.
     pub fn announce(&self, key: &FrameKey) {
-        if let Some(store) = self.store.as_ref().filter(|_| self.announces) {
+        if let Some(store) = self.reach.store.as_ref().filter(|_| self.reach.announces) {
             store.announce(*key);
         }
     }
 
     /// Queues a recovery from upstream.
     pub fn recover(&self, job: Job) {
-        if let Some(recovery) = &self.recovery {
+        if let Some(recovery) = &self.reach.recovery {
             recovery.submit(job);
         }
     }
@@ -130,14 +116,14 @@ impl Beyond {
     ///
     /// Listeners that miss one frame ask for it at the same time: the store is asked once for all of them.
     fn ask(&self, asked: &Waiting) -> bool {
-        let Some(store) = &self.store else {
+        let Some(store) = &self.reach.store else {
             return false;
         };
         if self.asking.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
             self.asking.fetch_sub(1, Ordering::Relaxed);
             return false;
         }
-        self.counters.one(Counter::StoreAsked);
+        self.fill.counters.one(Counter::StoreAsked);
         let key = asked.nack.key;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let others = waiting.entry(key).or_default();
@@ -148,9 +134,9 @@ impl Beyond {
         drop(waiting);
         let (store, replies) = (store.clone(), self.replies.clone());
         self.runtime.spawn(async move {
-            let answer = tokio::time::timeout(LISTENERS_PATIENCE, store.fetch(&key)).await;
+            let answer = store.fetch(&key).await;
             // Nobody takes replies any more at the end.
-            let _ = replies.send(Reply::Fetched(key, answer.unwrap_or_else(|_| Err(Unavailable::late()))));
+            let _ = replies.send(Reply::Fetched(key, answer));
         });
         true
     }
@@ -169,7 +155,7 @@ impl Beyond {
 
     /// Asks for the claim of a repair; gives it back when it is not asked for.
     fn claim(&self, claimed: Claimed) -> Result<(), Claimed> {
-        let Some(store) = &self.store else {
+        let Some(store) = &self.reach.store else {
             return Err(claimed);
         };
         if self.claiming.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
@@ -179,9 +165,9 @@ impl Beyond {
         let (store, replies, claiming) = (store.clone(), self.replies.clone(), Arc::clone(&self.claiming));
         self.runtime.spawn(async move {
             let key = claimed.record.header().key;
-            let answer = tokio::time::timeout(LISTENERS_PATIENCE, store.claim_repair(&key)).await;
+            let answer = store.claim_repair(&key).await;
+            let _ = replies.send(Reply::Claimed(claimed, answer));
             claiming.fetch_sub(1, Ordering::Relaxed);
-            let _ = replies.send(Reply::Claimed(claimed, answer.unwrap_or_else(|_| Err(Unavailable::late()))));
         });
         Ok(())
     }

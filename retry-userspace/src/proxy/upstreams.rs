@@ -9,8 +9,10 @@ use crate::settings::ProxySelect;
 
 /// Most upstreams known, named and discovered.
 pub const MOST: usize = 64;
-/// How often one that is not asked in the course of things is tried all the same.
+/// How often one that is ill is tried, so that it can return.
 const TRY_AGAIN_NS: u64 = 5_000_000_000;
+/// How often a healthy one that is never first is measured, where its round-trip time decides.
+const MEASURE_NS: u64 = 30_000_000_000;
 /// The fastest takes the place of one that is slower by more than this factor.
 const TOO_SLOW: u32 = 2;
 
@@ -86,10 +88,15 @@ impl Upstreams {
         healthy.into_iter().chain(ill).map(|one| one.member.address).collect()
     }
 
-    /// One that nobody has asked for a while: it is sent a copy of the NACK to see how it does.
-    pub fn take_idle(&mut self, now_ns: u64) -> Option<SocketAddr> {
+    /// One that nobody has asked for a while, and of which more should be known: it is sent a copy of a NACK.
+    pub fn take_idle(&mut self, select: ProxySelect, now_ns: u64) -> Option<SocketAddr> {
         let due = |one: &&mut Upstream| {
-            one.held_until_ns <= now_ns && now_ns.saturating_sub(one.tried_ns) >= TRY_AGAIN_NS
+            let pause = match (one.health.is_up(), select) {
+                (false, _) => TRY_AGAIN_NS,
+                (true, ProxySelect::Hash | ProxySelect::Rtt) => MEASURE_NS,
+                (true, ProxySelect::Order) => return false,
+            };
+            one.held_until_ns <= now_ns && now_ns.saturating_sub(one.tried_ns) >= pause
         };
         let one = self.all.iter_mut().filter(due).min_by_key(|one| one.tried_ns)?;
         one.tried_ns = now_ns;
@@ -134,6 +141,12 @@ impl Upstreams {
         if let Some(one) = self.find(address) {
             one.held_until_ns = one.held_until_ns.max(until_ns);
         }
+    }
+
+    /// True when nobody is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
     }
 
     /// True for the address of an upstream.

@@ -6,6 +6,7 @@ use std::sync::mpsc::Sender as Replies;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
+use retry_common::limit::TokenBucket;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
@@ -13,9 +14,11 @@ use super::translate::{dedups, is_deduped, repeat_after};
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
+use crate::datapath;
+use crate::engine::GroupLimit;
 use crate::framelog::Log;
 use crate::nack::beyond::Reply;
-use crate::proxy::{self, Claims, NoClaims, Recovery};
+use crate::proxy::{self, BoxFuture, Claims, NoClaims, Recovery};
 use crate::settings::{Backend, DedupMode, Settings};
 use crate::store::{self, Store};
 
@@ -82,4 +85,26 @@ pub(super) fn recovery(
         Arc::new(on_frame),
         cancel.clone(),
     )?))
+}
+
+/// Claims of recoveries in the shared store.
+struct StoreClaims(Store);
+
+impl Claims for StoreClaims {
+    fn claim<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, bool> {
+        Box::pin(async { self.0.claim_recovery(key).await.unwrap_or(true) })
+    }
+
+    fn release<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, ()> {
+        Box::pin(self.0.release_recovery(key))
+    }
+}
+
+/// The kernel's limit of (source, group), for the engine.
+pub(super) struct KernelGroups(pub(super) datapath::KernelGroups);
+
+impl GroupLimit for KernelGroups {
+    fn take_group(&self, source: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
+        self.0.take(source, group, bucket, now_ns)
+    }
 }

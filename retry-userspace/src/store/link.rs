@@ -219,27 +219,30 @@ impl Link {
             },
             _ => return Err(Unavailable::Failed),
         };
-        Ok(vec![Node { address: self.target.address(), role, state: "connected".to_owned(), slots: String::new() }])
+        let link = "connected".to_owned();
+        Ok(vec![Node { address: self.target.address(), role, link, id: None, master: None, slots: Vec::new() }])
     }
 }
 
 /// A line of CLUSTER NODES: id, address@bus,host, flags, master, ping, pong, epoch, link state, slots.
 fn node(line: &str) -> Option<Node> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    let (address, flags, link) = (fields.get(1)?, fields.get(2)?, fields.get(7)?);
+    let [id, address, flags, master, _, _, _, link, slots @ ..] = fields.as_slice() else {
+        return None;
+    };
     let is = |flag: &str| flags.split(',').any(|one| one == flag);
-    let state = if is("fail") {
-        "failed"
-    } else if is("fail?") {
-        "suspected"
-    } else {
-        link
+    // A slot on its way to another node stands in brackets: who serves it is told by the others.
+    let range = |slots: &&str| {
+        let (first, last) = slots.split_once('-').unwrap_or((slots, slots));
+        Some((first.parse().ok()?, last.parse().ok()?))
     };
     Some(Node {
         address: address.split('@').next().unwrap_or(address).to_owned(),
         role: if is("master") { "master" } else { "replica" }.to_owned(),
-        state: state.to_owned(),
-        slots: fields.get(8..).unwrap_or_default().join(" "),
+        link: if is("fail") { "failed" } else { link }.to_owned(),
+        id: Some((*id).to_owned()),
+        master: (*master != "-").then(|| (*master).to_owned()),
+        slots: slots.iter().filter_map(range).collect(),
     })
 }
 
@@ -276,12 +279,13 @@ mod tests {
 
     #[test]
     fn a_clusters_list_is_read() {
-        let line = "07c3 fd10::3:6379@16379,host 1f:master,fail - 1 2 3 disconnected 0-5460 [93-<-292f]";
         assert_eq!(node("too short"), None);
-        let failed = node(&line.replace("1f:master", "master")).expect("a node");
-        assert_eq!((failed.address.as_str(), failed.role.as_str()), ("fd10::3:6379", "master"));
-        assert_eq!((failed.state.as_str(), failed.slots.as_str()), ("failed", "0-5460 [93-<-292f]"));
+        let failed = node("07c3 fd10::3:6379@16379,host master,fail - 1 2 3 disconnected 0-5460 7 [93-<-292f]");
+        let failed = failed.expect("a node");
+        assert_eq!((failed.address.as_str(), failed.role.as_str(), failed.link.as_str()), ("fd10::3:6379", "master", "failed"));
+        assert_eq!((failed.slots.as_slice(), failed.master), (&[(0, 5460), (7, 7)][..], None));
         let replica = node("e7d1 127.0.0.1:30004@31004 slave 67ed 0 1426238317239 4 connected").expect("a node");
-        assert_eq!((replica.role.as_str(), replica.state.as_str(), replica.slots.as_str()), ("replica", "connected", ""));
+        assert_eq!((replica.role.as_str(), replica.link.as_str(), replica.slots.len()), ("replica", "connected", 0));
+        assert_eq!((replica.id.as_deref(), replica.master.as_deref()), (Some("e7d1"), Some("67ed")));
     }
 }

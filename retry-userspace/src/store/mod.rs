@@ -101,10 +101,14 @@ pub struct Node {
     pub address: String,
     /// `master` or `replica`.
     pub role: String,
-    /// `connected`, or what is wrong.
-    pub state: String,
-    /// The slots that it serves, as Redis writes them; empty for a replica or a single server.
-    pub slots: String,
+    /// `connected`, `disconnected`, or `failed` when the cluster has given it up.
+    pub link: String,
+    /// Its id, in a cluster.
+    pub id: Option<String>,
+    /// The id of its master, for a replica in a cluster.
+    pub master: Option<String>,
+    /// First and last of each range of hash slots that it serves.
+    pub slots: Vec<(u16, u16)>,
 }
 
 /// How the store does.
