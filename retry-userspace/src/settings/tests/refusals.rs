@@ -22,6 +22,8 @@ fn a_value_out_of_bounds() {
     let hosts = "IPv6 unicast addresses and DNS names, comma separated, are accepted";
     let interfaces = "1 to 16 interface names, comma separated, none twice, are accepted";
     let life = "1ms to 1176h is accepted";
+    let redis = "host:port, redis://host or rediss://host, a comma list of a cluster, or \
+                 redis+sentinel://host:port,…/name is accepted";
     for (name, value, accepted) in [
         ("mc-iface", "", "the name of an interface is accepted"),
         ("listen-port", "0", &port),
@@ -54,11 +56,7 @@ fn a_value_out_of_bounds() {
         ("cache-ttl-anchor", "-1s", DURATION),
         ("cache-ttl-beef", "0", life),
         ("cache-backend", "disk", "memory, redis is accepted"),
-        (
-            "redis-addr",
-            "r",
-            "host:port, redis://host or rediss://host, a comma list of a cluster, or redis+sentinel://host:port,…/name is accepted",
-        ),
+        ("redis-addr", "r", redis),
         ("cache-dial-timeout", "0", "1ms to 1h is accepted"),
         ("cache-op-timeout", "2h", "1ms to 1h is accepted"),
         ("nack-port", "x", &port),
