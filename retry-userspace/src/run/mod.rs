@@ -1,5 +1,6 @@
 //! Builds the daemon from its settings, runs it until the shutdown, and takes it down in the right order.
 
+mod listening;
 mod management;
 mod reach;
 mod state;
@@ -31,8 +32,10 @@ use crate::datapath::{Datapath, DatapathError, EgressInterface, Events, Mode, Re
 use crate::engine::{Engine, GroupLimit, Rules};
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{self, Pages, Sizes};
+use crate::ingress::control::Ear;
 use crate::ingress::fill::{Fill, OnStored};
-use crate::ingress::joins::{JoinError, Joins};
+use crate::ingress::joins::JoinError;
+use crate::ingress::listening::Listening;
 use crate::ingress::tee::{TeeError, TeeSocket};
 use crate::nack::Server;
 use crate::nack::beyond::{Beyond, Reach, Reply};
@@ -155,13 +158,11 @@ pub async fn run(
         receive_buffer: NACK_BUFFER,
         multicast_loop: settings.egress.multicast_loop,
     })?);
-    let joins = if settings.ingress.join {
-        Some(Joins::open(fabric.ingress.index, settings.ingress.listen_port, &groups(settings))?)
-    } else {
-        None
-    };
+    let (data_sources, wanted) = std::sync::mpsc::channel();
+    let joins = if settings.ingress.join { Some(listening::data(settings, &fabric, wanted)?) } else { None };
     let tee = settings.ingress.tee.map(TeeSocket::open).transpose()?;
 
+    let ssm_sources = Arc::new(AtomicUsize::new(0));
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, Arc::clone(&counters)));
     let store = reach::store(settings, &counters, &log, &cancel)?;
     let (replies, answers) = std::sync::mpsc::channel();
@@ -188,7 +189,8 @@ pub async fn run(
         drain_ordered: Notify::new(),
         recovery: recovery.clone(),
         store: store.clone(),
-        ingress_sockets: joins.as_ref().map_or(0, |joins| joins.fds().len()) + usize::from(tee.is_some()),
+        ingress_sockets: joins.as_ref().map_or(0, |joins| joins.fds().count()) + usize::from(tee.is_some()),
+        ssm_sources: Arc::clone(&ssm_sources),
         instance: settings.telemetry.instance.clone(),
     });
     let exporter =
@@ -197,6 +199,7 @@ pub async fn run(
         .as_ref()
         .map(|exporter| NackTracer::new(exporter.tracer(), settings.telemetry.otlp.sampling))
         .unwrap_or_default();
+    let ear = listening::start_control(settings, &fabric, data_sources, &registry, &counters, ssm_sources, &cancel)?;
     let announcer = store.clone().filter(|_| dedups(settings, DedupMode::Eventual));
     let kernel_groups = state.datapath().as_mut().and_then(Datapath::take_groups);
     let server = Arc::new(Server {
@@ -244,7 +247,7 @@ pub async fn run(
         instance: settings.telemetry.instance.clone(),
     };
     let events = state.datapath().as_mut().and_then(Datapath::take_events);
-    let parts = Parts { server, socket, fill, joins, tee, events, answers, management, cancel };
+    let parts = Parts { server, socket, fill, joins, ear, tee, events, answers, management, cancel };
     let result = serve(settings, &fabric, &state, workers, parts, log_level, shutdown).await;
     // The program goes first: from here on nothing is answered from a log that nobody fills.
     drop(state.datapath().take());
@@ -261,7 +264,8 @@ struct Parts {
     server: Arc<Server>,
     socket: Arc<NackSocket>,
     fill: Arc<Fill>,
-    joins: Option<Joins>,
+    joins: Option<Listening>,
+    ear: Ear,
     tee: Option<TeeSocket>,
     events: Option<Events>,
     answers: Receiver<Reply>,
@@ -278,7 +282,7 @@ async fn serve(
     log_level: LogLevel,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let Parts { server, socket, fill, joins, tee, events, answers, management, cancel } = parts;
+    let Parts { server, socket, fill, joins, ear, tee, events, answers, management, cancel } = parts;
     let listener = tokio::net::TcpListener::bind(settings.admin.metrics_addr)
         .await
         .map_err(|source| StartError::Admin { address: settings.admin.metrics_addr, source })?;
@@ -299,10 +303,11 @@ async fn serve(
         None
     };
 
-    if let Some(joins) = joins {
+    if let Some(mut joins) = joins {
         let filling = Arc::clone(&fill);
-        workers.start("ingress", move |stop| filling.run(&joins, stop))?;
+        workers.start("ingress", move |stop| filling.run(&mut joins, stop))?;
     }
+    workers.start("ear", move |stop| ear.run(stop))?;
     if let Some(tee) = tee {
         let filling = Arc::clone(&fill);
         workers.start("tee", move |stop| filling.run_tee(&tee, stop))?;

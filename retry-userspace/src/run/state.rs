@@ -32,6 +32,7 @@ pub(super) struct State {
     pub(super) recovery: Option<Recovery>,
     pub(super) store: Option<Store>,
     pub(super) ingress_sockets: usize,
+    pub(super) ssm_sources: Arc<AtomicUsize>,
     pub(super) instance: String,
 }
 
@@ -103,7 +104,7 @@ impl Source for State {
                 .into_iter()
                 .map(upstream)
                 .collect(),
-            ssm_sources: 0,
+            ssm_sources: self.ssm_sources.load(Ordering::Relaxed),
             ingress_sockets: self.ingress_sockets,
             host: Host::here(&self.instance),
             draining: self.draining.load(Ordering::Relaxed),
