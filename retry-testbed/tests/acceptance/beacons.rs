@@ -21,7 +21,10 @@ const BOTH_WAYS: Duration = Duration::from_millis(300);
 fn announced(fabric: &Fabric, more: &[&str]) -> Vec<(ParsedPacket, Advert)> {
     let (endpoint, client) = two_hosts(fabric);
     let capture = Capture::start(&client.ns, INTERFACE).expect("a capture");
-    let _daemon = Daemon::start(&binary(), &endpoint.ns, &flags("off", more)).expect("a daemon");
+    let address = endpoint.addr.to_string();
+    let mut all = flags("off", &["-nack-addr", &address]);
+    all.extend(more);
+    let _daemon = Daemon::start(&binary(), &endpoint.ns, &all).expect("a daemon");
     await_advert(&capture, |_| true);
     std::thread::sleep(BOTH_WAYS);
     adverts(&capture.take())

@@ -1,19 +1,22 @@
-//! Gaps as listeners meet them: a run of frames lost under the limit of an address, and a frame that nobody ever sent.
+//! Gaps as listeners meet them: a run of frames lost under the limit of an address, a frame that nobody ever sent, and
+//! many listeners that ask for this and that at once.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
+use retry_testbed::answer::{Answer, nack};
+use retry_testbed::capture::Capture;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::fabric::{Fabric, group};
 use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::journal::Journal;
+use retry_testbed::journal::{Journal, Verdict, key_of};
 use retry_testbed::listener::{Listener, ListenerSettings};
 use retry_testbed::loss::LossRule;
 use retry_testbed::publish::Publisher;
 
-use super::scene::{binary, flags, two_hosts};
-use super::tools::{PATIENCE, both_paths, counted, path};
+use super::scene::{binary, datagrams_from, flags, two_hosts};
+use super::tools::{PATIENCE, ask_each, both_paths, counted, is_repair, path};
 
 const LOST: u64 = 50;
 
@@ -92,7 +95,58 @@ fn permanent_gap(xdp: &str) {
     assert_eq!(metrics.count("bre_responses_sent_total", &[("type", "ack")]), 0);
 }
 
+/// Hits, frames held down and MISSes from several hosts at once, so that the kernel sends some of them in one bulk: each
+/// NACK gets its own answer, and each frame its repair.
+fn all_at_once(xdp: &str) {
+    const FRAMES: u64 = 100;
+    const ASKERS: [&str; 3] = ["one", "two", "three"];
+    let fabric = Fabric::bridged(&["endpoint", "publisher", ASKERS[0], ASKERS[1], ASKERS[2]], 1500).expect("a fabric");
+    let host = |name| fabric.host(name).expect("a host");
+    let endpoint = host("endpoint");
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags(xdp, &["-repair-holddown", "1h"])).expect("a daemon");
+    fabric.await_members("endpoint", &[group(0)]).expect("members");
+    let capture = Capture::start(fabric.bridge().expect("a bridge"), "p1").expect("a capture");
+    let journal = Arc::new(Journal::new());
+    let publish = Publisher::open(&host("publisher").ns, Arc::clone(&journal)).expect("a publisher");
+    for round in 1..=4 {
+        let mut flow = Flow::new(Kind::Tx, 0, 2, 100..=900);
+        for _ in 0..FRAMES {
+            publish.publish(&mut flow).expect("a frame leaves");
+        }
+        counted(&daemon, "bre_frames_cached_total", &[], round * FRAMES);
+        let ours = flow.hash_key();
+        let keys: Vec<_> = (1..=FRAMES).flat_map(|number| [(ours, number), (!ours, number), (ours, number)]).collect();
+        let nacks: Vec<_> = keys.iter().map(|(flow, number)| nack(FrameKey::new(*flow, *number)).to_vec()).collect();
+        let all: Vec<_> = std::thread::scope(|scope| {
+            let ask = |name| ask_each(host(name), endpoint.nack_address(), &nacks);
+            let askers = ASKERS.map(|name| scope.spawn(move || ask(name)));
+            askers.into_iter().flat_map(|asker| asker.join().expect("an asker")).collect()
+        });
+        let ack = Ok(Answer::Ack { multicast: true, unicast: false });
+        let wrong: Vec<_> = all
+            .iter()
+            .zip(keys.iter().cycle())
+            .filter(|(answers, (flow, number))| {
+                let read: Vec<_> = answers.iter().map(|bytes| Answer::parse(bytes, *number)).collect();
+                read != [if *flow == ours { ack.clone() } else { Ok(Answer::Miss) }]
+            })
+            .collect();
+        assert!(wrong.is_empty(), "{} of {} NACKs, the first: {:?}", wrong.len(), all.len(), wrong.first());
+        let seen = datagrams_from(&capture.take(), endpoint.addr);
+        let repaired: Vec<_> = seen.iter().filter(|packet| is_repair(packet)).collect();
+        for packet in &repaired {
+            let key = key_of(&packet.payload).expect("a frame");
+            assert_eq!(journal.compare(key, &packet.payload), Verdict::Same);
+        }
+        assert_eq!(u64::try_from(repaired.len()).expect("few"), FRAMES);
+        let metrics = daemon.metrics().expect("a scrape");
+        assert_eq!(metrics.count("bre_retransmits_total", &[]), round * FRAMES);
+        assert_eq!(metrics.count("bre_retransmit_errors_total", &[]), 0);
+    }
+}
+
 both_paths! {
+    all_at_once: all_at_once_native, all_at_once_off;
     burst_gap: burst_gap_native, burst_gap_off;
     permanent_gap: permanent_gap_native, permanent_gap_off;
 }
