@@ -97,6 +97,8 @@ pub mod setting_flag {
     pub const EGRESS_HERE: u32 = 0x100;
     /// Frames are the daemon's, because packets cannot grow here: clones of generic XDP have no room.
     pub const DAEMON_FRAMES: u32 = 0x200;
+    /// The daemon is told of each multicast repair, for other instances to know of it.
+    pub const ANNOUNCE: u32 = 0x400;
 }
 
 /// The four limits.
@@ -193,10 +195,12 @@ pub struct Event {
 pub enum EventKind {
     /// The log has the frame, the daemon alone can send it: all limits are charged.
     Send = 1,
-    /// Not in the log; a shared store may have it. The group limit is not charged yet.
+    /// Not in the log; a shared store may have it. Every limit is charged but that of the group, which is not known yet.
     Store = 2,
     /// Not in the log, MISS is said; upstream endpoints may have it.
     Recover = 3,
+    /// No NACK to answer: the kernel multicast this frame, and other instances are to be told.
+    Repaired = 4,
 }
 
 impl EventKind {
@@ -206,6 +210,7 @@ impl EventKind {
             1 => Some(Self::Send),
             2 => Some(Self::Store),
             3 => Some(Self::Recover),
+            4 => Some(Self::Repaired),
             _ => None,
         }
     }

@@ -127,7 +127,7 @@ counters! {
     ProxyFailedThrottled proxy_failed_throttled User = "bre_proxy_failed_total" [reason = "throttled"] "Recoveries given up because the upstreams throttled us.";
     ProxyFailedUnreachable proxy_failed_unreachable User = "bre_proxy_failed_total" [reason = "unreachable"] "Recoveries given up because no upstream could be sent to.";
     ProxyFailedNone proxy_failed_none User = "bre_proxy_failed_total" [reason = "no_upstream"] "Recoveries given up because no upstream is known.";
-    ProxyFailedFrame proxy_failed_frame User = "bre_proxy_failed_total" [reason = "bad_frame"] "Recoveries given up because what came back was not the frame.";
+    ProxyBadDatagrams proxy_bad_datagrams User = "bre_proxy_bad_datagrams_total" [] "Datagrams of upstream endpoints that are neither an answer nor a frame.";
     ProxyInflightDedup proxy_inflight_dedup User = "bre_proxy_inflight_dedup_total" [] "Recoveries not started because one of the frame was under way.";
     ProxyQueueDropped proxy_queue_dropped User = "bre_proxy_queue_dropped_total" [] "Recoveries dropped because too many waited.";
     AdvertsHeard adverts_heard User = "bre_beacon_adverts_received_total" [] "ADVERTs of other endpoints heard.";

@@ -35,6 +35,11 @@ impl Policy {
         self.0 & flag != 0
     }
 
+    /// True when repairs are multicast.
+    pub const fn multicasts(self) -> bool {
+        self.has(setting_flag::MULTICAST)
+    }
+
     /// True when a hit may be answered with an ACK.
     #[inline(always)]
     pub const fn acks(self) -> bool {
@@ -80,6 +85,8 @@ pub trait Endpoint {
     fn can_send(&mut self, frame: &Self::Frame, multicast: bool, unicast: bool) -> bool;
     /// Claims the multicast of the frame.
     fn claim_multicast(&mut self) -> Multicast;
+    /// What a claim would say, without making it: [`Multicast::Claimed`] when nobody holds the frame.
+    fn peek_multicast(&mut self) -> Multicast;
     /// Counts one.
     fn count(&mut self, counter: Counter);
 }
@@ -155,7 +162,11 @@ pub fn decide<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Ver
     // Step 5.
     match endpoint.look_up() {
         Some(frame) => found(nack, policy, frame, endpoint),
-        None if policy.has(setting_flag::STORE) => Verdict::AskStore,
+        None if policy.has(setting_flag::STORE) => {
+            // Whoever asks has no window of ours to charge when the answer comes.
+            endpoint.charge_sequence();
+            Verdict::AskStore
+        }
         None => missed(nack, policy, endpoint),
     }
 }
@@ -193,24 +204,30 @@ pub fn found<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoint
 pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoint: &mut E) -> Verdict<E::Frame> {
     let unicast = policy.has(setting_flag::UNICAST) || nack.proxied();
     let multicast = policy.has(setting_flag::MULTICAST);
-    // Before the claim: who hands over must not have claimed what another path sends.
-    if !endpoint.can_send(&frame, multicast, unicast) {
+    let can_send = endpoint.can_send(&frame, multicast, unicast);
+    // Who hands over must not claim what another path sends. But what is held down needs no frame, so that this path
+    // can answer it whether it could send or not.
+    let claim = match (multicast, can_send) {
+        (false, _) => None,
+        (true, true) => Some(endpoint.claim_multicast()),
+        (true, false) => Some(endpoint.peek_multicast()),
+    };
+    if !can_send && (unicast || matches!(claim, None | Some(Multicast::Claimed))) {
         // Whoever takes over has no window of ours to charge: without this, frames that are handed over had no limit.
         endpoint.charge_sequence();
         return Verdict::HandOver(frame);
     }
     let mut plan = Repair { multicast: false, unicast, held: false, ack: policy.acks() };
-    if multicast {
-        match endpoint.claim_multicast() {
-            Multicast::Claimed => plan.multicast = true,
-            Multicast::HeldByUs => {
-                plan.held = true;
-                endpoint.count(Counter::RetransmitHeldDown);
-            }
-            Multicast::HeldByAnother => {
-                plan.held = true;
-                endpoint.count(Counter::RetransmitDedup);
-            }
+    match claim {
+        None => {}
+        Some(Multicast::Claimed) => plan.multicast = true,
+        Some(Multicast::HeldByUs) => {
+            plan.held = true;
+            endpoint.count(Counter::RetransmitHeldDown);
+        }
+        Some(Multicast::HeldByAnother) => {
+            plan.held = true;
+            endpoint.count(Counter::RetransmitDedup);
         }
     }
     if plan.multicast || plan.unicast {

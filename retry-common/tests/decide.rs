@@ -18,9 +18,10 @@ enum Step {
     Group(u16),
     CanSend,
     Claim,
+    Peek,
     Count(Counter),
 }
-use Step::{Address, CanSend, Chain, Claim, Count, Group, LookUp, SequenceCharge, SequenceCheck};
+use Step::{Address, CanSend, Chain, Claim, Count, Group, LookUp, Peek, SequenceCharge, SequenceCheck};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Frame(u16);
@@ -93,6 +94,10 @@ impl Endpoint for World {
         self.steps.push(Claim);
         self.multicast
     }
+    fn peek_multicast(&mut self) -> Multicast {
+        self.steps.push(Peek);
+        self.multicast
+    }
     fn count(&mut self, counter: Counter) {
         self.steps.push(Count(counter));
     }
@@ -150,6 +155,7 @@ fn a_miss() {
     let miss = World { frame: None, ..HIT };
     let said = after(&[Count(Counter::CacheMisses), SequenceCharge]);
     let unsaid = after(&[Count(Counter::CacheMisses)]);
+    let asked = after(&[SequenceCharge]);
     let proxied = nack(1, 1);
     let plain = nack(0xfe, 1);
     for (flags, nack, verdict, steps) in [
@@ -159,8 +165,8 @@ fn a_miss() {
         (BOTH | set::RECOVERY | set::SUPPRESS_MISS, &plain, Verdict::Recover { say: false }, &unsaid),
         // Served from our own cache only.
         (BOTH | set::RECOVERY, &proxied, Verdict::Miss, &said),
-        (BOTH | set::STORE, &plain, Verdict::AskStore, &ADMITTED.to_vec()),
-        (BOTH | set::STORE | set::RECOVERY, &proxied, Verdict::AskStore, &ADMITTED.to_vec()),
+        (BOTH | set::STORE, &plain, Verdict::AskStore, &asked),
+        (BOTH | set::STORE | set::RECOVERY, &proxied, Verdict::AskStore, &asked),
     ] {
         assert_eq!(run(miss.clone(), flags, nack), (verdict, steps.clone()), "{flags:#x}");
     }
@@ -234,7 +240,36 @@ fn a_multicast_that_just_left_is_held_down() {
 fn what_cannot_be_sent_here_is_handed_over_unclaimed_and_charged() {
     let (verdict, steps) = run(World { can_send: false, ..HIT }, BOTH, &nack(0, 1));
     assert_eq!(verdict, Verdict::HandOver(Frame(7)));
+    assert_eq!(steps, after(&[Count(Counter::CacheHits), Group(7), CanSend, Peek, SequenceCharge]));
+    let (verdict, steps) = run(World { can_send: false, ..HIT }, set::UNICAST, &nack(0, 1));
+    assert_eq!(verdict, Verdict::HandOver(Frame(7)));
     assert_eq!(steps, after(&[Count(Counter::CacheHits), Group(7), CanSend, SequenceCharge]));
+}
+
+/// An ACK alone needs no frame, and costs nothing.
+#[test]
+fn what_is_held_down_is_answered_by_who_cannot_send() {
+    for (multicast, counter) in
+        [(Multicast::HeldByUs, Counter::RetransmitHeldDown), (Multicast::HeldByAnother, Counter::RetransmitDedup)]
+    {
+        let held = World { can_send: false, multicast, ..HIT };
+        let (verdict, steps) = run(held.clone(), set::MULTICAST, &nack(0, 1));
+        let plan = Repair { multicast: false, unicast: false, held: true, ack: true };
+        assert_eq!(verdict, Verdict::Repair(Frame(7), plan));
+        assert_eq!(steps, after(&[Count(Counter::CacheHits), Group(7), CanSend, Peek, Count(counter)]));
+        // With a copy to send it is not.
+        for (flags, nack) in [(BOTH, nack(0, 1)), (set::MULTICAST, nack(1, 1))] {
+            assert_eq!(run(held.clone(), flags, &nack).0, Verdict::HandOver(Frame(7)));
+        }
+    }
+}
+
+/// Who asks the store has charged the window that is checked at the next NACK.
+#[test]
+fn the_store_is_asked_for_a_charge() {
+    let (verdict, steps) = run(World { frame: None, ..HIT }, BOTH | set::STORE, &nack(0, 1));
+    assert_eq!(verdict, Verdict::AskStore);
+    assert_eq!(steps, after(&[SequenceCharge]));
 }
 
 #[test]
@@ -292,6 +327,7 @@ fn table(world: &World, flags: u32, nack: &Nack) -> (Verdict<Frame>, Vec<Step>) 
     let proxied = nack.flags % 2 == 1;
     let Some(frame) = hit else {
         if on(set::STORE) {
+            steps.push(SequenceCharge);
             return (Verdict::AskStore, steps);
         }
         let say = !on(set::SUPPRESS_MISS);
@@ -306,7 +342,12 @@ fn table(world: &World, flags: u32, nack: &Nack) -> (Verdict<Frame>, Vec<Step>) 
     };
 
     steps.push(CanSend);
-    if !world.can_send {
+    let unicast = on(set::UNICAST) || proxied;
+    if on(set::MULTICAST) {
+        steps.push(if world.can_send { Claim } else { Peek });
+    }
+    let is_held = on(set::MULTICAST) && world.multicast != Multicast::Claimed;
+    if !world.can_send && (unicast || !is_held) {
         steps.push(SequenceCharge);
         return (Verdict::HandOver(frame), steps);
     }
@@ -316,8 +357,6 @@ fn table(world: &World, flags: u32, nack: &Nack) -> (Verdict<Frame>, Vec<Step>) 
         (true, Multicast::HeldByUs) => (false, Some(Counter::RetransmitHeldDown)),
         (true, Multicast::HeldByAnother) => (false, Some(Counter::RetransmitDedup)),
     };
-    let unicast = on(set::UNICAST) || proxied;
-    steps.extend(on(set::MULTICAST).then_some(Claim));
     steps.extend(held_by.map(Count));
     steps.extend((multicast || unicast).then_some(SequenceCharge));
     let plan = Repair { multicast, unicast, held: held_by.is_some(), ack: !on(set::SUPPRESS_ACK) };

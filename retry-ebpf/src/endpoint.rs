@@ -90,15 +90,29 @@ impl Endpoint for Kernel<'_> {
         if settings.hold_down.is_off() {
             return Multicast::Claimed;
         }
-        match log::claim(self.hash, settings, *now_ns) {
-            Claim::Free(_) => Multicast::Claimed,
-            Claim::Ours => Multicast::HeldByUs,
-            Claim::Others => Multicast::HeldByAnother,
+        who(log::claim(self.hash, settings, *now_ns))
+    }
+
+    #[inline(always)]
+    fn peek_multicast(&mut self) -> Multicast {
+        let Request { settings, now_ns, .. } = self.request;
+        if settings.hold_down.is_off() {
+            return Multicast::Claimed;
         }
+        who(log::peek(self.hash, settings, *now_ns))
     }
 
     #[inline(always)]
     fn count(&mut self, counter: Counter) {
         count::one(counter);
+    }
+}
+
+#[inline(always)]
+const fn who(claim: Claim) -> Multicast {
+    match claim {
+        Claim::Free(_) => Multicast::Claimed,
+        Claim::Ours => Multicast::HeldByUs,
+        Claim::Others => Multicast::HeldByAnother,
     }
 }

@@ -183,6 +183,16 @@ pub(crate) fn claim(hash: u64, settings: &Settings, now_ns: u64) -> Claim {
     }
 }
 
+/// What the hold-down says of the frame with this `hash`, and changes nothing.
+#[inline(always)]
+pub(crate) fn peek(hash: u64, settings: &Settings, now_ns: u64) -> Claim {
+    match HOLD_DOWN.get_ptr_mut(index::bucket(hash, settings.hold_down_mask)) {
+        // SAFETY: a live map value of eight aligned bytes; volatile because other CPUs and the daemon write it.
+        Some(place) => settings.hold_down.claim(unsafe { place.read_volatile() }, hash, now_ns),
+        None => Claim::Free(0),
+    }
+}
+
 /// Hands an admitted NACK to the daemon; false when the ring buffer is full.
 #[inline(always)]
 pub(crate) fn hand_over(event: &Event) -> bool {

@@ -143,6 +143,11 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair, ha
     }
     if plan.multicast {
         count::one(Counter::Retransmits);
+        if request.settings.flags & setting_flag::ANNOUNCE != 0
+            && !log::hand_over(&event(ctx, request, EventKind::Repaired))
+        {
+            count::one(Counter::DedupEventsFull);
+        }
     }
     Way::Redirected
 }

@@ -44,6 +44,8 @@ pub enum Out {
     Frame,
     /// A ticket in the NACK: the packet is broadcast. Flags of the ACK, [`role`] bits.
     Clones(u8, u8),
+    /// The same, and an event that the frame was multicast.
+    ClonesAndEvent(u8, u8),
     /// An event for the daemon, and nothing else.
     HandOver(EventKind),
     /// An event for the daemon and the MISS.
@@ -79,7 +81,10 @@ pub fn compare(
         Out::Ack(flags) => (Action::Redirect, back(nack, &answer(0x12, flags, key.seq_num()))),
         Out::Throttled(bucket) => (Action::Redirect, back(nack, &answer(0x13, bucket, key.seq_num()))),
         Out::Frame => (Action::Redirect, back(nack, frame)),
-        Out::Clones(ack_flags, roles) => {
+        Out::Clones(ack_flags, roles) | Out::ClonesAndEvent(ack_flags, roles) => {
+            if matches!(out, Out::ClonesAndEvent(..)) {
+                event = Some(EventKind::Repaired);
+            }
             let ip = bytes.len() - 112;
             let ticket = &ran.packet[ip + TICKET..];
             assert_eq!(ticket.len(), 32, "{name}: length of the packet");

@@ -7,7 +7,8 @@ use crate::wire::{HEAD, MAGIC};
 pub const NACK_LEN: usize = 64;
 
 const TYPE: u8 = 0x10;
-const FLAG_PROXIED: u8 = 0x01;
+/// Flag of a NACK that an endpoint sends: to be served from the own cache only, with a unicast copy.
+pub const FLAG_PROXIED: u8 = 0x01;
 
 /// A request for one frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -92,6 +92,7 @@ fn draw(random: &mut SmallRng, number: u64) -> Policies {
         (flag::RECOVERY, 6),
         (flag::DAEMON_MULTICAST, 8),
         (flag::DAEMON_FRAMES, 16),
+        (flag::ANNOUNCE, 4),
     ] {
         if random.random_ratio(1, one_in) {
             flags |= bit;
@@ -204,8 +205,8 @@ impl Sides {
         let limits = policies.limits();
         self.loaded.set(Settings { flags: policies.flags, limits, hold_down: policies.hold_down(), ..self.base });
         let (own, joint) = (Arc::new(UserCounters::default()), Arc::new(UserCounters::default()));
-        let engine = Engine::new(policies.rules(), self.log.clone(), Arc::clone(&own));
-        let daemon = Engine::new(policies.rules(), self.loaded.log().clone(), Arc::clone(&joint));
+        let engine = Engine::new(policies.rules(), self.log.clone(), Arc::clone(&own), None);
+        let daemon = Engine::new(policies.rules(), self.loaded.log().clone(), Arc::clone(&joint), None);
         let mut keys: Vec<FrameKey> =
             policies.frames.iter().map(|frame| frame.key).chain(policies.absent.iter().copied()).collect();
         // Few keys in some conversations, so that their limits are reached.
@@ -236,7 +237,7 @@ impl Sides {
 }
 
 /// What the XDP program does for a verdict, and what it counts beside what `decide` counts.
-fn kernel_does(verdict: &Verdict<Frame>, egress_here: bool) -> (Out, Vec<Counter>) {
+fn kernel_does(verdict: &Verdict<Frame>, flags: u32) -> (Out, Vec<Counter>) {
     match *verdict {
         Verdict::Silence => (Out::Silence, vec![]),
         Verdict::Throttled(bucket) => (Out::Throttled(bucket), vec![Counter::ThrottledSent]),
@@ -245,11 +246,12 @@ fn kernel_does(verdict: &Verdict<Frame>, egress_here: bool) -> (Out, Vec<Counter
         Verdict::Recover { say: false } => (Out::HandOver(EventKind::Recover), vec![Counter::HandedOver]),
         Verdict::AskStore => (Out::HandOver(EventKind::Store), vec![Counter::HandedOver]),
         Verdict::HandOver(_) => (Out::HandOver(EventKind::Send), vec![Counter::HandedOver]),
-        Verdict::Repair(_, plan) => repair(&plan, egress_here),
+        Verdict::Repair(_, plan) => repair(&plan, flags),
     }
 }
 
-fn repair(plan: &Repair, egress_here: bool) -> (Out, Vec<Counter>) {
+fn repair(plan: &Repair, settings: u32) -> (Out, Vec<Counter>) {
+    let (egress_here, announce) = (settings & flag::EGRESS_HERE != 0, settings & flag::ANNOUNCE != 0);
     let flags = u8::from(plan.multicast || plan.held) | u8::from(plan.unicast) << 1;
     let ack = plan.ack && flags != 0;
     let counted =
@@ -263,6 +265,7 @@ fn repair(plan: &Repair, egress_here: bool) -> (Out, Vec<Counter>) {
         (false, false, false) => Out::Silence,
         (true, false, false) => Out::Ack(flags),
         (false, true, false) => Out::Frame,
+        (.., true) if announce => Out::ClonesAndEvent(if ack { flags } else { 0 }, roles),
         _ => Out::Clones(if ack { flags } else { 0 }, roles),
     };
     (out, counted)
@@ -296,7 +299,6 @@ fn agree(engine: &Verdict<Record>, model: &Verdict<Frame>) -> bool {
 fn judge(loaded: &Loaded, policies: &Policies, turns: &[Turn], name: &str, seen: &mut Seen) {
     let model = |sends| Model::new(policies.most, sends, policies.hold_down, &policies.frames);
     let (mut kernel, mut socket) = (model(policies.sends()), model(Sends::All));
-    let egress_here = policies.flags & flag::EGRESS_HERE != 0;
     let policy = Policy::new(policies.flags);
     for (number, turn) in turns.iter().enumerate() {
         let Policies { flags, most, hold_down, frames, .. } = policies;
@@ -309,7 +311,7 @@ fn judge(loaded: &Loaded, policies: &Policies, turns: &[Turn], name: &str, seen:
 
         let mut at = kernel.at(turn.key, turn.listener);
         let by_kernel = decide::decide(&nack, policy, &mut at);
-        let (out, extra) = kernel_does(&by_kernel, egress_here);
+        let (out, extra) = kernel_does(&by_kernel, policies.flags);
         let counted = tally(&[at.counted, extra, vec![Counter::NackRequests]].concat());
         assert_eq!(turn.ran.counted, counted, "{name}\n{by_kernel:?}: the kernel's counters");
         let asked = (turn.key, policies.frame(turn.key));
@@ -344,8 +346,8 @@ struct Seen(BTreeMap<&'static str, u32>);
 
 impl Seen {
     /// All that must come often, or the draw is not worth its time.
-    const OUTCOMES: [&'static str; 9] =
-        ["silence", "miss", "ack", "throttled", "frame", "clones", "handed over", "store", "recover"];
+    const OUTCOMES: [&'static str; 10] =
+        ["silence", "miss", "ack", "throttled", "frame", "clones", "announced", "handed over", "store", "recover"];
 
     fn count(&mut self, out: Out) {
         let name = match out {
@@ -355,6 +357,7 @@ impl Seen {
             Out::Throttled(_) => "throttled",
             Out::Frame => "frame",
             Out::Clones(..) => "clones",
+            Out::ClonesAndEvent(..) | Out::HandOver(EventKind::Repaired) => "announced",
             Out::HandOver(EventKind::Send) => "handed over",
             Out::HandOver(EventKind::Store) => "store",
             Out::HandOver(EventKind::Recover) | Out::MissAndHandOver => "recover",

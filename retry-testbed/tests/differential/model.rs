@@ -147,6 +147,14 @@ impl Endpoint for At<'_> {
         }
     }
 
+    fn peek_multicast(&mut self) -> Multicast {
+        if self.model.hold_down && self.model.multicast.contains(&self.key) {
+            Multicast::HeldByUs
+        } else {
+            Multicast::Claimed
+        }
+    }
+
     fn count(&mut self, counter: Counter) {
         self.counted.push(counter);
     }

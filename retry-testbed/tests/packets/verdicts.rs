@@ -9,6 +9,7 @@ use retry_common::{
         RetransmitDedup, RetransmitHeldDown, Retransmits, ThrottledSent, UnicastRetransmits,
     },
     holddown::HoldDown,
+    key::FrameKey,
 };
 use retry_testbed::{
     loaded::{Interface, Loaded, in_new_namespace, skip},
@@ -331,6 +332,31 @@ const CASES: &[Case] = &[
         ..BASE
     },
     Case {
+        name: "asking the shared store is charged to the frame's window",
+        flags: flag::UNICAST | flag::STORE,
+        limits: [0, 0, 1, 0],
+        steps: &[
+            asks(Ask::Lack, Out::HandOver(EventKind::Store), &[NackRequests, HandedOver]),
+            asks(Ask::Lack, Out::Silence, &[NackRequests, LimitedSequence]),
+        ],
+        ..BASE
+    },
+    Case {
+        name: "the daemon is told of each multicast, and of nothing else",
+        flags: HERE | flag::UNICAST | flag::ANNOUNCE,
+        hold_down: true,
+        steps: &[
+            asks(Ask::Have(0), Out::ClonesAndEvent(0x03, ACK | UNI | MULTI | LEADS), BOTH),
+            asks(
+                Ask::Have(0),
+                Out::Clones(0x03, ACK | UNI | LEADS),
+                &[NackRequests, CacheHits, RetransmitHeldDown, UnicastRetransmits, AcksSent],
+            ),
+            asks(Ask::Lack, Out::Miss, MISSED),
+        ],
+        ..BASE
+    },
+    Case {
         name: "recovery: a MISS at once and a job, but not for another endpoint",
         flags: flag::UNICAST | flag::RECOVERY,
         steps: &[
@@ -394,6 +420,32 @@ fn another_instances_repair_silences_ours() {
         scene.loaded().set(settings);
         let sent = asks(Ask::Have(1), Out::Clones(0x01, ACK | MULTI | LEADS), MULTICAST);
         scene.play("another's claim that does not count", &sent);
+    });
+}
+
+#[test]
+fn what_is_held_down_is_answered_here_whoever_sends_the_frame() {
+    with_program("what_is_held_down_is_answered_here_whoever_sends_the_frame", |loaded| {
+        let base = loaded.settings();
+        let strict = HERE | flag::DAEMON_MULTICAST;
+        for (number, flags, ask) in [(510, HERE, Ask::Oversize), (511, strict, Ask::Have(0))] {
+            let case = Case { flags, limits: [0, 0, 2, 0], hold_down: true, ..BASE };
+            let mut settings = case.settings(base);
+            settings.hold_down = HoldDown { ours_ns: HOLD_NS, others_ns: HOLD_NS };
+            loaded.set(settings);
+            let mut scene = Scene::new(loaded, number, 0);
+            let handed_over = asks(ask, Out::HandOver(EventKind::Send), &[NackRequests, CacheHits, HandedOver]);
+            scene.play("not held", &handed_over);
+            let nack = scene.nack(&handed_over).build();
+            let key = FrameKey::from_bytes(nack[nack.len() - 56..nack.len() - 40].try_into().expect("sixteen"));
+            scene.loaded().repaired_by_another(key);
+            let held = asks(ask, Out::Ack(0x01), &[NackRequests, CacheHits, RetransmitDedup, AcksSent]);
+            // More often than the window has room for: an ACK alone costs nothing.
+            for _ in 0..4 {
+                scene.play("held", &held);
+            }
+            scene.play("held, and a copy wanted", &handed_over.flags(PROXIED));
+        }
     });
 }
 

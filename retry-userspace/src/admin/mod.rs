@@ -1,14 +1,15 @@
 //! HTTP on `-metrics-addr`: metrics, health, readiness, log level. Reads, and decides nothing.
 
+pub mod manage;
 mod metrics;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use retry_common::counter::Counters;
 use serde::Deserialize;
@@ -56,15 +57,29 @@ struct Admin {
     started: Instant,
 }
 
+struct Route {
+    method: Method,
+    path: &'static str,
+    handler: fn() -> MethodRouter<Arc<Admin>>,
+}
+
+/// Every route, once.
+const ROUTES: &[Route] = &[
+    Route { method: Method::GET, path: "/metrics", handler: || get(scrape) },
+    Route { method: Method::GET, path: "/healthz", handler: || get(health) },
+    Route { method: Method::GET, path: "/readyz", handler: || get(ready) },
+    Route { method: Method::POST, path: "/loglevel", handler: || post(log_level_route) },
+];
+
+/// Method and path of every route.
+pub fn routes() -> impl Iterator<Item = (Method, &'static str)> {
+    ROUTES.iter().map(|route| (route.method.clone(), route.path))
+}
+
 /// The routes.
 pub fn router(source: Arc<dyn Source>, log_level: LogLevel) -> Router {
     let admin = Arc::new(Admin { source, log_level, started: Instant::now() });
-    Router::new()
-        .route("/metrics", get(scrape))
-        .route("/healthz", get(health))
-        .route("/readyz", get(ready))
-        .route("/loglevel", post(log_level_route))
-        .with_state(admin)
+    ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, (route.handler)())).with_state(admin)
 }
 
 async fn scrape(State(admin): State<Arc<Admin>>) -> Response {

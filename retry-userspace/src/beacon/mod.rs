@@ -1,5 +1,9 @@
 //! The ADVERT beacon (BRC-126, wire.md): tells listeners that this endpoint is here, where to send NACKs, and when it drains.
 
+pub mod registry;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -47,6 +51,23 @@ impl Scope {
             Self::All => 0xFF,
         }
     }
+}
+
+/// The groups that ADVERTs of a scope go to.
+///
+/// With sources named, ADVERTs go to the source-specific beacon groups, whose source is `bind-source`: listeners that have
+/// us in their list join (S,G), and a network that carries nothing else carries that. They go to the any-source groups as
+/// well: a listener that has not heard of us cannot name us, and hearing of endpoints that nobody configured is what the
+/// beacon is for. Who hears both keeps one entry, by instance id (BRC-126). The scope org has no source-specific groups on
+/// this fabric ([`group::prefix`]): there, ADVERTs go to the any-source group alone.
+#[must_use]
+pub fn groups(scope: Scope, mode: SourceMode, group_id: u16) -> Vec<Ipv6Addr> {
+    let modes: &[SourceMode] = match mode {
+        SourceMode::Asm => &[SourceMode::Asm],
+        SourceMode::Ssm => &[SourceMode::Asm, SourceMode::Ssm],
+    };
+    let prefixes = modes.iter().flat_map(|mode| scope.scopes().iter().filter_map(|&scope| group::prefix(scope, *mode)));
+    prefixes.map(|prefix| Ipv6Addr::from(group::address(prefix, group_id, group::BEACON))).collect()
 }
 
 /// What is announced, and how it leaves.
@@ -123,16 +144,29 @@ impl BeaconSender {
         let socket = options::udp_socket()?;
         // A listener on this host hears its own endpoint's ADVERTs.
         socket.set_multicast_loop_v6(true)?;
-        // Beacon groups are any-source in either source mode: who has not heard an ADVERT cannot name its source.
-        let prefixes = settings.scope.scopes().iter().filter_map(|&scope| group::prefix(scope, SourceMode::Asm));
-        let groups = prefixes.map(|prefix| Ipv6Addr::from(group::address(prefix, settings.group_id, group::BEACON)));
-        Ok(Self { groups: groups.collect(), settings: settings.clone(), socket })
+        let groups = groups(settings.scope, SourceMode::Asm, settings.group_id);
+        Ok(Self { groups, settings: settings.clone(), socket })
     }
 
-    /// Sends one ADVERT to the group of each scope and returns how many left.
+    /// Sends to the [`groups`] of this source mode: any-source ones as opened, with `ssm` the source-specific ones too.
+    #[must_use]
+    pub fn in_mode(mut self, mode: SourceMode) -> Self {
+        self.groups = groups(self.settings.scope, mode, self.settings.group_id);
+        let without = |scope: &&group::Scope| group::prefix(**scope, mode).is_none();
+        if let Some(scope) = self.settings.scope.scopes().iter().find(without) {
+            tracing::warn!(
+                ?scope,
+                "-source-mode ssm: -beacon-scope has a scope without source-specific groups; there, ADVERTs go to the \
+                 any-source group alone"
+            );
+        }
+        self
+    }
+
+    /// Sends one ADVERT to each group and returns how many left.
     ///
     /// # Errors
-    /// Those of [`multicast::send`], when none left. Each scope is tried; one that fails beside others that do not is logged.
+    /// Those of [`multicast::send`], when none left. Each group is tried; one that fails beside others that do not is logged.
     pub fn send(&self, draining: bool) -> io::Result<usize> {
         let bytes = advert(&self.settings, draining);
         let egress = Egress {
@@ -157,151 +191,5 @@ impl BeaconSender {
             }
             None => Ok(sent),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ingress::joins::Joins;
-    use crate::net::batch::Batch;
-    use crate::net::interface::Interface;
-    use crate::net::testing::{Pair, QUIET, SOON, in_namespace};
-
-    fn settings(scope: Scope) -> Settings {
-        Settings {
-            nack_address: "fd10::20".parse().expect("an address"),
-            nack_port: 9300,
-            tier: 0,
-            preference: 128,
-            interval: Duration::from_secs(3),
-            scope,
-            group_id: 0x000B,
-            multicast: true,
-            unicast: false,
-            draining: false,
-            has_parent: false,
-            instance: "NAME".into(),
-            interface: 0,
-            source: Ipv6Addr::UNSPECIFIED,
-            hop_limit: 1,
-        }
-    }
-
-    fn golden() -> Vec<u8> {
-        let text = include_str!("../../../retry-common/tests/golden/advert-1.hex");
-        let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-        let byte =
-            |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).expect("ASCII"), 16).expect("hexadecimal");
-        digits.chunks(2).map(byte).collect()
-    }
-
-    #[test]
-    fn the_advert_is_that_of_the_fields_program() {
-        // The capture does not tell the instance's name.
-        let mut expected = golden();
-        expected[32..36].copy_from_slice(&advert::instance_id("NAME").to_be_bytes());
-        assert_eq!(advert(&settings(Scope::Site), false)[..], expected);
-    }
-
-    #[test]
-    fn each_setting_has_its_place() {
-        let read = |settings: &Settings, draining| Advert::parse(&advert(settings, draining)).expect("our own ADVERT");
-        let other = Settings {
-            nack_port: 9301,
-            tier: 3,
-            preference: 7,
-            interval: Duration::from_millis(1_500),
-            unicast: true,
-            ..settings(Scope::All)
-        };
-        assert_eq!(
-            read(&other, false),
-            Advert {
-                scope: 0xFF,
-                nack_addr: other.nack_address.octets(),
-                nack_port: 9301,
-                tier: 3,
-                preference: 7,
-                interval_s: 2,
-                flags: 0x0018,
-                instance_id: advert::instance_id("NAME"),
-            }
-        );
-        let flags = |change: fn(&mut Settings), draining| {
-            let mut settings = Settings { multicast: false, ..settings(Scope::Site) };
-            change(&mut settings);
-            read(&settings, draining).flags
-        };
-        assert_eq!(flags(|_| {}, false), 0);
-        assert_eq!(flags(|_| {}, true), 0x0004);
-        assert_eq!(flags(|settings| settings.draining = true, false), 0x0004);
-        assert_eq!(flags(|settings| settings.has_parent = true, false), 0x0002);
-        assert_eq!(flags(|settings| settings.unicast = true, false), 0x0008);
-        assert_eq!(flags(|settings| settings.multicast = true, false), 0x0010);
-        let scopes = [(Scope::Site, 0x05), (Scope::Org, 0x08), (Scope::Global, 0x0E), (Scope::All, 0xFF)];
-        for (scope, byte) in scopes {
-            assert_eq!(read(&settings(scope), false).scope, byte);
-        }
-        let forever = Settings { interval: Duration::MAX, ..settings(Scope::Site) };
-        assert_eq!(read(&forever, false).interval_s, u16::MAX);
-    }
-
-    #[test]
-    fn an_instance_is_its_crc32c_and_never_0() {
-        // The check value of CRC-32C (RFC 3720, appendix B.4, names the polynomial).
-        assert_eq!(advert::instance_id("123456789"), 0xE306_9283);
-        assert_eq!(advert::instance_id(""), 1);
-    }
-
-    #[test]
-    fn every_scope_hears_it_from_the_chosen_source() {
-        in_namespace("every_scope_hears_it_from_the_chosen_source", |Pair { near, far }| {
-            let groups = ["ff05::b:fffd", "ff08::b:fffd", "ff0e::b:fffd"].map(|text| text.parse().expect("an address"));
-            let joins = Joins::open(far.index, BEACON_PORT, &groups).expect("joined");
-            let socket = joins.fds().next().expect("at least one");
-            options::tell_hop_limit(&socket).expect("an option");
-            let mut batch = Batch::new(8, 2048);
-            for (scope, heard) in [
-                (Scope::Site, &groups[..1]),
-                (Scope::Org, &groups[1..2]),
-                (Scope::Global, &groups[2..]),
-                (Scope::All, &groups),
-            ] {
-                let settings = Settings {
-                    interface: near.index,
-                    source: "fd01::2".parse().expect("an address"),
-                    hop_limit: 5,
-                    ..settings(scope)
-                };
-                let sender = BeaconSender::open(&settings).expect("opened");
-                for draining in [false, true] {
-                    assert_eq!(sender.send(draining).expect("sent"), heard.len());
-                    let mut destinations = Vec::new();
-                    while destinations.len() < heard.len() && batch.recv(&socket, SOON).expect("received") > 0 {
-                        for one in batch.datagrams() {
-                            assert_eq!(one.bytes, advert(&settings, draining));
-                            assert_eq!((*one.source.ip(), one.hop_limit), (settings.source, Some(5)));
-                            destinations.push(one.destination.expect("asked for"));
-                        }
-                    }
-                    assert_eq!(destinations, heard);
-                }
-            }
-            assert_eq!(batch.recv(&socket, QUIET).expect("no error"), 0);
-        });
-    }
-
-    #[test]
-    fn an_advert_that_cannot_leave_is_an_error() {
-        let lo = Interface::by_name("lo").expect("every namespace has lo");
-        let settings = Settings {
-            interface: lo.index,
-            source: "2001:db8::dead".parse().expect("an address"),
-            ..settings(Scope::All)
-        };
-        let sender = BeaconSender::open(&settings).expect("opened");
-        let error = sender.send(false).expect_err("the source is not this host's");
-        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     }
 }

@@ -13,6 +13,7 @@ use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use retry_common::abi::{self, Event};
 use retry_common::counter::Counters;
+use retry_common::limit::TokenBucket;
 
 use crate::framelog::{Memory, Pages, Sizes};
 use pins::{Pins, pin_error};
@@ -30,7 +31,8 @@ mod map {
     pub(super) const EVENTS: &str = "EVENTS";
     pub(super) const COUNTERS: &str = "COUNTERS";
     pub(super) const EGRESS: &str = "EGRESS";
-    pub(super) const LIMITS: [&str; 4] = ["ADDRESS_LIMIT", "SEQUENCE_LIMIT", "CHAIN_LIMIT", "GROUP_LIMIT"];
+    pub(super) const GROUP_LIMIT: &str = "GROUP_LIMIT";
+    pub(super) const LIMITS: [&str; 4] = ["ADDRESS_LIMIT", "SEQUENCE_LIMIT", "CHAIN_LIMIT", GROUP_LIMIT];
     /// Answers in place, by the NACK's interface, without a role program.
     pub(super) const BACK: &str = "BACK";
     /// Devmaps of broadcasts: name, entries for the NACK's interface, whether multicast goes out.
@@ -152,6 +154,7 @@ pub struct Datapath {
     settings: Memory,
     counters: PerCpuArray<MapData, CounterBlock>,
     events: Option<Events>,
+    groups: Option<KernelGroups>,
     _links: Vec<FdLink>,
     _egress: HashMap<MapData, u32, EgressValue>,
     ebpf: Ebpf,
@@ -198,12 +201,15 @@ impl Datapath {
         let counters =
             PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?).map_err(|_| DatapathError::Map(map::COUNTERS))?;
         let events = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?).map_err(|_| DatapathError::Map(map::EVENTS))?;
+        let groups = HashMap::try_from(taken(&mut ebpf, map::GROUP_LIMIT)?)
+            .map_err(|_| DatapathError::Map(map::GROUP_LIMIT))?;
         let links = attach(&mut ebpf, request, &pins)?;
         Ok(Self {
             pages,
             settings,
             counters,
             events: Some(Events(events)),
+            groups: Some(KernelGroups(std::sync::Mutex::new(groups))),
             _links: links,
             _egress: egress,
             ebpf,
@@ -235,9 +241,52 @@ impl Datapath {
         self.events.take()
     }
 
+    /// The kernel's limit of (source, group), for NACKs that it admitted up to there; can be taken once.
+    pub fn take_groups(&mut self) -> Option<KernelGroups> {
+        self.groups.take()
+    }
+
     /// The kernel's log lines, for `aya_log`'s reader; only with `debug`.
     pub fn log_lines(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
         aya_log::EbpfLogger::init(&mut self.ebpf).ok()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+struct GroupKeyBytes(abi::GroupKey);
+// SAFETY: byte arrays without padding.
+unsafe impl aya::Pod for GroupKeyBytes {}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+struct LimitWord(abi::LimitState);
+// SAFETY: one u64.
+unsafe impl aya::Pod for LimitWord {}
+
+/// The kernel's table of the limit of (source, group).
+pub struct KernelGroups(std::sync::Mutex<HashMap<MapData, GroupKeyBytes, LimitWord>>);
+
+impl KernelGroups {
+    /// Takes a token of (source, group); true when there was one.
+    ///
+    /// The kernel may take a token between our look and our write; then one of the two is not charged.
+    pub fn take(&self, source: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
+        if bucket.is_off() {
+            return true;
+        }
+        let key = GroupKeyBytes(abi::GroupKey { address: source, group: group.to_be_bytes(), reserved: [0; 2] });
+        let mut table = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let state = table.get(&key, 0).map_or(0, |word| word.0.state);
+        match bucket.take(state, now_ns) {
+            Some(state) => {
+                if let Err(error) = table.insert(key, LimitWord(abi::LimitState { state }), 0) {
+                    tracing::trace!(%error, "a token was not charged");
+                }
+                true
+            }
+            None => false,
+        }
     }
 }
 

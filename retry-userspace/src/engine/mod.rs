@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use retry_common::abi::Limits;
 use retry_common::counter::Counter;
-use retry_common::decide::{self, Endpoint, Multicast, Policy, Verdict};
+use retry_common::decide::{self, Endpoint, Multicast, Policy, Repair, Verdict};
 use retry_common::holddown::HoldDown;
+use retry_common::key::FrameKey;
+use retry_common::limit::TokenBucket;
 use retry_common::wire::nack::Nack;
 
 use crate::counters::UserCounters;
@@ -29,19 +31,45 @@ pub struct Rules {
     pub limit_entries: u32,
 }
 
+/// Who charged a NACK before it came to wait for an answer from elsewhere.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Admitted {
+    /// The daemon's own tables, at the socket.
+    Here,
+    /// The kernel's.
+    Kernel,
+}
+
+/// The kernel's limit of (source, group): the one limit that is charged only once the frame is known, which for a frame
+/// of the shared store is in the daemon.
+pub trait GroupLimit: Send + Sync {
+    /// Takes a token of the source and group in the table that the kernel charges; true when there was one.
+    fn take_group(&self, source: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool;
+}
+
 /// Decides on NACKs that the kernel did not answer.
-#[derive(Debug)]
 pub struct Engine {
     rules: Rules,
     tables: Tables,
+    kernel_groups: Option<Box<dyn GroupLimit>>,
     log: Log,
     counters: Arc<UserCounters>,
 }
 
 impl Engine {
-    /// An engine over the frames of `log`.
-    pub fn new(rules: Rules, log: Log, counters: Arc<UserCounters>) -> Self {
-        Self { rules, tables: Tables::new(rules.limit_entries), log, counters }
+    /// An engine over the frames of `log`; `kernel_groups` where there is a kernel side.
+    pub fn new(
+        rules: Rules,
+        log: Log,
+        counters: Arc<UserCounters>,
+        kernel_groups: Option<Box<dyn GroupLimit>>,
+    ) -> Self {
+        Self { rules, tables: Tables::new(rules.limit_entries), kernel_groups, log, counters }
+    }
+
+    /// What shapes the answers.
+    pub const fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// What a NACK from `source` gets at `now_ns`.
@@ -51,7 +79,7 @@ impl Engine {
 
     /// What a NACK gets that the kernel admitted, charged for every limit, and cannot send the frame for.
     pub fn handle_send(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Verdict<Record> {
-        let mut case = Case { admitted: true, ..self.case(nack, source, now_ns) };
+        let mut case = Case { admitted: Some(Admitted::Kernel), ..self.case(nack, source, now_ns) };
         match case.look_up() {
             Some(record) => decide::repair(nack, self.rules.policy, record, &mut case),
             // Lapped or expired between the kernel's look-up and ours; it counted a hit.
@@ -59,8 +87,35 @@ impl Engine {
         }
     }
 
+    /// What a NACK gets that had to wait for the shared store, now that it has answered: the frame is in the log by now,
+    /// or nobody has it.
+    pub fn handle_asked(&self, nack: &Nack, source: Ipv6Addr, admitted: Admitted, now_ns: u64) -> Verdict<Record> {
+        let mut case = Case { admitted: Some(admitted), ..self.case(nack, source, now_ns) };
+        match case.look_up() {
+            Some(record) => decide::found(nack, self.rules.policy, record, &mut case),
+            None => decide::missed(nack, self.rules.policy, &mut case),
+        }
+    }
+
+    /// What leaves for a frame that an upstream endpoint sent: a repair into our domain, and no ACK, for the MISS was said
+    /// long ago. `None` when there is nothing to send. In unicast mode the one who asked gets it.
+    pub fn handle_recovered(&self, key: &FrameKey, now_ns: u64) -> Option<(Record, Repair)> {
+        let record = self.log.look_up(key, now_ns)?;
+        let mut plan = Repair::default();
+        if self.rules.policy.multicasts() {
+            match self.log.claim(key, &self.rules.hold_down, now_ns) {
+                Multicast::Claimed => plan.multicast = true,
+                Multicast::HeldByUs => self.counters.one(Counter::RetransmitHeldDown),
+                Multicast::HeldByAnother => self.counters.one(Counter::RetransmitDedup),
+            }
+        } else {
+            plan.unicast = true;
+        }
+        (plan.multicast || plan.unicast).then_some((record, plan))
+    }
+
     fn case<'a>(&'a self, nack: &'a Nack, source: Ipv6Addr, now_ns: u64) -> Case<'a> {
-        Case { engine: self, nack, source: source.octets(), now_ns, admitted: false }
+        Case { engine: self, nack, source: source.octets(), now_ns, admitted: None }
     }
 }
 
@@ -70,8 +125,8 @@ struct Case<'a> {
     nack: &'a Nack,
     source: [u8; 16],
     now_ns: u64,
-    /// The kernel has charged every limit.
-    admitted: bool,
+    /// Who charged the limits before.
+    admitted: Option<Admitted>,
 }
 
 impl Endpoint for Case<'_> {
@@ -86,7 +141,7 @@ impl Endpoint for Case<'_> {
     }
 
     fn charge_sequence(&mut self) {
-        if self.admitted {
+        if self.admitted.is_some() {
             return;
         }
         self.engine.tables.charge_sequence(self.nack.key, &self.engine.rules.limits.sequence, self.now_ns);
@@ -102,7 +157,11 @@ impl Endpoint for Case<'_> {
     }
 
     fn take_group(&mut self, group: u16) -> bool {
-        self.engine.tables.take_group(self.source, group, &self.engine.rules.limits.group, self.now_ns)
+        let bucket = &self.engine.rules.limits.group;
+        match (self.admitted, &self.engine.kernel_groups) {
+            (Some(Admitted::Kernel), Some(groups)) => groups.take_group(self.source, group, bucket, self.now_ns),
+            _ => self.engine.tables.take_group(self.source, group, bucket, self.now_ns),
+        }
     }
 
     /// A socket sends any frame; one that fails shows when it does.
@@ -112,6 +171,10 @@ impl Endpoint for Case<'_> {
 
     fn claim_multicast(&mut self) -> Multicast {
         self.engine.log.claim(&self.nack.key, &self.engine.rules.hold_down, self.now_ns)
+    }
+
+    fn peek_multicast(&mut self) -> Multicast {
+        self.engine.log.peek(&self.nack.key, &self.engine.rules.hold_down, self.now_ns)
     }
 
     fn count(&mut self, counter: Counter) {

@@ -1,7 +1,7 @@
 //! Reading the log from the daemon, by the same seqlock as the kernel.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use retry_common::abi::{Bucket, RECORD_HEADER_LEN, RecordHeader, SLOT_LEN};
 use retry_common::decide::{Found, Multicast};
@@ -74,8 +74,7 @@ impl Log {
             return Multicast::Claimed;
         }
         let hash = index::hash(key, self.hash_seed);
-        let place = index::bucket(hash, self.pages.sizes.hold_down_words - 1);
-        let word = self.pages.hold_down.word(place as usize * 8);
+        let word = self.hold_down_word(hash);
         let mut old = word.load(Ordering::Relaxed);
         loop {
             match hold_down.claim(old, hash, now_ns) {
@@ -89,11 +88,31 @@ impl Log {
         }
     }
 
+    /// What a claim would say, without making it.
+    pub fn peek(&self, key: &FrameKey, hold_down: &HoldDown, now_ns: u64) -> Multicast {
+        let hash = index::hash(key, self.hash_seed);
+        match hold_down.claim(self.hold_down_word(hash).load(Ordering::Relaxed), hash, now_ns) {
+            Claim::Ours => Multicast::HeldByUs,
+            Claim::Others => Multicast::HeldByAnother,
+            Claim::Free(_) => Multicast::Claimed,
+        }
+    }
+
+    /// Marks `key` as multicast by another instance at `at_ns`, for the kernel too.
+    pub fn repaired_by_another(&self, key: &FrameKey, at_ns: u64) {
+        let hash = index::hash(key, self.hash_seed);
+        self.hold_down_word(hash).store(HoldDown::others_word(hash, at_ns), Ordering::Release);
+    }
+
     /// Gives a claim back after a multicast that did not leave, so that the next NACK tries again.
     pub fn release(&self, key: &FrameKey) {
         let hash = index::hash(key, self.hash_seed);
+        self.hold_down_word(hash).store(0, Ordering::Release);
+    }
+
+    fn hold_down_word(&self, hash: u64) -> &AtomicU64 {
         let place = index::bucket(hash, self.pages.sizes.hold_down_words - 1);
-        self.pages.hold_down.word(place as usize * 8).store(0, Ordering::Release);
+        self.pages.hold_down.word(place as usize * 8)
     }
 }
 

@@ -255,6 +255,7 @@ fn keys_with_one_tag_are_not_taken_for_each_other() {
     let (_, mut writer, log) = over(Sizes { buckets: 1, ..Sizes::new(1, 1) }, 0);
     writer.put(&frame(first, Class::Tx, b"first"), START);
     assert_eq!(read(&log, &second, START), None);
+    assert!(!writer.remove(&second));
     // A reader looks at one entry with the tag, so the older frame goes, and is counted.
     assert_eq!(writer.put(&frame(second, Class::Tx, b"second"), START), Put::Stored);
     assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedBucket]);
@@ -315,6 +316,74 @@ fn the_oldest_go_at_the_end_of_their_life_or_when_there_are_too_many() {
     writer.expire(START + 61 * SECOND, 100);
     assert_eq!((writer.live(), writer.lane_use(START)[0].used_bytes), (0, 0));
     assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedExpired; 3]);
+}
+
+#[test]
+fn what_is_removed_is_gone_at_once_and_counted_once() {
+    let (pages, mut writer, log) = over(Sizes::new(1, 1), 0);
+    let put = |writer: &mut Writer, seq_num, byte| {
+        writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[byte; 100]), START)
+    };
+    for seq_num in 1..=3 {
+        put(&mut writer, seq_num, 1);
+    }
+    let removed = FrameKey::new(1, 1);
+    assert!(writer.remove(&removed));
+    assert!(!writer.remove(&removed) && !writer.remove(&FrameKey::new(1, 9)));
+    assert_eq!((read(&log, &removed, START), writer.live()), (None, 2));
+    assert!(read(&log, &FrameKey::new(1, 2), START).is_some());
+    // Its record stays for the ring's walkers, and its key is free again.
+    assert_eq!(oldest(&pages, 0), Some(removed));
+    walk(&pages, 0);
+    assert_eq!(put(&mut writer, 1, 1), Put::Stored);
+    assert_eq!((read(&log, &removed, START), writer.live()), (Some(vec![1; 100]), 3));
+    // What was removed ends unseen: neither the sweep nor the lap counts it, or takes the new record with it.
+    assert!(writer.remove(&FrameKey::new(1, 2)));
+    writer.expire(START, 2);
+    assert_eq!((oldest(&pages, 0), writer.live()), (Some(FrameKey::new(1, 3)), 2));
+    assert_eq!(writer.drain_evictions().count(), 0);
+    writer.expire(START + 61 * SECOND, 100);
+    assert_eq!((writer.live(), writer.lane_use(START)[0].used_bytes), (0, 0));
+    assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedExpired; 2]);
+}
+
+#[test]
+fn a_removed_frame_makes_room_for_another_key() {
+    let (mut writer, log) = small(2);
+    for seq_num in 1..=2 {
+        writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START);
+    }
+    assert!(writer.remove(&FrameKey::new(1, 2)));
+    writer.put(&frame(FrameKey::new(1, 3), Class::Tx, &[1; 100]), START);
+    assert_eq!((writer.live(), writer.drain_evictions().count()), (2, 0));
+    // The removed one does not stand for the live one that has to go.
+    assert!(writer.remove(&FrameKey::new(1, 1)));
+    for seq_num in 4..=5 {
+        writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START);
+    }
+    assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedMaxKeys]);
+    let found: Vec<_> = (1..=5).filter(|seq_num| read(&log, &FrameKey::new(1, *seq_num), START).is_some()).collect();
+    assert_eq!((found, writer.live()), (vec![4, 5], 2));
+}
+
+#[test]
+fn a_removed_frame_is_lapped_without_a_count() {
+    let (mut writer, log) = small(0);
+    let mut removed = 0;
+    // Three laps of about 4,000 frames; half of them go by hand before the ring comes round to them.
+    for seq_num in 1..=12_000u64 {
+        writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 4_000]), START);
+        if seq_num > 3_000 && seq_num % 2 == 0 {
+            assert!(writer.remove(&FrameKey::new(1, seq_num - 3_000)), "frame {}", seq_num - 3_000);
+            removed += 1;
+        }
+        if seq_num > 4_500 {
+            assert!(!writer.remove(&FrameKey::new(1, seq_num - 4_500)), "frame {} was lapped", seq_num - 4_500);
+        }
+    }
+    let lapped = writer.drain_evictions().count();
+    let found = (1..=12_000).filter(|seq_num| read(&log, &FrameKey::new(1, *seq_num), START).is_some()).count();
+    assert_eq!((writer.live(), 12_000), (u64::try_from(found).expect("small"), found + lapped + removed));
 }
 
 #[test]

@@ -1,4 +1,6 @@
 //! Appending to the log. One writer; the kernel and other threads only read.
+//!
+//! Longer than most files: whatever changes ring, index and the count of live frames stands here and nowhere else.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -156,6 +158,23 @@ impl Writer {
         cursor.lane.next_version = self.next_version;
         self.publish(lane);
         outcome
+    }
+
+    /// Takes the frame of `key` out and returns whether there was one; one whose life is over counts, until it is swept.
+    ///
+    /// From here on no look-up finds it; a reader that found it before may still finish its copy. The record itself stays
+    /// in the ring until the ring comes round: the index alone says what is there.
+    pub fn remove(&mut self, key: &FrameKey) -> bool {
+        let Some((place, slot)) = self.entry_of(index::hash(key, self.hash_seed)) else {
+            return false;
+        };
+        // The entry has the key's tag; the record tells whether it is the key's.
+        if self.header(slot).key != *key {
+            return false;
+        }
+        self.pages.index.word(place).store(0, Ordering::Release);
+        self.live -= 1;
+        true
     }
 
     /// Drops records from the old end whose life is over, at most `most` of them.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use retry_common::counter::Counter;
 use retry_common::group::Sharding;
+use retry_common::key::FrameKey;
 use retry_common::wire::frame::{Class, Frame};
 
 use super::joins::Joins;
@@ -42,8 +43,65 @@ pub struct FillRules {
     pub own_port: u16,
 }
 
+/// How a frame came to us.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum StoredFrom {
+    /// By multicast.
+    Multicast,
+    /// By the tee socket.
+    Tee,
+    /// From the shared store.
+    Store,
+    /// From an upstream endpoint.
+    Upstream,
+    /// Through the management API.
+    Api,
+}
+
+impl StoredFrom {
+    const fn counter(self) -> Counter {
+        match self {
+            Self::Multicast => Counter::StoredMulticast,
+            Self::Tee => Counter::StoredTee,
+            Self::Store => Counter::StoredStore,
+            Self::Upstream => Counter::StoredUpstream,
+            Self::Api => Counter::StoredApi,
+        }
+    }
+}
+
+/// Why bytes are not stored.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Refused {
+    /// They are no frame.
+    #[error("no frame")]
+    Undecodable,
+    /// The frame has no sequence number.
+    #[error("a frame without a sequence number")]
+    Unnumbered,
+    /// The frame has another key than the one asked for.
+    #[error("a frame with another key")]
+    OtherKey,
+    /// No record can hold it.
+    #[error("too large for the frame log")]
+    TooLarge,
+}
+
+impl Refused {
+    const fn counter(self) -> Counter {
+        match self {
+            Self::Undecodable => Counter::FrameUndecodable,
+            Self::Unnumbered | Self::OtherKey => Counter::FrameUnnumbered,
+            Self::TooLarge => Counter::FrameTooLarge,
+        }
+    }
+}
+
+/// Told of every frame that is new in the log and did not come from the shared store: key, life in milliseconds, bytes.
+/// It is called while the log is locked, so it copies and returns.
+pub type OnStored = Box<dyn Fn(FrameKey, u32, &[u8]) + Send + Sync>;
+
 /// Receives frames and appends them.
-#[derive(Debug)]
 pub struct Fill {
     /// The rules.
     pub rules: FillRules,
@@ -51,6 +109,8 @@ pub struct Fill {
     pub writer: Arc<Mutex<Writer>>,
     /// Counts.
     pub counters: Arc<UserCounters>,
+    /// Told of new frames.
+    pub on_stored: Option<OnStored>,
 }
 
 impl Fill {
@@ -71,9 +131,7 @@ impl Fill {
                     let newly = datagram.dropped.wrapping_sub(lost[i]);
                     self.counters.add(Counter::FrameSocketOverflow, u64::from(newly));
                     lost[i] = datagram.dropped;
-                    let own = datagram.source.port() == self.rules.own_port
-                        && self.rules.own_sources.contains(datagram.source.ip());
-                    self.store(&mut writer, datagram.bytes, own, now_ns);
+                    self.store(&mut writer, datagram.bytes, datagram.source, StoredFrom::Multicast, now_ns);
                 }
                 self.count_evictions(&mut writer);
             }
@@ -88,46 +146,96 @@ impl Fill {
         self.count_evictions(&mut writer);
     }
 
-    fn store(&self, writer: &mut Writer, bytes: &[u8], own: bool, now_ns: u64) {
+    /// As `store`, for one datagram.
+    pub(super) fn store_now(&self, bytes: &[u8], source: SocketAddrV6, from: StoredFrom, now_ns: u64) {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.store(&mut writer, bytes, source, from, now_ns);
+        self.count_evictions(&mut writer);
+    }
+
+    /// Stores what came from the network; what is wrong with it is counted.
+    fn store(&self, writer: &mut Writer, bytes: &[u8], source: SocketAddrV6, from: StoredFrom, now_ns: u64) {
         self.counters.one(Counter::FramesReceived);
-        if own {
+        if source.port() == self.rules.own_port && self.rules.own_sources.contains(source.ip()) {
             self.counters.one(Counter::FrameOwnRepair);
             return;
         }
-        let Ok(frame) = Frame::parse(bytes) else {
-            self.counters.one(Counter::FrameUndecodable);
-            return;
-        };
+        if let Err(refused) = self.put_in(writer, bytes, None, None, from, now_ns) {
+            self.counters.one(refused.counter());
+        }
+    }
+
+    /// Stores a frame that came by another way than the network, for `life_ms` or as long as its class has.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing is counted.
+    pub fn put(&self, bytes: &[u8], life_ms: Option<u32>, from: StoredFrom) -> Result<Put, Refused> {
+        self.put_locked(None, bytes, life_ms, from)
+    }
+
+    /// As [`Fill::put`], when the frame has this key.
+    ///
+    /// # Errors
+    /// As [`Fill::put`], and [`Refused::OtherKey`].
+    pub fn put_for(
+        &self,
+        key: &FrameKey,
+        bytes: &[u8],
+        life_ms: Option<u32>,
+        from: StoredFrom,
+    ) -> Result<Put, Refused> {
+        self.put_locked(Some(key), bytes, life_ms, from)
+    }
+
+    fn put_locked(
+        &self,
+        key: Option<&FrameKey>,
+        bytes: &[u8],
+        life_ms: Option<u32>,
+        from: StoredFrom,
+    ) -> Result<Put, Refused> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = self.put_in(&mut writer, bytes, key, life_ms, from, monotonic_ns());
+        self.count_evictions(&mut writer);
+        outcome
+    }
+
+    fn put_in(
+        &self,
+        writer: &mut Writer,
+        bytes: &[u8],
+        wanted: Option<&FrameKey>,
+        life_ms: Option<u32>,
+        from: StoredFrom,
+        now_ns: u64,
+    ) -> Result<Put, Refused> {
+        let frame = Frame::parse(bytes).map_err(|_| Refused::Undecodable)?;
         let (Some(key), Some(class), Some(group)) =
             (frame.head().cache_key(), frame.head().class(), frame.head().group_index(&self.rules.sharding))
         else {
-            self.counters.one(Counter::FrameUnnumbered);
-            return;
+            return Err(Refused::Unnumbered);
         };
-        let put = writer.put(
-            &NewFrame {
-                key,
-                class,
-                group,
-                life_ms: self.life_ms(class),
-                daemon_only: bytes.len() > self.rules.kernel_max,
-                bytes,
-            },
-            now_ns,
-        );
+        if wanted.is_some_and(|wanted| *wanted != key) {
+            return Err(Refused::OtherKey);
+        }
+        let life_ms = life_ms.unwrap_or_else(|| self.life_ms(class));
+        let daemon_only = bytes.len() > self.rules.kernel_max;
+        let put = writer.put(&NewFrame { key, class, group, life_ms, daemon_only, bytes }, now_ns);
         match put {
-            Put::Stored => {
+            Put::Stored | Put::Replaced => {
                 self.counters.one(Counter::FramesCached);
-                self.counters.one(Counter::StoredMulticast);
-            }
-            Put::Replaced => {
-                self.counters.one(Counter::FramesCached);
-                self.counters.one(Counter::StoredMulticast);
-                self.counters.one(Counter::FrameReplaced);
+                self.counters.one(from.counter());
+                if put == Put::Replaced {
+                    self.counters.one(Counter::FrameReplaced);
+                }
+                if let Some(tell) = self.on_stored.as_ref().filter(|_| from != StoredFrom::Store) {
+                    tell(key, life_ms, bytes);
+                }
             }
             Put::Duplicate => self.counters.one(Counter::FrameDuplicate),
-            Put::TooLarge => self.counters.one(Counter::FrameTooLarge),
+            Put::TooLarge => return Err(Refused::TooLarge),
         }
+        Ok(put)
     }
 
     fn life_ms(&self, class: Class) -> u32 {

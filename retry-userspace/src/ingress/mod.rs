@@ -2,3 +2,4 @@
 
 pub mod fill;
 pub mod joins;
+pub mod tee;

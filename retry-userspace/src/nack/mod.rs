@@ -1,5 +1,7 @@
 //! Serves NACKs that the kernel did not: the socket of the NACK port, and the kernel's events. Both hand a NACK to the
-//! engine and carry out its verdict.
+//! engine and carry out its verdict. What needs an answer from elsewhere first waits in [`beyond`], and holds up nobody.
+
+pub mod beyond;
 
 use std::io;
 use std::net::SocketAddrV6;
@@ -17,26 +19,31 @@ use retry_common::wire::nack::{NACK_LEN, Nack, NackError};
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
 use crate::datapath::Events;
-use crate::engine::Engine;
+use crate::engine::{Admitted, Engine};
 use crate::framelog::Record;
 use crate::net::batch::{Batch, Readiness};
 use crate::net::nack_socket::NackSocket;
+use crate::proxy::Job;
 use crate::repair::Sender;
+use beyond::{Beyond, Waiting};
 
 /// Datagrams taken in one system call.
 const BATCH: usize = 32;
 /// A NACK is 64 bytes; one byte more shows a longer one.
 const BUFFER_LEN: usize = NACK_LEN + 1;
+/// Batches that a worker takes at most after a shutdown: what a full receive buffer holds.
+const LAST_BATCHES: usize = 40_000 / BATCH;
 /// How long a shutdown may go unseen.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What every worker of the NACK port shares.
-#[derive(Debug)]
 pub struct Server {
     /// Decides.
     pub engine: Engine,
     /// Sends.
     pub sender: Sender,
+    /// Asks whoever else may have a frame.
+    pub beyond: Beyond,
     /// Counts.
     pub counters: Arc<UserCounters>,
 }
@@ -46,43 +53,53 @@ impl Server {
     pub fn serve_socket(&self, socket: &NackSocket, shutdown: &AtomicBool) -> io::Result<()> {
         let mut batch = Batch::new(BATCH, BUFFER_LEN);
         let mut frame = Vec::new();
-        while !shutdown.load(Ordering::Relaxed) {
-            let _ = batch.recv(socket, PATIENCE)?;
+        let mut last_batches = LAST_BATCHES;
+        loop {
+            // Asked before the look: what came in before a shutdown is still answered.
+            let last = shutdown.load(Ordering::Relaxed);
+            let received = batch.recv(socket, if last { Duration::ZERO } else { PATIENCE })?;
+            last_batches -= usize::from(last);
+            if last && (received == 0 || last_batches == 0) {
+                return Ok(());
+            }
             for datagram in batch.datagrams() {
                 if let Some(nack) = self.parse(datagram.bytes) {
                     let verdict = self.engine.handle_nack(&nack, *datagram.source.ip(), monotonic_ns());
-                    self.carry_out(&nack, verdict, datagram.source, &mut frame);
+                    self.carry_out(&Waiting { nack, to: datagram.source, admitted: Admitted::Here }, verdict, &mut frame);
                 }
             }
         }
-        Ok(())
     }
 
     /// Serves the kernel's events until `shutdown`.
     pub fn serve_events(&self, events: &mut Events, shutdown: &AtomicBool) -> io::Result<()> {
         let mut frame = Vec::new();
-        while !shutdown.load(Ordering::Relaxed) {
-            Readiness::new([events.as_fd()]).wait(PATIENCE)?;
+        loop {
+            let last = shutdown.load(Ordering::Relaxed);
+            Readiness::new([events.as_fd()]).wait(if last { Duration::ZERO } else { PATIENCE })?;
             while let Some(event) = events.take() {
                 self.serve_event(&event, &mut frame);
             }
+            if last {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     fn serve_event(&self, event: &Event, frame: &mut Vec<u8>) {
         let nack = Nack { flags: event.nack_flags, key: event.key, subtree_id: [0; 32] };
         let scope = if event.source[0] == 0xfe && event.source[1] & 0xc0 == 0x80 { event.ifindex } else { 0 };
         let to = SocketAddrV6::new(event.source.into(), u16::from_be_bytes(event.source_port), 0, scope);
+        let asked = Waiting { nack, to, admitted: Admitted::Kernel };
         match EventKind::from_u8(event.kind) {
             Some(EventKind::Send) => {
                 let verdict = self.engine.handle_send(&nack, *to.ip(), monotonic_ns());
-                self.carry_out(&nack, verdict, to, frame);
+                self.carry_out(&asked, verdict, frame);
             }
-            // The settings that make the kernel send these are refused at start as not available yet.
-            Some(EventKind::Store | EventKind::Recover) | None => {
-                tracing::trace!(kind = event.kind, "an event that nobody asked for");
-            }
+            Some(EventKind::Store) => self.ask(&asked, frame),
+            Some(EventKind::Recover) => self.beyond.recover(Job { key: nack.key, asker: to }),
+            Some(EventKind::Repaired) => self.beyond.announce(&nack.key),
+            None => tracing::trace!(kind = event.kind, "an event of no kind"),
         }
     }
 
@@ -101,14 +118,24 @@ impl Server {
         None
     }
 
-    fn carry_out(&self, nack: &Nack, verdict: Verdict<Record>, to: SocketAddrV6, frame: &mut Vec<u8>) {
+    fn carry_out(&self, asked: &Waiting, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
+        let Waiting { nack, to, .. } = *asked;
         match verdict {
-            Verdict::Silence | Verdict::Recover { say: false } => {}
+            Verdict::Silence => {}
             Verdict::Throttled(bucket) => {
                 self.sender.answer(&Answer::Throttled { bucket, seq_num: nack.key.seq_num() }, to);
             }
-            // Neither store nor recovery is available yet: what they would be asked for is a plain miss.
-            Verdict::Miss | Verdict::Recover { say: true } | Verdict::AskStore => self.sender.answer(&Answer::Miss, to),
+            Verdict::Miss => self.sender.answer(&Answer::Miss, to),
+            Verdict::Recover { say } => {
+                if say {
+                    self.sender.answer(&Answer::Miss, to);
+                }
+                self.beyond.recover(Job { key: nack.key, asker: to });
+            }
+            Verdict::AskStore => self.ask(asked, frame),
+            Verdict::Repair(record, plan) if plan.multicast && self.beyond.is_strict() => {
+                self.claim(record, plan, to, frame);
+            }
             Verdict::Repair(record, plan) => self.sender.repair(&record, plan, to, frame),
             Verdict::HandOver(_) => tracing::trace!("a socket hands nothing over"),
         }

@@ -1,1 +1,224 @@
-//! Recovery from upstream endpoints.
+//! Recovery from upstream endpoints: a frame that nobody here has is asked for elsewhere, by a NACK with the Proxied flag,
+//! and comes back by unicast.
+//!
+//! [`upstreams`] and [`health`] decide who is asked, [`flight`] which answer belongs to which job; both are pure.
+//! [`sockets`] moves datagrams, [`jobs`] ties them together, [`members`] finds the upstreams and remembers them, and
+//! [`probe`] is the operator's view of one.
+
+mod flight;
+pub mod health;
+mod jobs;
+mod members;
+pub mod probe;
+mod sockets;
+#[cfg(test)]
+mod tests;
+pub mod upstreams;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddrV6;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use retry_common::counter::Counter;
+use retry_common::key::FrameKey;
+use retry_common::wire::answer::Answer;
+use retry_common::wire::frame::Frame;
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::monotonic_ns;
+use crate::counters::UserCounters;
+use crate::retry::Retry;
+use crate::settings::Proxy;
+use flight::Flight;
+use sockets::{Heard, Sockets};
+use upstreams::Upstreams;
+
+pub use upstreams::UpstreamStatus;
+
+/// How recovery works.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The settings.
+    pub proxy: Proxy,
+}
+
+/// A frame to recover.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Job {
+    /// Its key.
+    pub key: FrameKey,
+    /// Who asked for it.
+    pub asker: SocketAddrV6,
+}
+
+/// A frame that came back.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Recovered {
+    /// What it was recovered for.
+    pub job: Job,
+    /// The datagram, whose key is the job's.
+    pub frame: Vec<u8>,
+}
+
+/// A future that a trait object returns.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Keeps instances from recovering one frame at the same time.
+pub trait Claims: Send + Sync {
+    /// True when the recovery is ours; also when nobody can be asked, for twice is better than never.
+    fn claim<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, bool>;
+    /// Gives up a claim whose recovery came to nothing.
+    fn release<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, ()>;
+}
+
+/// There are no other instances.
+#[derive(Clone, Copy, Debug)]
+pub struct NoClaims;
+
+impl Claims for NoClaims {
+    fn claim<'a>(&'a self, _key: &'a FrameKey) -> BoxFuture<'a, bool> {
+        Box::pin(async { true })
+    }
+
+    fn release<'a>(&'a self, _key: &'a FrameKey) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
+}
+
+/// Why recovery could not be started.
+#[derive(Debug, Error)]
+pub enum ProxyError {
+    /// The sockets could not be opened.
+    #[error("-proxy-enabled: cannot open a socket: {0}")]
+    Socket(#[from] io::Error),
+}
+
+/// Endpoints heard by beacon.
+pub type Discover = Arc<dyn Fn() -> Vec<SocketAddrV6> + Send + Sync>;
+/// Takes a frame that came back.
+pub type OnFrame = Arc<dyn Fn(Recovered) + Send + Sync>;
+
+/// A handle. Clones are the same recovery.
+#[derive(Clone)]
+pub struct Recovery {
+    queue: mpsc::Sender<Job>,
+    shared: Arc<Shared>,
+}
+
+/// What jobs and sockets share.
+struct Shared {
+    config: Config,
+    retry: Retry,
+    upstreams: Mutex<Upstreams>,
+    flight: Mutex<Flight>,
+    sockets: Sockets,
+    counters: Arc<UserCounters>,
+    claims: Arc<dyn Claims>,
+    on_frame: OnFrame,
+    cancel: CancellationToken,
+}
+
+impl Recovery {
+    /// Starts its tasks on the current runtime; they end with `cancel`.
+    ///
+    /// # Errors
+    /// [`ProxyError`]: no socket. Upstreams that do not resolve are no error: their names are asked for again.
+    pub fn start(
+        config: Config,
+        counters: Arc<UserCounters>,
+        claims: Arc<dyn Claims>,
+        discover: Discover,
+        on_frame: OnFrame,
+        cancel: CancellationToken,
+    ) -> Result<Self, ProxyError> {
+        let (queue, jobs) = mpsc::channel(config.proxy.queue);
+        let shared = Arc::new(Shared {
+            retry: Retry::new(&config.proxy.retry),
+            config,
+            upstreams: Mutex::default(),
+            flight: Mutex::default(),
+            sockets: Sockets::open()?,
+            counters,
+            claims,
+            on_frame,
+            cancel: cancel.clone(),
+        });
+        let listening = Arc::clone(&shared);
+        let keeping = Arc::clone(&shared);
+        let working = Arc::clone(&shared);
+        let until = cancel.clone();
+        tokio::spawn(async move { until.run_until_cancelled_owned(listening.sockets.listen(|heard| listening.take(heard))).await });
+        // The first members are known before the first job is taken.
+        tokio::spawn(async move {
+            let mut members = members::Members::new(&keeping.config.proxy, discover);
+            members.start(&keeping.upstreams).await;
+            tokio::spawn(jobs::work(working, jobs));
+            cancel.run_until_cancelled_owned(members.keep(&keeping.upstreams)).await
+        });
+        Ok(Self { queue, shared })
+    }
+
+    /// Queues a recovery; never waits. Any thread may call it.
+    pub fn submit(&self, job: Job) {
+        if self.queue.try_send(job).is_err() {
+            self.shared.counters.one(Counter::ProxyQueueDropped);
+        }
+    }
+
+    /// What is known of each upstream.
+    #[must_use]
+    pub fn upstreams(&self) -> Vec<UpstreamStatus> {
+        self.shared.upstreams().status(monotonic_ns())
+    }
+}
+
+impl Shared {
+    fn upstreams(&self) -> MutexGuard<'_, Upstreams> {
+        self.upstreams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flight(&self) -> MutexGuard<'_, Flight> {
+        self.flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what a socket tells.
+    fn take(&self, heard: Heard<'_>) {
+        let now_ns = monotonic_ns();
+        let (bytes, from) = match heard {
+            Heard::Datagram(bytes, from) => (bytes, from),
+            Heard::Unreachable(to) => {
+                self.upstreams().unreachable(to, now_ns);
+                self.flight().unreachable(to);
+                return;
+            }
+        };
+        if !self.upstreams().has(from) {
+            tracing::trace!(%from, "a datagram from somebody who is no upstream");
+            return;
+        }
+        let sent_ns = match Answer::parse(bytes) {
+            Ok(Answer::Ack { seq_num, .. }) => self.flight().ack(seq_num, from),
+            Ok(Answer::Throttled { bucket, seq_num }) => self.flight().throttled(seq_num, bucket, from),
+            Ok(Answer::Miss) => self.flight().miss(from),
+            Err(_) => match Frame::parse(bytes).ok().and_then(|frame| frame.head().cache_key()) {
+                Some(key) => self.flight().frame(&key, from, bytes).1,
+                None => {
+                    self.counters.one(Counter::ProxyBadDatagrams);
+                    return;
+                }
+            },
+        };
+        let rtt_ns = sent_ns.map(|sent_ns| now_ns.saturating_sub(sent_ns));
+        self.upstreams().answered(from, rtt_ns, now_ns);
+    }
+}
+
+/// How long a THROTTLED of this bucket holds, nanoseconds (wire.md: 125 ms << bucket).
+fn hold_ns(bucket: u8) -> u64 {
+    125_000_000 << bucket.min(15)
+}
+

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use retry_common::counter::Counter;
 use retry_common::decide::Repair;
 use retry_common::group;
+use retry_common::key::FrameKey;
 use retry_common::wire::answer::{AckFlags, Answer};
 
 use crate::counters::UserCounters;
@@ -26,19 +27,33 @@ pub struct Route {
     pub egress: Vec<Egress>,
 }
 
+/// Told of each multicast repair that left.
+pub type OnMulticast = Box<dyn Fn(&FrameKey) + Send + Sync>;
+
 /// Sends from the NACK socket.
-#[derive(Debug)]
 pub struct Sender {
     socket: Arc<NackSocket>,
     route: Route,
     log: Log,
     counters: Arc<UserCounters>,
+    on_multicast: Option<OnMulticast>,
 }
 
 impl Sender {
     /// A sender of the frames of `log`.
-    pub const fn new(socket: Arc<NackSocket>, route: Route, log: Log, counters: Arc<UserCounters>) -> Self {
-        Self { socket, route, log, counters }
+    pub const fn new(
+        socket: Arc<NackSocket>,
+        route: Route,
+        log: Log,
+        counters: Arc<UserCounters>,
+        on_multicast: Option<OnMulticast>,
+    ) -> Self {
+        Self { socket, route, log, counters, on_multicast }
+    }
+
+    /// The log whose frames it sends.
+    pub const fn log(&self) -> &Log {
+        &self.log
     }
 
     /// Sends the frame of `record` as `plan` says, then the ACK. `frame` is a buffer to be used again.
@@ -86,6 +101,9 @@ impl Sender {
         }
         if left {
             self.counters.one(Counter::Retransmits);
+            if let Some(tell) = &self.on_multicast {
+                tell(&record.header().key);
+            }
         }
         left
     }

@@ -1,5 +1,7 @@
 //! Builds the daemon from its settings, runs it until the shutdown, and takes it down in the right order.
 
+mod management;
+mod reach;
 mod state;
 mod translate;
 mod workers;
@@ -7,6 +9,8 @@ mod workers;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::mpsc::Receiver;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,27 +18,41 @@ use std::time::Duration;
 use retry_common::abi;
 use retry_common::decide::Policy;
 
-use crate::admin::{self, Source};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Source, manage};
 use crate::beacon::BeaconSender;
+use crate::beacon::registry::SharedRegistry;
 use crate::counters::UserCounters;
 use crate::datapath::{Datapath, DatapathError, EgressInterface, Events, Mode, Request};
-use crate::engine::{Engine, Rules};
+use crate::engine::{Engine, GroupLimit, Rules};
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{self, Pages, Sizes};
-use crate::ingress::fill::Fill;
+use crate::ingress::fill::{Fill, OnStored};
 use crate::ingress::joins::{JoinError, Joins};
+use crate::ingress::tee::{TeeError, TeeSocket};
 use crate::nack::Server;
+use crate::nack::beyond::{Beyond, Reach, Reply};
 use crate::net::nack_socket::{self, NackSocket};
-use crate::repair::Sender;
-use crate::settings::{Settings, XdpMode};
+use crate::proxy::ProxyError;
+use crate::repair::{OnMulticast, Sender};
+use crate::settings::{DedupMode, Settings, XdpMode};
+use crate::store::StoreError;
 use crate::telemetry::LogLevel;
 
+use management::Management;
 use state::State;
-use translate::{beacon_settings, fill_rules, groups, kernel_settings, route};
+use translate::{beacon_settings, dedups, fill_rules, groups, kernel_settings, route};
 use workers::Workers;
 
 /// Receive buffer of the NACK socket, bytes: 40,000 NACKs.
 const NACK_BUFFER: usize = 4 << 20;
+
+/// How long requests of the management API may go on after the end has begun.
+const REQUESTS_END: Duration = Duration::from_secs(2);
 
 /// Why the daemon did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +93,23 @@ pub enum StartError {
     /// The beacon socket cannot be opened.
     #[error("beacon: {0}")]
     Beacon(io::Error),
+    /// The management API's address cannot be bound.
+    #[error("-admin-addr {address}: {source}")]
+    Management {
+        /// The address.
+        address: SocketAddr,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// The settings of the shared store cannot stand.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Recovery cannot be started.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    /// The tee socket cannot be had.
+    #[error(transparent)]
+    Tee(#[from] TeeError),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
@@ -106,13 +141,37 @@ pub async fn run(
     let (writer, log) = framelog::open(Arc::clone(&pages), hash_seed, settings.cache.max_keys);
 
     let counters = Arc::new(UserCounters::default());
+    let cancel = CancellationToken::new();
+    // However this ends, the tasks end with it.
+    let _cancel = cancel.clone().drop_guard();
     let socket = Arc::new(NackSocket::open(&nack_socket::Settings {
         address: fabric.nack_addr,
         port: settings.nack.port,
         receive_buffer: NACK_BUFFER,
         multicast_loop: settings.egress.multicast_loop,
     })?);
-    let joins = Joins::open(fabric.ingress.index, settings.ingress.listen_port, &groups(settings))?;
+    let joins = if settings.ingress.join {
+        Some(Joins::open(fabric.ingress.index, settings.ingress.listen_port, &groups(settings))?)
+    } else {
+        None
+    };
+    let tee = settings.ingress.tee.map(TeeSocket::open).transpose()?;
+
+    let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, Arc::clone(&counters)));
+    let store = reach::store(settings, &counters, &log, &cancel)?;
+    let (replies, answers) = std::sync::mpsc::channel();
+    let recovery = reach::recovery(settings, &counters, store.as_ref(), &registry, replies.clone(), &cancel)?;
+    let fill = Arc::new(Fill {
+        rules: fill_rules(settings, &fabric),
+        writer: Arc::new(Mutex::new(writer)),
+        counters: Arc::clone(&counters),
+        on_stored: store.clone().map(|store| -> OnStored {
+            Box::new(move |key, life_ms, bytes| store.write(key, Duration::from_millis(life_ms.into()), bytes))
+        }),
+    });
+    let announcer = store.clone().filter(|_| dedups(settings, DedupMode::Eventual));
+    let mut datapath = datapath;
+    let kernel_groups = datapath.as_mut().and_then(|(datapath, _)| datapath.take_groups());
     let server = Arc::new(Server {
         engine: Engine::new(
             Rules {
@@ -123,13 +182,26 @@ pub async fn run(
             },
             log.clone(),
             Arc::clone(&counters),
+            kernel_groups.map(|groups| -> Box<dyn GroupLimit> { Box::new(reach::KernelGroups(groups)) }),
         ),
-        sender: Sender::new(Arc::clone(&socket), route(settings, &fabric), log, Arc::clone(&counters)),
-        counters: Arc::clone(&counters),
-    });
-    let fill = Arc::new(Fill {
-        rules: fill_rules(settings, &fabric),
-        writer: Arc::new(Mutex::new(writer)),
+        sender: Sender::new(
+            Arc::clone(&socket),
+            route(settings, &fabric),
+            log.clone(),
+            Arc::clone(&counters),
+            announcer.map(|store| -> OnMulticast { Box::new(move |key| store.announce(*key)) }),
+        ),
+        beyond: Beyond::new(
+            Handle::current(),
+            Arc::clone(&fill),
+            replies,
+            Reach {
+                store: store.clone(),
+                strict: dedups(settings, DedupMode::Strict),
+                announces: dedups(settings, DedupMode::Eventual),
+                recovery: recovery.clone(),
+            },
+        ),
         counters: Arc::clone(&counters),
     });
 
@@ -144,11 +216,22 @@ pub async fn run(
         workers_ready: Arc::clone(&workers.ready),
         workers_total: AtomicUsize::new(0),
         draining: AtomicBool::new(false),
+        drain_ordered: Notify::new(),
+        recovery,
+        store: store.clone(),
     });
+    let management = Management {
+        state: Arc::clone(&state),
+        fill: Arc::clone(&fill),
+        log,
+        store,
+        registry,
+        described: settings.describe().to_vec(),
+        instance: settings.telemetry.instance.clone(),
+    };
     let events = state.datapath().as_mut().and_then(Datapath::take_events);
-    let result =
-        serve(settings, &fabric, &state, workers, Parts { server, socket, fill, joins, events }, log_level, shutdown)
-            .await;
+    let parts = Parts { server, socket, fill, joins, tee, events, answers, management, cancel };
+    let result = serve(settings, &fabric, &state, workers, parts, log_level, shutdown).await;
     // The program goes first: from here on nothing is answered from a log that nobody fills.
     drop(state.datapath().take());
     result
@@ -159,8 +242,12 @@ struct Parts {
     server: Arc<Server>,
     socket: Arc<NackSocket>,
     fill: Arc<Fill>,
-    joins: Joins,
+    joins: Option<Joins>,
+    tee: Option<TeeSocket>,
     events: Option<Events>,
+    answers: Receiver<Reply>,
+    management: Management,
+    cancel: CancellationToken,
 }
 
 async fn serve(
@@ -172,27 +259,47 @@ async fn serve(
     log_level: LogLevel,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let Parts { server, socket, fill, joins, events } = parts;
+    let Parts { server, socket, fill, joins, tee, events, answers, management, cancel } = parts;
     let listener = tokio::net::TcpListener::bind(settings.admin.metrics_addr)
         .await
         .map_err(|source| StartError::Admin { address: settings.admin.metrics_addr, source })?;
+    let managed = match settings.admin.addr {
+        Some(address) => Some(
+            tokio::net::TcpListener::bind(address)
+                .await
+                .map_err(|source| StartError::Management { address, source })?,
+        ),
+        None => None,
+    };
     let beacon = if settings.beacon.enabled {
         beacon_settings(settings, fabric)
             .map(|beacon| BeaconSender::open(&beacon).map_err(StartError::Beacon))
             .transpose()?
+            .map(|beacon| beacon.in_mode(settings.ingress.source_mode))
     } else {
         None
     };
 
-    let filling = Arc::clone(&fill);
-    workers.start("ingress", move |stop| filling.run(&joins, stop))?;
+    if let Some(joins) = joins {
+        let filling = Arc::clone(&fill);
+        workers.start("ingress", move |stop| filling.run(&joins, stop))?;
+    }
+    if let Some(tee) = tee {
+        let filling = Arc::clone(&fill);
+        workers.start("tee", move |stop| filling.run_tee(&tee, stop))?;
+    }
     for number in 0..settings.nack.workers {
         let (server, socket) = (Arc::clone(&server), Arc::clone(&socket));
         workers.start(&format!("nack-{number}"), move |stop| server.serve_socket(&socket, stop))?;
     }
     if let Some(mut events) = events {
+        let server = Arc::clone(&server);
         workers.start("events", move |stop| server.serve_events(&mut events, stop))?;
     }
+    workers.start("replies", move |stop| {
+        server.serve_replies(&answers, stop);
+        Ok(())
+    })?;
     state.workers_total.store(workers.threads.len(), Ordering::Relaxed);
 
     if let Some(mut lines) =
@@ -210,6 +317,11 @@ async fn serve(
     let source: Arc<dyn Source> = Arc::clone(state) as Arc<dyn Source>;
     let http = axum::serve(listener, admin::router(source, log_level.clone()));
     let http = tokio::spawn(async move { http.await });
+    let manage_until = CancellationToken::new();
+    let managed = managed.map(|listener| {
+        let router = manage::router(Arc::new(management), settings.admin.token.clone());
+        tokio::spawn(manage::serve(listener, router, manage_until.clone(), REQUESTS_END))
+    });
     tracing::info!(
         nack = %socket.local_addr(),
         ingress = %fabric.ingress.name,
@@ -224,9 +336,25 @@ async fn serve(
     let mut announce = tokio::time::interval(settings.beacon.interval);
     let mut hangups =
         tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).map_err(StartError::Thread)?;
+    // None until the shutdown begins, then when it ends.
+    let mut drained: Option<Pin<Box<Sleep>>> = None;
+    let mut again = Box::pin(crate::shutdown::signal());
     let ended = loop {
         tokio::select! {
-            () = &mut shutdown => break Ok(()),
+            () = &mut shutdown, if drained.is_none() => {
+                state.drain();
+                announce_now(beacon.as_ref(), state);
+                if settings.admin.drain_timeout.is_zero() {
+                    break Ok(());
+                }
+                tracing::info!(timeout = ?settings.admin.drain_timeout, "draining");
+                // A signal from here on means: at once. The one that began this is not heard again.
+                again = Box::pin(crate::shutdown::signal());
+                drained = Some(Box::pin(tokio::time::sleep(settings.admin.drain_timeout)));
+            }
+            () = async { match drained.as_mut() { Some(sleep) => sleep.await, None => std::future::pending().await } } => break Ok(()),
+            () = &mut again, if drained.is_some() => break Ok(()),
+            () = state.drain_ordered.notified() => announce_now(beacon.as_ref(), state),
             _ = lease.tick() => state.renew_lease(settings.xdp.lease),
             _ = sweep.tick() => {
                 fill.sweep();
@@ -234,20 +362,27 @@ async fn serve(
                     break Err(failed);
                 }
             }
-            _ = announce.tick(), if beacon.is_some() => announce_now(beacon.as_ref(), state, false),
+            _ = announce.tick(), if beacon.is_some() => announce_now(beacon.as_ref(), state),
             _ = hangups.recv() => log_level.toggle_debug(),
         }
     };
-    state.draining.store(true, Ordering::Relaxed);
-    announce_now(beacon.as_ref(), state, true);
+    manage_until.cancel();
+    if let Some(managed) = managed {
+        let _ = managed.await;
+    }
     drop(state.datapath().take());
-    workers.stop();
+    // The workers end on threads of their own; what they still wait for is done by tasks of this runtime.
+    let stopped = tokio::task::spawn_blocking(move || workers.stop()).await;
+    if let Err(error) = stopped {
+        tracing::warn!(%error, "the workers did not end well");
+    }
+    cancel.cancel();
     http.abort();
     ended
 }
 
-fn announce_now(beacon: Option<&BeaconSender>, state: &State, draining: bool) {
-    match beacon.map(|beacon| beacon.send(draining)) {
+fn announce_now(beacon: Option<&BeaconSender>, state: &State) {
+    match beacon.map(|beacon| beacon.send(state.is_draining())) {
         Some(Ok(sent)) => {
             state.adverts_sent.fetch_add(u64::try_from(sent).unwrap_or(0), Ordering::Relaxed);
         }

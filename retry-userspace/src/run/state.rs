@@ -5,13 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use retry_common::counter::Counters;
+use tokio::sync::Notify;
 
-use super::translate::nanoseconds;
 use crate::admin::{Snapshot, Source};
-use crate::clock::monotonic_ns;
+use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
 use crate::datapath::Datapath;
 use crate::framelog::Writer;
+use crate::proxy::Recovery;
+use crate::store::Store;
 
 /// The daemon's state, shared by threads and tasks.
 pub(super) struct State {
@@ -24,12 +26,30 @@ pub(super) struct State {
     pub(super) workers_ready: Arc<AtomicUsize>,
     pub(super) workers_total: AtomicUsize,
     pub(super) draining: AtomicBool,
+    /// Told when the order to drain comes.
+    pub(super) drain_ordered: Notify,
+    pub(super) recovery: Option<Recovery>,
+    pub(super) store: Option<Store>,
 }
 
 impl State {
     /// The kernel side, while there is one.
     pub(super) fn datapath(&self) -> MutexGuard<'_, Option<Datapath>> {
         self.datapath.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to drain; false when it drains already.
+    pub(super) fn drain(&self) -> bool {
+        let first = !self.draining.swap(true, Ordering::Relaxed);
+        if first {
+            self.drain_ordered.notify_one();
+        }
+        first
+    }
+
+    /// True from the order to drain, or the signal, to the end.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// Lets the kernel answer for `lease` from now.

@@ -11,12 +11,13 @@ use retry_common::limit::{TokenBucket, Window};
 use retry_common::wire::frame::Class;
 
 use crate::beacon;
+use crate::clock::nanoseconds;
 use crate::fabric::Fabric;
 use crate::framelog::Sizes;
 use crate::ingress::fill::FillRules;
 use crate::net::multicast;
 use crate::repair::Route;
-use crate::settings::{Settings, XdpMode};
+use crate::settings::{Backend, DedupMode, Settings, XdpMode};
 
 /// What the kernel program and the engine go by.
 pub(super) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u64) -> abi::Settings {
@@ -28,8 +29,11 @@ pub(super) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
         (settings.nack.suppress_ack, setting_flag::SUPPRESS_ACK),
         (settings.nack.suppress_miss, setting_flag::SUPPRESS_MISS),
         (settings.limits.throttle_response, setting_flag::THROTTLE_RESPONSE),
-        // Such repairs go through the stack, which alone can loop them back.
-        (settings.egress.multicast_loop, setting_flag::DAEMON_MULTICAST),
+        // Such repairs go through the stack, which alone can loop them back; and the daemon alone can claim before it sends.
+        (settings.egress.multicast_loop || dedups(settings, DedupMode::Strict), setting_flag::DAEMON_MULTICAST),
+        (dedups(settings, DedupMode::Eventual), setting_flag::ANNOUNCE),
+        (settings.cache.backend == Backend::Redis, setting_flag::STORE),
+        (settings.proxy.enabled, setting_flag::RECOVERY),
         (here, setting_flag::EGRESS_HERE),
         (settings.xdp.mode == XdpMode::Skb, setting_flag::DAEMON_FRAMES),
     ]
@@ -46,7 +50,10 @@ pub(super) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
             sequence: Window::new(limits.sequence_max, nanoseconds(limits.sequence_window)),
             chain: Window::new(limits.chain_rate, nanoseconds(limits.chain_window)),
         },
-        hold_down: HoldDown { ours_ns: nanoseconds(settings.repair.holddown), others_ns: 0 },
+        hold_down: HoldDown {
+            ours_ns: nanoseconds(settings.repair.holddown),
+            others_ns: if is_deduped(settings) { nanoseconds(repeat_after(settings)) } else { 0 },
+        },
         layout: abi::LAYOUT,
         flags,
         nack_ifindex: fabric.nack.index,
@@ -62,6 +69,21 @@ pub(super) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
         multicast_hop_limit: settings.egress.hop_limit,
         reserved: [0; 6],
     }
+}
+
+/// True when instances keep out of each other's way.
+pub(super) fn is_deduped(settings: &Settings) -> bool {
+    !settings.redis.nodes.is_empty() && !settings.dedup.window.is_zero() && settings.repair.multicast
+}
+
+/// True when they do it so.
+pub(super) fn dedups(settings: &Settings, mode: DedupMode) -> bool {
+    is_deduped(settings) && settings.dedup.mode == mode
+}
+
+/// How long another instance's claim silences us.
+pub(super) const fn repeat_after(settings: &Settings) -> Duration {
+    if settings.dedup.repeat_after.is_zero() { settings.dedup.window } else { settings.dedup.repeat_after }
 }
 
 /// Every group that the settings imply.
@@ -104,7 +126,7 @@ pub(super) fn beacon_settings(settings: &Settings, fabric: &Fabric) -> Option<be
         multicast: settings.repair.multicast,
         unicast: settings.repair.unicast,
         draining: settings.beacon.draining,
-        has_parent: false,
+        has_parent: settings.proxy.enabled,
         instance: settings.telemetry.instance.clone(),
         interface: first.interface.index,
         source: first.source,
@@ -122,9 +144,4 @@ pub(super) fn fill_rules(settings: &Settings, fabric: &Fabric) -> FillRules {
         own_sources: fabric.egress.iter().map(|egress| egress.source).collect::<HashSet<_>>(),
         own_port: settings.nack.port,
     }
-}
-
-/// A duration as the kernel counts it.
-pub(super) fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -11,7 +11,7 @@ const ACCEPTED: &str = "a duration such as 300ms, 10s, 1m30s or 1.5h is accepted
 ///
 /// # Errors
 /// What is accepted.
-pub(super) fn parse(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
     match nanoseconds(unsigned) {
         Some(0) => Ok(Duration::ZERO),

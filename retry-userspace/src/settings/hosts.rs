@@ -75,8 +75,13 @@ pub(super) fn host_ports(text: &str) -> Result<Vec<HostPort>, String> {
 
 /// `host:port`, `redis://…`, `rediss://…`, or a comma list of them; none is accepted.
 pub(super) fn redis_nodes(text: &str) -> Result<Vec<RedisNode>, String> {
-    list(text, redis_node)
-        .ok_or_else(|| "host:port, redis://host or rediss://host, or a comma list of a cluster is accepted".to_owned())
+    // Its hosts stand between commas inside one URL.
+    let sentinels = sentinels(text);
+    sentinels.map(|url| vec![url]).or_else(|| list(text, redis_node)).ok_or_else(|| {
+        "host:port, redis://host or rediss://host, a comma list of a cluster, or redis+sentinel://host:port,…/name is \
+         accepted"
+            .to_owned()
+    })
 }
 
 /// `host:port`, `http://host:port` or `https://host:port`, or nothing.
@@ -157,6 +162,21 @@ fn redis_node(text: &str) -> Option<RedisNode> {
     let (server, database) = place.split_once('/').unwrap_or((place, ""));
     host_port(server, Some(PORT))?;
     database.bytes().all(|c| c.is_ascii_digit()).then(|| RedisNode { url: text.to_owned() })
+}
+
+/// `redis+sentinel://[user:password@]host[:port],…/name[/database]`, or `rediss+sentinel://…` with TLS.
+fn sentinels(text: &str) -> Option<RedisNode> {
+    const PORT: u16 = 26379;
+    let rest = text.strip_prefix("redis+sentinel://").or_else(|| text.strip_prefix("rediss+sentinel://"))?;
+    let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
+    let (hosts, path) = place.split_once('/')?;
+    let (name, database) = path.split_once('/').unwrap_or((path, ""));
+    let hosts_are = hosts.split(',').all(|host| host_port(host.trim(), Some(PORT)).is_some());
+    let accepted = hosts_are
+        && !name.is_empty()
+        && name.bytes().all(|c| c.is_ascii_graphic() && c != b',')
+        && database.bytes().all(|c| c.is_ascii_digit());
+    accepted.then(|| RedisNode { url: text.to_owned() })
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod values;
 
 use std::ffi::OsString;
 
+pub(crate) use duration::parse as parse_duration;
 pub use error::{SettingsError, Stop};
 pub use flags::{Flag, Group, all};
 pub use groups::*;

@@ -13,8 +13,18 @@ macro_rules! retry_flags {
                 "none, or exponential: wait longer after each failure.",
                 "Definitive answers, such as a MISS or a wrong password, are never tried again.",
             ),
-            value(concat!($who, "-retry-attempts"), "3", "Attempts in all, 1 to 100.", "The last error is the one told."),
-            value(concat!($who, "-retry-delay"), "100ms", "Wait before the second attempt, 1ms to 1h.", "It grows from there."),
+            value(
+                concat!($who, "-retry-attempts"),
+                "3",
+                "Attempts in all, 1 to 100.",
+                "The last error is the one told.",
+            ),
+            value(
+                concat!($who, "-retry-delay"),
+                "100ms",
+                "Wait before the second attempt, 1ms to 1h.",
+                "It grows from there.",
+            ),
             value(concat!($who, "-retry-factor"), "2", "Growth of the wait, 1 to 10.", "1: every wait is the same."),
             value(concat!($who, "-retry-max-delay"), "5s", "Longest wait, 1ms to 1h.", "It stops growing there."),
             switch(

@@ -1,0 +1,109 @@
+//! Who may ask: the bearer token (RFC 6750).
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use subtle::ConstantTimeEq;
+
+use super::error::ApiError;
+use crate::settings::AdminToken;
+
+/// What comparing time may tell of a token's length: in how many of these it fits.
+const PAD: usize = 1_024;
+
+/// The token, padded so that comparing takes as long for every guess.
+pub(super) struct Token {
+    padded: Vec<u8>,
+    len: usize,
+}
+
+impl Token {
+    pub(super) fn new(token: &AdminToken) -> Self {
+        let mut padded = token.0.as_bytes().to_vec();
+        let len = padded.len();
+        padded.resize(len.next_multiple_of(PAD), 0);
+        Self { padded, len }
+    }
+
+    /// True when `guess` is the token. The time depends on the length of the guess, which its sender knows, and on
+    /// nothing of the token but its padded length.
+    fn is(&self, guess: &[u8]) -> bool {
+        let mut padded = vec![0; self.padded.len()];
+        padded.iter_mut().zip(guess).for_each(|(to, from)| *to = *from);
+        (padded.ct_eq(&self.padded) & guess.len().ct_eq(&self.len)).into()
+    }
+}
+
+/// Lets through what carries the token.
+pub(super) async fn bearer(State(token): State<Arc<Token>>, request: Request, next: Next) -> Response {
+    match presented(request.headers()) {
+        Some(guess) if token.is(guess) => next.run(request).await,
+        Some(_) => unauthorized(
+            HeaderValue::from_static(r#"Bearer realm="retry-endpoint", error="invalid_token""#),
+            "the token is not that of -admin-token-file or ADMIN_TOKEN",
+        ),
+        None => unauthorized(
+            HeaderValue::from_static(r#"Bearer realm="retry-endpoint""#),
+            "a header Authorization: Bearer with the token is needed",
+        ),
+    }
+}
+
+/// Without a token the API serves this host. A page of anyone's, in a browser there, could send writes to it: those carry
+/// the header Origin (Fetch standard), and programs send none.
+pub(super) async fn no_foreign_page(request: Request, next: Next) -> Response {
+    if request.headers().contains_key(header::ORIGIN) {
+        let reason = "requests of web pages are served only with a token: -admin-token-file or ADMIN_TOKEN";
+        return ApiError::new(StatusCode::FORBIDDEN, "origin", reason).into_response();
+    }
+    next.run(request).await
+}
+
+/// The token of the header; the scheme's case does not matter (RFC 9110, section 11.1).
+fn presented(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+}
+
+fn unauthorized(challenge: HeaderValue, reason: &str) -> Response {
+    let error = ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", reason);
+    ([(header::WWW_AUTHENTICATE, challenge)], error).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_token_is_the_token() {
+        for text in ["secret".to_owned(), "s".repeat(PAD), "s".repeat(PAD + 1)] {
+            let token = Token::new(&AdminToken(text.clone()));
+            assert!(token.is(text.as_bytes()));
+            let longer = format!("{text}s");
+            // What stands in the padding is no token either.
+            let padded = format!("{text}\0");
+            for guess in [&text[1..], &longer, &padded, "", &text.to_uppercase(), &"s".repeat(5 * PAD)] {
+                assert!(!token.is(guess.as_bytes()), "{} bytes for {}", guess.len(), text.len());
+            }
+        }
+    }
+
+    #[test]
+    fn the_header_is_read_as_the_rfc_has_it() {
+        let presented = |text: &'static str| {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static(text))]);
+            presented(&headers).map(|token| String::from_utf8_lossy(token).into_owned())
+        };
+        for text in ["Bearer secret", "bearer secret", "BEARER  secret", "Bearer secret "] {
+            assert_eq!(presented(text).as_deref(), Some("secret"), "{text}");
+        }
+        for text in ["", "Bearer", "Basic secret", "Bearersecret", "secret"] {
+            assert_eq!(presented(text), None, "{text}");
+        }
+        assert_eq!(super::presented(&HeaderMap::new()), None);
+    }
+}

@@ -1,0 +1,77 @@
+//! The management API, on `-admin-addr`: frames by key, numbers, settings, who else is there, and the order to drain.
+//!
+//! Its own listener, so that metrics can be open where this is not. What it shows and does stands behind [`Backend`];
+//! docs/openapi.json is its contract, and a test holds it to [`routes`].
+
+mod auth;
+mod backend;
+mod error;
+mod frames;
+mod overview;
+mod serve;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{Method, StatusCode};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{MethodRouter, delete, get, post, put};
+
+use crate::settings::AdminToken;
+use auth::Token;
+use error::ApiError;
+
+pub use backend::{
+    Backend, BackendError, BoxFuture, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
+};
+pub use frames::LONGEST_FRAME;
+pub use serve::serve;
+
+/// The backend, as every handler has it.
+type Shared = Arc<dyn Backend>;
+
+struct Route {
+    method: Method,
+    path: &'static str,
+    handler: fn() -> MethodRouter<Shared>,
+}
+
+/// Every route, once.
+const ROUTES: &[Route] = &[
+    Route { method: Method::GET, path: "/v1/frames/{hashkey}/{seq}", handler: || get(frames::read) },
+    Route { method: Method::PUT, path: "/v1/frames/{hashkey}/{seq}", handler: || put(frames::store) },
+    Route { method: Method::DELETE, path: "/v1/frames/{hashkey}/{seq}", handler: || delete(frames::remove) },
+    Route { method: Method::GET, path: "/v1/stats", handler: || get(overview::stats) },
+    Route { method: Method::GET, path: "/v1/config", handler: || get(overview::config) },
+    Route { method: Method::GET, path: "/v1/cluster/members", handler: || get(overview::members) },
+    Route { method: Method::POST, path: "/v1/drain", handler: || post(overview::drain) },
+];
+
+/// Method and path of every route, parameters in braces.
+pub fn routes() -> impl Iterator<Item = (Method, &'static str)> {
+    ROUTES.iter().map(|route| (route.method.clone(), route.path))
+}
+
+/// The API over `backend`. With a token, every request has to carry it, also one for a path that is not there; without
+/// one, requests that a browser sends for a page of another origin are refused.
+pub fn router(backend: Arc<dyn Backend>, token: Option<AdminToken>) -> Router {
+    let router = ROUTES
+        .iter()
+        .fold(Router::new(), |router, route| router.route(route.path, (route.handler)()))
+        .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "no_such_path", "docs/openapi.json lists the paths"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "the header Allow lists the methods of this path",
+            )
+        })
+        .layer(DefaultBodyLimit::max(LONGEST_FRAME))
+        .with_state(backend);
+    // Outermost, so that nothing is told, and no body read, before the token is seen.
+    match token {
+        Some(token) => router.layer(from_fn_with_state(Arc::new(Token::new(&token)), auth::bearer)),
+        None => router.layer(from_fn(auth::no_foreign_page)),
+    }
+}

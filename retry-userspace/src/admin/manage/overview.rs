@@ -1,0 +1,139 @@
+//! Numbers, settings, members, and the order to drain.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use retry_common::counter::{Counter, Side};
+use retry_common::wire::advert;
+use serde_json::{Map, Value, json};
+
+use super::Shared;
+use super::backend::{Members, RedisMembers};
+use crate::admin::Snapshot;
+use crate::beacon::registry::Endpoint;
+use crate::settings::SetBy;
+
+/// Words for the `FLAG_` bits of an ADVERT.
+const FLAGS: [(u16, &str); 4] = [
+    (advert::FLAG_HAS_PARENT, "has_parent"),
+    (advert::FLAG_DRAINING, "draining"),
+    (advert::FLAG_UNICAST, "unicast"),
+    (advert::FLAG_MULTICAST, "multicast"),
+];
+
+/// Names of the lanes of the frame log, as in the label `ring` of `/metrics`.
+const RINGS: [&str; 2] = ["short", "long"];
+
+pub(super) async fn stats(State(backend): State<Shared>) -> Json<Value> {
+    Json(stats_of(&backend.stats()))
+}
+
+pub(super) async fn config(State(backend): State<Shared>) -> Json<Value> {
+    let settings: Vec<Value> = backend
+        .config()
+        .iter()
+        .map(|one| {
+            let set_by = match one.set_by {
+                SetBy::Flag => "flag",
+                SetBy::Env => "env",
+                SetBy::Default => "default",
+            };
+            json!({ "name": one.flag.name, "env": one.flag.env(), "value": one.value, "set_by": set_by })
+        })
+        .collect();
+    Json(json!({ "settings": settings }))
+}
+
+pub(super) async fn members(State(backend): State<Shared>) -> Json<Value> {
+    Json(members_of(&backend.members().await, backend.is_draining()))
+}
+
+pub(super) async fn drain(State(backend): State<Shared>) -> (StatusCode, Json<Value>) {
+    let began = backend.drain();
+    if began {
+        tracing::info!("the management API was told to drain");
+    }
+    (StatusCode::ACCEPTED, Json(json!({ "status": "draining", "began": began })))
+}
+
+fn stats_of(snapshot: &Snapshot) -> Value {
+    let rings: Map<String, Value> = RINGS
+        .iter()
+        .zip(&snapshot.lanes)
+        .map(|(name, lane)| {
+            let ring = json!({
+                "used_bytes": lane.used_bytes,
+                "size_bytes": lane.size_bytes,
+                "oldest_age_ms": lane.oldest_age_ms,
+            });
+            ((*name).to_owned(), ring)
+        })
+        .collect();
+    json!({
+        "frames": snapshot.frames,
+        "rings": rings,
+        "adverts_sent": snapshot.adverts_sent,
+        "xdp": { "mode": snapshot.xdp_mode, "reason": snapshot.xdp_reason },
+        "workers": { "ready": snapshot.workers_ready, "total": snapshot.workers_total },
+        "draining": snapshot.draining,
+        "counters": counters_of(snapshot),
+    })
+}
+
+/// The series of `/metrics`, under the same names and labels.
+fn counters_of(snapshot: &Snapshot) -> Vec<Value> {
+    let mut all = Vec::new();
+    for counter in Counter::ALL {
+        let series = counter.series();
+        let mut push = |path: Option<&str>, value: u64| {
+            let labels = series.labels.iter().copied().chain(path.map(|path| ("path", path)));
+            let labels: Map<String, Value> =
+                labels.map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
+            all.push(json!({ "name": series.name, "labels": labels, "value": value }));
+        };
+        let (kernel, user) = (snapshot.kernel.get(*counter), snapshot.user.get(*counter));
+        match series.side {
+            Side::User => push(None, user),
+            Side::Kernel => push(None, kernel),
+            Side::Both => {
+                push(Some("xdp"), kernel);
+                push(Some("user"), user);
+            }
+        }
+    }
+    all
+}
+
+fn members_of(members: &Members, is_draining: bool) -> Value {
+    let redis = match &members.redis {
+        RedisMembers::NotConfigured => json!({ "state": "not_configured", "nodes": [] }),
+        RedisMembers::Nodes(nodes) => json!({ "state": "available", "nodes": nodes }),
+        RedisMembers::Unavailable(reason) => json!({ "state": "unavailable", "reason": reason, "nodes": [] }),
+    };
+    let own_id = advert::instance_id(&members.instance);
+    json!({
+        "self": { "instance": members.instance, "instance_id": id_of(own_id), "draining": is_draining },
+        "endpoints": members.endpoints.iter().map(endpoint_of).collect::<Vec<_>>(),
+        "redis": redis,
+    })
+}
+
+fn endpoint_of(endpoint: &Endpoint) -> Value {
+    let flags: Vec<_> = FLAGS.iter().filter(|(bit, _)| endpoint.flags & bit != 0).map(|(_, word)| *word).collect();
+    json!({
+        "instance_id": id_of(endpoint.instance_id),
+        "nack": endpoint.nack.to_string(),
+        "tier": endpoint.tier,
+        "preference": endpoint.preference,
+        "flags": flags,
+        "draining": endpoint.is_draining(),
+        "heard_from": endpoint.heard_from.to_string(),
+        "age_seconds": endpoint.age.as_secs_f64(),
+        "expires_in_seconds": endpoint.expires_in.as_secs_f64(),
+    })
+}
+
+/// An instance id as logs and captures show it.
+fn id_of(instance_id: u32) -> String {
+    format!("{instance_id:#010x}")
+}

@@ -1,0 +1,95 @@
+//! Whether an upstream is asked with the others: by consecutive observations, with hysteresis.
+
+/// Unanswered NACKs in a row after which it leaves.
+const NO_ANSWERS: u8 = 3;
+/// Silence after a NACK was sent, after which it leaves.
+const SILENCE_NS: u64 = 8_000_000_000;
+/// Answers in a row after which it returns.
+const ANSWERS: u8 = 3;
+/// ICMP errors in a row after which it leaves at once.
+const UNREACHABLES: u8 = 3;
+
+/// What was seen of an upstream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Observation {
+    /// A NACK was sent to it.
+    Sent,
+    /// It answered: a frame, an ACK, a MISS, a THROTTLED.
+    Answer,
+    /// It did not answer in time.
+    NoAnswer,
+    /// The network said that it cannot be reached.
+    Unreachable,
+}
+
+/// The state of one upstream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Health {
+    up: bool,
+    no_answers: u8,
+    answers: u8,
+    unreachables: u8,
+    last_answer_ns: Option<u64>,
+    /// The first NACK that was sent since the last answer.
+    waiting_since_ns: Option<u64>,
+}
+
+impl Health {
+    /// One that nothing is known of is asked.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { up: true, no_answers: 0, answers: 0, unreachables: 0, last_answer_ns: None, waiting_since_ns: None }
+    }
+
+    /// True while it is asked with the others.
+    #[must_use]
+    pub const fn is_up(&self) -> bool {
+        self.up
+    }
+
+    /// When it last answered.
+    #[must_use]
+    pub const fn last_answer_ns(&self) -> Option<u64> {
+        self.last_answer_ns
+    }
+
+    /// Takes an observation in.
+    pub fn observe(&mut self, observation: Observation, now_ns: u64) {
+        match observation {
+            Observation::Sent => {
+                let since = *self.waiting_since_ns.get_or_insert(now_ns);
+                if now_ns.saturating_sub(since) >= SILENCE_NS {
+                    self.leave();
+                }
+            }
+            Observation::Answer => {
+                (self.no_answers, self.unreachables) = (0, 0);
+                (self.last_answer_ns, self.waiting_since_ns) = (Some(now_ns), None);
+                self.answers = self.answers.saturating_add(1);
+                if self.answers >= ANSWERS {
+                    self.up = true;
+                }
+            }
+            Observation::NoAnswer => {
+                self.answers = 0;
+                self.no_answers = self.no_answers.saturating_add(1);
+                let silent = self.waiting_since_ns.is_some_and(|since| now_ns.saturating_sub(since) >= SILENCE_NS);
+                if self.no_answers >= NO_ANSWERS || silent {
+                    self.leave();
+                }
+            }
+            Observation::Unreachable => {
+                self.answers = 0;
+                self.unreachables = self.unreachables.saturating_add(1);
+                if self.unreachables >= UNREACHABLES {
+                    self.leave();
+                }
+            }
+        }
+    }
+
+    const fn leave(&mut self) {
+        self.up = false;
+        self.answers = 0;
+    }
+}

@@ -1,0 +1,130 @@
+//! The daemon behind the management API.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use retry_common::key::FrameKey;
+use retry_common::wire::frame::Frame;
+
+use super::state::State;
+use crate::admin::manage::{
+    Backend, BackendError, BoxFuture, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
+};
+use crate::admin::{Snapshot, Source};
+use crate::beacon::registry::SharedRegistry;
+use crate::clock::monotonic_ns;
+use crate::framelog::{Log, Put};
+use crate::ingress::fill::{Fill, Refused, StoredFrom};
+use crate::settings::Described;
+use crate::store::{Node, Store, Unavailable};
+
+/// What the API reaches.
+pub(super) struct Management {
+    pub(super) state: Arc<State>,
+    pub(super) fill: Arc<Fill>,
+    pub(super) log: Log,
+    pub(super) store: Option<Store>,
+    pub(super) registry: Arc<SharedRegistry>,
+    pub(super) described: Vec<Described>,
+    pub(super) instance: String,
+}
+
+impl Management {
+    fn look_up(&self, key: &FrameKey) -> Option<StoredFrame> {
+        let now_ns = monotonic_ns();
+        let record = self.log.look_up(key, now_ns)?;
+        let mut bytes = Vec::new();
+        // Overwritten meanwhile: it is as if it had not been there.
+        self.log.copy(&record, &mut bytes).then_some(())?;
+        let life_left = Duration::from_nanos(record.header().expires_ns.saturating_sub(now_ns));
+        found(bytes, life_left, Whence::Log)
+    }
+}
+
+fn found(bytes: Vec<u8>, life_left: Duration, whence: Whence) -> Option<StoredFrame> {
+    let class = Frame::parse(&bytes).ok()?.head().class()?;
+    Some(StoredFrame { bytes, life_left, class, whence })
+}
+
+fn unavailable(why: Unavailable) -> BackendError {
+    BackendError(format!("the shared store: {why}"))
+}
+
+impl Backend for Management {
+    fn get(&self, key: FrameKey) -> BoxFuture<'_, Result<Option<StoredFrame>, BackendError>> {
+        Box::pin(async move {
+            if let Some(frame) = self.look_up(&key) {
+                return Ok(Some(frame));
+            }
+            let Some(store) = &self.store else {
+                return Ok(None);
+            };
+            let stored = store.fetch(&key).await.map_err(unavailable)?;
+            Ok(stored.and_then(|stored| found(stored.bytes, stored.life, Whence::Redis)))
+        })
+    }
+
+    fn put(
+        &self,
+        key: FrameKey,
+        bytes: Vec<u8>,
+        life: Option<Duration>,
+    ) -> BoxFuture<'_, Result<PutOutcome, PutError>> {
+        Box::pin(async move {
+            let life_ms = life.map(|life| u32::try_from(life.as_millis()).unwrap_or(u32::MAX));
+            match self.fill.put_for(&key, &bytes, life_ms, StoredFrom::Api) {
+                Ok(Put::Stored) => Ok(PutOutcome::Stored),
+                Ok(Put::Replaced) => Ok(PutOutcome::Replaced),
+                Ok(Put::Duplicate) => Ok(PutOutcome::Duplicate),
+                Ok(Put::TooLarge) | Err(Refused::TooLarge) => Err(PutError::TooLarge),
+                Err(refused) => Err(PutError::Refused(refused.to_string())),
+            }
+        })
+    }
+
+    fn delete(&self, key: FrameKey) -> BoxFuture<'_, Result<bool, BackendError>> {
+        Box::pin(async move {
+            // The shared store first: when it fails nothing has changed, and the caller may try again.
+            let there = match &self.store {
+                Some(store) => store.delete(&key).await.map_err(unavailable)?,
+                None => false,
+            };
+            let mut writer = self.fill.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(writer.remove(&key) || there)
+        })
+    }
+
+    fn stats(&self) -> Snapshot {
+        self.state.snapshot()
+    }
+
+    fn config(&self) -> Vec<Described> {
+        self.described.clone()
+    }
+
+    fn members(&self) -> BoxFuture<'_, Members> {
+        Box::pin(async move {
+            let redis = match &self.store {
+                None => RedisMembers::NotConfigured,
+                Some(store) => match store.nodes().await {
+                    Ok(nodes) => RedisMembers::Nodes(nodes.into_iter().map(node).collect()),
+                    Err(why) => RedisMembers::Unavailable(why.to_string()),
+                },
+            };
+            Members { instance: self.instance.clone(), endpoints: self.registry.endpoints(), redis }
+        })
+    }
+
+    fn drain(&self) -> bool {
+        self.state.drain()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.state.is_draining()
+    }
+}
+
+fn node(node: Node) -> RedisNode {
+    let Node { address, role, link, id, master, slots } = node;
+    RedisNode { address, role, link, id, master, slots }
+}

@@ -1,0 +1,110 @@
+//! What lies beyond this instance, started as the settings ask: the shared store, and recovery from upstream.
+
+use std::net::SocketAddrV6;
+use std::sync::Arc;
+use std::sync::mpsc::Sender as Replies;
+use std::time::Duration;
+
+use retry_common::key::FrameKey;
+use retry_common::limit::TokenBucket;
+use tokio_util::sync::CancellationToken;
+
+use super::StartError;
+use super::translate::{dedups, is_deduped, repeat_after};
+use crate::beacon::registry::SharedRegistry;
+use crate::clock::{monotonic_ns, nanoseconds};
+use crate::counters::UserCounters;
+use crate::datapath;
+use crate::engine::GroupLimit;
+use crate::framelog::Log;
+use crate::nack::beyond::Reply;
+use crate::proxy::{self, BoxFuture, Claims, NoClaims, Recovery};
+use crate::settings::{Backend, DedupMode, Settings};
+use crate::store::{self, Store};
+
+/// The shared store, when there is a `-redis-addr`.
+pub(super) fn store(
+    settings: &Settings,
+    counters: &Arc<UserCounters>,
+    log: &Log,
+    cancel: &CancellationToken,
+) -> Result<Option<Store>, StartError> {
+    if settings.redis.nodes.is_empty() {
+        return Ok(None);
+    }
+    let log = log.clone();
+    let heard = move |key: FrameKey, age: Duration| {
+        log.repaired_by_another(&key, monotonic_ns().saturating_sub(nanoseconds(age)));
+    };
+    let config = store::Config {
+        redis: settings.redis.clone(),
+        instance: settings.telemetry.instance.clone(),
+        keep_frames: settings.cache.backend == Backend::Redis,
+        announces: dedups(settings, DedupMode::Eventual),
+        dedup_window: if is_deduped(settings) { settings.dedup.window } else { Duration::ZERO },
+        repeat_after: repeat_after(settings),
+        recovery_window: settings.proxy.dedup_window,
+    };
+    Ok(Some(Store::start(config, Arc::clone(counters), heard, cancel.clone())?))
+}
+
+/// Recovery from upstream, with `-proxy-enabled`.
+pub(super) fn recovery(
+    settings: &Settings,
+    counters: &Arc<UserCounters>,
+    store: Option<&Store>,
+    registry: &Arc<SharedRegistry>,
+    replies: Replies<Reply>,
+    cancel: &CancellationToken,
+) -> Result<Option<Recovery>, StartError> {
+    if !settings.proxy.enabled {
+        return Ok(None);
+    }
+    let claims: Arc<dyn Claims> = match store {
+        Some(store) => Arc::new(StoreClaims(store.clone())),
+        None => Arc::new(NoClaims),
+    };
+    let (registry, discovers) = (Arc::clone(registry), settings.proxy.discover);
+    let discover = move || -> Vec<SocketAddrV6> {
+        if !discovers {
+            return Vec::new();
+        }
+        // One that drains is on its way out, and is asked for nothing new.
+        registry.endpoints().iter().filter(|one| !one.is_draining()).map(|one| one.nack).collect()
+    };
+    let config = proxy::Config { proxy: settings.proxy.clone() };
+    let on_frame = move |recovered| {
+        // Nobody takes replies any more at the end.
+        let _ = replies.send(Reply::Recovered(recovered));
+    };
+    Ok(Some(Recovery::start(
+        config,
+        Arc::clone(counters),
+        claims,
+        Arc::new(discover),
+        Arc::new(on_frame),
+        cancel.clone(),
+    )?))
+}
+
+/// Claims of recoveries in the shared store.
+struct StoreClaims(Store);
+
+impl Claims for StoreClaims {
+    fn claim<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, bool> {
+        Box::pin(async { self.0.claim_recovery(key).await.unwrap_or(true) })
+    }
+
+    fn release<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, ()> {
+        Box::pin(self.0.release_recovery(key))
+    }
+}
+
+/// The kernel's limit of (source, group), for the engine.
+pub(super) struct KernelGroups(pub(super) datapath::KernelGroups);
+
+impl GroupLimit for KernelGroups {
+    fn take_group(&self, source: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
+        self.0.take(source, group, bucket, now_ns)
+    }
+}

@@ -1,0 +1,205 @@
+//! Multicast repairs told between instances (`-dedup-mode eventual`): ours are announced in batches, the others' are
+//! listened for. One message is the instance's name, then for each repair its key and the time of the wall clock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use redis::RedisResult;
+use retry_common::counter::Counter;
+use retry_common::key::FrameKey;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::claims::{claim_value, millis, wall_ms};
+use super::link::Link;
+use super::target::Target;
+use super::{Config, dedup_name};
+use crate::counters::UserCounters;
+use crate::retry::{Exponential, Policy};
+use crate::settings::Redis;
+
+/// The channel of announcements.
+const CHANNEL: &str = "bre:repairs";
+/// Repairs that may wait to be announced.
+const MOST: usize = 65_536;
+/// Repairs announced in one go.
+const BATCH: usize = 512;
+/// Key and time.
+const ENTRY: usize = 24;
+
+/// Our own repairs, on their way.
+pub(super) struct Announcer {
+    queue: mpsc::Sender<(FrameKey, u64)>,
+    counters: Arc<UserCounters>,
+}
+
+impl Announcer {
+    pub(super) fn start(config: &Config, link: Arc<Link>, counters: Arc<UserCounters>, cancel: CancellationToken) -> Self {
+        let (queue, repairs) = mpsc::channel(MOST);
+        let task = Task {
+            link,
+            counters: Arc::clone(&counters),
+            instance: config.instance.clone(),
+            window: config.dedup_window,
+            limit: config.redis.op_timeout,
+        };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = task.run(repairs) => {}
+            }
+        });
+        Self { queue, counters }
+    }
+
+    pub(super) fn queue(&self, key: FrameKey) {
+        if self.queue.try_send((key, wall_ms())).is_err() {
+            self.counters.one(Counter::DedupNotAnnounced);
+        }
+    }
+}
+
+struct Task {
+    link: Arc<Link>,
+    counters: Arc<UserCounters>,
+    instance: String,
+    window: Duration,
+    limit: Duration,
+}
+
+impl Task {
+    async fn run(&self, mut repairs: mpsc::Receiver<(FrameKey, u64)>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while repairs.recv_many(&mut batch, BATCH).await > 0 {
+            // The claim stands for instances that claim before they send; the message is for those that listen.
+            let mut publish = redis::cmd("PUBLISH");
+            publish.arg(CHANNEL).arg(message(&self.instance, &batch));
+            let claims = join_all(batch.iter().map(async |(key, at)| {
+                let mut set = redis::cmd("SET");
+                set.arg(dedup_name(key)).arg(claim_value(&self.instance, *at)).arg("PX").arg(millis(self.window));
+                self.link.ask(&set, self.limit).await
+            }));
+            let (told, claims) = tokio::join!(self.link.ask(&publish, self.limit), claims);
+            let failed = claims.iter().filter(|claim| claim.is_err()).count() + usize::from(told.is_err());
+            self.counters.add(Counter::CacheErrors, u64::try_from(failed).unwrap_or(0));
+            // Nobody is told again later: by then it says nothing.
+            let outcome = if told.is_ok() { Counter::DedupAnnounced } else { Counter::DedupNotAnnounced };
+            self.counters.add(outcome, u64::try_from(batch.len()).unwrap_or(0));
+            batch.clear();
+        }
+    }
+}
+
+/// The other instances' repairs.
+pub(super) struct Listener {
+    pub(super) target: Arc<Target>,
+    pub(super) instance: String,
+    /// Repairs of this age or more say nothing any more.
+    pub(super) oldest: Duration,
+    pub(super) counters: Arc<UserCounters>,
+    pub(super) on_repair: Box<dyn Fn(FrameKey, Duration) + Send + Sync>,
+}
+
+impl Listener {
+    /// Listens until `cancel`, wherever there is somebody to listen to.
+    pub(super) async fn run(self, redis: Redis, cancel: CancellationToken) {
+        let policy = Exponential::new(&redis.retry);
+        let mut waits = policy.waits();
+        let mut turn = 0;
+        loop {
+            let heard = tokio::select! {
+                () = cancel.cancelled() => return,
+                heard = self.listen(turn) => heard,
+            };
+            match heard {
+                // It listened for a while before the connection ended.
+                Ok(()) => waits = policy.waits(),
+                Err(error) => tracing::debug!(%error, "cannot listen for other instances' repairs"),
+            }
+            turn = turn.wrapping_add(1);
+            let wait = waits.next().unwrap_or(redis.retry.max_delay);
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn listen(&self, turn: usize) -> RedisResult<()> {
+        let mut channel = self.target.listen(turn).await?;
+        channel.subscribe(CHANNEL).await?;
+        tracing::debug!("listening for other instances' repairs");
+        let mut messages = channel.on_message();
+        while let Some(message) = messages.next().await {
+            self.take(message.get_payload_bytes());
+        }
+        Ok(())
+    }
+
+    fn take(&self, message: &[u8]) {
+        let Some((instance, repairs)) = read(message) else {
+            tracing::trace!("an announcement that cannot be read");
+            return;
+        };
+        if instance == self.instance.as_bytes() {
+            return;
+        }
+        let now = wall_ms();
+        for (key, at) in repairs {
+            let age = Duration::from_millis(now.saturating_sub(at));
+            if age < self.oldest {
+                self.counters.one(Counter::DedupHeard);
+                (self.on_repair)(key, age);
+            }
+        }
+    }
+}
+
+fn message(instance: &str, repairs: &[(FrameKey, u64)]) -> Vec<u8> {
+    let name = instance.as_bytes();
+    let mut bytes = Vec::with_capacity(4 + name.len() + repairs.len() * ENTRY);
+    bytes.extend(u32::try_from(name.len()).unwrap_or(0).to_be_bytes());
+    bytes.extend(name);
+    for (key, at) in repairs {
+        bytes.extend(key.to_bytes());
+        bytes.extend(at.to_be_bytes());
+    }
+    bytes
+}
+
+fn read(message: &[u8]) -> Option<(&[u8], impl Iterator<Item = (FrameKey, u64)> + '_)> {
+    let (length, rest) = message.split_first_chunk::<4>()?;
+    let (name, repairs) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+    let entry = |entry: &[u8]| {
+        let (key, at) = entry.split_first_chunk::<16>()?;
+        Some((FrameKey::from_bytes(*key), u64::from_be_bytes(at.try_into().ok()?)))
+    };
+    (repairs.len() % ENTRY == 0).then(|| (name, repairs.chunks_exact(ENTRY).filter_map(entry)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_message_is_read_back(instance in ".{0,20}", repairs in prop::collection::vec(any::<(u64, u64, u64)>(), 0..5)) {
+            let repairs: Vec<_> = repairs.into_iter().map(|(flow, seq, at)| (FrameKey::new(flow, seq), at)).collect();
+            let bytes = message(&instance, &repairs);
+            let (name, read) = read(&bytes).expect("our own");
+            prop_assert_eq!(name, instance.as_bytes());
+            prop_assert_eq!(read.collect::<Vec<_>>(), repairs);
+        }
+
+        #[test]
+        fn no_message_panics(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            if let Some((_, repairs)) = read(&bytes) {
+                prop_assert!(repairs.count() <= 4);
+            }
+        }
+    }
+}

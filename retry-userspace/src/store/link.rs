@@ -1,0 +1,291 @@
+//! The connection to the store: kept up by one task, used by all, left alone while the breaker is open.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use redis::{Cmd, ErrorKind, RedisError, RetryMethod, ServerErrorKind, Value};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::target::{Connection, Target};
+use super::{Node, Unavailable};
+use crate::retry::{Failure, GaveUp, Retry};
+use crate::settings::Redis;
+
+/// How often an idle connection is tried, so that its loss shows before somebody needs it.
+const PULSE: Duration = Duration::from_secs(2);
+
+/// What went wrong with a command.
+#[derive(Clone, Debug)]
+pub(super) enum Fault {
+    /// No answer in time.
+    Late,
+    /// An error, by the library or by the server.
+    Redis(RedisError),
+    /// There is no connection.
+    NotConnected,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Late => f.write_str("no answer in time"),
+            Self::Redis(error) => error.fmt(f),
+            Self::NotConnected => f.write_str("not connected"),
+        }
+    }
+}
+
+struct Live {
+    connection: Connection,
+    number: u64,
+}
+
+/// The connection.
+pub(super) struct Link {
+    target: Arc<Target>,
+    live: ArcSwapOption<Live>,
+    numbers: AtomicU64,
+    lost: Notify,
+    up: Notify,
+    /// Tries again, with the breaker that all share.
+    pub(super) retry: Retry,
+    /// Tries once, with the same breaker.
+    once: Retry,
+    op_timeout: Duration,
+    told_down: AtomicBool,
+}
+
+impl Link {
+    /// Starts the task that keeps it up until `cancel`.
+    pub(super) fn start(target: Arc<Target>, redis: &Redis, cancel: CancellationToken) -> Arc<Self> {
+        let retry = Retry::new(&redis.retry);
+        let link = Arc::new(Self {
+            target,
+            live: ArcSwapOption::empty(),
+            numbers: AtomicU64::new(0),
+            lost: Notify::new(),
+            up: Notify::new(),
+            once: retry.once(),
+            retry,
+            op_timeout: redis.op_timeout,
+            told_down: AtomicBool::new(false),
+        });
+        tokio::spawn(Arc::clone(&link).keep_up(redis.retry.max_delay, cancel));
+        link
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.live.load().is_some() && !self.is_open()
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.retry.is_open()
+    }
+
+    /// Completes once there is a connection.
+    pub(super) async fn connected(&self) {
+        while self.live.load().is_none() {
+            // The next pulse, should it have come up between the look and the wait.
+            let _ = tokio::time::timeout(Duration::from_millis(100), self.up.notified()).await;
+        }
+    }
+
+    /// One command with the shared breaker around it, and no second attempt.
+    pub(super) async fn ask(&self, command: &Cmd, limit: Duration) -> Result<Value, Unavailable> {
+        if self.live.load().is_none() {
+            return Err(Unavailable::NotConnected);
+        }
+        let never = CancellationToken::new();
+        let outcome = self.once.run(&never, |_| async move { self.send(command, limit).await.map_err(judge) }).await;
+        outcome.map_err(|gave_up| match gave_up {
+            GaveUp::BreakerOpen { .. } => Unavailable::BreakerOpen,
+            GaveUp::Exhausted { last: Fault::Late, .. } => Unavailable::Late,
+            GaveUp::Exhausted { last: Fault::NotConnected, .. } => Unavailable::NotConnected,
+            GaveUp::Definitive { .. } | GaveUp::Exhausted { .. } | GaveUp::Cancelled { .. } => Unavailable::Failed,
+        })
+    }
+
+    /// One command as it is. A connection that broke, or that leads to what is no master any more, is given up.
+    pub(super) async fn send(&self, command: &Cmd, limit: Duration) -> Result<Value, Fault> {
+        let Some(live) = self.live.load_full() else {
+            return Err(Fault::NotConnected);
+        };
+        let mut connection = live.connection.clone();
+        match tokio::time::timeout(limit, connection.send(command)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) if error.is_timeout() => Err(Fault::Late),
+            Ok(Err(error)) => {
+                if !live.connection.heals_itself() && is_end(&error) {
+                    self.give_up(live.number, &error);
+                }
+                Err(Fault::Redis(error))
+            }
+            Err(_) => Err(Fault::Late),
+        }
+    }
+
+    fn give_up(&self, number: u64, error: &RedisError) {
+        let live = self.live.load();
+        // Many commands see one connection end.
+        if live.as_ref().is_some_and(|live| live.number == number) {
+            self.live.store(None);
+            self.tell_down(error);
+            self.lost.notify_one();
+        }
+    }
+
+    fn tell_down(&self, why: &dyn std::fmt::Display) {
+        if !self.told_down.swap(true, Ordering::Relaxed) {
+            tracing::warn!(error = %why, "-redis-addr: the shared store is lost; frames and dedup are this instance's own until it is back");
+        }
+    }
+
+    async fn keep_up(self: Arc<Self>, pause: Duration, cancel: CancellationToken) {
+        loop {
+            let work = async {
+                if self.live.load().is_none() {
+                    self.reconnect(pause, &cancel).await;
+                }
+                tokio::select! {
+                    () = self.lost.notified() => {}
+                    () = tokio::time::sleep(PULSE) => self.pulse().await,
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = work => {}
+            }
+        }
+    }
+
+    async fn reconnect(&self, pause: Duration, cancel: &CancellationToken) {
+        loop {
+            match self.target.connect().await {
+                Ok(connection) => {
+                    let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+                    self.live.store(Some(Arc::new(Live { connection, number })));
+                    self.up.notify_waiters();
+                    if self.told_down.swap(false, Ordering::Relaxed) || number == 0 {
+                        tracing::info!("-redis-addr: connected to the shared store");
+                    }
+                    return;
+                }
+                Err(error) => {
+                    self.tell_down(&error);
+                    // A password that is wrong stays wrong until somebody mends it.
+                    let wait = if is_refusal(&error) { pause.max(Duration::from_secs(1)) } else { pause.min(Duration::from_millis(500)) };
+                    tokio::select! {
+                        () = cancel.cancelled() => return,
+                        () = tokio::time::sleep(wait) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tries the connection. The breaker that is open lets it through when its time has come, so that the store comes
+    /// back without anybody asking for it.
+    async fn pulse(&self) {
+        let was_open = self.is_open();
+        match self.ask(&redis::cmd("PING"), self.op_timeout).await {
+            Ok(_) if was_open => {
+                self.told_down.store(false, Ordering::Relaxed);
+                tracing::info!("-redis-addr: the shared store answers again");
+            }
+            Ok(_) | Err(Unavailable::BreakerOpen) => {}
+            Err(error) if self.is_open() => self.tell_down(&error),
+            Err(_) => {}
+        }
+    }
+
+    /// The servers behind the store: a cluster's own list, or the one server by its ROLE.
+    pub(super) async fn nodes(&self) -> Result<Vec<Node>, Unavailable> {
+        let is_cluster = self.live.load().as_ref().is_some_and(|live| live.connection.heals_itself());
+        if is_cluster {
+            let mut command = redis::cmd("CLUSTER");
+            command.arg("NODES");
+            let answer = self.ask(&command, self.op_timeout).await?;
+            let text: String = redis::from_redis_value(answer).map_err(|_| Unavailable::Failed)?;
+            return Ok(text.lines().filter_map(node).collect());
+        }
+        let role = match self.ask(&redis::cmd("ROLE"), self.op_timeout).await? {
+            Value::Array(parts) => match parts.into_iter().next() {
+                Some(Value::BulkString(role)) if role == b"slave" => "replica".to_owned(),
+                Some(Value::BulkString(role)) => String::from_utf8_lossy(&role).into_owned(),
+                _ => return Err(Unavailable::Failed),
+            },
+            _ => return Err(Unavailable::Failed),
+        };
+        let link = "connected".to_owned();
+        Ok(vec![Node { address: self.target.address(), role, link, id: None, master: None, slots: Vec::new() }])
+    }
+}
+
+/// A line of CLUSTER NODES: id, address@bus,host, flags, master, ping, pong, epoch, link state, slots.
+fn node(line: &str) -> Option<Node> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [id, address, flags, master, _, _, _, link, slots @ ..] = fields.as_slice() else {
+        return None;
+    };
+    let is = |flag: &str| flags.split(',').any(|one| one == flag);
+    // A slot on its way to another node stands in brackets: who serves it is told by the others.
+    let range = |slots: &&str| {
+        let (first, last) = slots.split_once('-').unwrap_or((slots, slots));
+        Some((first.parse().ok()?, last.parse().ok()?))
+    };
+    Some(Node {
+        address: address.split('@').next().unwrap_or(address).to_owned(),
+        role: if is("master") { "master" } else { "replica" }.to_owned(),
+        link: if is("fail") { "failed" } else { link }.to_owned(),
+        id: Some((*id).to_owned()),
+        master: (*master != "-").then(|| (*master).to_owned()),
+        slots: slots.iter().filter_map(range).collect(),
+    })
+}
+
+/// What another attempt could change.
+pub(super) fn judge(fault: Fault) -> Failure<Fault> {
+    match &fault {
+        Fault::Redis(error) if is_refusal(error) => Failure::Definitive(fault),
+        Fault::Redis(error) if matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ResponseError)) => {
+            Failure::Definitive(fault)
+        }
+        Fault::Redis(_) | Fault::Late | Fault::NotConnected => Failure::Transient(fault),
+    }
+}
+
+/// Wrong credentials, or a user who may not.
+fn is_refusal(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm))
+        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
+}
+
+/// The connection is of no more use: it broke, or a failover made its server a replica.
+fn is_end(error: &RedisError) -> bool {
+    matches!(error.retry_method(), RetryMethod::Reconnect | RetryMethod::ReconnectFromInitialConnections)
+        || error.is_connection_dropped()
+        || matches!(
+            error.kind(),
+            ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clusters_list_is_read() {
+        assert_eq!(node("too short"), None);
+        let failed = node("07c3 fd10::3:6379@16379,host master,fail - 1 2 3 disconnected 0-5460 7 [93-<-292f]");
+        let failed = failed.expect("a node");
+        assert_eq!((failed.address.as_str(), failed.role.as_str(), failed.link.as_str()), ("fd10::3:6379", "master", "failed"));
+        assert_eq!((failed.slots.as_slice(), failed.master), (&[(0, 5460), (7, 7)][..], None));
+        let replica = node("e7d1 127.0.0.1:30004@31004 slave 67ed 0 1426238317239 4 connected").expect("a node");
+        assert_eq!((replica.role.as_str(), replica.link.as_str(), replica.slots.len()), ("replica", "connected", 0));
+        assert_eq!((replica.id.as_deref(), replica.master.as_deref()), (Some("e7d1"), Some("67ed")));
+    }
+}

@@ -1,0 +1,243 @@
+//! Where the store is: from `-redis-addr` and `-redis-tls-*` to clients, and from them to connections.
+
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection, PubSub};
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, IntoConnectionInfo, RedisError, RedisFuture,
+    RedisResult, TlsCertificates, TlsMode, Value,
+};
+use tokio::sync::Mutex;
+
+use super::StoreError;
+use crate::settings::{Redis, RedisNode};
+
+/// Port of Sentinels that name none.
+const SENTINEL_PORT: u16 = 26379;
+
+/// A connection to whatever is there. Clones share it, and commands of many tasks are pipelined on it.
+#[derive(Clone)]
+pub(super) enum Connection {
+    /// One server.
+    Single(MultiplexedConnection),
+    /// A cluster, which the client library keeps track of by itself.
+    Cluster(ClusterConnection),
+}
+
+impl Connection {
+    /// One command.
+    pub(super) fn send<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::Single(connection) => connection.req_packed_command(command),
+            Self::Cluster(connection) => connection.req_packed_command(command),
+        }
+    }
+
+    /// True when the library finds the way back by itself.
+    pub(super) const fn heals_itself(&self) -> bool {
+        matches!(self, Self::Cluster(_))
+    }
+}
+
+enum Kind {
+    /// One server, which may turn out to be a node of a cluster.
+    Single { client: Client, cluster: OnceLock<ClusterClient> },
+    /// The nodes named, each also as a client of its own to listen at.
+    Cluster { client: ClusterClient, nodes: Vec<Client> },
+    /// The master that Sentinels name.
+    Sentinel(Mutex<SentinelClient>),
+}
+
+/// Where the store is.
+pub(super) struct Target {
+    kind: Kind,
+    node: RedisNode,
+    certificates: Option<TlsCertificates>,
+    dial_timeout: Duration,
+    op_timeout: Duration,
+}
+
+impl Target {
+    pub(super) fn new(redis: &Redis) -> Result<Self, StoreError> {
+        // Of two providers rustls would have to choose; there is one, and it is installed once for all.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let refused = |error: RedisError| StoreError::Client(error.to_string());
+        let certificates = certificates(redis)?;
+        let client = |node: &RedisNode| open(&node.url, certificates.as_ref()).map_err(refused);
+        let first = redis.nodes.first().ok_or_else(|| StoreError::Client("an address is accepted".to_owned()))?;
+        let kind = match redis.nodes.as_slice() {
+            [one] if one.url.contains("+sentinel://") => {
+                Kind::Sentinel(Mutex::new(sentinels(&one.url, certificates.as_ref()).map_err(refused)?))
+            }
+            [one] => Kind::Single { client: client(one)?, cluster: OnceLock::new() },
+            nodes => Kind::Cluster {
+                client: cluster(nodes, certificates.as_ref(), redis).map_err(refused)?,
+                nodes: nodes.iter().map(client).collect::<Result<_, _>>()?,
+            },
+        };
+        let (node, dial_timeout, op_timeout) = (first.clone(), redis.dial_timeout, redis.op_timeout);
+        Ok(Self { kind, node, certificates, dial_timeout, op_timeout })
+    }
+
+    /// A connection, within `cache-dial-timeout`.
+    pub(super) async fn connect(&self) -> RedisResult<Connection> {
+        within(self.dial_timeout, async {
+            let config = AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(self.dial_timeout))
+                .set_response_timeout(Some(self.op_timeout));
+            match &self.kind {
+                Kind::Cluster { client, .. } => Ok(Connection::Cluster(client.get_async_connection().await?)),
+                Kind::Sentinel(client) => {
+                    let connection = client.lock().await.get_async_connection_with_config(&config).await?;
+                    Ok(Connection::Single(connection))
+                }
+                Kind::Single { client, cluster: known } => {
+                    if let Some(cluster) = known.get() {
+                        return Ok(Connection::Cluster(cluster.get_async_connection().await?));
+                    }
+                    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+                    if !is_cluster_node(&mut connection).await {
+                        return Ok(Connection::Single(connection));
+                    }
+                    let builder = builder(std::slice::from_ref(&self.node), self.certificates.as_ref());
+                    let cluster = builder
+                        .connection_timeout(self.dial_timeout)
+                        .response_timeout(self.op_timeout)
+                        .build()?;
+                    tracing::info!("-redis-addr is a node of a Redis Cluster: its other nodes are used too");
+                    let connection = cluster.get_async_connection().await?;
+                    let _ = known.set(cluster);
+                    Ok(Connection::Cluster(connection))
+                }
+            }
+        })
+        .await
+    }
+
+    /// A connection to listen at; of the nodes of a cluster, which pass all announcements on, the one whose turn it is.
+    pub(super) async fn listen(&self, turn: usize) -> RedisResult<PubSub> {
+        within(self.dial_timeout, async {
+            match &self.kind {
+                Kind::Single { client, .. } => client.get_async_pubsub().await,
+                Kind::Cluster { nodes, .. } => match nodes.get(turn.checked_rem(nodes.len()).unwrap_or(0)) {
+                    Some(node) => node.get_async_pubsub().await,
+                    None => Err(RedisError::from(std::io::Error::other("no node"))),
+                },
+                Kind::Sentinel(client) => {
+                    let master = client.lock().await.async_get_client().await?;
+                    master.get_async_pubsub().await
+                }
+            }
+        })
+        .await
+    }
+
+    /// Host and port of a single server, for people.
+    pub(super) fn address(&self) -> String {
+        match self.node.url.as_str().into_connection_info() {
+            Ok(info) => info.addr().to_string(),
+            Err(_) => String::new(),
+        }
+    }
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
+}
+
+/// Some operators give one node of a cluster. A server that does not let us ask is taken for a single one.
+async fn is_cluster_node(connection: &mut MultiplexedConnection) -> bool {
+    let mut info = redis::cmd("INFO");
+    info.arg("cluster");
+    let answer: RedisResult<String> = info.query_async(connection).await;
+    answer.is_ok_and(|text| text.contains("cluster_enabled:1"))
+}
+
+fn open(url: &str, certificates: Option<&TlsCertificates>) -> RedisResult<Client> {
+    match certificates.filter(|_| url.starts_with("rediss")) {
+        Some(certificates) => Client::build_with_tls(url, certificates.clone()),
+        None => Client::open(url),
+    }
+}
+
+fn builder(nodes: &[RedisNode], certificates: Option<&TlsCertificates>) -> ClusterClientBuilder {
+    let builder = ClusterClient::builder(nodes.iter().map(|node| node.url.as_str()));
+    match certificates {
+        Some(certificates) => builder.certs(certificates.clone()),
+        None => builder,
+    }
+}
+
+fn cluster(
+    nodes: &[RedisNode],
+    certificates: Option<&TlsCertificates>,
+    redis: &Redis,
+) -> RedisResult<ClusterClient> {
+    builder(nodes, certificates).connection_timeout(redis.dial_timeout).response_timeout(redis.op_timeout).build()
+}
+
+/// `redis+sentinel://[user:password@]host:port,…/name[/database]`: user, password and database are those of the master.
+fn sentinels(url: &str, certificates: Option<&TlsCertificates>) -> RedisResult<SentinelClient> {
+    let invalid = || RedisError::from(std::io::Error::other("redis+sentinel://host:port,…/name is accepted"));
+    let (scheme, rest) = url.split_once("://").ok_or_else(invalid)?;
+    let (login, place) = rest.rsplit_once('@').map_or((None, rest), |(login, place)| (Some(login), place));
+    let (hosts, path) = place.split_once('/').ok_or_else(invalid)?;
+    let (service, database) = path.split_once('/').unwrap_or((path, ""));
+    let tls = scheme.starts_with("rediss");
+    let plain = |host: &str| -> RedisResult<ConnectionAddr> {
+        let info = format!("redis://{host}").into_connection_info()?;
+        Ok(match info.addr() {
+            // The library's own default is that of a server.
+            ConnectionAddr::Tcp(name, 6379) if !host.ends_with(":6379") => ConnectionAddr::Tcp(name.clone(), SENTINEL_PORT),
+            other => other.clone(),
+        })
+    };
+    let addresses = hosts.split(',').map(|host| plain(host.trim())).collect::<RedisResult<Vec<_>>>()?;
+    let mut builder = SentinelClientBuilder::new(addresses, service, SentinelServerType::Master)?;
+    if let Some(login) = login {
+        // Percent encoding is the library's business.
+        let info = format!("redis://{login}@localhost").into_connection_info()?;
+        if let Some(user) = info.redis_settings().username() {
+            builder = builder.set_client_to_redis_username(user);
+        }
+        if let Some(password) = info.redis_settings().password() {
+            builder = builder.set_client_to_redis_password(password);
+        }
+    }
+    if let Ok(database) = database.parse() {
+        builder = builder.set_client_to_redis_db(database);
+    }
+    if tls {
+        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure).set_client_to_sentinel_tls_mode(TlsMode::Secure);
+        if let Some(certificates) = certificates {
+            builder = builder
+                .set_client_to_redis_certificates(certificates.clone())
+                .set_client_to_sentinel_certificates(certificates.clone());
+        }
+    }
+    builder.build()
+}
+
+/// The files of `-redis-tls-*`, read.
+fn certificates(redis: &Redis) -> Result<Option<TlsCertificates>, StoreError> {
+    let read = |setting, path: &Path| {
+        std::fs::read(path).map_err(|source| StoreError::File { setting, path: path.display().to_string(), source })
+    };
+    if redis.tls_ca.is_none() && redis.tls_client.is_none() {
+        return Ok(None);
+    }
+    let client_tls = match &redis.tls_client {
+        Some((certificate, key)) => Some(ClientTlsConfig {
+            client_cert: read("redis-tls-cert", certificate)?,
+            client_key: read("redis-tls-key", key)?,
+        }),
+        None => None,
+    };
+    let root_cert = redis.tls_ca.as_deref().map(|path| read("redis-tls-ca", path)).transpose()?;
+    Ok(Some(TlsCertificates { client_tls, root_cert }))
+}
