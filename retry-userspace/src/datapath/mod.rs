@@ -201,8 +201,8 @@ impl Datapath {
         let counters =
             PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?).map_err(|_| DatapathError::Map(map::COUNTERS))?;
         let events = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?).map_err(|_| DatapathError::Map(map::EVENTS))?;
-        let groups = HashMap::try_from(taken(&mut ebpf, map::GROUP_LIMIT)?)
-            .map_err(|_| DatapathError::Map(map::GROUP_LIMIT))?;
+        let groups =
+            HashMap::try_from(taken(&mut ebpf, map::GROUP_LIMIT)?).map_err(|_| DatapathError::Map(map::GROUP_LIMIT))?;
         let links = attach(&mut ebpf, request, &pins)?;
         Ok(Self {
             pages,

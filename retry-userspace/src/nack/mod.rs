@@ -65,7 +65,11 @@ impl Server {
             for datagram in batch.datagrams() {
                 if let Some(nack) = self.parse(datagram.bytes) {
                     let verdict = self.engine.handle_nack(&nack, *datagram.source.ip(), monotonic_ns());
-                    self.carry_out(&Waiting { nack, to: datagram.source, admitted: Admitted::Here }, verdict, &mut frame);
+                    self.carry_out(
+                        &Waiting { nack, to: datagram.source, admitted: Admitted::Here },
+                        verdict,
+                        &mut frame,
+                    );
                 }
             }
         }

@@ -104,7 +104,8 @@ impl Flight {
 
     /// A MISS came. Returns the time of sending of the NACK that it is taken for.
     pub(super) fn miss(&mut self, from: SocketAddr) -> Option<u64> {
-        let waiting = self.asked.iter().find(|(address, _)| is_same(*address, from)).map_or(0, |(_, asked)| asked.len());
+        let waiting =
+            self.asked.iter().find(|(address, _)| is_same(*address, from)).map_or(0, |(_, asked)| asked.len());
         let (key, _) = self.peek(from, |_| true)?;
         let sent = self.take(from, |one| one.key == key);
         self.tell(&key, Reply::Miss { from, certain: waiting == 1 });

@@ -234,4 +234,3 @@ async fn try_another(shared: &Shared, key: &FrameKey, order: &[SocketAddr]) {
         tracing::trace!(%idle, "tried an idle upstream");
     }
 }
-

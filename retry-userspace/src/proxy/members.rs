@@ -93,7 +93,9 @@ impl Members {
             match resolve(name).await {
                 Ok(address) => *resolved = Some(address),
                 // The last answer stands.
-                Err(error) => tracing::warn!(upstream = %shown(name), %error, "-upstream-retry-endpoints: a name does not resolve"),
+                Err(error) => {
+                    tracing::warn!(upstream = %shown(name), %error, "-upstream-retry-endpoints: a name does not resolve")
+                }
             }
         }
         let discovered = if self.discovers {
@@ -134,7 +136,11 @@ async fn resolve(name: &HostPort) -> std::io::Result<SocketAddr> {
 }
 
 fn shown(name: &HostPort) -> String {
-    if name.host.contains(':') { format!("[{}]:{}", name.host, name.port) } else { format!("{}:{}", name.host, name.port) }
+    if name.host.contains(':') {
+        format!("[{}]:{}", name.host, name.port)
+    } else {
+        format!("{}:{}", name.host, name.port)
+    }
 }
 
 fn now() -> u64 {

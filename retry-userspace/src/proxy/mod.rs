@@ -151,7 +151,9 @@ impl Recovery {
         let keeping = Arc::clone(&shared);
         let working = Arc::clone(&shared);
         let until = cancel.clone();
-        tokio::spawn(async move { until.run_until_cancelled_owned(listening.sockets.listen(|heard| listening.take(heard))).await });
+        tokio::spawn(async move {
+            until.run_until_cancelled_owned(listening.sockets.listen(|heard| listening.take(heard))).await
+        });
         // The first members are known before the first job is taken.
         tokio::spawn(async move {
             let mut members = members::Members::new(&keeping.config.proxy, discover);
@@ -221,4 +223,3 @@ impl Shared {
 fn hold_ns(bucket: u8) -> u64 {
     125_000_000 << bucket.min(15)
 }
-

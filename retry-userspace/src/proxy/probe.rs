@@ -112,8 +112,18 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 fn command() -> Command {
     Command::new("retry-endpoint probe")
         .about("Sends NACKs that surely miss to an endpoint and tells how it answers.")
-        .arg(Arg::new("ADDR").required(true).help("Address or name, with or without a port: fd10::20, [fd10::20]:9300, retry.example:9300."))
-        .arg(Arg::new("count").long("count").default_value("10").value_parser(value_parser!(u32).range(1..=1000)).help("NACKs to send, 1 to 1000."))
+        .arg(
+            Arg::new("ADDR")
+                .required(true)
+                .help("Address or name, with or without a port: fd10::20, [fd10::20]:9300, retry.example:9300."),
+        )
+        .arg(
+            Arg::new("count")
+                .long("count")
+                .default_value("10")
+                .value_parser(value_parser!(u32).range(1..=1000))
+                .help("NACKs to send, 1 to 1000."),
+        )
         .arg(
             Arg::new("interval")
                 .long("interval")
@@ -144,15 +154,8 @@ pub fn probe(address: SocketAddr, count: u32, interval: Duration) -> std::io::Re
     // Not connected: an answer from elsewhere is what we want to see.
     let socket = UdpSocket::bind(if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
     super::sockets::tell_errors(&socket, address.is_ipv6())?;
-    let mut report = Report {
-        address,
-        sent: 0,
-        answered: 0,
-        loss: 0.0,
-        rtt_ms: None,
-        answered_by: BTreeSet::new(),
-        unreachable: 0,
-    };
+    let mut report =
+        Report { address, sent: 0, answered: 0, loss: 0.0, rtt_ms: None, answered_by: BTreeSet::new(), unreachable: 0 };
     let mut times = Vec::new();
     for number in 0..count {
         let start = Instant::now();

@@ -45,9 +45,7 @@ impl Sockets {
     pub(super) async fn send(&self, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
         let socket = match to {
             SocketAddr::V6(_) => &self.v6,
-            SocketAddr::V4(_) => {
-                self.v4.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?
-            }
+            SocketAddr::V4(_) => self.v4.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?,
         };
         match socket.send_to(bytes, to).await {
             // Perhaps the ICMP error of an earlier datagram, which is told to whoever calls next.
@@ -122,7 +120,11 @@ fn address(raw: &SockaddrStorage) -> Option<SocketAddr> {
 
 /// Asks for the ICMP errors that come back for datagrams of this socket.
 pub(super) fn tell_errors(socket: &impl AsFd, is_v6: bool) -> io::Result<()> {
-    if is_v6 { setsockopt(socket, sockopt::Ipv6RecvErr, &true)? } else { setsockopt(socket, sockopt::Ipv4RecvErr, &true)? };
+    if is_v6 {
+        setsockopt(socket, sockopt::Ipv6RecvErr, &true)?
+    } else {
+        setsockopt(socket, sockopt::Ipv4RecvErr, &true)?
+    };
     Ok(())
 }
 

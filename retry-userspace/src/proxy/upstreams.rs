@@ -260,7 +260,8 @@ pub fn is_same(a: SocketAddr, b: SocketAddr) -> bool {
 /// moves only its own flows. FNV-1a with splitmix64's finish: the same on every host, in every version.
 fn weight(name: &str, flow: u64) -> u64 {
     let bytes = name.bytes().chain(flow.to_be_bytes());
-    let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let mut hash =
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^ (hash >> 31)

@@ -20,7 +20,10 @@ fn settings(policy: RetryPolicy) -> Settings {
     }
 }
 
-async fn always<T>(retry: &Retry, outcome: impl Fn(u32) -> Result<T, Failure<&'static str>>) -> Result<T, GaveUp<&'static str>> {
+async fn always<T>(
+    retry: &Retry,
+    outcome: impl Fn(u32) -> Result<T, Failure<&'static str>>,
+) -> Result<T, GaveUp<&'static str>> {
     let outcome = &outcome;
     retry.run(&CancellationToken::new(), |attempt| async move { outcome(attempt) }).await
 }
@@ -67,11 +70,7 @@ async fn a_cancellation_ends_a_wait_and_an_attempt_at_once() {
         let cancel = CancellationToken::new();
         let start = Instant::now();
         let run = retry.run(&cancel, |_| async move {
-            if in_wait {
-                Err::<(), _>(Failure::Transient("no"))
-            } else {
-                std::future::pending().await
-            }
+            if in_wait { Err::<(), _>(Failure::Transient("no")) } else { std::future::pending().await }
         });
         let later = async {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -2,6 +2,10 @@
 //!
 //! When a feature is built, its line goes from [`NOT_YET`], and the note from its row in docs/configuration.md.
 
+use std::time::Duration;
+
+use retry_common::group::SourceMode;
+
 use super::error::{SettingsError, shown};
 use super::groups::Settings;
 use super::source::Values;
@@ -10,7 +14,17 @@ use super::source::Values;
 pub(super) type Line = (&'static str, fn(&Settings) -> bool);
 
 /// The settings whose only value is still their default.
-pub(super) const NOT_YET: &[Line] = &[];
+pub(super) const NOT_YET: &[Line] = &[
+    ("source-mode", |settings| settings.ingress.source_mode == SourceMode::Asm),
+    ("ssm-bootstrap-manifest", |settings| settings.ssm.manifests.is_empty()),
+    ("ssm-bootstrap-beacon", |settings| settings.ssm.beacons.is_empty()),
+    ("ssm-bootstrap-subtree-announce", |settings| settings.ssm.subtree_announcers.is_empty()),
+    ("ssm-publishers-static", |settings| settings.ssm.publishers.is_empty()),
+    ("ssm-bootstrap-refresh", |settings| settings.ssm.refresh == Duration::from_secs(30)),
+    ("proxy-discover", |settings| !settings.proxy.discover),
+    ("otlp-endpoint", |settings| settings.telemetry.otlp.endpoint.is_none()),
+    ("trace-sampling", |settings| settings.telemetry.otlp.sampling == 0.0),
+];
 
 pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), SettingsError> {
     match NOT_YET.iter().find(|(_, is_idle)| !is_idle(settings)) {

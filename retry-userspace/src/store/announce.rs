@@ -36,7 +36,12 @@ pub(super) struct Announcer {
 }
 
 impl Announcer {
-    pub(super) fn start(config: &Config, link: Arc<Link>, counters: Arc<UserCounters>, cancel: CancellationToken) -> Self {
+    pub(super) fn start(
+        config: &Config,
+        link: Arc<Link>,
+        counters: Arc<UserCounters>,
+        cancel: CancellationToken,
+    ) -> Self {
         let (queue, repairs) = mpsc::channel(MOST);
         let task = Task {
             link,

@@ -176,7 +176,11 @@ impl Link {
                 Err(error) => {
                     self.tell_down(&error);
                     // A password that is wrong stays wrong until somebody mends it.
-                    let wait = if is_refusal(&error) { pause.max(Duration::from_secs(1)) } else { pause.min(Duration::from_millis(500)) };
+                    let wait = if is_refusal(&error) {
+                        pause.max(Duration::from_secs(1))
+                    } else {
+                        pause.min(Duration::from_millis(500))
+                    };
                     tokio::select! {
                         () = cancel.cancelled() => return,
                         () = tokio::time::sleep(wait) => {}
@@ -267,10 +271,7 @@ fn is_refusal(error: &RedisError) -> bool {
 fn is_end(error: &RedisError) -> bool {
     matches!(error.retry_method(), RetryMethod::Reconnect | RetryMethod::ReconnectFromInitialConnections)
         || error.is_connection_dropped()
-        || matches!(
-            error.kind(),
-            ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown)
-        )
+        || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown))
 }
 
 #[cfg(test)]
@@ -282,7 +283,10 @@ mod tests {
         assert_eq!(node("too short"), None);
         let failed = node("07c3 fd10::3:6379@16379,host master,fail - 1 2 3 disconnected 0-5460 7 [93-<-292f]");
         let failed = failed.expect("a node");
-        assert_eq!((failed.address.as_str(), failed.role.as_str(), failed.link.as_str()), ("fd10::3:6379", "master", "failed"));
+        assert_eq!(
+            (failed.address.as_str(), failed.role.as_str(), failed.link.as_str()),
+            ("fd10::3:6379", "master", "failed")
+        );
         assert_eq!((failed.slots.as_slice(), failed.master), (&[(0, 5460), (7, 7)][..], None));
         let replica = node("e7d1 127.0.0.1:30004@31004 slave 67ed 0 1426238317239 4 connected").expect("a node");
         assert_eq!((replica.role.as_str(), replica.link.as_str(), replica.slots.len()), ("replica", "connected", 0));

@@ -105,10 +105,8 @@ impl Target {
                         return Ok(Connection::Single(connection));
                     }
                     let builder = builder(std::slice::from_ref(&self.node), self.certificates.as_ref());
-                    let cluster = builder
-                        .connection_timeout(self.dial_timeout)
-                        .response_timeout(self.op_timeout)
-                        .build()?;
+                    let cluster =
+                        builder.connection_timeout(self.dial_timeout).response_timeout(self.op_timeout).build()?;
                     tracing::info!("-redis-addr is a node of a Redis Cluster: its other nodes are used too");
                     let connection = cluster.get_async_connection().await?;
                     let _ = known.set(cluster);
@@ -147,7 +145,9 @@ impl Target {
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
 }
 
 /// Some operators give one node of a cluster. A server that does not let us ask is taken for a single one.
@@ -173,11 +173,7 @@ fn builder(nodes: &[RedisNode], certificates: Option<&TlsCertificates>) -> Clust
     }
 }
 
-fn cluster(
-    nodes: &[RedisNode],
-    certificates: Option<&TlsCertificates>,
-    redis: &Redis,
-) -> RedisResult<ClusterClient> {
+fn cluster(nodes: &[RedisNode], certificates: Option<&TlsCertificates>, redis: &Redis) -> RedisResult<ClusterClient> {
     builder(nodes, certificates).connection_timeout(redis.dial_timeout).response_timeout(redis.op_timeout).build()
 }
 
@@ -193,7 +189,9 @@ fn sentinels(url: &str, certificates: Option<&TlsCertificates>) -> RedisResult<S
         let info = format!("redis://{host}").into_connection_info()?;
         Ok(match info.addr() {
             // The library's own default is that of a server.
-            ConnectionAddr::Tcp(name, 6379) if !host.ends_with(":6379") => ConnectionAddr::Tcp(name.clone(), SENTINEL_PORT),
+            ConnectionAddr::Tcp(name, 6379) if !host.ends_with(":6379") => {
+                ConnectionAddr::Tcp(name.clone(), SENTINEL_PORT)
+            }
             other => other.clone(),
         })
     };
@@ -213,7 +211,8 @@ fn sentinels(url: &str, certificates: Option<&TlsCertificates>) -> RedisResult<S
         builder = builder.set_client_to_redis_db(database);
     }
     if tls {
-        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure).set_client_to_sentinel_tls_mode(TlsMode::Secure);
+        builder =
+            builder.set_client_to_redis_tls_mode(TlsMode::Secure).set_client_to_sentinel_tls_mode(TlsMode::Secure);
         if let Some(certificates) = certificates {
             builder = builder
                 .set_client_to_redis_certificates(certificates.clone())

@@ -13,8 +13,7 @@ fn row(flag: &Flag) -> String {
     let name = code(flag.name) + &also(flag.aliases.iter().map(|alias| code(alias)).collect());
     let env = code(&flag.env()) + &also(flag.env_aliases().map(|alias| code(&alias)).collect());
     let default = if flag.default.is_empty() { "not set".to_owned() } else { code(flag.default) };
-    let later = if not_yet(flag.name).is_some() { " **Only the default is available yet.**" } else { "" };
-    format!("| {name} | {env} | {default} | {} | {}{later} |", flag.meaning, flag.consequence)
+    format!("| {name} | {env} | {default} | {} | {} |", flag.meaning, flag.consequence)
 }
 
 #[test]

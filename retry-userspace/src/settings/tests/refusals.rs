@@ -22,6 +22,8 @@ fn a_value_out_of_bounds() {
     let hosts = "IPv6 unicast addresses and DNS names, comma separated, are accepted";
     let interfaces = "1 to 16 interface names, comma separated, none twice, are accepted";
     let life = "1ms to 1176h is accepted";
+    let redis = "host:port, redis://host or rediss://host, a comma list of a cluster, or \
+                 redis+sentinel://host:port,…/name is accepted";
     for (name, value, accepted) in [
         ("mc-iface", "", "the name of an interface is accepted"),
         ("listen-port", "0", &port),
@@ -54,7 +56,7 @@ fn a_value_out_of_bounds() {
         ("cache-ttl-anchor", "-1s", DURATION),
         ("cache-ttl-beef", "0", life),
         ("cache-backend", "disk", "memory, redis is accepted"),
-        ("redis-addr", "r", "host:port, redis://host or rediss://host, or a comma list of a cluster is accepted"),
+        ("redis-addr", "r", redis),
         ("cache-dial-timeout", "0", "1ms to 1h is accepted"),
         ("cache-op-timeout", "2h", "1ms to 1h is accepted"),
         ("nack-port", "x", &port),
@@ -102,6 +104,30 @@ fn a_value_out_of_bounds() {
         ("xdp-lease", "999ms", "1s to 1h is accepted"),
         ("bpffs", "bpf", "an absolute path is accepted"),
         ("metrics-addr", "9400", ":port or address:port is accepted, IPv6 addresses in brackets"),
+        ("redis-tls-ca", "a\tb", "the path of a file is accepted"),
+        ("redis-tls-cert", "a\tb", "the path of a file is accepted"),
+        ("redis-tls-key", "a\tb", "the path of a file is accepted"),
+        ("redis-retry-policy", "x", "none, exponential is accepted"),
+        ("redis-retry-attempts", "0", &number(1, 100)),
+        ("redis-retry-delay", "0", "1ms to 1h is accepted"),
+        ("redis-retry-factor", "0.9", "a number from 1 to 10 is accepted"),
+        ("redis-retry-max-delay", "0", "1ms to 1h is accepted"),
+        ("redis-retry-jitter", "x", truth),
+        ("redis-retry-breaker", "1001", &number(0, 1000)),
+        ("redis-retry-breaker-open", "0", "1ms to 1h is accepted"),
+        ("proxy-retry-policy", "x", "none, exponential is accepted"),
+        ("proxy-retry-attempts", "0", &number(1, 100)),
+        ("proxy-retry-delay", "0", "1ms to 1h is accepted"),
+        ("proxy-retry-factor", "0.9", "a number from 1 to 10 is accepted"),
+        ("proxy-retry-max-delay", "0", "1ms to 1h is accepted"),
+        ("proxy-retry-jitter", "x", truth),
+        ("proxy-retry-breaker", "1001", &number(0, 1000)),
+        ("proxy-retry-breaker-open", "0", "1ms to 1h is accepted"),
+        ("proxy-discover", "x", truth),
+        ("proxy-select", "x", "order, hash, rtt is accepted"),
+        ("state-dir", "x", "an absolute path is accepted"),
+        ("admin-addr", "9401", ":port or address:port is accepted, IPv6 addresses in brackets"),
+        ("admin-token-file", "a\tb", "the path of a file is accepted"),
         ("drain-timeout", "2h", "0 to 1h is accepted"),
         ("instance", "a\tb", "a name is accepted"),
         ("log-format", "xml", "text, json is accepted"),
@@ -157,11 +183,32 @@ fn settings_that_do_not_fit_together() {
         (&["-rl-group-burst=0"], "-rl-group-burst 0: 1 to 1000000 is accepted while -rl-group-rate is above 0".to_owned()),
         (
             &["-proxy-enabled"],
-            "-upstream-retry-endpoints is not set: -proxy-enabled needs it: host:port, comma separated, is accepted".to_owned(),
+            "-upstream-retry-endpoints is not set: -proxy-enabled needs it, or -proxy-discover: host:port, comma separated, is accepted".to_owned(),
         ),
         (
             &["-upstream-retry-endpoints=up:9300"],
             "-proxy-enabled false: true is accepted with -upstream-retry-endpoints".to_owned(),
+        ),
+        (&["-proxy-discover"], "-proxy-enabled false: true is accepted with -proxy-discover".to_owned()),
+        (
+            &["-redis-tls-ca=/ca.pem", "-redis-addr=redis://r"],
+            "-redis-tls-ca /ca.pem: it is accepted with rediss:// in -redis-addr".to_owned(),
+        ),
+        (
+            &["-redis-tls-cert=/c.pem", "-redis-tls-key=/k.pem"],
+            "-redis-tls-cert /c.pem: it is accepted with rediss:// in -redis-addr".to_owned(),
+        ),
+        (
+            &["-redis-tls-cert=/c.pem"],
+            "-redis-tls-key is not set: -redis-tls-cert needs it: a file is accepted".to_owned(),
+        ),
+        (
+            &["-redis-tls-key=/k.pem"],
+            "-redis-tls-cert is not set: -redis-tls-key needs it: a file is accepted".to_owned(),
+        ),
+        (
+            &["-admin-addr=:9401"],
+            "-admin-addr :9401: a loopback address is accepted, or any with -admin-token-file or ADMIN_TOKEN".to_owned(),
         ),
         (
             &["-dedup-repeat-after=61s"],
@@ -181,11 +228,19 @@ fn settings_that_do_not_fit_together() {
     }
     // With the companion the rule is content, and what is not built yet speaks.
     for args in [
-        &["-source-mode=ssm", "-scope=global"][..],
-        &["-ssm-publishers-static", SEVENTEEN, "-ssm-bootstrap-manifest=m"],
-        &["-mc-join-enabled=false", "-tee-listen=[::1]:9002"],
+        &["-mc-join-enabled=false", "-tee-listen=[::1]:9002"][..],
         &["-cache-backend=redis", "-redis-addr=r:1"],
         &["-proxy-enabled", "-upstream-retry-endpoints=up:9300"],
+        &["-redis-tls-ca=/ca.pem", "-redis-addr=rediss+sentinel://s/name"],
+        &["-admin-addr=[::1]:9401"],
+        &["-admin-addr=127.0.0.1:9401"],
+    ] {
+        started(args, &[]);
+    }
+    // With the companion the rule is content, and what is not built yet speaks.
+    for args in [
+        &["-source-mode=ssm", "-scope=global"][..],
+        &["-ssm-publishers-static", SEVENTEEN, "-ssm-bootstrap-manifest=m"],
     ] {
         let (line, _) = refused(args, &[]);
         assert!(line.contains("not available yet"), "{line}");
@@ -229,10 +284,45 @@ fn a_variable_that_is_not_utf_8() {
 
 #[test]
 fn a_password_is_never_shown() {
-    let env = [("REDIS_ADDR", "redis://me:secret@r:6379")];
-    assert_eq!(refused(&[], &env).0, "-redis-addr: not available yet (value redis://***@r:6379)");
+    let settings = started(&[], &[("REDIS_ADDR", "redis://me:secret@r:6379"), ("ADMIN_TOKEN", "tellnobody")]);
+    assert_eq!(in_force(&settings, "redis-addr").0, "redis://***@r:6379");
+    assert_eq!(settings.admin.token.as_ref().map(|token| token.0.as_str()), Some("tellnobody"));
+    let shown = format!("{settings:?}");
+    assert!(!shown.contains("secret") && !shown.contains("tellnobody"), "{shown}");
     let (line, _) = refused(&["-redis-addr=redis://me:secret@r:x"], &[]);
     assert!(!line.contains("secret"), "{line}");
+}
+
+#[test]
+fn a_token_is_one_word_of_a_file_or_a_variable() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("token");
+    let path = file.to_str().expect("UTF-8");
+    let arg = format!("-admin-token-file={path}");
+    for (text, token) in
+        [("word", Some("word")), ("word\n", Some("word")), ("", None), ("\n", None), ("two words", None)]
+    {
+        std::fs::write(&file, text).expect("written");
+        match token {
+            // The file counts, not the variable.
+            Some(token) => {
+                let settings = started(&[&arg, "-admin-addr=:9401"], &[("ADMIN_TOKEN", "another")]);
+                assert_eq!(settings.admin.token, Some(AdminToken(token.to_owned())));
+            }
+            None => {
+                let expected =
+                    format!("-admin-token-file {path}: a file with one line, the token, without spaces is accepted");
+                assert_eq!(refused(&[&arg], &[]), (expected, 1));
+            }
+        }
+    }
+    std::fs::remove_file(&file).expect("removed");
+    assert!(refused(&[&arg], &[]).0.starts_with(&format!("-admin-token-file {path}: a readable file is accepted: ")));
+    assert_eq!(
+        refused(&[], &[("ADMIN_TOKEN", "a b")]),
+        ("ADMIN_TOKEN ***: a token without spaces is accepted".to_owned(), 1)
+    );
+    assert!(started(&["-admin-addr=[::]:9401"], &[("ADMIN_TOKEN", "word")]).admin.token.is_some());
 }
 
 proptest! {
