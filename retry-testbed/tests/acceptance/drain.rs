@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
 use retry_common::key::FrameKey;
+use retry_testbed::announce::Advert;
 use retry_testbed::answer::{Answer, nack};
 use retry_testbed::capture::{Capture, is_udp};
 use retry_testbed::daemon::Daemon;
@@ -18,7 +19,7 @@ use retry_testbed::listener::{Listener, ListenerSettings};
 use retry_testbed::loss::LossRule;
 use retry_testbed::publish::Publisher;
 
-use super::scene::{asker, binary, flags, frame, two_hosts};
+use super::scene::{asker, binary, flags, frame, is_root, two_hosts};
 use super::tools::{PATIENCE, adverts, await_advert, both_paths, counted, eventually};
 
 const KEY: FrameKey = FrameKey::new(0xd1a1, 1);
@@ -143,7 +144,35 @@ fn listeners_turn_away(xdp: &str) {
     first.child().signal(Signal::SIGKILL).expect("it ends");
 }
 
-use retry_testbed::announce::Advert;
+/// A supervisor may change its mind while the daemon starts: whenever it says so, nothing is left behind.
+#[test]
+fn an_end_while_it_starts_leaves_nothing() {
+    if !is_root("an_end_while_it_starts_leaves_nothing") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    let pins = format!("/sys/fs/bpf/retry-acceptance-start-{}", std::process::id());
+    let flags = flags("native", &["-bpffs", &pins]);
+    for step in 1..=30 {
+        let mut daemon = Daemon::launch(&binary(), &endpoint.ns, &flags).expect("a process");
+        let delay = Duration::from_millis(step * 10);
+        std::thread::sleep(delay);
+        daemon.child().signal(Signal::SIGTERM).expect("it is told");
+        let mut status = None;
+        eventually("the daemon ends", || {
+            status = daemon.child().try_wait().expect("a status");
+            status.is_some()
+        });
+        let left = std::fs::read_dir(&pins).map_or(0, Iterator::count);
+        let link = endpoint.ns.run(&["ip", "link", "show", INTERFACE]).expect("a link");
+        let clean = left == 0 && !link.contains("xdp");
+        assert!(clean, "{delay:?} after its start: {status:?}, {left} pins, {link}\n{}", daemon.log());
+    }
+    if Path::new(&pins).exists() {
+        std::fs::remove_dir(&pins).expect("an empty directory");
+    }
+}
 
 both_paths! {
     drains: drains_native, drains_off;

@@ -1,6 +1,7 @@
 //! Who asks too much gets silence, or THROTTLED with the hold of the limit that it met, and each limit has its counter.
 
 use std::net::Ipv6Addr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,12 @@ struct Outcome {
 impl Outcome {
     fn count(&self, wanted: Option<Answer>) -> u64 {
         u64::try_from(self.answers.iter().filter(|answer| **answer == wanted).count()).expect("few")
+    }
+
+    /// How many of the NACKs in this range got which of these answers. Two threads that serve one socket overtake each
+    /// other: how many are admitted is certain, and which is not.
+    fn of<const N: usize>(&self, range: Range<usize>, wanted: [Option<Answer>; N]) -> [usize; N] {
+        wanted.map(|wanted| self.answers[range.clone()].iter().filter(|answer| **answer == wanted).count())
     }
 
     fn limited(&self, level: &str, xdp: &str) -> u64 {
@@ -84,7 +91,7 @@ const fn throttled(bucket: u8) -> Option<Answer> {
 fn address_limit(xdp: &str) {
     let keys: Vec<_> = (1..=12).map(|seq_num| FrameKey::new(FLOW, seq_num)).collect();
     let got = outcome(xdp, &with(&["-rl-ip-rate", "1", "-rl-ip-burst", "4"], true), &keys);
-    assert!(got.answers.iter().take(4).all(|answer| *answer == Some(ACK)), "{:?}", got.answers);
+    assert!(got.count(Some(ACK)) >= 4, "{:?}", got.answers);
     // A token comes back each second.
     assert!(got.count(None) >= 4, "{:?}", got.answers);
     assert_eq!(got.count(Some(ACK)) + got.count(None), 12);
@@ -100,8 +107,8 @@ fn sequence_limit(xdp: &str) {
         let limits = with(&["-rl-sequence-max", "5", "-rl-sequence-window", "1h"], throttle);
         let got = outcome(xdp, &limits, &keys);
         let (hit, miss) = (Some(ACK), Some(Answer::Miss));
-        let wanted = [vec![hit; 5], vec![over; 4], vec![hit], vec![miss; 5], vec![over; 2]].concat();
-        assert_eq!(got.answers, wanted);
+        assert_eq!((got.of(0..9, [hit, over]), got.answers[9]), ([5, 4], hit));
+        assert_eq!(got.of(10..17, [miss, over]), [5, 2]);
         assert_eq!(got.limited("sequence", xdp), 6);
     }
 }
@@ -124,8 +131,8 @@ fn chain_limit(xdp: &str) {
         keys.extend((1..=12).map(|seq_num| FrameKey::new(0, seq_num)));
         let limits = with(&["-rl-chain-rate", "8", "-rl-chain-window", "1h"], throttle);
         let got = outcome(xdp, &limits, &keys);
-        let wanted = [vec![Some(ACK); 8], vec![over; 4], vec![Some(Answer::Miss); 13]].concat();
-        assert_eq!(got.answers, wanted);
+        assert_eq!(got.of(0..12, [Some(ACK), over]), [8, 4]);
+        assert_eq!(got.of(12..25, [Some(Answer::Miss)]), [13]);
         assert_eq!(got.limited("chain", xdp), 4);
     }
 }
@@ -137,7 +144,7 @@ fn group_limit(xdp: &str) {
         keys.extend((1..=12).map(|seq_num| FrameKey::new(FLOW, seq_num)));
         let got = outcome(xdp, &with(&["-rl-group-rate", "1", "-rl-group-burst", "4"], throttle), &keys);
         assert_eq!(got.count(Some(Answer::Miss)), 10, "{:?}", got.answers);
-        assert!(got.answers.iter().skip(10).take(4).all(|answer| *answer == Some(ACK)), "{:?}", got.answers);
+        assert!(got.count(Some(ACK)) >= 4, "{:?}", got.answers);
         assert!(got.count(over) >= 4, "{:?}", got.answers);
         assert_eq!(got.count(Some(ACK)) + got.count(over), 12);
         assert_eq!(got.limited("group", xdp), got.count(over));
@@ -171,8 +178,10 @@ fn another_address(xdp: &str) {
             })
             .count()
     };
-    assert_eq!((answers(client.addr), answers(client.addr), answers(other)), (2, 0, 2));
+    let got = (answers(client.addr), answers(client.addr), answers(other));
     let metrics = daemon.metrics().expect("a scrape");
+    let counted: Vec<_> = metrics.iter().filter(|(_, value)| *value > 0.0).collect();
+    assert_eq!(got, (2, 0, 2), "{counted:?}");
     assert_eq!(metrics.count("bre_rate_limit_drops_total", &[("level", "chain")]), 5);
 }
 

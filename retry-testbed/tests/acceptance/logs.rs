@@ -32,7 +32,8 @@ fn json_lines_say_who_wrote_them() {
     let more = ["-log-format", "json", "-instance", "retry-7", "-log-level", "debug"];
     let mut daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &more)).expect("a daemon");
     ask(&asker(client), endpoint.nack_address(), &nack(FrameKey::new(1, 1)), 1);
-    assert!(daemon.end().expect("it ends").success());
+    let status = daemon.end().expect("it ends");
+    assert!(status.success(), "{status}");
     std::thread::sleep(std::time::Duration::from_millis(50));
     let lines = daemon.stdout();
     assert!(!lines.is_empty() && lines.join("\n") == daemon.log(), "something on stderr:\n{}", daemon.log());
