@@ -1,7 +1,6 @@
 //! The end that is announced: an ADVERT that says Draining, `/readyz` 503, NACKs answered until the last moment, and
 //! nothing left behind.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -19,8 +18,8 @@ use retry_testbed::listener::{Listener, ListenerSettings};
 use retry_testbed::loss::LossRule;
 use retry_testbed::publish::Publisher;
 
-use super::scene::{asker, binary, flags, frame, is_root, two_hosts};
-use super::tools::{PATIENCE, adverts, await_advert, both_paths, counted, eventually};
+use super::scene::{asker, binary, flags, frame, two_hosts};
+use super::tools::{PATIENCE, Pins, adverts, await_advert, both_paths, counted, eventually};
 
 const KEY: FrameKey = FrameKey::new(0xd1a1, 1);
 const DRAIN: Duration = Duration::from_secs(2);
@@ -31,8 +30,9 @@ type Asked = (Instant, Option<Result<Answer, String>>);
 fn drains(xdp: &str) {
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
-    let pins = format!("/sys/fs/bpf/retry-acceptance-{}", std::process::id());
-    let more = ["-drain-timeout", "2s", "-bpffs", &pins, "-beacon-interval", "30s", "-repair-holddown", "0"];
+    let directory = Pins::new("drain");
+    let pins = directory.name();
+    let more = ["-drain-timeout", "2s", "-bpffs", pins, "-beacon-interval", "30s", "-repair-holddown", "0"];
     let mut daemon = Daemon::start(&binary(), &endpoint.ns, &flags(xdp, &more)).expect("a daemon");
     let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
     publish.send(group(0), &frame(KEY, 300, 1)).expect("a frame leaves");
@@ -92,15 +92,9 @@ fn drains(xdp: &str) {
     });
     let after = first.expect("one that says Draining").time.duration_since(signalled.1).expect("after the signal");
     assert!(after < DRAIN / 2, "announced {after:?} after the signal");
-    assert!(
-        !Path::new(&pins).exists() || std::fs::read_dir(&pins).expect("a directory").next().is_none(),
-        "pins are left"
-    );
+    assert_eq!(std::fs::read_dir(pins).map_or(0, Iterator::count), 0, "pins are left");
     let link = endpoint.ns.run(&["ip", "link", "show", INTERFACE]).expect("a link");
     assert!(!link.contains("xdp"), "the program is left: {link}");
-    if Path::new(&pins).exists() {
-        std::fs::remove_dir(&pins).expect("an empty directory");
-    }
 }
 
 /// A listener asks another endpoint as soon as its first one says Draining.
@@ -142,36 +136,6 @@ fn listeners_turn_away(xdp: &str) {
     assert_eq!((nacks(&first), nacks(&second)), (1, 1));
     assert_eq!(listener.stop().expect("a listener's counts").recovered(), 2);
     first.child().signal(Signal::SIGKILL).expect("it ends");
-}
-
-/// A supervisor may change its mind while the daemon starts: whenever it says so, nothing is left behind.
-#[test]
-fn an_end_while_it_starts_leaves_nothing() {
-    if !is_root("an_end_while_it_starts_leaves_nothing") {
-        return;
-    }
-    let fabric = Fabric::flat(1500).expect("a fabric");
-    let (endpoint, _) = two_hosts(&fabric);
-    let pins = format!("/sys/fs/bpf/retry-acceptance-start-{}", std::process::id());
-    let flags = flags("native", &["-bpffs", &pins]);
-    for step in 1..=30 {
-        let mut daemon = Daemon::launch(&binary(), &endpoint.ns, &flags).expect("a process");
-        let delay = Duration::from_millis(step * 10);
-        std::thread::sleep(delay);
-        daemon.child().signal(Signal::SIGTERM).expect("it is told");
-        let mut status = None;
-        eventually("the daemon ends", || {
-            status = daemon.child().try_wait().expect("a status");
-            status.is_some()
-        });
-        let left = std::fs::read_dir(&pins).map_or(0, Iterator::count);
-        let link = endpoint.ns.run(&["ip", "link", "show", INTERFACE]).expect("a link");
-        let clean = left == 0 && !link.contains("xdp");
-        assert!(clean, "{delay:?} after its start: {status:?}, {left} pins, {link}\n{}", daemon.log());
-    }
-    if Path::new(&pins).exists() {
-        std::fs::remove_dir(&pins).expect("an empty directory");
-    }
 }
 
 both_paths! {

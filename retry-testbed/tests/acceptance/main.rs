@@ -16,5 +16,6 @@ mod limits;
 mod logs;
 mod proxy;
 mod ssm;
+mod start;
 mod tee;
 mod tiers;

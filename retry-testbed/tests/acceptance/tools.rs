@@ -1,13 +1,14 @@
 //! What these tests have in common beside the scene: waiting, many NACKs at once, and a test a path.
 
 use std::net::{SocketAddrV6, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
 use retry_testbed::announce::{Advert, BEACON_PORT};
 use retry_testbed::answer::Answer;
 use retry_testbed::capture::{Capture, Captured, is_udp};
-use retry_testbed::daemon::Daemon;
+use retry_testbed::daemon::{BPFFS, Daemon};
 use retry_testbed::fabric::Host;
 use retry_testbed::http::Metrics;
 use retry_testbed::journal::key_of;
@@ -39,6 +40,26 @@ macro_rules! both_paths {
     )* };
 }
 pub(crate) use both_paths;
+
+/// A directory for pins of one test; what a daemon leaves there goes with it.
+pub(crate) struct Pins(PathBuf);
+
+impl Pins {
+    pub(crate) fn new(label: &str) -> Self {
+        Self(Path::new(BPFFS).join(format!("retry-acceptance-{label}-{}", std::process::id())))
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.0.to_str().expect("a name")
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        // It is not there when no daemon pinned anything.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
 
 /// The label `path` of what this `-xdp` mode serves.
 pub(crate) fn path(xdp: &str) -> &'static str {
