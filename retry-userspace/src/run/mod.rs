@@ -41,7 +41,9 @@ use crate::proxy::ProxyError;
 use crate::repair::{OnMulticast, Sender};
 use crate::settings::{DedupMode, Settings, XdpMode};
 use crate::store::StoreError;
-use crate::telemetry::LogLevel;
+use crate::telemetry::otlp::{Exporter, OtlpError};
+use crate::telemetry::trace::NackTracer;
+use crate::telemetry::{self, LogLevel};
 
 use management::Management;
 use state::State;
@@ -107,6 +109,9 @@ pub enum StartError {
     /// Recovery cannot be started.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    /// Nothing can be sent to the collector.
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
     /// The tee socket cannot be had.
     #[error(transparent)]
     Tee(#[from] TeeError),
@@ -169,9 +174,31 @@ pub async fn run(
             Box::new(move |key, life_ms, bytes| store.write(key, Duration::from_millis(life_ms.into()), bytes))
         }),
     });
+    let workers = Workers::default();
+    let state = Arc::new(State {
+        counters: Arc::clone(&counters),
+        writer: Arc::clone(&fill.writer),
+        mode: datapath.as_ref().map_or("off", |(_, mode)| mode_name(*mode)),
+        reason: why,
+        datapath: Mutex::new(datapath.map(|(datapath, _)| datapath)),
+        adverts_sent: AtomicU64::new(0),
+        workers_ready: Arc::clone(&workers.ready),
+        workers_total: AtomicUsize::new(0),
+        draining: AtomicBool::new(false),
+        drain_ordered: Notify::new(),
+        recovery: recovery.clone(),
+        store: store.clone(),
+        ingress_sockets: joins.as_ref().map_or(0, |joins| joins.fds().len()) + usize::from(tee.is_some()),
+        instance: settings.telemetry.instance.clone(),
+    });
+    let exporter =
+        Exporter::start(&settings.telemetry.otlp, &settings.telemetry.instance, Arc::clone(&state) as Arc<dyn Source>)?;
+    let tracer = exporter
+        .as_ref()
+        .map(|exporter| NackTracer::new(exporter.tracer(), settings.telemetry.otlp.sampling))
+        .unwrap_or_default();
     let announcer = store.clone().filter(|_| dedups(settings, DedupMode::Eventual));
-    let mut datapath = datapath;
-    let kernel_groups = datapath.as_mut().and_then(|(datapath, _)| datapath.take_groups());
+    let kernel_groups = state.datapath().as_mut().and_then(Datapath::take_groups);
     let server = Arc::new(Server {
         engine: Engine::new(
             Rules {
@@ -199,27 +226,14 @@ pub async fn run(
                 store: store.clone(),
                 strict: dedups(settings, DedupMode::Strict),
                 announces: dedups(settings, DedupMode::Eventual),
-                recovery: recovery.clone(),
+                recovery,
             },
         ),
-        counters: Arc::clone(&counters),
+        tracer,
+        counters,
     });
 
-    let workers = Workers::default();
-    let state = Arc::new(State {
-        counters,
-        writer: Arc::clone(&fill.writer),
-        mode: datapath.as_ref().map_or("off", |(_, mode)| mode_name(*mode)),
-        reason: why,
-        datapath: Mutex::new(datapath.map(|(datapath, _)| datapath)),
-        adverts_sent: AtomicU64::new(0),
-        workers_ready: Arc::clone(&workers.ready),
-        workers_total: AtomicUsize::new(0),
-        draining: AtomicBool::new(false),
-        drain_ordered: Notify::new(),
-        recovery,
-        store: store.clone(),
-    });
+    telemetry::inventory::tell(settings, &fabric, state.mode);
     let management = Management {
         state: Arc::clone(&state),
         fill: Arc::clone(&fill),
@@ -234,6 +248,11 @@ pub async fn run(
     let result = serve(settings, &fabric, &state, workers, parts, log_level, shutdown).await;
     // The program goes first: from here on nothing is answered from a log that nobody fills.
     drop(state.datapath().take());
+    if let Some(exporter) = exporter
+        && let Err(error) = tokio::task::spawn_blocking(move || exporter.shutdown()).await
+    {
+        tracing::warn!(%error, "the exporter did not end well");
+    }
     result
 }
 

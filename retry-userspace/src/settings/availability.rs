@@ -22,8 +22,6 @@ pub(super) const NOT_YET: &[Line] = &[
     ("ssm-publishers-static", |settings| settings.ssm.publishers.is_empty()),
     ("ssm-bootstrap-refresh", |settings| settings.ssm.refresh == Duration::from_secs(30)),
     ("proxy-discover", |settings| !settings.proxy.discover),
-    ("otlp-endpoint", |settings| settings.telemetry.otlp.endpoint.is_none()),
-    ("trace-sampling", |settings| settings.telemetry.otlp.sampling == 0.0),
 ];
 
 pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), SettingsError> {
