@@ -1,14 +1,16 @@
-//! `retry-endpoint`, and `retry-endpoint probe`: parses the settings, starts the daemon, and turns its end into an exit code.
+//! `retry-endpoint`: parses the settings, starts the daemon, and turns its end into an exit code. `retry-endpoint probe`
+//! asks another one instead.
 
 use std::io::Write;
 use std::process::ExitCode;
 
+use retry_userspace::proxy::probe;
 use retry_userspace::settings::{Settings, Stop};
-use retry_userspace::{proxy, shutdown, telemetry};
+use retry_userspace::{shutdown, telemetry};
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|word| word == "probe") {
-        return proxy::probe::main(std::env::args_os().skip(2));
+    if std::env::args_os().nth(1).is_some_and(|first| first == "probe") {
+        return probe::main(std::env::args_os().skip(2));
     }
     let settings = match Settings::from_args_and_env(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(settings) => settings,

@@ -1,147 +1,324 @@
 //! What is under way: jobs by the frame's key, and for each upstream the NACKs that it has not answered, in the order of
 //! sending. Pure.
 //!
-//! A frame carries its key, an ACK and a THROTTLED the SeqNum, a MISS neither. So a frame is taken for whichever job waits
-//! for its key, whoever sends it and however late; a MISS is taken for the oldest NACK that its sender has not answered,
-//! and is certain only when there is no other.
+//! A frame carries its key, an ACK and a THROTTLED the SeqNum, a MISS neither (wire.md). So:
+//!
+//! * A frame is taken for the job that waits for its key, whoever sends it and however late.
+//! * A MISS is taken for the oldest NACK that its sender has not answered, and that job goes on to the next upstream. It is
+//!   *certain*, so that the job may be given up, only when as many MISSes came as NACKs could be meant. NACKs whose time is
+//!   over still could be, for a while.
+//! * An upstream that answers a NACK with the frame has not answered it with a MISS: the MISS taken for it was another's,
+//!   and is handed on.
 
-use std::collections::{HashMap, VecDeque};
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 
 use retry_common::key::FrameKey;
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{mpsc, watch};
 
-use super::upstreams::is_same;
+use super::upstreams::{MOST, bare};
 
-/// What comes back for a job.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum Reply {
-    /// The frame, from any upstream.
-    Frame(Vec<u8>),
-    /// The upstream has it, and says that it sent it.
-    Ack(SocketAddr),
-    /// The upstream has it not; when not `certain`, another job's MISS may have been taken for this one's.
-    Miss {
-        /// Who says so.
-        from: SocketAddr,
-        /// No other NACK of ours was unanswered there.
-        certain: bool,
-    },
-    /// The upstream wants us to hold: 125 ms << bucket.
-    Throttled(SocketAddr, u8),
-    /// The network says that the upstream cannot be reached.
-    Unreachable(SocketAddr),
+/// How long after its time an answer may still come and be taken for another's.
+const LATE_NS: u64 = 2_000_000_000;
+/// Most NACKs of one upstream that nobody waits for any more; the oldest make way.
+const MOST_ABANDONED: usize = 256;
+
+/// What an upstream says other than the frame.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Reply {
+    /// Who.
+    pub(super) from: SocketAddr,
+    /// What.
+    pub(super) says: Says,
+}
+
+/// What an upstream says other than the frame, or the network says of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Says {
+    /// ACK: it has the frame, and has sent it.
+    Sent,
+    /// MISS: it has not the frame.
+    Miss,
+    /// MISS or THROTTLED, perhaps to another NACK of ours.
+    Perhaps,
+    /// THROTTLED: it is not to be asked for a while.
+    Throttled,
+    /// ICMP: it cannot be reached.
+    Unreachable,
+}
+
+/// What a job hears.
+pub(super) struct Ear {
+    /// The frame, once it is there.
+    pub(super) frame: watch::Receiver<Option<Vec<u8>>>,
+    /// Everything else; no more than a few for each NACK.
+    pub(super) replies: mpsc::UnboundedReceiver<Reply>,
+}
+
+/// An answer that fits a NACK.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Answered {
+    /// When the NACK was sent, when it is sure which one it was.
+    pub(super) sent_ns: Option<u64>,
+}
+
+struct Waiter {
+    frame: watch::Sender<Option<Vec<u8>>>,
+    replies: mpsc::UnboundedSender<Reply>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    /// Nothing was heard.
+    Open,
+    /// A MISS was taken for it, which may be another's.
+    Missed,
+    /// It was answered with an ACK: the frame is on its way, or lost. No MISS can be meant for it.
+    Acked,
+    /// Nobody waits for it any more since then; its answer may still come.
+    Abandoned(u64),
 }
 
 struct Asked {
     key: FrameKey,
     sent_ns: u64,
+    state: State,
+}
+
+/// What one upstream was asked, oldest first.
+#[derive(Default)]
+struct Line {
+    asked: Vec<Asked>,
+    /// MISSes that came, less those that are certain of their NACK.
+    misses: usize,
 }
 
 /// The table.
 #[derive(Default)]
 pub(super) struct Flight {
-    jobs: HashMap<FrameKey, UnboundedSender<Reply>>,
-    asked: Vec<(SocketAddr, VecDeque<Asked>)>,
+    jobs: HashMap<FrameKey, Waiter>,
+    lines: HashMap<SocketAddr, Line>,
 }
 
 impl Flight {
-    /// Begins a job; false when one for the key is under way.
-    pub(super) fn begin(&mut self, key: FrameKey, replies: UnboundedSender<Reply>) -> bool {
+    /// Begins a job; `None` when one for the key is under way.
+    pub(super) fn begin(&mut self, key: FrameKey) -> Option<Ear> {
         match self.jobs.entry(key) {
-            std::collections::hash_map::Entry::Occupied(_) => false,
-            std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(replies);
-                true
+            Entry::Occupied(_) => None,
+            Entry::Vacant(place) => {
+                let (frame, frames) = watch::channel(None);
+                let (sender, replies) = mpsc::unbounded_channel();
+                place.insert(Waiter { frame, replies: sender });
+                Some(Ear { frame: frames, replies })
             }
         }
     }
 
     /// Ends a job: nothing is taken for it any more.
-    pub(super) fn end(&mut self, key: &FrameKey) {
+    pub(super) fn end(&mut self, key: &FrameKey, now_ns: u64) {
         self.jobs.remove(key);
-        for (_, asked) in &mut self.asked {
-            asked.retain(|one| one.key != *key);
+        for line in self.lines.values_mut() {
+            line.abandon(key, now_ns);
         }
-        self.asked.retain(|(_, asked)| !asked.is_empty());
     }
 
-    /// A NACK for `key` was sent to `to`.
+    /// A NACK for `key` is about to be sent to `to`.
     pub(super) fn sent(&mut self, key: FrameKey, to: SocketAddr, now_ns: u64) {
-        let asked = Asked { key, sent_ns: now_ns };
-        match self.asked.iter_mut().find(|(address, _)| is_same(*address, to)) {
-            Some((_, queue)) => queue.push_back(asked),
-            None => self.asked.push((to, VecDeque::from([asked]))),
+        if self.lines.len() > MOST {
+            // Upstreams come and go.
+            self.lines.values_mut().for_each(|line| line.prune(now_ns));
+            self.lines.retain(|_, line| !line.asked.is_empty());
+        }
+        let line = self.lines.entry(bare(to)).or_default();
+        line.prune(now_ns);
+        line.asked.push(Asked { key, sent_ns: now_ns, state: State::Open });
+    }
+
+    /// The NACK for `key` did not leave for `to`.
+    pub(super) fn unsent(&mut self, key: &FrameKey, to: SocketAddr) {
+        if let Some(line) = self.lines.get_mut(&bare(to))
+            && let Some(at) = line.asked.iter().rposition(|one| one.key == *key)
+        {
+            line.asked.remove(at);
         }
     }
 
     /// The time of `to` for `key` is over.
-    pub(super) fn forget(&mut self, key: &FrameKey, to: SocketAddr) {
-        self.take(to, |one| one.key == *key);
+    pub(super) fn give_up(&mut self, key: &FrameKey, to: SocketAddr, now_ns: u64) {
+        if let Some(line) = self.lines.get_mut(&bare(to)) {
+            line.abandon(key, now_ns);
+        }
     }
 
-    /// A frame came: true when a job waits for it. With the time of sending, when `from` was asked for it.
-    pub(super) fn frame(&mut self, key: &FrameKey, from: SocketAddr, bytes: &[u8]) -> (bool, Option<u64>) {
-        let sent = self.take(from, |one| one.key == *key);
-        let taken = self.jobs.get(key).is_some_and(|job| job.send(Reply::Frame(bytes.to_vec())).is_ok());
-        (taken, sent)
+    /// A frame came.
+    pub(super) fn frame(&mut self, key: &FrameKey, from: SocketAddr, bytes: &[u8]) -> Option<Answered> {
+        if let Some(job) = self.jobs.get(key) {
+            job.frame.send_replace(Some(bytes.to_vec()));
+        }
+        let line = self.lines.get_mut(&bare(from))?;
+        let is_meant = |one: &Asked| one.key == *key;
+        let sure = line.count(is_meant) == 1;
+        let at = line.asked.iter().position(is_meant)?;
+        let asked = line.asked.remove(at);
+        self.settle(from, asked.state == State::Missed);
+        // After the ACK it is no further answer.
+        (asked.state != State::Acked).then_some(Answered { sent_ns: sure.then_some(asked.sent_ns) })
     }
 
-    /// An ACK came. Returns the time of sending, when it fits a NACK.
-    pub(super) fn ack(&mut self, seq_num: u64, from: SocketAddr) -> Option<u64> {
-        let (key, sent) = self.peek(from, |one| one.key.seq_num() == seq_num)?;
-        self.tell(&key, Reply::Ack(from));
-        Some(sent)
+    /// An ACK came.
+    pub(super) fn ack(&mut self, seq_num: u64, from: SocketAddr) -> Option<Answered> {
+        let line = self.lines.get_mut(&bare(from))?;
+        let Some((at, sent_ns)) = line.meant(seq_num)? else {
+            // Two flows have this number: the frame tells.
+            return Some(Answered { sent_ns: None });
+        };
+        let (key, state) = (line.asked[at].key, line.asked[at].state);
+        if matches!(state, State::Abandoned(_)) {
+            line.asked.remove(at);
+        } else {
+            line.asked[at].state = State::Acked;
+            self.tell(&key, from, Says::Sent);
+        }
+        self.settle(from, state == State::Missed);
+        Some(Answered { sent_ns })
     }
 
-    /// A THROTTLED came. Returns the time of sending, when it fits a NACK.
-    pub(super) fn throttled(&mut self, seq_num: u64, bucket: u8, from: SocketAddr) -> Option<u64> {
-        let (key, _) = self.peek(from, |one| one.key.seq_num() == seq_num)?;
-        let sent = self.take(from, |one| one.key == key);
-        self.tell(&key, Reply::Throttled(from, bucket));
-        sent
+    /// A THROTTLED came.
+    pub(super) fn throttled(&mut self, seq_num: u64, from: SocketAddr) -> Option<Answered> {
+        let line = self.lines.get_mut(&bare(from))?;
+        let Some((at, sent_ns)) = line.meant(seq_num)? else {
+            let keys: Vec<FrameKey> = line.asked.iter().filter(|one| one.may_be(seq_num)).map(|one| one.key).collect();
+            for key in keys {
+                self.tell(&key, from, Says::Perhaps);
+            }
+            return Some(Answered { sent_ns: None });
+        };
+        let asked = line.asked.remove(at);
+        if asked.is_waited_for() {
+            self.tell(&asked.key, from, Says::Throttled);
+        }
+        self.settle(from, asked.state == State::Missed);
+        Some(Answered { sent_ns })
     }
 
-    /// A MISS came. Returns the time of sending of the NACK that it is taken for.
-    pub(super) fn miss(&mut self, from: SocketAddr) -> Option<u64> {
-        let waiting =
-            self.asked.iter().find(|(address, _)| is_same(*address, from)).map_or(0, |(_, asked)| asked.len());
-        let (key, _) = self.peek(from, |_| true)?;
-        let sent = self.take(from, |one| one.key == key);
-        self.tell(&key, Reply::Miss { from, certain: waiting == 1 });
-        sent
+    /// A MISS came.
+    pub(super) fn miss(&mut self, from: SocketAddr, now_ns: u64) -> Option<Answered> {
+        let line = self.lines.get_mut(&bare(from))?;
+        line.prune(now_ns);
+        let first = line.asked.iter().find(|one| one.may_miss())?;
+        let sent_ns = (line.count(Asked::may_miss) == 1).then_some(first.sent_ns);
+        line.misses += 1;
+        self.settle(from, true);
+        Some(Answered { sent_ns })
     }
 
-    /// An ICMP error came for `to`: everything asked there is.
-    pub(super) fn unreachable(&mut self, to: SocketAddr) {
-        let Some(at) = self.asked.iter().position(|(address, _)| is_same(*address, to)) else {
+    /// An ICMP error came for `to`: for everything asked there.
+    pub(super) fn unreachable(&mut self, to: SocketAddr, now_ns: u64) {
+        let Some(line) = self.lines.get_mut(&bare(to)) else {
             return;
         };
-        let (_, asked) = self.asked.swap_remove(at);
-        for one in asked {
-            self.tell(&one.key, Reply::Unreachable(to));
+        let lost: Vec<FrameKey> = line.asked.iter().filter(|one| one.is_waited_for()).map(|one| one.key).collect();
+        for key in lost {
+            self.give_up(&key, to, now_ns);
+            self.tell(&key, to, Says::Unreachable);
         }
     }
 
-    fn tell(&self, key: &FrameKey, reply: Reply) {
+    /// Tells those for whom the MISSes of `from` are certain; else, with `one_more`, takes one for the oldest open NACK.
+    fn settle(&mut self, from: SocketAddr, one_more: bool) {
+        let Some(line) = self.lines.get_mut(&bare(from)) else {
+            return;
+        };
+        let mut told = Vec::new();
+        if line.misses >= line.count(Asked::may_miss) {
+            line.misses = 0;
+            line.asked.retain(|one| {
+                if one.is_waited_for() {
+                    told.push((one.key, Says::Miss));
+                }
+                !one.may_miss()
+            });
+        } else if one_more
+            && line.misses > 0
+            && let Some(open) = line.asked.iter_mut().find(|one| one.state == State::Open)
+        {
+            open.state = State::Missed;
+            told.push((open.key, Says::Perhaps));
+        }
+        for (key, says) in told {
+            self.tell(&key, from, says);
+        }
+    }
+
+    fn tell(&self, key: &FrameKey, from: SocketAddr, says: Says) {
         if let Some(job) = self.jobs.get(key) {
             // A job that ends at this moment hears nothing more.
-            let _ = job.send(reply);
+            let _ = job.replies.send(Reply { from, says });
+        }
+    }
+}
+
+impl Asked {
+    const fn is_waited_for(&self) -> bool {
+        matches!(self.state, State::Open | State::Missed)
+    }
+
+    /// True when a MISS can be meant for it.
+    const fn may_miss(&self) -> bool {
+        !matches!(self.state, State::Acked)
+    }
+
+    /// True when an answer with this number can be meant for it.
+    const fn may_be(&self, seq_num: u64) -> bool {
+        self.key.seq_num() == seq_num && self.may_miss()
+    }
+}
+
+impl Line {
+    fn count(&self, fits: impl Fn(&Asked) -> bool) -> usize {
+        self.asked.iter().filter(|one| fits(one)).count()
+    }
+
+    /// The NACK that an answer with this number is meant for, and when it was sent if no other is for the same frame.
+    /// `None` when there is none, `Some(None)` when it may be for one frame or another.
+    #[expect(clippy::option_option, reason = "no NACK, and no single one, are two things")]
+    fn meant(&self, seq_num: u64) -> Option<Option<(usize, Option<u64>)>> {
+        let first = self.asked.iter().find(|one| one.may_be(seq_num))?;
+        let mut fitting = self.asked.iter().enumerate().filter(|(_, one)| one.may_be(seq_num));
+        if fitting.clone().any(|(_, one)| one.key != first.key) {
+            return Some(None);
+        }
+        let sent_ns = (fitting.clone().count() == 1).then_some(first.sent_ns);
+        let at = fitting.clone().find(|(_, one)| one.is_waited_for()).or_else(|| fitting.next());
+        Some(at.map(|(at, _)| (at, sent_ns)))
+    }
+
+    /// Nobody waits any more for what was asked for `key`.
+    fn abandon(&mut self, key: &FrameKey, now_ns: u64) {
+        self.asked.retain(|one| one.key != *key || one.may_miss());
+        for one in self.asked.iter_mut().filter(|one| one.key == *key && one.is_waited_for()) {
+            one.state = State::Abandoned(now_ns);
         }
     }
 
-    fn peek(&self, from: SocketAddr, fits: impl Fn(&Asked) -> bool) -> Option<(FrameKey, u64)> {
-        let (_, asked) = self.asked.iter().find(|(address, _)| is_same(*address, from))?;
-        asked.iter().find(|one| fits(one)).map(|one| (one.key, one.sent_ns))
-    }
-
-    fn take(&mut self, from: SocketAddr, fits: impl Fn(&Asked) -> bool) -> Option<u64> {
-        let at = self.asked.iter().position(|(address, _)| is_same(*address, from))?;
-        let asked = &mut self.asked[at].1;
-        let sent = asked.iter().position(fits).and_then(|place| asked.remove(place)).map(|one| one.sent_ns);
-        if self.asked[at].1.is_empty() {
-            self.asked.swap_remove(at);
-        }
-        sent
+    /// Forgets what no answer comes for any more.
+    fn prune(&mut self, now_ns: u64) {
+        let abandoned = self.count(|one| matches!(one.state, State::Abandoned(_)));
+        let mut spare = abandoned.saturating_sub(MOST_ABANDONED);
+        let before = self.asked.len();
+        self.asked.retain(|one| match one.state {
+            State::Abandoned(since_ns) => {
+                let crowded = spare > 0;
+                spare -= usize::from(crowded);
+                !crowded && now_ns.saturating_sub(since_ns) < LATE_NS
+            }
+            State::Open | State::Missed | State::Acked => true,
+        });
+        // A MISS that came may have been theirs: it proves nothing about the others.
+        self.misses = self.misses.saturating_sub(before - self.asked.len());
     }
 }

@@ -2,206 +2,243 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
 use retry_common::wire::nack::{FLAG_PROXIED, Nack};
-use tokio::sync::{Semaphore, mpsc};
+use thiserror::Error;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::flight::Reply;
-use super::{Job, Recovered, Shared, hold_ns};
+use super::flight::{Ear, Reply, Says};
+use super::upstreams::{Choice, bare};
+use super::{Job, Recovered, Shared};
 use crate::clock::monotonic_ns;
 use crate::retry::{Failure, GaveUp};
 
-/// Why a round over the upstreams brought no frame.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Why no frame came.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 enum NoFrame {
-    /// Everybody asked said MISS.
+    /// Everybody who was asked and answers usually said MISS.
+    #[error("every upstream said MISS")]
     Miss,
     /// Somebody did not answer in time.
+    #[error("no upstream sent it in time")]
     Timeout,
     /// Somebody told us to hold, and nobody was silent.
+    #[error("the upstreams throttle us")]
     Throttled,
-    /// Nobody could be sent to.
+    /// Somebody could not be reached, and nobody was silent or told us to hold.
+    #[error("no upstream can be reached")]
     Unreachable,
     /// There is nobody to ask.
+    #[error("no upstream is known")]
     Nobody,
 }
 
-impl std::fmt::Display for NoFrame {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Miss => "every upstream said MISS",
-            Self::Timeout => "no upstream answered in time",
-            Self::Throttled => "the upstreams throttle us",
-            Self::Unreachable => "no upstream can be reached",
-            Self::Nobody => "no upstream is known",
-        })
+/// A job that waits for its turn, or is under way. Its frame is under way until this is dropped.
+pub(super) struct Ticket {
+    pub(super) job: Job,
+    pub(super) ear: Ear,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.shared.flight().end(&self.job.key, monotonic_ns());
     }
 }
 
 /// Takes jobs from the queue, as many at a time as there are workers.
-pub(super) async fn work(shared: Arc<Shared>, mut queue: mpsc::Receiver<Job>) {
+pub(super) async fn work(shared: Arc<Shared>, mut queue: mpsc::Receiver<Ticket>) {
     let workers = Arc::new(Semaphore::new(shared.config.proxy.workers));
-    loop {
-        let next = async {
-            let permit = Arc::clone(&workers).acquire_owned().await.ok()?;
-            Some((queue.recv().await?, permit))
-        };
-        let Some(Some((job, permit))) = shared.cancel.run_until_cancelled(next).await else {
-            return;
-        };
-        let shared = Arc::clone(&shared);
+    let mut next = async || {
+        let permit = Arc::clone(&workers).acquire_owned().await.ok()?;
+        Some((queue.recv().await?, permit))
+    };
+    while let Some(Some((ticket, permit))) = shared.cancel.run_until_cancelled(next()).await {
         tokio::spawn(async move {
-            recover(&shared, job).await;
+            recover(ticket).await;
             drop(permit);
         });
     }
 }
 
-async fn recover(shared: &Shared, job: Job) {
-    let (replies, mut heard) = mpsc::unbounded_channel();
-    if !shared.flight().begin(job.key, replies) {
-        shared.counters.one(Counter::ProxyInflightDedup);
-        return;
+async fn recover(mut ticket: Ticket) {
+    let shared = Arc::clone(&ticket.shared);
+    let job = ticket.job;
+    match shared.cancel.run_until_cancelled(shared.claims.claim(&job.key)).await {
+        None => return,
+        Some(false) => {
+            shared.counters.one(Counter::ProxyInflightDedup);
+            return;
+        }
+        Some(true) => {}
     }
-    let _end = End { shared, key: job.key };
-    if !shared.claims.claim(&job.key).await {
-        shared.counters.one(Counter::ProxyInflightDedup);
-        return;
-    }
-    let heard = tokio::sync::Mutex::new(&mut heard);
-    let outcome = shared
-        .retry
-        .run(&shared.cancel, |_| async {
-            round(shared, &job.key, &mut **heard.lock().await).await.map_err(|why| match why {
-                NoFrame::Miss | NoFrame::Nobody => Failure::Definitive(why),
-                NoFrame::Timeout | NoFrame::Throttled | NoFrame::Unreachable => Failure::Transient(why),
-            })
-        })
-        .await;
-    match outcome {
+    match rounds(&shared, &job.key, &mut ticket.ear).await {
         Ok(frame) => {
             shared.counters.one(Counter::ProxyRecovered);
             (shared.on_frame)(Recovered { job, frame });
         }
-        Err(GaveUp::Cancelled { .. }) => shared.claims.release(&job.key).await,
         Err(gave_up) => {
-            shared.counters.one(match gave_up.last() {
-                Some(NoFrame::Miss) => Counter::ProxyFailedMiss,
-                Some(NoFrame::Timeout) | None => Counter::ProxyFailedTimeout,
-                Some(NoFrame::Throttled) => Counter::ProxyFailedThrottled,
-                Some(NoFrame::Unreachable) => Counter::ProxyFailedUnreachable,
-                Some(NoFrame::Nobody) => Counter::ProxyFailedNone,
-            });
-            tracing::debug!(key = %job.key, %gave_up, "a recovery was given up");
+            if let Some(counter) = counter(&gave_up) {
+                shared.counters.one(counter);
+                tracing::debug!(key = %job.key, %gave_up, "a recovery was given up");
+            }
             shared.claims.release(&job.key).await;
         }
     }
 }
 
-/// Forgets the job however it ends.
-struct End<'a> {
-    shared: &'a Shared,
-    key: FrameKey,
+/// What a recovery that was given up counts as; nothing at the end of the daemon.
+const fn counter(gave_up: &GaveUp<NoFrame>) -> Option<Counter> {
+    let last = match gave_up {
+        GaveUp::Cancelled { .. } => return None,
+        GaveUp::Definitive { error, .. } => *error,
+        GaveUp::Exhausted { last, .. } | GaveUp::BreakerOpen { last: Some(last), .. } => *last,
+        // The breaker opens for upstreams that do not answer.
+        GaveUp::BreakerOpen { last: None, .. } => NoFrame::Timeout,
+    };
+    Some(match last {
+        NoFrame::Miss => Counter::ProxyFailedMiss,
+        NoFrame::Timeout => Counter::ProxyFailedTimeout,
+        NoFrame::Throttled => Counter::ProxyFailedThrottled,
+        NoFrame::Unreachable => Counter::ProxyFailedUnreachable,
+        NoFrame::Nobody => Counter::ProxyFailedNone,
+    })
 }
 
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.shared.flight().end(&self.key);
+/// Asks everybody, as often as the policy has it. The frame ends it whenever it comes, and from whom.
+async fn rounds(shared: &Shared, key: &FrameKey, ear: &mut Ear) -> Result<Vec<u8>, GaveUp<NoFrame>> {
+    let frame = ear.frame.clone();
+    // Attempts come one after the other; the lock is never waited for.
+    let replies = Mutex::new(&mut ear.replies);
+    let attempts = shared.retry.run(&shared.cancel, |_| async {
+        let mut replies = replies.lock().await;
+        tokio::select! {
+            biased;
+            frame = arrival(frame.clone()) => Ok(frame),
+            why = round(shared, key, &mut replies) => Err(match why {
+                NoFrame::Miss | NoFrame::Nobody => Failure::Definitive(why),
+                NoFrame::Timeout | NoFrame::Throttled | NoFrame::Unreachable => Failure::Transient(why),
+            }),
+        }
+    });
+    tokio::select! {
+        // An attempt that succeeds is told to the breaker; only between two attempts is this the one to hear.
+        biased;
+        outcome = attempts => outcome,
+        frame = arrival(frame.clone()) => Ok(frame),
     }
 }
 
-/// What one upstream said.
-enum Said {
-    Frame(Vec<u8>),
-    No(NoFrame),
-    /// A MISS that may be another job's: it is believed once its time is over.
-    Perhaps(Instant),
+/// The frame, once it is there.
+async fn arrival(mut frame: watch::Receiver<Option<Vec<u8>>>) -> Vec<u8> {
+    let arrived = frame.wait_for(Option::is_some).await.ok().and_then(|frame| frame.clone());
+    match arrived {
+        Some(frame) => frame,
+        // The table lets go of a job when its ticket does.
+        None => std::future::pending().await,
+    }
 }
 
-/// Asks the upstreams once, in their order.
-async fn round(
-    shared: &Shared,
-    key: &FrameKey,
-    heard: &mut mpsc::UnboundedReceiver<Reply>,
-) -> Result<Vec<u8>, NoFrame> {
+/// Asks the upstreams once, in their order. Ends when the frame can come no more.
+async fn round(shared: &Shared, key: &FrameKey, replies: &mut UnboundedReceiver<Reply>) -> NoFrame {
+    // What was said between two rounds.
+    while replies.try_recv().is_ok() {}
     let proxy = &shared.config.proxy;
-    let mut order = shared.upstreams().order(proxy.select, key.hash_key(), monotonic_ns());
-    if order.is_empty() {
-        return Err(if shared.upstreams().is_empty() { NoFrame::Nobody } else { NoFrame::Throttled });
+    let (is_empty, mut order) = {
+        let upstreams = shared.upstreams();
+        (upstreams.is_empty(), upstreams.order(proxy.select, key.hash_key(), monotonic_ns()))
+    };
+    if is_empty {
+        return NoFrame::Nobody;
     }
     if proxy.max_endpoints > 0 {
-        order.truncate(usize::try_from(proxy.max_endpoints).unwrap_or(usize::MAX));
+        order.ask.truncate(usize::try_from(proxy.max_endpoints).unwrap_or(usize::MAX));
     }
-    try_another(shared, key, &order).await;
-    let (mut worst, mut patience) = (None, None);
-    for upstream in order {
-        match ask(shared, key, upstream, heard).await {
-            Said::Frame(frame) => return Ok(frame),
-            Said::No(why) => worst = Some(worst.map_or(why, |worst| graver(worst, why))),
-            Said::Perhaps(until) => {
-                worst = Some(worst.map_or(NoFrame::Miss, |worst| graver(worst, NoFrame::Miss)));
-                patience = patience.max(Some(until));
+    measure_another(shared, key, &order.ask).await;
+    let mut round = Round { shared, key, replies, doubtful: Vec::new() };
+    let mut reasons = Vec::new();
+    for upstream in &order.ask {
+        match round.ask(upstream.address).await {
+            // It is not waited for; what it does not say changes nothing.
+            NoFrame::Timeout | NoFrame::Unreachable if !upstream.healthy && order.ask.iter().any(|one| one.healthy) => {
             }
+            why => reasons.push(why),
         }
     }
-    if let Some(until) = patience {
-        while let Ok(Some(reply)) = timeout_at(until, heard.recv()).await {
-            if let Reply::Frame(frame) = reply {
-                return Ok(frame);
-            }
-        }
+    round.wait_for_doubtful().await;
+    if order.held {
+        reasons.push(NoFrame::Throttled);
     }
-    Err(worst.unwrap_or(NoFrame::Nobody))
+    let gravest = [NoFrame::Timeout, NoFrame::Throttled, NoFrame::Unreachable];
+    gravest.into_iter().find(|why| reasons.contains(why)).unwrap_or(NoFrame::Miss)
 }
 
-/// Of two reasons the one that says more of what another attempt can do.
-fn graver(a: NoFrame, b: NoFrame) -> NoFrame {
-    [NoFrame::Timeout, NoFrame::Throttled, NoFrame::Unreachable]
-        .into_iter()
-        .find(|why| a == *why || b == *why)
-        .unwrap_or(NoFrame::Miss)
+/// One round over the upstreams.
+struct Round<'a> {
+    shared: &'a Shared,
+    key: &'a FrameKey,
+    replies: &'a mut UnboundedReceiver<Reply>,
+    /// Upstreams whose MISS may have been another job's, and until when the frame may come from them.
+    doubtful: Vec<(SocketAddr, Instant)>,
 }
 
-/// Asks one upstream, and waits for it.
-async fn ask(
-    shared: &Shared,
-    key: &FrameKey,
-    upstream: SocketAddr,
-    heard: &mut mpsc::UnboundedReceiver<Reply>,
-) -> Said {
-    let deadline = Instant::now() + shared.config.proxy.timeout;
-    if !send(shared, key, upstream).await {
-        return Said::No(NoFrame::Unreachable);
-    }
-    let mut acked = false;
-    loop {
-        match timeout_at(deadline, heard.recv()).await {
-            // A late frame of an upstream asked before is as good.
-            Ok(Some(Reply::Frame(frame))) => return Said::Frame(frame),
-            Ok(Some(Reply::Ack(from))) if from == upstream => acked = true,
-            Ok(Some(Reply::Miss { from, certain })) if from == upstream => {
-                return if certain { Said::No(NoFrame::Miss) } else { Said::Perhaps(deadline) };
-            }
-            Ok(Some(Reply::Throttled(from, bucket))) => {
-                shared.upstreams().hold(from, monotonic_ns().saturating_add(hold_ns(bucket)));
-                if from == upstream {
-                    return Said::No(NoFrame::Throttled);
+impl Round<'_> {
+    /// Asks one upstream, and waits until it is of no use to wait.
+    async fn ask(&mut self, upstream: SocketAddr) -> NoFrame {
+        let timeout = self.shared.config.proxy.timeout;
+        let deadline = Instant::now() + timeout;
+        if !send(self.shared, self.key, upstream).await {
+            return NoFrame::Unreachable;
+        }
+        let mut has_it = false;
+        loop {
+            match self.hear(deadline).await {
+                None => {
+                    let now_ns = monotonic_ns();
+                    self.shared.flight().give_up(self.key, upstream, now_ns);
+                    if !has_it {
+                        self.shared.upstreams().silent(upstream, now_ns);
+                    }
+                    return NoFrame::Timeout;
                 }
-            }
-            Ok(Some(Reply::Unreachable(from))) if from == upstream => return Said::No(NoFrame::Unreachable),
-            // Of one that was asked before, and is no longer waited for.
-            Ok(Some(Reply::Ack(_) | Reply::Miss { .. } | Reply::Unreachable(_))) => {}
-            Ok(None) | Err(_) => {
-                shared.flight().forget(key, upstream);
-                if !acked {
-                    shared.upstreams().silent(upstream, monotonic_ns());
+                Some(reply) if bare(reply.from) != bare(upstream) => {}
+                Some(Reply { says: Says::Sent, .. }) => has_it = true,
+                Some(Reply { says: Says::Miss, .. }) => return NoFrame::Miss,
+                Some(Reply { says: Says::Perhaps, .. }) => {
+                    self.doubtful.push((upstream, deadline));
+                    return NoFrame::Miss;
                 }
-                return Said::No(NoFrame::Timeout);
+                Some(Reply { says: Says::Throttled, .. }) => return NoFrame::Throttled,
+                Some(Reply { says: Says::Unreachable, .. }) => return NoFrame::Unreachable,
             }
         }
+    }
+
+    /// Gives those whose MISS may have been another's the rest of their time. Whoever calls listens for the frame.
+    async fn wait_for_doubtful(&mut self) {
+        while let Some(last) = self.doubtful.iter().map(|(_, until)| *until).max() {
+            if self.hear(last).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// The next thing said; `None` after `until`.
+    async fn hear(&mut self, until: Instant) -> Option<Reply> {
+        let reply = timeout_at(until, self.replies.recv()).await.ok()??;
+        match reply.says {
+            // Now it is sure.
+            Says::Miss | Says::Throttled | Says::Unreachable => {
+                self.doubtful.retain(|(from, _)| bare(*from) != bare(reply.from));
+            }
+            Says::Sent | Says::Perhaps => {}
+        }
+        Some(reply)
     }
 }
 
@@ -218,7 +255,7 @@ async fn send(shared: &Shared, key: &FrameKey, to: SocketAddr) -> bool {
         }
         Err(error) => {
             tracing::trace!(%error, %to, "a NACK to an upstream did not leave");
-            shared.flight().forget(key, to);
+            shared.flight().unsent(key, to);
             shared.upstreams().unreachable(to, now_ns);
             false
         }
@@ -227,10 +264,14 @@ async fn send(shared: &Shared, key: &FrameKey, to: SocketAddr) -> bool {
 
 /// Sends a copy to one upstream that was not asked for a while, so that its state is known when it is needed. What it
 /// answers is welcome, and not waited for.
-async fn try_another(shared: &Shared, key: &FrameKey, order: &[SocketAddr]) {
+async fn measure_another(shared: &Shared, key: &FrameKey, order: &[Choice]) {
     let idle = shared.upstreams().take_idle(shared.config.proxy.select, monotonic_ns());
-    if let Some(idle) = idle.filter(|idle| order.first() != Some(idle)) {
+    if let Some(idle) = idle.filter(|idle| order.first().is_none_or(|first| bare(first.address) != bare(*idle))) {
         send(shared, key, idle).await;
-        tracing::trace!(%idle, "tried an idle upstream");
     }
+}
+
+/// How long a THROTTLED of this bucket holds (wire.md).
+pub(super) const fn hold(bucket: u8) -> Duration {
+    Duration::from_millis(125 << (bucket & 0x0f))
 }

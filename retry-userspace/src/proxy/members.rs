@@ -1,199 +1,129 @@
 //! Who the upstreams are: the operator's names, resolved; endpoints heard by beacon; those of the last run, from disk.
 
-use std::io::Write;
-use std::net::{SocketAddr, SocketAddrV6};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use rand::Rng;
-use serde::{Deserialize, Serialize};
+use retry_common::counter::Counter;
+use tokio::net::lookup_host;
+use tokio::time::{sleep, timeout};
 
 use super::Discover;
-use super::upstreams::{Member, Upstreams, members};
+use super::refresh::{JITTER_NS, Seen, State, Step};
+use super::state_file::{self, StateFile};
+use super::upstreams::{Member, Upstreams, bare, members};
+use crate::clock::monotonic_ns;
+use crate::counters::UserCounters;
 use crate::settings::{HostPort, Proxy};
 
-/// How often the members are looked for again.
-const REFRESH: Duration = Duration::from_secs(60);
-/// More time at random, so that instances do not do it together.
-const JITTER: Duration = Duration::from_secs(10);
-/// While nobody is known, and while endpoints may be heard for the first time.
-const SOON: Duration = Duration::from_secs(1);
-/// Discovered endpoints of an older run are not asked.
-const OLDEST: Duration = Duration::from_secs(24 * 3600);
-/// File in `-state-dir`.
-const FILE: &str = "upstreams.json";
+/// How often it is asked whether to look for them again.
+const TICK: Duration = Duration::from_secs(1);
+/// How long a name server may take; the resolver's own patience would hold up the others.
+const RESOLVE: Duration = Duration::from_secs(5);
 
-/// What is kept on disk.
-#[derive(Debug, Deserialize, PartialEq, Serialize)]
-struct Saved {
-    /// Seconds since 1970.
-    saved_at: u64,
-    /// Discovered endpoints, in their order.
-    discovered: Vec<SocketAddr>,
+/// A name of the operator's.
+struct Named {
+    name: HostPort,
+    /// The last answer.
+    address: Option<SocketAddr>,
+    failing: bool,
 }
 
 /// Looks for the members.
 pub(super) struct Members {
-    named: Vec<HostPort>,
-    /// The last answer for each name.
-    resolved: Vec<Option<SocketAddr>>,
-    discovers: bool,
-    discover: Discover,
-    /// What the last run had discovered, until this one has something of its own.
-    remembered: Vec<SocketAddr>,
-    saved: Vec<SocketAddr>,
-    file: Option<PathBuf>,
+    named: Vec<Named>,
+    discover: Option<Discover>,
+    state: State,
+    file: Option<StateFile>,
+    counters: Arc<UserCounters>,
 }
 
 impl Members {
-    pub(super) fn new(proxy: &Proxy, discover: Discover) -> Self {
-        let file = proxy.state_dir.as_ref().filter(|_| proxy.discover).map(|directory| directory.join(FILE));
-        let remembered = file.as_deref().map(|file| load(file, now())).unwrap_or_default();
+    pub(super) fn new(proxy: &Proxy, discover: Discover, counters: Arc<UserCounters>) -> Self {
+        let file = proxy.state_dir.as_deref().filter(|_| proxy.discover).map(StateFile::in_directory);
+        let remembered = file.as_ref().map(|file| file.load(state_file::now_s())).unwrap_or_default();
+        let named = proxy.upstreams.iter().map(|name| Named { name: name.clone(), address: None, failing: false });
         Self {
-            named: proxy.upstreams.clone(),
-            resolved: vec![None; proxy.upstreams.len()],
-            discovers: proxy.discover,
-            discover,
-            saved: remembered.clone(),
-            remembered,
+            named: named.collect(),
+            discover: proxy.discover.then_some(discover),
+            state: State::remembering(remembered),
             file,
+            counters,
         }
     }
 
-    /// Looks for them once.
-    pub(super) async fn start(&mut self, upstreams: &Mutex<Upstreams>) {
-        self.look(upstreams).await;
+    /// Looks for them when it is time to: the first time at once.
+    pub(super) async fn look(&mut self, upstreams: &Mutex<Upstreams>) {
+        let jitter_ns = rand::rng().random_range(0..=JITTER_NS);
+        let Some(Step { state, save }) = self.state.step(&self.seen(), monotonic_ns(), jitter_ns) else {
+            return;
+        };
+        self.state = state;
+        self.resolve().await;
+        let named: Vec<Member> = self.named.iter().filter_map(Named::member).collect();
+        let members = members(&named, &self.state.discovered);
+        upstreams.lock().unwrap_or_else(PoisonError::into_inner).refresh(members);
+        if let Some(file) = self.file.clone().filter(|_| save) {
+            let discovered = self.state.discovered.clone();
+            // The disk may be slow. Should the runtime end meanwhile, the old file stands.
+            let _ = tokio::task::spawn_blocking(move || file.save(state_file::now_s(), discovered)).await;
+        }
     }
 
     /// Looks for them again and again.
     pub(super) async fn keep(mut self, upstreams: &Mutex<Upstreams>) {
-        let mut elapsed = Duration::ZERO;
-        let mut next = next_refresh();
         loop {
-            tokio::time::sleep(SOON).await;
-            elapsed += SOON;
-            let heard: Vec<SocketAddr> = self.heard();
-            // A first endpoint heard is not kept waiting for a minute.
-            let first = !heard.is_empty() && self.saved.is_empty();
-            let unresolved = self.resolved.iter().all(Option::is_none) && !self.resolved.is_empty();
-            if first || unresolved || elapsed >= next {
-                self.look(upstreams).await;
-                (elapsed, next) = (Duration::ZERO, next_refresh());
-            }
+            sleep(TICK).await;
+            self.look(upstreams).await;
         }
     }
 
-    fn heard(&self) -> Vec<SocketAddr> {
-        (self.discover)().into_iter().map(|one: SocketAddrV6| SocketAddr::V6(one)).collect()
+    fn seen(&self) -> Seen {
+        let heard = self.discover.iter().flat_map(|discover| discover()).map(SocketAddr::V6).collect();
+        Seen { heard, unresolved: self.named.iter().any(|named| named.address.is_none()) }
     }
 
-    async fn look(&mut self, upstreams: &Mutex<Upstreams>) {
-        for (name, resolved) in self.named.iter().zip(&mut self.resolved) {
-            match resolve(name).await {
-                Ok(address) => *resolved = Some(address),
+    async fn resolve(&mut self) {
+        let answers = join_all(self.named.iter().map(|named| resolve(&named.name, named.address))).await;
+        for (named, answer) in self.named.iter_mut().zip(answers) {
+            match answer {
+                Ok(address) => {
+                    named.address = Some(address);
+                    named.failing = false;
+                }
                 // The last answer stands.
                 Err(error) => {
-                    tracing::warn!(upstream = %shown(name), %error, "-upstream-retry-endpoints: a name does not resolve")
+                    self.counters.one(Counter::ResolveErrors);
+                    if !std::mem::replace(&mut named.failing, true) {
+                        let (upstream, last) = (shown(&named.name), named.address);
+                        tracing::warn!(%upstream, %error, ?last, "-upstream-retry-endpoints: a name does not resolve");
+                    }
                 }
             }
         }
-        let discovered = if self.discovers {
-            let heard = self.heard();
-            if heard.is_empty() { self.remembered.clone() } else { heard }
-        } else {
-            Vec::new()
-        };
-        if !discovered.is_empty() && discovered != self.saved {
-            self.saved.clone_from(&discovered);
-            self.remembered = Vec::new();
-            if let Some(file) = &self.file
-                && let Err(error) = save(file, &Saved { saved_at: now(), discovered: discovered.clone() })
-            {
-                tracing::warn!(file = %file.display(), %error, "-state-dir: discovered upstreams are not kept");
-            }
-        }
-        let named: Vec<Member> = self
-            .named
-            .iter()
-            .zip(&self.resolved)
-            .filter_map(|(name, address)| Some(Member { name: shown(name), address: (*address)?, pinned: true }))
-            .collect();
-        let members = members(&named, &discovered);
-        upstreams.lock().unwrap_or_else(PoisonError::into_inner).refresh(members);
     }
 }
 
-fn next_refresh() -> Duration {
-    REFRESH + rand::rng().random_range(Duration::ZERO..JITTER)
+impl Named {
+    fn member(&self) -> Option<Member> {
+        Some(Member { name: shown(&self.name), address: self.address?, pinned: true })
+    }
 }
 
-async fn resolve(name: &HostPort) -> std::io::Result<SocketAddr> {
-    let mut addresses: Vec<SocketAddr> = tokio::net::lookup_host((name.host.as_str(), name.port)).await?.collect();
+/// The address of a name: `last` while the name still has it, so that what is known of the upstream stays of use.
+async fn resolve(name: &HostPort, last: Option<SocketAddr>) -> io::Result<SocketAddr> {
+    let answer = timeout(RESOLVE, lookup_host((name.host.as_str(), name.port))).await;
+    let mut addresses: Vec<SocketAddr> = answer.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??.collect();
     // The fabric is IPv6; IPv4 only where there is nothing else.
     addresses.sort_by_key(SocketAddr::is_ipv4);
-    addresses.into_iter().next().ok_or_else(|| std::io::Error::other("no address"))
+    let kept = addresses.iter().copied().find(|address| last.is_some_and(|last| bare(last) == bare(*address)));
+    kept.or_else(|| addresses.first().copied()).ok_or_else(|| io::Error::other("the name has no address"))
 }
 
 fn shown(name: &HostPort) -> String {
-    if name.host.contains(':') {
-        format!("[{}]:{}", name.host, name.port)
-    } else {
-        format!("{}:{}", name.host, name.port)
-    }
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-/// What the last run discovered; nothing when it is too old or cannot be read.
-fn load(file: &Path, now: u64) -> Vec<SocketAddr> {
-    let text = match std::fs::read(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
-        Err(error) => {
-            tracing::warn!(file = %file.display(), %error, "-state-dir: discovered upstreams cannot be read");
-            return Vec::new();
-        }
-    };
-    match serde_json::from_slice::<Saved>(&text) {
-        Ok(saved) if now.saturating_sub(saved.saved_at) <= OLDEST.as_secs() => saved.discovered,
-        Ok(_) => Vec::new(),
-        Err(error) => {
-            tracing::warn!(file = %file.display(), %error, "-state-dir: discovered upstreams cannot be read");
-            Vec::new()
-        }
-    }
-}
-
-/// Writes beside the file and renames, so that a crash leaves the old one or the new one.
-fn save(file: &Path, saved: &Saved) -> std::io::Result<()> {
-    let directory = file.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(directory)?;
-    let new = file.with_extension("new");
-    let mut out = std::fs::File::create(&new)?;
-    out.write_all(&serde_json::to_vec_pretty(saved)?)?;
-    out.sync_all()?;
-    std::fs::rename(&new, file)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_saved_is_loaded_for_a_day() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let file = directory.path().join("state").join(FILE);
-        assert_eq!(load(&file, 0), []);
-        let discovered = vec!["[fd10::2]:9300".parse().expect("an address")];
-        save(&file, &Saved { saved_at: 1_000_000, discovered: discovered.clone() }).expect("written");
-        assert_eq!(load(&file, 1_000_000 + 24 * 3600), discovered);
-        assert_eq!(load(&file, 1_000_000 + 24 * 3600 + 1), []);
-        // A clock that was set back does not make it old.
-        assert_eq!(load(&file, 5), discovered);
-        std::fs::write(&file, b"{ half").expect("written");
-        assert_eq!(load(&file, 1_000_000), []);
-    }
+    let HostPort { host, port } = name;
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }

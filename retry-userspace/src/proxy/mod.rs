@@ -1,16 +1,18 @@
 //! Recovery from upstream endpoints: a frame that nobody here has is asked for elsewhere, by a NACK with the Proxied flag,
 //! and comes back by unicast.
 //!
-//! [`upstreams`] and [`health`] decide who is asked, [`flight`] which answer belongs to which job; both are pure.
-//! [`sockets`] moves datagrams, [`jobs`] ties them together, [`members`] finds the upstreams and remembers them, and
-//! [`probe`] is the operator's view of one.
+//! [`upstreams`] and [`health`] decide who is asked, `flight` which answer belongs to which job, `refresh` when upstreams
+//! are looked for: all of them pure. `sockets` moves datagrams, `jobs` ties them together, `members` finds the upstreams
+//! and `state_file` remembers them. [`probe`] is the operator's view of one.
 
 mod flight;
 pub mod health;
 mod jobs;
 mod members;
 pub mod probe;
+mod refresh;
 mod sockets;
+mod state_file;
 #[cfg(test)]
 mod tests;
 pub mod upstreams;
@@ -26,14 +28,16 @@ use retry_common::key::FrameKey;
 use retry_common::wire::answer::Answer;
 use retry_common::wire::frame::Frame;
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::monotonic_ns;
+use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
 use crate::retry::Retry;
 use crate::settings::Proxy;
-use flight::Flight;
+use flight::{Answered, Flight};
+use jobs::Ticket;
+use members::Members;
 use sockets::{Heard, Sockets};
 use upstreams::Upstreams;
 
@@ -105,7 +109,7 @@ pub type OnFrame = Arc<dyn Fn(Recovered) + Send + Sync>;
 /// A handle. Clones are the same recovery.
 #[derive(Clone)]
 pub struct Recovery {
-    queue: mpsc::Sender<Job>,
+    queue: mpsc::Sender<Ticket>,
     shared: Arc<Shared>,
 }
 
@@ -135,38 +139,44 @@ impl Recovery {
         on_frame: OnFrame,
         cancel: CancellationToken,
     ) -> Result<Self, ProxyError> {
-        let (queue, jobs) = mpsc::channel(config.proxy.queue);
+        let (queue, tickets) = mpsc::channel(config.proxy.queue);
         let shared = Arc::new(Shared {
             retry: Retry::new(&config.proxy.retry),
-            config,
             upstreams: Mutex::default(),
             flight: Mutex::default(),
             sockets: Sockets::open()?,
-            counters,
+            config,
+            counters: Arc::clone(&counters),
             claims,
             on_frame,
             cancel: cancel.clone(),
         });
-        let listening = Arc::clone(&shared);
-        let keeping = Arc::clone(&shared);
-        let working = Arc::clone(&shared);
-        let until = cancel.clone();
+        let (listening, listens) = (Arc::clone(&shared), cancel.clone());
         tokio::spawn(async move {
-            until.run_until_cancelled_owned(listening.sockets.listen(|heard| listening.take(heard))).await
+            listens.run_until_cancelled(listening.sockets.listen(|heard| listening.take(heard))).await;
         });
-        // The first members are known before the first job is taken.
+        let working = Arc::clone(&shared);
         tokio::spawn(async move {
-            let mut members = members::Members::new(&keeping.config.proxy, discover);
-            members.start(&keeping.upstreams).await;
-            tokio::spawn(jobs::work(working, jobs));
-            cancel.run_until_cancelled_owned(members.keep(&keeping.upstreams)).await
+            let mut members = Members::new(&working.config.proxy, discover, counters);
+            // The first members are known before the first job is taken.
+            if cancel.run_until_cancelled(members.look(&working.upstreams)).await.is_some() {
+                tokio::spawn(jobs::work(Arc::clone(&working), tickets));
+                cancel.run_until_cancelled(members.keep(&working.upstreams)).await;
+            }
         });
         Ok(Self { queue, shared })
     }
 
     /// Queues a recovery; never waits. Any thread may call it.
+    ///
+    /// A frame whose recovery waits or is under way is not queued again: listeners that miss one frame ask together.
     pub fn submit(&self, job: Job) {
-        if self.queue.try_send(job).is_err() {
+        let Some(ear) = self.shared.flight().begin(job.key) else {
+            self.shared.counters.one(Counter::ProxyInflightDedup);
+            return;
+        };
+        let ticket = Ticket { job, ear, shared: Arc::clone(&self.shared) };
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(ticket) {
             self.shared.counters.one(Counter::ProxyQueueDropped);
         }
     }
@@ -194,7 +204,7 @@ impl Shared {
             Heard::Datagram(bytes, from) => (bytes, from),
             Heard::Unreachable(to) => {
                 self.upstreams().unreachable(to, now_ns);
-                self.flight().unreachable(to);
+                self.flight().unreachable(to, now_ns);
                 return;
             }
         };
@@ -202,24 +212,25 @@ impl Shared {
             tracing::trace!(%from, "a datagram from somebody who is no upstream");
             return;
         }
-        let sent_ns = match Answer::parse(bytes) {
+        let answered = match Answer::parse(bytes) {
             Ok(Answer::Ack { seq_num, .. }) => self.flight().ack(seq_num, from),
-            Ok(Answer::Throttled { bucket, seq_num }) => self.flight().throttled(seq_num, bucket, from),
-            Ok(Answer::Miss) => self.flight().miss(from),
+            Ok(Answer::Miss) => self.flight().miss(from, now_ns),
+            Ok(Answer::Throttled { bucket, seq_num }) => {
+                let hold_ns = nanoseconds(jobs::hold(bucket));
+                self.upstreams().hold(from, now_ns.saturating_add(hold_ns));
+                self.flight().throttled(seq_num, from)
+            }
             Err(_) => match Frame::parse(bytes).ok().and_then(|frame| frame.head().cache_key()) {
-                Some(key) => self.flight().frame(&key, from, bytes).1,
+                Some(key) => self.flight().frame(&key, from, bytes),
                 None => {
                     self.counters.one(Counter::ProxyBadDatagrams);
                     return;
                 }
             },
         };
-        let rtt_ns = sent_ns.map(|sent_ns| now_ns.saturating_sub(sent_ns));
-        self.upstreams().answered(from, rtt_ns, now_ns);
+        if let Some(Answered { sent_ns }) = answered {
+            let rtt_ns = sent_ns.map(|sent_ns| now_ns.saturating_sub(sent_ns));
+            self.upstreams().answered(from, rtt_ns, now_ns);
+        }
     }
-}
-
-/// How long a THROTTLED of this bucket holds, nanoseconds (wire.md: 125 ms << bucket).
-fn hold_ns(bucket: u8) -> u64 {
-    125_000_000 << bucket.min(15)
 }

@@ -14,7 +14,7 @@ use retry_common::wire::answer::Answer;
 use retry_common::wire::nack::{FLAG_PROXIED, Nack};
 use serde::Serialize;
 
-use super::sockets::pending_unreachable;
+use super::sockets::{is_unreachable, tell_errors};
 use super::upstreams::is_same;
 use crate::settings::parse_duration;
 
@@ -153,7 +153,7 @@ fn resolve(text: &str) -> std::io::Result<SocketAddr> {
 pub fn probe(address: SocketAddr, count: u32, interval: Duration) -> std::io::Result<Report> {
     // Not connected: an answer from elsewhere is what we want to see.
     let socket = UdpSocket::bind(if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
-    super::sockets::tell_errors(&socket, address.is_ipv6())?;
+    tell_errors(&socket, address.is_ipv6())?;
     let mut report =
         Report { address, sent: 0, answered: 0, loss: 0.0, rtt_ms: None, answered_by: BTreeSet::new(), unreachable: 0 };
     let mut times = Vec::new();
@@ -163,7 +163,7 @@ pub fn probe(address: SocketAddr, count: u32, interval: Duration) -> std::io::Re
         let nack = Nack { flags: FLAG_PROXIED, key, subtree_id: [0; 32] };
         match socket.send_to(&nack.to_bytes(), address) {
             Ok(_) => {}
-            Err(error) if pending_unreachable(&error) => {}
+            Err(error) if is_unreachable(&error) => {}
             Err(error) => return Err(error),
         }
         report.sent += 1;
@@ -200,7 +200,7 @@ fn wait(socket: &UdpSocket, start: Instant, unreachable: &mut u32) -> std::io::R
             Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
                 return Ok(None);
             }
-            Err(error) if pending_unreachable(&error) => {
+            Err(error) if is_unreachable(&error) => {
                 *unreachable += 1;
                 return Ok(None);
             }

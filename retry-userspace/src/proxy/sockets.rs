@@ -1,13 +1,16 @@
 //! One UDP socket for each address family, whatever the number of jobs and upstreams.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 
-use nix::sys::socket::{MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
+use nix::libc::sock_extended_err;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
+
+use crate::net::options::set_receive_buffer;
 
 /// Receive buffer asked for, bytes: what hundreds of jobs may get at once.
 const BUFFER: usize = 4 << 20;
@@ -19,7 +22,7 @@ const LONGEST: usize = 65_536;
 pub(super) enum Heard<'a> {
     /// A datagram.
     Datagram(&'a [u8], SocketAddr),
-    /// A datagram of ours to this address came to nothing (RFC 4443 type 1, RFC 792 type 3).
+    /// A datagram of ours to this address came to nothing (RFC 4443 section 3.1, RFC 792).
     Unreachable(SocketAddr),
 }
 
@@ -32,13 +35,11 @@ pub(super) struct Sockets {
 
 impl Sockets {
     pub(super) fn open() -> io::Result<Self> {
-        let v6 = open(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, 0).into())?;
-        let v4 = match open(Domain::IPV4, (Ipv4Addr::UNSPECIFIED, 0).into()) {
-            Ok(v4) => Some(v4),
+        let v4 = match open((Ipv4Addr::UNSPECIFIED, 0).into()) {
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
-            Err(error) => return Err(error),
+            other => Some(other?),
         };
-        Ok(Self { v6, v4 })
+        Ok(Self { v6: open((Ipv6Addr::UNSPECIFIED, 0).into())?, v4 })
     }
 
     /// Sends one NACK.
@@ -49,7 +50,7 @@ impl Sockets {
         };
         match socket.send_to(bytes, to).await {
             // Perhaps the ICMP error of an earlier datagram, which is told to whoever calls next.
-            Err(error) if pending_unreachable(&error) => socket.send_to(bytes, to).await.map(drop),
+            Err(error) if is_unreachable(&error) => socket.send_to(bytes, to).await.map(drop),
             other => other.map(drop),
         }
     }
@@ -66,51 +67,71 @@ impl Sockets {
     }
 }
 
-fn open(domain: Domain, address: SocketAddr) -> io::Result<UdpSocket> {
+fn open(address: SocketAddr) -> io::Result<UdpSocket> {
+    let domain = Domain::for_address(address);
     let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-    if domain == Domain::IPV6 {
+    if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
-    socket.set_recv_buffer_size(BUFFER)?;
+    set_receive_buffer(&socket, BUFFER)?;
+    tell_errors(&socket, address.is_ipv6())?;
     socket.bind(&address.into())?;
-    tell_errors(&socket, domain == Domain::IPV6)?;
     UdpSocket::from_std(socket.into())
 }
 
 async fn hear(socket: &UdpSocket, take: &impl Fn(Heard<'_>)) {
     let mut buffer = vec![0; LONGEST];
-    loop {
-        let ready = socket.ready(Interest::READABLE | Interest::ERROR).await;
-        if ready.is_err() {
-            // The runtime ends.
-            return;
-        }
+    // Fails when the runtime ends.
+    while socket.ready(Interest::READABLE | Interest::ERROR).await.is_ok() {
         loop {
             match socket.try_recv_from(&mut buffer) {
                 Ok((length, from)) => take(Heard::Datagram(&buffer[..length], from)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // An ICMP error; the queue says whose.
                 Err(_) => {}
             }
         }
-        drain_errors(socket, take);
+        // Ends with "would block": that is how tokio learns that there is no more.
+        let _: io::Result<()> = socket.try_io(Interest::ERROR, || {
+            loop {
+                if let Some(to) = next_unreachable(socket)? {
+                    take(Heard::Unreachable(to));
+                }
+            }
+        });
     }
 }
 
-/// Reads the error queue: its addresses are those that our datagrams were sent to.
-fn drain_errors(socket: &UdpSocket, take: &impl Fn(Heard<'_>)) {
-    let _: io::Result<()> = socket.try_io(Interest::ERROR, || {
-        let mut control = nix::cmsg_space!([u8; 128]);
-        let mut bytes = [0; 128];
-        loop {
-            let mut vectors = [io::IoSliceMut::new(&mut bytes)];
-            let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-            let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut vectors, Some(&mut control), flags)?;
-            if let Some(to) = message.address.as_ref().and_then(address) {
-                take(Heard::Unreachable(to));
-            }
-        }
+/// Asks for the ICMP errors that come back for datagrams of this socket.
+pub(super) fn tell_errors(socket: &impl AsFd, is_v6: bool) -> io::Result<()> {
+    if is_v6 {
+        setsockopt(socket, sockopt::Ipv6RecvErr, &true)?;
+    } else {
+        setsockopt(socket, sockopt::Ipv4RecvErr, &true)?;
+    }
+    Ok(())
+}
+
+/// Takes the next message off the error queue: the address that cannot be reached, `None` when it says something else.
+///
+/// # Errors
+/// `WouldBlock` when the queue is empty.
+pub(super) fn next_unreachable(socket: &impl AsRawFd) -> io::Result<Option<SocketAddr>> {
+    let mut control = nix::cmsg_space!([u8; 128]);
+    let mut bytes = [0; 64];
+    let mut vectors = [IoSliceMut::new(&mut bytes)];
+    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+    // The message's address is the one that our datagram was sent to.
+    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut vectors, Some(&mut control), flags)?;
+    let tells = |error: &sock_extended_err| {
+        i32::try_from(error.ee_errno).is_ok_and(|code| is_unreachable(&io::Error::from_raw_os_error(code)))
+    };
+    let is_one = message.cmsgs()?.any(|one| match one {
+        ControlMessageOwned::Ipv6RecvErr(error, _) | ControlMessageOwned::Ipv4RecvErr(error, _) => tells(&error),
+        _ => false,
     });
+    Ok(message.address.filter(|_| is_one).as_ref().and_then(address))
 }
 
 fn address(raw: &SockaddrStorage) -> Option<SocketAddr> {
@@ -118,17 +139,8 @@ fn address(raw: &SockaddrStorage) -> Option<SocketAddr> {
     v6.or_else(|| raw.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into())))
 }
 
-/// Asks for the ICMP errors that come back for datagrams of this socket.
-pub(super) fn tell_errors(socket: &impl AsFd, is_v6: bool) -> io::Result<()> {
-    if is_v6 {
-        setsockopt(socket, sockopt::Ipv6RecvErr, &true)?
-    } else {
-        setsockopt(socket, sockopt::Ipv4RecvErr, &true)?
-    };
-    Ok(())
-}
-
-/// An ICMP error that came back for an earlier datagram.
-pub(super) fn pending_unreachable(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EPROTO))
+/// What the stack makes of an ICMP "destination unreachable" of whatever code.
+pub(super) fn is_unreachable(error: &io::Error) -> bool {
+    let codes = [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EACCES, libc::ENOPROTOOPT];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }

@@ -1,5 +1,8 @@
 //! The upstream endpoints: who they are, how they do, who is asked first. Pure: observations and time are handed in.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,14 +10,14 @@ use std::time::Duration;
 use super::health::{Health, Observation};
 use crate::settings::ProxySelect;
 
-/// Most upstreams known, named and discovered.
+/// Most upstreams known; those that the operator named are known however many they are.
 pub const MOST: usize = 64;
 /// How often one that is ill is tried, so that it can return.
 const TRY_AGAIN_NS: u64 = 5_000_000_000;
 /// How often a healthy one that is never first is measured, where its round-trip time decides.
 const MEASURE_NS: u64 = 30_000_000_000;
 /// The fastest takes the place of one that is slower by more than this factor.
-const TOO_SLOW: u32 = 2;
+const TOO_SLOW: u64 = 2;
 
 /// Where an upstream is, and how the operator or the beacon named it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -48,12 +51,30 @@ pub struct UpstreamStatus {
     pub address: SocketAddr,
     /// Named by the operator.
     pub pinned: bool,
-    /// It is asked with the others; one that is not comes last.
+    /// It answers. One that does not is asked after all others if it is pinned, else only now and then.
     pub healthy: bool,
     /// Smoothed round-trip time, once measured.
     pub rtt: Option<Duration>,
     /// Time since its last answer.
     pub last_answer: Option<Duration>,
+}
+
+/// One that is asked for a frame.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Choice {
+    /// Where the NACK goes.
+    pub address: SocketAddr,
+    /// It answers usually: its silence means something.
+    pub healthy: bool,
+}
+
+/// Who is asked for a frame.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Order {
+    /// One after the other, each address once.
+    pub ask: Vec<Choice>,
+    /// Somebody who told us to hold was left out.
+    pub held: bool,
 }
 
 /// The table.
@@ -63,29 +84,29 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// Who is asked for a frame of `flow`, in this order: healthy ones as `select` has it, then the others. Those that
-    /// told us to hold are left out.
+    /// Who is asked for a frame of `flow`: healthy ones as `select` has it, then pinned ones that do not answer as listed;
+    /// others only when there is nobody else. Those that told us to hold are left out.
     #[must_use]
-    pub fn order(&self, select: ProxySelect, flow: u64, now_ns: u64) -> Vec<SocketAddr> {
-        let free = |one: &&Upstream| one.held_until_ns <= now_ns;
-        let (mut healthy, ill): (Vec<&Upstream>, Vec<&Upstream>) =
-            self.all.iter().filter(free).partition(|one| one.is_healthy());
+    pub fn order(&self, select: ProxySelect, flow: u64, now_ns: u64) -> Order {
+        let (mut healthy, ill): (Vec<&Upstream>, Vec<&Upstream>) = self.all.iter().partition(|one| one.health.is_up());
         match select {
             ProxySelect::Order => {}
             ProxySelect::Rtt => healthy.sort_by_key(|one| one.rtt_ns.unwrap_or(u64::MAX)),
-            ProxySelect::Hash => {
-                healthy.sort_by_key(|one| std::cmp::Reverse(weight(&one.member.name, flow)));
-                let fastest = (0..healthy.len()).min_by_key(|at| healthy[*at].rtt_ns.unwrap_or(u64::MAX));
-                if let (Some(at), Some(first)) = (fastest, healthy.first())
-                    && let (Some(best), Some(chosen)) = (healthy[at].rtt_ns, first.rtt_ns)
-                    && chosen > best.saturating_mul(u64::from(TOO_SLOW))
-                {
-                    let fastest = healthy.remove(at);
-                    healthy.insert(0, fastest);
-                }
-            }
+            ProxySelect::Hash => by_hash(&mut healthy, flow),
         }
-        healthy.into_iter().chain(ill).map(|one| one.member.address).collect()
+        let pinned = ill.iter().copied().filter(|one| one.member.pinned);
+        let mut chosen: Vec<&Upstream> = healthy.iter().copied().chain(pinned).collect();
+        if chosen.is_empty() {
+            chosen = ill;
+        }
+        let held = chosen.iter().any(|one| one.is_held(now_ns));
+        let mut seen = HashSet::new();
+        let ask = chosen
+            .into_iter()
+            .filter(|one| !one.is_held(now_ns) && seen.insert(bare(one.member.address)))
+            .map(|one| Choice { address: one.member.address, healthy: one.health.is_up() })
+            .collect();
+        Order { ask, held }
     }
 
     /// One that nobody has asked for a while, and of which more should be known: it is sent a copy of a NACK.
@@ -96,7 +117,7 @@ impl Upstreams {
                 (true, ProxySelect::Hash | ProxySelect::Rtt) => MEASURE_NS,
                 (true, ProxySelect::Order) => return false,
             };
-            one.held_until_ns <= now_ns && now_ns.saturating_sub(one.tried_ns) >= pause
+            !one.is_held(now_ns) && now_ns.saturating_sub(one.tried_ns) >= pause
         };
         let one = self.all.iter_mut().filter(due).min_by_key(|one| one.tried_ns)?;
         one.tried_ns = now_ns;
@@ -184,7 +205,7 @@ impl Upstreams {
             name: one.member.name.clone(),
             address: one.member.address,
             pinned: one.member.pinned,
-            healthy: one.is_healthy(),
+            healthy: one.health.is_up(),
             rtt: one.rtt_ns.map(Duration::from_nanos),
             last_answer: one.health.last_answer_ns().map(|at| Duration::from_nanos(now_ns.saturating_sub(at))),
         };
@@ -197,29 +218,36 @@ impl Upstreams {
 }
 
 impl Upstream {
-    const fn is_healthy(&self) -> bool {
-        self.member.pinned || self.health.is_up()
+    const fn is_held(&self, now_ns: u64) -> bool {
+        self.held_until_ns > now_ns
+    }
+}
+
+/// Highest weight first; the fastest takes the place of a first choice that is too slow.
+fn by_hash(healthy: &mut Vec<&Upstream>, flow: u64) {
+    healthy.sort_by_cached_key(|one| std::cmp::Reverse(weight(&one.member.name, flow)));
+    let measured = healthy.iter().enumerate().filter_map(|(at, one)| Some((one.rtt_ns?, at)));
+    if let Some((best, at)) = measured.min()
+        && let Some(chosen) = healthy.first().and_then(|first| first.rtt_ns)
+        && chosen > best.saturating_mul(TOO_SLOW)
+    {
+        let fastest = healthy.remove(at);
+        healthy.insert(0, fastest);
     }
 }
 
 /// The members that follow from what the operator named and what was discovered: named ones first and verbatim, then the
-/// discovered ones in their order, each once, without those that cannot be reached from here.
+/// discovered ones in their order, each once, without those that cannot be reached from here, up to [`MOST`] in all.
 #[must_use]
 pub fn members(named: &[Member], discovered: &[SocketAddr]) -> Vec<Member> {
-    let mut seen: HashSet<SocketAddr> = HashSet::new();
-    let found = discovered.iter().filter(|address| is_reachable(**address)).map(|address| Member {
-        name: address.to_string(),
-        address: *address,
-        pinned: false,
-    });
-    let mut all: Vec<Member> = Vec::new();
-    for member in named.iter().cloned().chain(found) {
-        // Two names of one endpoint stay two when the operator wrote both.
-        if seen.insert(bare(member.address)) || member.pinned {
-            all.push(member);
-        }
-        if all.len() == MOST {
+    let mut all = named.to_vec();
+    let mut seen: HashSet<SocketAddr> = named.iter().map(|member| bare(member.address)).collect();
+    for address in discovered.iter().copied().filter(|address| is_reachable(*address)) {
+        if all.len() >= MOST {
             break;
+        }
+        if seen.insert(bare(address)) {
+            all.push(Member { name: address.to_string(), address, pinned: false });
         }
     }
     all
@@ -237,7 +265,7 @@ pub fn is_reachable(address: SocketAddr) -> bool {
 }
 
 /// Without what a received address has more than one that was resolved: flow label, and a zone where none is needed.
-fn bare(address: SocketAddr) -> SocketAddr {
+pub(super) fn bare(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V6(mut v6) => {
             v6.set_flowinfo(0);

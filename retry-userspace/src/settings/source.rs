@@ -120,7 +120,8 @@ fn command() -> Command {
         .about("Keeps the recent frames of a multicast fabric and answers NACKs for them, in the kernel where it can.")
         .override_usage("retry-endpoint [-name value | -name=value | -switch]...")
         .after_help(
-            "One dash or two. A flag beats its variable, a variable beats the default; an empty variable is not set.",
+            "One dash or two. A flag beats its variable, a variable beats the default; an empty variable is not set.\n\
+             retry-endpoint probe ADDR: measures how another endpoint answers; retry-endpoint probe -help tells more.",
         );
     GROUPS.iter().fold(command, |command, group| {
         let args = group.flags.iter().map(|flag| arg_of(flag).help_heading(group.title));
