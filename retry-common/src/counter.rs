@@ -147,6 +147,35 @@ counters! {
     HandedOver handed_over Kernel = "bre_xdp_handed_over_total" [] "Admitted NACKs handed to the daemon, which alone can send the frame.";
 }
 
+/// The help line of a metric whose series have several label values; the others have that of their one series.
+const FAMILIES: &[(&str, &str)] = &[
+    ("bre_frames_dropped_total", "Datagrams on the data port that were not cached, by reason."),
+    ("bre_cache_duplicates_total", "Frames heard again, by whether their bytes were the same."),
+    ("bre_cache_stored_total", "Frames stored in the frame log, by where they came from."),
+    ("bre_cache_evicted_total", "Frames dropped from the frame log, by reason."),
+    ("bre_nack_dropped_total", "Datagrams to the NACK port that are no NACK, by reason."),
+    ("bre_responses_sent_total", "Answers sent, by type."),
+    ("bre_response_send_errors_total", "Answers that could not be sent, by type."),
+    ("bre_rate_limit_drops_total", "NACKs over a limit, by level."),
+    ("bre_tee_datagrams_total", "Datagrams on the tee socket, by form."),
+    ("bre_store_frames_lost_total", "Frames not written to the shared store, by reason."),
+    ("bre_store_lookups_total", "NACKs for which the shared store was asked, and those it had no answer for in time."),
+    ("bre_dedup_repairs_total", "Multicast repairs that instances told each other of, by direction."),
+    ("bre_dedup_errors_total", "Multicast repairs that dedup between instances missed, by reason."),
+    ("bre_proxy_failed_total", "Recoveries from upstream given up, by reason."),
+    ("bre_beacon_dropped_total", "Datagrams on the beacon groups that came to nothing, by reason."),
+    ("bre_manifests_dropped_total", "Shard manifests that came to nothing, by reason."),
+    ("bre_xdp_passed_total", "Packets to the NACK port that the kernel passed on to the daemon's socket, by reason."),
+];
+
+impl Counter {
+    /// The help line of its metric.
+    pub fn help(self) -> &'static str {
+        let series = self.series();
+        FAMILIES.iter().find(|(name, _)| *name == series.name).map_or(series.help, |(_, help)| help)
+    }
+}
+
 impl Counters {
     /// The sum of two blocks, as of two CPUs or two paths.
     #[must_use]
@@ -177,6 +206,16 @@ mod tests {
             for b in Counter::ALL.iter().skip(i + 1) {
                 assert!(series.name != b.series().name || series.labels != b.series().labels, "{series:?} twice");
             }
+        }
+    }
+
+    #[test]
+    fn a_metric_of_several_series_has_a_help_line_of_its_own() {
+        for counter in Counter::ALL {
+            let name = counter.series().name;
+            let series = Counter::ALL.iter().filter(|other| other.series().name == name).count();
+            let has_own = FAMILIES.iter().any(|(family, _)| *family == name);
+            assert_eq!(has_own, series > 1, "{name}");
         }
     }
 

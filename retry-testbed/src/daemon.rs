@@ -44,8 +44,12 @@ pub struct Daemon<'a> {
     child: ChildGuard,
     ns: &'a Netns,
     metrics: SocketAddr,
-    log: Arc<Mutex<Vec<String>>>,
+    log: Lines,
+    stdout: Lines,
 }
+
+/// Lines of output, shared with the thread that reads them.
+type Lines = Arc<Mutex<Vec<String>>>;
 
 impl<'a> Daemon<'a> {
     /// The binary named by `RETRY_ENDPOINT_BIN`.
@@ -97,15 +101,15 @@ impl<'a> Daemon<'a> {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = ns.spawn(command)?;
-        let log = Arc::new(Mutex::new(Vec::new()));
+        let (log, lines) = (Lines::default(), Lines::default());
         let pipes = child.child_mut();
         if let Some(stdout) = pipes.stdout.take() {
-            keep(stdout, &log);
+            keep(stdout, vec![Arc::clone(&log), Arc::clone(&lines)]);
         }
         if let Some(stderr) = pipes.stderr.take() {
-            keep(stderr, &log);
+            keep(stderr, vec![Arc::clone(&log)]);
         }
-        Ok(Self { child, ns, metrics: METRICS.parse()?, log })
+        Ok(Self { child, ns, metrics: METRICS.parse()?, log, stdout: lines })
     }
 
     /// The child process.
@@ -113,10 +117,16 @@ impl<'a> Daemon<'a> {
         &mut self.child
     }
 
-    /// What it has logged.
+    /// What it has logged, on stderr and on stdout.
     #[must_use]
     pub fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+    }
+
+    /// The lines among these that came on stdout.
+    #[must_use]
+    pub fn stdout(&self) -> Vec<String> {
+        self.stdout.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A GET on its HTTP server.
@@ -230,16 +240,17 @@ fn program_time(pid: u32) -> Result<(Duration, u64)> {
     Ok((Duration::from_nanos(time), runs))
 }
 
-fn keep(pipe: impl Read + Send + 'static, log: &Arc<Mutex<Vec<String>>>) {
-    let log = Arc::clone(log);
+fn keep(pipe: impl Read + Send + 'static, logs: Vec<Lines>) {
     // Ends by itself when the daemon has closed its end.
     thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-            if log.len() == LOG_LINES {
-                log.remove(LOG_LINES / 2);
+            for log in &logs {
+                let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                if log.len() == LOG_LINES {
+                    log.remove(LOG_LINES / 2);
+                }
+                log.push(line.clone());
             }
-            log.push(line);
         }
     });
 }

@@ -20,6 +20,12 @@ use crate::{
 
 /// Name of every host's interface.
 pub const INTERFACE: &str = "eth0";
+/// Name of the interface that [`Host::second_link`] adds.
+pub const SECOND_INTERFACE: &str = "eth1";
+/// Its address.
+pub const SECOND_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xFD11, 0, 0, 0, 0, 0, 0, 1);
+/// Its MAC.
+pub const SECOND_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 /// The group id of the field's default, the second-last word of a group address.
 pub const GROUP_ID: u16 = 0x000B;
 /// The multicast data port.
@@ -30,7 +36,13 @@ pub const NACK_PORT: u16 = 9300;
 /// The site-local group address of a group index under the default group id.
 #[must_use]
 pub const fn group(index: u16) -> Ipv6Addr {
-    Ipv6Addr::new(0xFF05, 0, 0, 0, 0, 0, GROUP_ID, index)
+    group_in(0xFF05, index)
+}
+
+/// The group address of a group index under a prefix (FF02, FF05, FF08 and FF0E are any-source, FF35 and FF3E source-specific).
+#[must_use]
+pub const fn group_in(prefix: u16, index: u16) -> Ipv6Addr {
+    Ipv6Addr::new(prefix, 0, 0, 0, 0, 0, GROUP_ID, index)
 }
 
 /// One host of a fabric.
@@ -69,6 +81,45 @@ impl Host {
 
     fn mac_text(&self) -> String {
         mac_text(self.mac)
+    }
+
+    /// Gives this host a further address on [`INTERFACE`].
+    ///
+    /// # Errors
+    /// It has the address already.
+    pub fn add_address(&self, address: Ipv6Addr) -> Result<()> {
+        self.ns.run(&["ip", "-6", "addr", "add", &format!("{address}/64"), "dev", INTERFACE, "nodad"])?;
+        Ok(())
+    }
+
+    /// Gives this host a second interface `eth1` with the address `fd11::1`, and returns the host at its other end, `fd11::2`.
+    ///
+    /// The two networks know nothing of each other: nothing is forwarded between them.
+    ///
+    /// # Errors
+    /// As [`Fabric::flat`]; it has a second interface already.
+    pub fn second_link(&self, name: &str, mtu: u16) -> Result<Self> {
+        let mut far = Self::new(name, 2)?;
+        far.addr = Ipv6Addr::new(0xFD11, 0, 0, 0, 0, 0, 0, 2);
+        far.mac = [2, 0, 0, 0, 1, 2];
+        veth(&self.ns, SECOND_INTERFACE, &far.ns, INTERFACE)?;
+        far.finish(mtu)?;
+        self.ns.quiet_ipv6(SECOND_INTERFACE)?;
+        let (near, address) = (mac_text(SECOND_MAC), format!("{SECOND_ADDRESS}/64"));
+        for argv in [
+            &["ip", "link", "set", SECOND_INTERFACE, "address", &near, "mtu", &mtu.to_string()][..],
+            &["ip", "-6", "addr", "add", &address, "dev", SECOND_INTERFACE, "nodad"],
+            &["ip", "link", "set", SECOND_INTERFACE, "up"],
+        ] {
+            self.ns.run(argv)?;
+        }
+        offloads(&self.ns, SECOND_INTERFACE)?;
+        know(&self.ns, SECOND_INTERFACE, far.addr, far.mac)?;
+        know(&far.ns, INTERFACE, SECOND_ADDRESS, SECOND_MAC)?;
+        for (ns, interface) in [(&self.ns, SECOND_INTERFACE), (&far.ns, INTERFACE)] {
+            await_text(ns, &["ip", "-6", "route", "show", "table", "local", "type", "multicast"], interface)?;
+        }
+        Ok(far)
     }
 
     fn finish(&mut self, mtu: u16) -> Result<()> {
@@ -244,23 +295,18 @@ impl Fabric {
     fn meet(&self) -> Result<()> {
         for host in &self.hosts {
             for other in self.hosts.iter().filter(|other| other.name != host.name) {
-                host.ns.run(&[
-                    "ip",
-                    "-6",
-                    "neigh",
-                    "replace",
-                    &other.addr.to_string(),
-                    "lladdr",
-                    &other.mac_text(),
-                    "dev",
-                    INTERFACE,
-                    "nud",
-                    "permanent",
-                ])?;
+                know(&host.ns, INTERFACE, other.addr, other.mac)?;
             }
         }
         Ok(())
     }
+}
+
+/// Makes a host know who an address belongs to, for good.
+fn know(ns: &Netns, interface: &str, address: Ipv6Addr, mac: [u8; 6]) -> Result<()> {
+    let (address, mac) = (address.to_string(), mac_text(mac));
+    ns.run(&["ip", "-6", "neigh", "replace", &address, "lladdr", &mac, "dev", interface, "nud", "permanent"])?;
+    Ok(())
 }
 
 fn mac_text(mac: [u8; 6]) -> String {

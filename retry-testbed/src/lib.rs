@@ -3,9 +3,11 @@
 //! From the ground up: [`netns`] makes namespaces, [`fabric`] joins hosts in them, [`loss`] loses packets on the way.
 //! [`packet`] builds and checks packets, [`capture`] reads and writes them raw. [`frames`] makes frames, [`publish`] sends
 //! them and notes them in the [`journal`], [`listener`] receives them, asks for what it missed ([`answer`]) and compares.
+//! [`announce`] reads ADVERTs and sends shard manifests, [`tee`] hands frames to a daemon on its own host.
 //! [`daemon`] runs the real program and reads its numbers ([`http`]); [`testrun`] runs one packet through an XDP program,
 //! [`loaded`] is ours with a frame log, [`outcome`] what a NACK gets from it; [`replay`] takes datagrams out of a capture.
 
+pub mod announce;
 pub mod answer;
 pub mod capture;
 pub mod daemon;
@@ -21,4 +23,5 @@ pub mod outcome;
 pub mod packet;
 pub mod publish;
 pub mod replay;
+pub mod tee;
 pub mod testrun;

@@ -35,13 +35,21 @@ impl Publisher {
     /// # Errors
     /// No such interface.
     pub fn open(ns: &Netns, journal: Arc<Journal>) -> Result<Self> {
+        Self::open_from(ns, Ipv6Addr::UNSPECIFIED, journal)
+    }
+
+    /// As [`Publisher::open`], with one of the host's addresses as the source of every frame.
+    ///
+    /// # Errors
+    /// No such interface, or no such address on it.
+    pub fn open_from(ns: &Netns, source: Ipv6Addr, journal: Arc<Journal>) -> Result<Self> {
         let index = ns.interface_index(INTERFACE)?;
         let socket = ns.enter(|| -> Result<UdpSocket> {
             let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
             socket.set_multicast_if_v6(index)?;
             socket.set_multicast_hops_v6(1)?;
             socket.set_send_buffer_size(4 << 20)?;
-            socket.bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0).into())?;
+            socket.bind(&SocketAddrV6::new(source, 0, 0, 0).into())?;
             Ok(socket.into())
         })?;
         Ok(Self { socket, journal, sent: AtomicU64::new(0) })

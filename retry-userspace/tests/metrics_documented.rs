@@ -70,7 +70,7 @@ fn describes(row: &Row, series: &Series) -> bool {
 }
 
 fn scrape() -> String {
-    metrics_text(&Snapshot::default()).expect("a snapshot becomes text")
+    metrics_text(&Snapshot::complete()).expect("a snapshot becomes text")
 }
 
 #[test]

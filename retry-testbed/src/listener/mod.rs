@@ -4,6 +4,7 @@
 //! the field's listeners in two ways: a repair is compared byte by byte with what was published, and an ACK that promises
 //! a frame which does not come is counted and the frame asked for again.
 
+mod known;
 mod stats;
 mod worker;
 
@@ -27,6 +28,7 @@ use socket2::{Domain, Socket, Type};
 
 pub use self::stats::Stats;
 use crate::{
+    announce::BEACON_PORT,
     fabric::{DATA_PORT, INTERFACE},
     journal::Journal,
     netns::Netns,
@@ -40,8 +42,10 @@ const JOINS_A_SOCKET: usize = 1_000;
 pub struct ListenerSettings {
     /// Groups to join on `eth0`.
     pub groups: Vec<Ipv6Addr>,
-    /// Where NACKs go.
-    pub endpoint: SocketAddrV6,
+    /// Endpoints known from the start; those heard by beacon are asked before them.
+    pub seeds: Vec<SocketAddrV6>,
+    /// Beacon groups to join on `eth0`, for endpoints that announce themselves.
+    pub beacons: Vec<Ipv6Addr>,
     /// Whether gaps are asked for at all; otherwise they are only counted.
     pub ask: bool,
     /// How long a gap may fill by itself before it is asked for: packets overtake each other between two CPUs.
@@ -52,7 +56,7 @@ pub struct ListenerSettings {
     pub drain: Duration,
     /// Asks per gap before it is given up, the first included.
     pub attempts: u32,
-    /// Asks per gap after which a MISS is final; 1 takes the first for an answer.
+    /// Rounds of asking every known endpoint after which a MISS is final; 1 takes the first MISS of the last for an answer.
     pub miss_attempts: u32,
     /// First pause after silence; doubles each time, four times at most.
     pub backoff: Duration,
@@ -63,10 +67,17 @@ pub struct ListenerSettings {
 impl ListenerSettings {
     /// The field's behaviour towards one endpoint.
     #[must_use]
-    pub const fn new(groups: Vec<Ipv6Addr>, endpoint: SocketAddrV6) -> Self {
+    pub fn new(groups: Vec<Ipv6Addr>, endpoint: SocketAddrV6) -> Self {
+        Self { seeds: vec![endpoint], ..Self::discovering(groups, Vec::new()) }
+    }
+
+    /// The field's behaviour towards the endpoints that announce themselves on these beacon groups.
+    #[must_use]
+    pub const fn discovering(groups: Vec<Ipv6Addr>, beacons: Vec<Ipv6Addr>) -> Self {
         Self {
             groups,
-            endpoint,
+            seeds: Vec::new(),
+            beacons,
             ask: true,
             patience: Duration::from_millis(2),
             answer_wait: Duration::from_millis(300),
@@ -103,10 +114,18 @@ impl Listener {
         raise_descriptor_limit();
         let index = ns.interface_index(INTERFACE)?;
         let groups = ns.enter(|| {
-            settings.groups.chunks(JOINS_A_SOCKET).map(|chunk| join(chunk, index)).collect::<Result<Vec<_>>>()
+            settings
+                .groups
+                .chunks(JOINS_A_SOCKET)
+                .map(|chunk| join(chunk, index, DATA_PORT))
+                .collect::<Result<Vec<_>>>()
         })?;
+        let beacons = match settings.beacons.as_slice() {
+            [] => None,
+            groups => Some(ns.enter(|| join(groups, index, BEACON_PORT))?),
+        };
         let shared = Arc::new(Shared::default());
-        let worker = worker::Worker::new(settings, journal, groups, Arc::clone(&shared))?;
+        let worker = worker::Worker::new(settings, journal, groups, beacons, Arc::clone(&shared))?;
         let handle = ns.handle()?;
         let thread = thread::spawn(move || {
             // The sockets of later NACKs are made on this thread.
@@ -171,8 +190,8 @@ impl Drop for Listener {
     }
 }
 
-/// A socket on port 9001 that is a member of these groups and hears no others.
-fn join(groups: &[Ipv6Addr], index: u32) -> Result<UdpSocket> {
+/// A socket on a port that is a member of these groups and hears no others.
+fn join(groups: &[Ipv6Addr], index: u32, port: u16) -> Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
@@ -183,7 +202,7 @@ fn join(groups: &[Ipv6Addr], index: u32) -> Result<UdpSocket> {
             .join_multicast_v6(group, index)
             .with_context(|| format!("join {group} (sysctl net.core.optmem_max limits joins)"))?;
     }
-    socket.bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, DATA_PORT, 0, 0).into())?;
+    socket.bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0).into())?;
     Ok(socket.into())
 }
 

@@ -81,6 +81,8 @@ pub struct Stats {
     pub acks: u64,
     /// MISSes received.
     pub misses: u64,
+    /// NACKs sent to the next endpoint because of a MISS.
+    pub escalations: u64,
     /// THROTTLEDs received.
     pub throttled: u64,
     /// NACKs that nothing came back for in time.
@@ -125,6 +127,7 @@ impl Stats {
             (&mut self.nacks, other.nacks),
             (&mut self.acks, other.acks),
             (&mut self.misses, other.misses),
+            (&mut self.escalations, other.escalations),
             (&mut self.throttled, other.throttled),
             (&mut self.silent, other.silent),
             (&mut self.broken_promises, other.broken_promises),

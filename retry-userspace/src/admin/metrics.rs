@@ -1,118 +1,58 @@
-//! `/metrics`: the snapshot as Prometheus text. Names and labels of counters are `retry_common::counter`'s.
+//! `/metrics`: the samples of the snapshot as Prometheus text.
 
-use prometheus::proto::{Counter as CounterProto, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
-use retry_common::counter::{Counter, Side};
 
 use super::Snapshot;
-
-/// Names of the lanes of the frame log, in their order.
-const RINGS: [&str; 2] = ["short", "long"];
+use super::samples::{Kind, Sample, samples};
 
 /// The content type of [`text`].
 pub(super) const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// The snapshot as Prometheus text.
 pub fn text(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
-    let mut families = Vec::new();
-    for counter in Counter::ALL {
-        let series = counter.series();
-        let (user, kernel) = (snapshot.user.get(*counter), snapshot.kernel.get(*counter));
-        let family = family(&mut families, series.name, series.help, MetricType::COUNTER);
-        match series.side {
-            Side::User => family.mut_metric().push(count(series.labels, None, user)),
-            Side::Kernel => family.mut_metric().push(count(series.labels, None, kernel)),
-            Side::Both => {
-                family.mut_metric().push(count(series.labels, Some("xdp"), kernel));
-                family.mut_metric().push(count(series.labels, Some("user"), user));
-            }
-        }
+    let mut families: Vec<MetricFamily> = Vec::new();
+    for sample in samples(snapshot) {
+        // Series of one name stand together.
+        let place = families.iter().position(|family| family.name() == sample.name).unwrap_or_else(|| {
+            let mut family = MetricFamily::default();
+            family.set_name(sample.name.to_owned());
+            family.set_help(sample.help.to_owned());
+            family.set_field_type(match sample.kind {
+                Kind::Counter => MetricType::COUNTER,
+                Kind::Gauge => MetricType::GAUGE,
+            });
+            families.push(family);
+            families.len() - 1
+        });
+        families[place].mut_metric().push(metric(sample));
     }
-    family(&mut families, "bre_beacon_adverts_sent_total", "ADVERT beacons sent.", MetricType::COUNTER)
-        .mut_metric()
-        .push(count(&[], None, snapshot.adverts_sent));
-
-    #[expect(clippy::cast_precision_loss, reason = "a gauge is a double: exact up to 2^53")]
-    let mut gauge_of = |name: &str, help: &str, labels: &[(&str, &str)], value: u64, scale: f64| {
-        family(&mut families, name, help, MetricType::GAUGE).mut_metric().push(gauge(labels, value as f64 * scale));
-    };
-    gauge_of("bre_cache_size", "Frames that can be found in the frame log.", &[], snapshot.frames, 1.0);
-    for (ring, lane) in RINGS.iter().zip(&snapshot.lanes) {
-        let labels = [("ring", *ring)];
-        gauge_of(
-            "bre_cache_oldest_age_seconds",
-            "Age of the oldest frame still held: a ring shorter than the TTL shows here.",
-            &labels,
-            lane.oldest_age_ms,
-            0.001,
-        );
-        gauge_of(
-            "bre_cache_ring_used_bytes",
-            "Bytes between the oldest and the newest record.",
-            &labels,
-            lane.used_bytes,
-            1.0,
-        );
-        gauge_of("bre_cache_ring_size_bytes", "Bytes of the ring.", &labels, lane.size_bytes, 1.0);
-    }
-    gauge_of(
-        "bre_xdp_mode",
-        "1 for the mode in force, with the reason for it.",
-        &[("mode", snapshot.xdp_mode), ("reason", &snapshot.xdp_reason)],
-        1,
-        1.0,
-    );
-
     let mut out = Vec::new();
     TextEncoder::new().encode(&families, &mut out)?;
     String::from_utf8(out).map_err(|error| prometheus::Error::Msg(error.to_string()))
 }
 
-/// The family of that name, made if need be: series of one name stand together.
-fn family<'a>(families: &'a mut Vec<MetricFamily>, name: &str, help: &str, kind: MetricType) -> &'a mut MetricFamily {
-    let place = families.iter().position(|family| family.name() == name).unwrap_or_else(|| {
-        let mut family = MetricFamily::default();
-        family.set_name(name.to_owned());
-        family.set_help(help.to_owned());
-        family.set_field_type(kind);
-        families.push(family);
-        families.len() - 1
-    });
-    &mut families[place]
-}
-
-#[expect(clippy::cast_precision_loss, reason = "the format's numbers are doubles: exact up to 2^53")]
-fn count(labels: &[(&str, &str)], path: Option<&str>, value: u64) -> Metric {
-    let mut metric = labelled(labels, path);
-    let mut counter = CounterProto::default();
-    counter.set_value(value as f64);
-    metric.set_counter(counter);
-    metric
-}
-
-fn gauge(labels: &[(&str, &str)], value: f64) -> Metric {
-    let mut metric = labelled(labels, None);
-    let mut gauge = Gauge::default();
-    gauge.set_value(value);
-    metric.set_gauge(gauge);
-    metric
-}
-
-fn labelled(labels: &[(&str, &str)], path: Option<&str>) -> Metric {
+fn metric(sample: Sample) -> Metric {
     let mut metric = Metric::default();
-    metric.set_label(
-        labels
-            .iter()
-            .copied()
-            .chain(path.map(|path| ("path", path)))
-            .map(|(name, value)| {
-                let mut pair = LabelPair::default();
-                pair.set_name(name.to_owned());
-                pair.set_value(value.to_owned());
-                pair
-            })
-            .collect(),
-    );
+    let label = |(name, value): (&str, String)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_owned());
+        pair.set_value(value);
+        pair
+    };
+    metric.set_label(sample.labels.into_iter().map(label).collect());
+    match sample.kind {
+        Kind::Counter => {
+            let mut counter = Counter::default();
+            counter.set_value(sample.value);
+            metric.set_counter(counter);
+        }
+        Kind::Gauge => {
+            let mut gauge = Gauge::default();
+            gauge.set_value(sample.value);
+            metric.set_gauge(gauge);
+        }
+    }
     metric
 }
 

@@ -2,9 +2,10 @@
 
 pub mod manage;
 mod metrics;
+pub mod samples;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Query, State};
 use axum::http::{Method, StatusCode, header};
@@ -17,6 +18,7 @@ use serde_json::json;
 
 use crate::framelog::LaneUse;
 use crate::telemetry::LogLevel;
+use crate::telemetry::inventory::Host;
 
 pub use metrics::text as metrics_text;
 
@@ -41,8 +43,49 @@ pub struct Snapshot {
     pub workers_ready: usize,
     /// Workers that should.
     pub workers_total: usize,
+    /// The shared store, when there is one.
+    pub store: Option<StoreUse>,
+    /// The upstream endpoints.
+    pub upstreams: Vec<Upstream>,
+    /// Sources that the data groups are joined from; 0 with any source.
+    pub ssm_sources: usize,
+    /// Sockets that frames are received on.
+    pub ingress_sockets: usize,
+    /// The host.
+    pub host: Host,
     /// True from the signal to the end.
     pub draining: bool,
+}
+
+impl Snapshot {
+    /// One in which every metric stands, also of parts that may have nothing to show.
+    pub fn complete() -> Self {
+        Self {
+            store: Some(StoreUse::default()),
+            upstreams: vec![Upstream { rtt: Some(Duration::ZERO), ..Upstream::default() }],
+            ..Self::default()
+        }
+    }
+}
+
+/// How the shared store does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StoreUse {
+    /// It is connected and answers.
+    pub up: bool,
+    /// Frames that wait to be written.
+    pub queued: usize,
+}
+
+/// How an upstream endpoint does.
+#[derive(Clone, Debug, Default)]
+pub struct Upstream {
+    /// Host and port.
+    pub name: String,
+    /// It is asked with the others.
+    pub up: bool,
+    /// Smoothed round-trip time, once measured.
+    pub rtt: Option<Duration>,
 }
 
 /// Where the numbers come from.

@@ -1,9 +1,9 @@
 //! Fills the frame log from the multicast groups.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use retry_common::group::Sharding;
 use retry_common::key::FrameKey;
 use retry_common::wire::frame::{Class, Frame};
 
-use super::joins::Joins;
+use super::listening::Listening;
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
 use crate::framelog::{NewFrame, Put, Writer};
@@ -115,28 +115,58 @@ pub struct Fill {
 
 impl Fill {
     /// Fills from the joined sockets until `shutdown`.
-    pub fn run(&self, joins: &Joins, shutdown: &AtomicBool) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// What a receive returns.
+    pub fn run(&self, listening: &mut Listening, shutdown: &AtomicBool) -> io::Result<()> {
         let mut batch = Batch::new(BATCH, BUFFER_LEN);
-        let sockets: Vec<BorrowedFd<'_>> = joins.fds().collect();
-        let mut readiness = Readiness::new(sockets.iter().copied());
-        let mut lost = vec![0u32; sockets.len()];
+        let mut lost = HashMap::new();
         while !shutdown.load(Ordering::Relaxed) {
+            listening.reconcile(|leaving| {
+                for socket in leaving.fds() {
+                    while batch.recv_now(&socket).is_ok_and(|received| received > 0) {
+                        self.take(&batch, lost.entry(socket.as_raw_fd()).or_default());
+                    }
+                    // The number may be that of another socket next.
+                    lost.remove(&socket.as_raw_fd());
+                }
+            });
+            self.run_unchanged(listening, &mut batch, &mut lost, shutdown)?;
+        }
+        Ok(())
+    }
+
+    /// Fills until the sockets have to change.
+    fn run_unchanged(
+        &self,
+        listening: &Listening,
+        batch: &mut Batch,
+        lost: &mut HashMap<RawFd, u32>,
+        shutdown: &AtomicBool,
+    ) -> io::Result<()> {
+        let sockets: Vec<BorrowedFd<'_>> = listening.fds().collect();
+        let mut readiness = Readiness::new(sockets.iter().copied());
+        while !shutdown.load(Ordering::Relaxed) && !listening.has_news() {
             readiness.wait(PATIENCE)?;
             for i in readiness.ready() {
                 batch.recv_now(&sockets[i])?;
-                let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-                let now_ns = monotonic_ns();
-                for datagram in batch.datagrams() {
-                    // The kernel tells the sum since the socket was opened.
-                    let newly = datagram.dropped.wrapping_sub(lost[i]);
-                    self.counters.add(Counter::FrameSocketOverflow, u64::from(newly));
-                    lost[i] = datagram.dropped;
-                    self.store(&mut writer, datagram.bytes, datagram.source, StoredFrom::Multicast, now_ns);
-                }
-                self.count_evictions(&mut writer);
+                self.take(batch, lost.entry(sockets[i].as_raw_fd()).or_default());
             }
         }
         Ok(())
+    }
+
+    /// Stores a batch; `lost` is what the socket had dropped before it, as the kernel counts since the socket was opened.
+    fn take(&self, batch: &Batch, lost: &mut u32) {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let now_ns = monotonic_ns();
+        for datagram in batch.datagrams() {
+            let newly = datagram.dropped.wrapping_sub(*lost);
+            self.counters.add(Counter::FrameSocketOverflow, u64::from(newly));
+            *lost = datagram.dropped;
+            self.store(&mut writer, datagram.bytes, datagram.source, StoredFrom::Multicast, now_ns);
+        }
+        self.count_evictions(&mut writer);
     }
 
     /// Drops what has outlived its time; for a timer.

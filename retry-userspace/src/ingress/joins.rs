@@ -1,4 +1,4 @@
-//! Any-source joins of the fabric's groups, spread over as many sockets as they need.
+//! Joins of the fabric's groups, any-source or of one source, spread over as many sockets as they need.
 
 use std::collections::HashSet;
 use std::fs;
@@ -76,6 +76,26 @@ impl Joins {
     /// # Errors
     /// [`JoinError`]; none of the joins stays.
     pub fn open(interface: u32, port: u16, groups: &[Ipv6Addr]) -> Result<Self, JoinError> {
+        Self::open_with(interface, port, groups, |socket, group| socket.join_multicast_v6(group, interface))
+    }
+
+    /// As [`Joins::open`], for the datagrams of `source` alone. One source a socket: the kernel's limit of sources for a
+    /// group (`net.ipv6.mld_max_msf`) is never met, and a source comes and goes without touching another.
+    ///
+    /// # Errors
+    /// [`JoinError`]; none of the joins stays.
+    pub fn open_source(interface: u32, port: u16, groups: &[Ipv6Addr], source: Ipv6Addr) -> Result<Self, JoinError> {
+        Self::open_with(interface, port, groups, |socket, group| {
+            options::join_source(socket, interface, *group, source)
+        })
+    }
+
+    fn open_with(
+        interface: u32,
+        port: u16,
+        groups: &[Ipv6Addr],
+        join: impl Fn(&Socket, &Ipv6Addr) -> io::Result<()>,
+    ) -> Result<Self, JoinError> {
         // Joined on two sockets, a group's datagrams would arrive twice.
         let mut seen = HashSet::with_capacity(groups.len());
         let groups: Vec<Ipv6Addr> = groups.iter().copied().filter(|group| seen.insert(*group)).collect();
@@ -84,12 +104,12 @@ impl Joins {
         let mut sockets = Vec::new();
         let mut on_this_socket = 0;
         for (joined, &group) in groups.iter().enumerate() {
-            let mut result = socket.join_multicast_v6(&group, interface);
+            let mut result = join(&socket, &group);
             if on_this_socket > 0 && result.as_ref().is_err_and(has_no_room) {
                 let (next, _) = open_socket(interface, port).map_err(fail)?;
                 sockets.push(std::mem::replace(&mut socket, next));
                 on_this_socket = 0;
-                result = socket.join_multicast_v6(&group, interface);
+                result = join(&socket, &group);
             }
             match result {
                 Ok(()) => on_this_socket += 1,

@@ -21,6 +21,7 @@ use crate::framelog::Record;
 use crate::ingress::fill::{Fill, StoredFrom};
 use crate::proxy::{Job, Recovered, Recovery};
 use crate::store::{Claim, Store, Stored, Unavailable};
+use crate::telemetry::trace::Traced;
 
 /// NACKs that wait for the store, and repairs that wait for a claim, at most. More are answered as if it were down.
 const MOST_WAITING: usize = 4_096;
@@ -34,6 +35,8 @@ pub struct Waiting {
     pub to: SocketAddrV6,
     /// Who charged its limits.
     pub admitted: Admitted,
+    /// Set when it is traced.
+    pub traced: Option<Traced>,
 }
 
 /// What came of a wait.

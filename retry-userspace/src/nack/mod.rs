@@ -25,6 +25,7 @@ use crate::net::batch::{Batch, Readiness};
 use crate::net::nack_socket::NackSocket;
 use crate::proxy::Job;
 use crate::repair::Sender;
+use crate::telemetry::trace::NackTracer;
 use beyond::{Beyond, Waiting};
 
 /// Datagrams taken in one system call.
@@ -44,6 +45,8 @@ pub struct Server {
     pub sender: Sender,
     /// Asks whoever else may have a frame.
     pub beyond: Beyond,
+    /// Traces some of the NACKs.
+    pub tracer: NackTracer,
     /// Counts.
     pub counters: Arc<UserCounters>,
 }
@@ -64,12 +67,10 @@ impl Server {
             }
             for datagram in batch.datagrams() {
                 if let Some(nack) = self.parse(datagram.bytes) {
+                    let traced = self.tracer.begin();
                     let verdict = self.engine.handle_nack(&nack, *datagram.source.ip(), monotonic_ns());
-                    self.carry_out(
-                        &Waiting { nack, to: datagram.source, admitted: Admitted::Here },
-                        verdict,
-                        &mut frame,
-                    );
+                    let asked = Waiting { nack, to: datagram.source, admitted: Admitted::Here, traced };
+                    self.carry_out(&asked, verdict, &mut frame);
                 }
             }
         }
@@ -94,7 +95,12 @@ impl Server {
         let nack = Nack { flags: event.nack_flags, key: event.key, subtree_id: [0; 32] };
         let scope = if event.source[0] == 0xfe && event.source[1] & 0xc0 == 0x80 { event.ifindex } else { 0 };
         let to = SocketAddrV6::new(event.source.into(), u16::from_be_bytes(event.source_port), 0, scope);
-        let asked = Waiting { nack, to, admitted: Admitted::Kernel };
+        // A job and an announcement are no NACK that waits for an answer.
+        let traced = match EventKind::from_u8(event.kind) {
+            Some(EventKind::Send | EventKind::Store) => self.tracer.begin(),
+            Some(EventKind::Recover | EventKind::Repaired) | None => None,
+        };
+        let asked = Waiting { nack, to, admitted: Admitted::Kernel, traced };
         match EventKind::from_u8(event.kind) {
             Some(EventKind::Send) => {
                 let verdict = self.engine.handle_send(&nack, *to.ip(), monotonic_ns());
@@ -123,6 +129,16 @@ impl Server {
     }
 
     fn carry_out(&self, asked: &Waiting, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
+        let Waiting { nack, to, traced, .. } = *asked;
+        let name = name_of(&verdict);
+        self.answer(asked, verdict, frame);
+        // One that waits for the store is told of when it has its answer.
+        if let (Some(traced), Some(name)) = (traced, name) {
+            self.tracer.end(traced, &nack, to, name);
+        }
+    }
+
+    fn answer(&self, asked: &Waiting, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
         let Waiting { nack, to, .. } = *asked;
         match verdict {
             Verdict::Silence => {}
@@ -143,5 +159,17 @@ impl Server {
             Verdict::Repair(record, plan) => self.sender.repair(&record, plan, to, frame),
             Verdict::HandOver(_) => tracing::trace!("a socket hands nothing over"),
         }
+    }
+}
+
+/// What a trace says of a verdict; nothing while the answer is still to come.
+const fn name_of(verdict: &Verdict<Record>) -> Option<&'static str> {
+    match verdict {
+        Verdict::Silence => Some("silence"),
+        Verdict::Throttled(_) => Some("throttled"),
+        Verdict::Miss => Some("miss"),
+        Verdict::Recover { .. } => Some("recover"),
+        Verdict::Repair(..) => Some("repair"),
+        Verdict::AskStore | Verdict::HandOver(_) => None,
     }
 }

@@ -30,6 +30,15 @@ pub(super) fn to_raw(address: SocketAddrV6) -> libc::sockaddr_in6 {
     }
 }
 
+/// The kernel's form of `address`, in room for one of any family.
+pub(super) fn to_storage(address: SocketAddrV6) -> libc::sockaddr_storage {
+    // SAFETY: sockaddr_storage is integers only, for which zero is a value.
+    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    // SAFETY: sockaddr_storage is made to be larger than an address of any family, and aligned for it.
+    unsafe { (&raw mut storage).cast::<libc::sockaddr_in6>().write(to_raw(address)) };
+    storage
+}
+
 /// The address in the kernel's form.
 pub(super) fn from_raw(raw: &libc::sockaddr_in6) -> SocketAddrV6 {
     SocketAddrV6::new(Ipv6Addr::from(raw.sin6_addr.s6_addr), u16::from_be(raw.sin6_port), 0, raw.sin6_scope_id)

@@ -2,9 +2,12 @@
 
 use std::io;
 use std::mem::size_of_val;
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::message;
 
 /// `IPV6_MULTICAST_ALL` of linux/in6.h, which the libc crate lacks on this platform.
 const IPV6_MULTICAST_ALL: libc::c_int = 29;
@@ -87,6 +90,25 @@ pub(crate) fn bind_to_interface(socket: &impl AsFd, interface: u32) -> io::Resul
 pub(crate) fn allow_fragments(socket: &impl AsFd) -> io::Result<()> {
     set(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
     set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT)
+}
+
+/// Joins a group on an interface for the datagrams of one source (RFC 3678, section 5.1.1).
+///
+/// # Errors
+/// What `setsockopt` returns: ENOMEM or ENOBUFS when the socket has no room for another join.
+pub(crate) fn join_source(socket: &impl AsFd, interface: u32, group: Ipv6Addr, source: Ipv6Addr) -> io::Result<()> {
+    let request = libc::group_source_req {
+        gsr_interface: interface,
+        gsr_group: message::to_storage(SocketAddrV6::new(group, 0, 0, 0)),
+        gsr_source: message::to_storage(SocketAddrV6::new(source, 0, 0, 0)),
+    };
+    let fd = socket.as_fd().as_raw_fd();
+    let length = socklen(size_of_val(&request));
+    // SAFETY: the descriptor is borrowed, so open; the request outlives the call and `length` is its size.
+    let result = unsafe {
+        libc::setsockopt(fd, libc::IPPROTO_IPV6, libc::MCAST_JOIN_SOURCE_GROUP, (&raw const request).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn set(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {

@@ -243,6 +243,19 @@ impl Flight {
         }
     }
 
+    /// True while a job for it waits or is under way.
+    #[cfg(test)]
+    pub(super) fn is_under_way(&self, key: &FrameKey) -> bool {
+        self.jobs.contains_key(key)
+    }
+
+    /// True when nobody who was asked for it is waited for.
+    #[cfg(test)]
+    pub(super) fn is_given_up(&self, key: &FrameKey) -> bool {
+        let mut asked = self.lines.values().flat_map(|line| &line.asked).filter(|one| one.key == *key).peekable();
+        asked.peek().is_some() && !asked.any(Asked::is_waited_for)
+    }
+
     /// Tells those for whom the MISSes of `from` are certain; else, with `one_more`, takes one for the oldest open NACK.
     fn settle(&mut self, from: SocketAddr, one_more: bool) {
         let Some(line) = self.lines.get_mut(&bare(from)) else {

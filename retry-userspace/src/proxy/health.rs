@@ -51,7 +51,15 @@ impl Health {
     /// One that nothing is known of is asked.
     #[must_use]
     pub const fn new() -> Self {
-        Self { up: true, no_answers: 0, answers: 0, unreachables: 0, last_answer_ns: None, waiting_since_ns: None, unanswered: 0 }
+        Self {
+            up: true,
+            no_answers: 0,
+            answers: 0,
+            unreachables: 0,
+            last_answer_ns: None,
+            waiting_since_ns: None,
+            unanswered: 0,
+        }
     }
 
     /// True while it is asked with the others.

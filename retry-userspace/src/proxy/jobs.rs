@@ -165,7 +165,8 @@ async fn round(shared: &Shared, key: &FrameKey, replies: &mut UnboundedReceiver<
     for upstream in &order.ask {
         match round.ask(upstream.address).await {
             // It is not waited for; what it does not say changes nothing.
-            NoFrame::Timeout | NoFrame::Unreachable if !upstream.healthy && order.ask.iter().any(|one| one.healthy) => {}
+            NoFrame::Timeout | NoFrame::Unreachable if !upstream.healthy && order.ask.iter().any(|one| one.healthy) => {
+            }
             why => reasons.push(why),
         }
     }

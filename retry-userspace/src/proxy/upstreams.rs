@@ -88,8 +88,7 @@ impl Upstreams {
     /// others only when there is nobody else. Those that told us to hold are left out.
     #[must_use]
     pub fn order(&self, select: ProxySelect, flow: u64, now_ns: u64) -> Order {
-        let (mut healthy, ill): (Vec<&Upstream>, Vec<&Upstream>) =
-            self.all.iter().partition(|one| one.health.is_up());
+        let (mut healthy, ill): (Vec<&Upstream>, Vec<&Upstream>) = self.all.iter().partition(|one| one.health.is_up());
         match select {
             ProxySelect::Order => {}
             ProxySelect::Rtt => healthy.sort_by_key(|one| one.rtt_ns.unwrap_or(u64::MAX)),

@@ -1,5 +1,6 @@
 //! Builds the daemon from its settings, runs it until the shutdown, and takes it down in the right order.
 
+mod listening;
 mod management;
 mod reach;
 mod state;
@@ -31,8 +32,10 @@ use crate::datapath::{Datapath, DatapathError, EgressInterface, Events, Mode, Re
 use crate::engine::{Engine, GroupLimit, Rules};
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{self, Pages, Sizes};
+use crate::ingress::control::Ear;
 use crate::ingress::fill::{Fill, OnStored};
-use crate::ingress::joins::{JoinError, Joins};
+use crate::ingress::joins::JoinError;
+use crate::ingress::listening::Listening;
 use crate::ingress::tee::{TeeError, TeeSocket};
 use crate::nack::Server;
 use crate::nack::beyond::{Beyond, Reach, Reply};
@@ -41,7 +44,9 @@ use crate::proxy::ProxyError;
 use crate::repair::{OnMulticast, Sender};
 use crate::settings::{DedupMode, Settings, XdpMode};
 use crate::store::StoreError;
-use crate::telemetry::LogLevel;
+use crate::telemetry::otlp::{Exporter, OtlpError};
+use crate::telemetry::trace::NackTracer;
+use crate::telemetry::{self, LogLevel};
 
 use management::Management;
 use state::State;
@@ -107,6 +112,9 @@ pub enum StartError {
     /// Recovery cannot be started.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    /// Nothing can be sent to the collector.
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
     /// The tee socket cannot be had.
     #[error(transparent)]
     Tee(#[from] TeeError),
@@ -150,13 +158,11 @@ pub async fn run(
         receive_buffer: NACK_BUFFER,
         multicast_loop: settings.egress.multicast_loop,
     })?);
-    let joins = if settings.ingress.join {
-        Some(Joins::open(fabric.ingress.index, settings.ingress.listen_port, &groups(settings))?)
-    } else {
-        None
-    };
+    let (data_sources, wanted) = std::sync::mpsc::channel();
+    let joins = if settings.ingress.join { Some(listening::data(settings, &fabric, wanted)?) } else { None };
     let tee = settings.ingress.tee.map(TeeSocket::open).transpose()?;
 
+    let ssm_sources = Arc::new(AtomicUsize::new(0));
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, Arc::clone(&counters)));
     let store = reach::store(settings, &counters, &log, &cancel)?;
     let (replies, answers) = std::sync::mpsc::channel();
@@ -169,9 +175,33 @@ pub async fn run(
             Box::new(move |key, life_ms, bytes| store.write(key, Duration::from_millis(life_ms.into()), bytes))
         }),
     });
+    let workers = Workers::default();
+    let state = Arc::new(State {
+        counters: Arc::clone(&counters),
+        writer: Arc::clone(&fill.writer),
+        mode: datapath.as_ref().map_or("off", |(_, mode)| mode_name(*mode)),
+        reason: why,
+        datapath: Mutex::new(datapath.map(|(datapath, _)| datapath)),
+        adverts_sent: AtomicU64::new(0),
+        workers_ready: Arc::clone(&workers.ready),
+        workers_total: AtomicUsize::new(0),
+        draining: AtomicBool::new(false),
+        drain_ordered: Notify::new(),
+        recovery: recovery.clone(),
+        store: store.clone(),
+        ingress_sockets: joins.as_ref().map_or(0, |joins| joins.fds().count()) + usize::from(tee.is_some()),
+        ssm_sources: Arc::clone(&ssm_sources),
+        instance: settings.telemetry.instance.clone(),
+    });
+    let exporter =
+        Exporter::start(&settings.telemetry.otlp, &settings.telemetry.instance, Arc::clone(&state) as Arc<dyn Source>)?;
+    let tracer = exporter
+        .as_ref()
+        .map(|exporter| NackTracer::new(exporter.tracer(), settings.telemetry.otlp.sampling))
+        .unwrap_or_default();
+    let ear = listening::start_control(settings, &fabric, data_sources, &registry, &counters, ssm_sources, &cancel)?;
     let announcer = store.clone().filter(|_| dedups(settings, DedupMode::Eventual));
-    let mut datapath = datapath;
-    let kernel_groups = datapath.as_mut().and_then(|(datapath, _)| datapath.take_groups());
+    let kernel_groups = state.datapath().as_mut().and_then(Datapath::take_groups);
     let server = Arc::new(Server {
         engine: Engine::new(
             Rules {
@@ -199,27 +229,14 @@ pub async fn run(
                 store: store.clone(),
                 strict: dedups(settings, DedupMode::Strict),
                 announces: dedups(settings, DedupMode::Eventual),
-                recovery: recovery.clone(),
+                recovery,
             },
         ),
-        counters: Arc::clone(&counters),
+        tracer,
+        counters,
     });
 
-    let workers = Workers::default();
-    let state = Arc::new(State {
-        counters,
-        writer: Arc::clone(&fill.writer),
-        mode: datapath.as_ref().map_or("off", |(_, mode)| mode_name(*mode)),
-        reason: why,
-        datapath: Mutex::new(datapath.map(|(datapath, _)| datapath)),
-        adverts_sent: AtomicU64::new(0),
-        workers_ready: Arc::clone(&workers.ready),
-        workers_total: AtomicUsize::new(0),
-        draining: AtomicBool::new(false),
-        drain_ordered: Notify::new(),
-        recovery,
-        store: store.clone(),
-    });
+    telemetry::inventory::tell(settings, &fabric, state.mode);
     let management = Management {
         state: Arc::clone(&state),
         fill: Arc::clone(&fill),
@@ -230,10 +247,15 @@ pub async fn run(
         instance: settings.telemetry.instance.clone(),
     };
     let events = state.datapath().as_mut().and_then(Datapath::take_events);
-    let parts = Parts { server, socket, fill, joins, tee, events, answers, management, cancel };
+    let parts = Parts { server, socket, fill, joins, ear, tee, events, answers, management, cancel };
     let result = serve(settings, &fabric, &state, workers, parts, log_level, shutdown).await;
     // The program goes first: from here on nothing is answered from a log that nobody fills.
     drop(state.datapath().take());
+    if let Some(exporter) = exporter
+        && let Err(error) = tokio::task::spawn_blocking(move || exporter.shutdown()).await
+    {
+        tracing::warn!(%error, "the exporter did not end well");
+    }
     result
 }
 
@@ -242,7 +264,8 @@ struct Parts {
     server: Arc<Server>,
     socket: Arc<NackSocket>,
     fill: Arc<Fill>,
-    joins: Option<Joins>,
+    joins: Option<Listening>,
+    ear: Ear,
     tee: Option<TeeSocket>,
     events: Option<Events>,
     answers: Receiver<Reply>,
@@ -259,7 +282,7 @@ async fn serve(
     log_level: LogLevel,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let Parts { server, socket, fill, joins, tee, events, answers, management, cancel } = parts;
+    let Parts { server, socket, fill, joins, ear, tee, events, answers, management, cancel } = parts;
     let listener = tokio::net::TcpListener::bind(settings.admin.metrics_addr)
         .await
         .map_err(|source| StartError::Admin { address: settings.admin.metrics_addr, source })?;
@@ -280,10 +303,11 @@ async fn serve(
         None
     };
 
-    if let Some(joins) = joins {
+    if let Some(mut joins) = joins {
         let filling = Arc::clone(&fill);
-        workers.start("ingress", move |stop| filling.run(&joins, stop))?;
+        workers.start("ingress", move |stop| filling.run(&mut joins, stop))?;
     }
+    workers.start("ear", move |stop| ear.run(stop))?;
     if let Some(tee) = tee {
         let filling = Arc::clone(&fill);
         workers.start("tee", move |stop| filling.run_tee(&tee, stop))?;

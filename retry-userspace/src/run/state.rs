@@ -7,13 +7,14 @@ use std::time::Duration;
 use retry_common::counter::Counters;
 use tokio::sync::Notify;
 
-use crate::admin::{Snapshot, Source};
+use crate::admin::{Snapshot, Source, StoreUse, Upstream};
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
 use crate::datapath::Datapath;
 use crate::framelog::Writer;
-use crate::proxy::Recovery;
+use crate::proxy::{Recovery, UpstreamStatus};
 use crate::store::Store;
+use crate::telemetry::inventory::Host;
 
 /// The daemon's state, shared by threads and tasks.
 pub(super) struct State {
@@ -30,6 +31,13 @@ pub(super) struct State {
     pub(super) drain_ordered: Notify,
     pub(super) recovery: Option<Recovery>,
     pub(super) store: Option<Store>,
+    pub(super) ingress_sockets: usize,
+    pub(super) ssm_sources: Arc<AtomicUsize>,
+    pub(super) instance: String,
+}
+
+fn upstream(status: UpstreamStatus) -> Upstream {
+    Upstream { name: status.name, up: status.healthy, rtt: status.rtt }
 }
 
 impl State {
@@ -84,6 +92,21 @@ impl Source for State {
             xdp_reason: self.reason.clone(),
             workers_ready: self.workers_ready.load(Ordering::Relaxed),
             workers_total: self.workers_total.load(Ordering::Relaxed),
+            store: self.store.as_ref().map(|store| {
+                let status = store.status();
+                StoreUse { up: status.connected && !status.breaker_open, queued: status.queued }
+            }),
+            upstreams: self
+                .recovery
+                .as_ref()
+                .map(Recovery::upstreams)
+                .unwrap_or_default()
+                .into_iter()
+                .map(upstream)
+                .collect(),
+            ssm_sources: self.ssm_sources.load(Ordering::Relaxed),
+            ingress_sockets: self.ingress_sockets,
+            host: Host::here(&self.instance),
             draining: self.draining.load(Ordering::Relaxed),
         }
     }

@@ -1,5 +1,7 @@
 //! Settings that must fit together. What one setting alone may be is checked where it is read.
 
+use retry_common::group::SourceMode;
+
 use super::error::SettingsError;
 use super::groups::{Backend, Settings};
 use super::source::Values;
@@ -18,6 +20,16 @@ pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), Settings
                 "at most {STATIC_PUBLISHERS} are accepted without -ssm-bootstrap-manifest, not {}",
                 settings.ssm.publishers.len()
             ),
+        );
+    }
+    if settings.ingress.source_mode == SourceMode::Ssm
+        && settings.ingress.join
+        && settings.ssm.publishers.is_empty()
+        && settings.ssm.manifests.is_empty()
+    {
+        return refuse(
+            "ssm-publishers-static",
+            "-source-mode ssm needs it, or -ssm-bootstrap-manifest: IPv6 addresses and DNS names, comma separated, are accepted",
         );
     }
     if !settings.ingress.join && settings.ingress.tee.is_none() {

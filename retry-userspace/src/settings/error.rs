@@ -16,14 +16,6 @@ pub enum SettingsError {
         /// What is accepted.
         accepted: String,
     },
-    /// The value asks for a feature that is not built yet.
-    #[error("-{flag}: not available yet (value {value})")]
-    NotAvailable {
-        /// The flag, without its dash.
-        flag: &'static str,
-        /// Its value.
-        value: String,
-    },
 }
 
 /// The end of a program that has not started: what to say, where, and the exit code.
@@ -41,7 +33,7 @@ impl Stop {
         match self {
             Self::Asked(_) => 0,
             Self::Refused(SettingsError::Usage(_)) => 2,
-            Self::Refused(SettingsError::Value { .. } | SettingsError::NotAvailable { .. }) => 1,
+            Self::Refused(SettingsError::Value { .. }) => 1,
         }
     }
 

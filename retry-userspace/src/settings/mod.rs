@@ -1,10 +1,8 @@
 //! Settings: flags, environment, cross-checks.
 //!
 //! The way of a value: `source` finds its text (flag, else variable, else default), `read` makes it a typed field within
-//! its bounds, `checks` holds it against the others, `availability` refuses what is not built yet. Each setting stands
-//! once in [`GROUPS`], which `-help`, this code and docs/configuration.md share.
+//! its bounds, `checks` holds it against the others. Each setting stands once in [`GROUPS`], which `-help`, this code and docs/configuration.md share.
 
-mod availability;
 mod checks;
 mod duration;
 mod error;
@@ -41,7 +39,6 @@ impl Settings {
         let values = Values::collect(args, env)?;
         let mut settings = read::settings(&values)?;
         checks::check(&settings, &values)?;
-        availability::check(&settings, &values)?;
         settings.described = all().map(|flag| settings.in_force(flag, &values)).collect();
         Ok(settings)
     }

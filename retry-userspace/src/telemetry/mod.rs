@@ -1,8 +1,12 @@
 //! Logs: text for people on stderr, or JSON on stdout, one object a line, with the service's identity on each.
 
+pub mod inventory;
 mod json;
+pub mod otlp;
 #[cfg(test)]
 mod tests;
+mod text;
+pub mod trace;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -74,7 +78,8 @@ impl LogLevel {
     }
 }
 
-/// Our own lines from `level` on; of the loader's, which tells of every relocation at debug, warnings only.
+/// Our own lines from `level` on; of the libraries', which tell of every relocation and every packet at debug, warnings
+/// only.
 fn filter_of(level: Level) -> Targets {
     let loader = level.min(Level::WARN);
     Targets::new()
@@ -82,6 +87,15 @@ fn filter_of(level: Level) -> Targets {
         .with_target("aya", loader)
         .with_target("aya_obj", loader)
         .with_target("hyper", loader)
+        .with_target("h2", loader)
+        .with_target("tonic", loader)
+        .with_target("tower", loader)
+        .with_target("opentelemetry", loader)
+        .with_target("opentelemetry_sdk", loader)
+        .with_target("opentelemetry-otlp", loader)
+        .with_target("redis", loader)
+        .with_target("hickory_proto", loader)
+        .with_target("hickory_resolver", loader)
 }
 
 /// Starts logging; for `main`, once.
@@ -101,7 +115,10 @@ where
 {
     let (filter, handle) = reload::Layer::new(filter_of(settings.level));
     let layer: Box<dyn Layer<_> + Send + Sync> = match settings.format {
-        LogFormat::Text => tracing_subscriber::fmt::layer().with_writer(err).with_ansi(false).boxed(),
+        LogFormat::Text => tracing_subscriber::fmt::layer()
+            .with_writer(err)
+            .event_format(text::Identified::new(SERVICE, &settings.instance))
+            .boxed(),
         LogFormat::Json => json::Json::new(SERVICE, &settings.instance, out).boxed(),
     };
     // The filter comes first: its handle names the registry itself.

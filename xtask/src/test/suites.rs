@@ -35,6 +35,7 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "differential", kind: Kind::Testbed("differential"), uses: &[Use::Ebpf] },
     Suite { name: "maps", kind: Kind::Testbed("maps"), uses: &[Use::Ebpf, Use::Fabric, Use::Maps] },
     Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC },
+    Suite { name: "acceptance", kind: Kind::Testbed("acceptance"), uses: FABRIC },
     Suite { name: "kernels", kind: Kind::Kernels("packets"), uses: &[Use::Ebpf, Use::Fabric, Use::Kernels] },
 ];
 

@@ -11,13 +11,34 @@ use retry_common::key::FrameKey;
 
 use super::{Gap, NackSocket, State, Timer, Way, Worker, read_from};
 use crate::{
+    announce::Advert,
     answer::{Answer, nack},
     journal::key_of,
 };
 
 impl Worker {
-    /// Sends a NACK from a socket of its own.
+    /// Takes in what endpoints say of themselves; what is no ADVERT is a manifest, and not for us.
+    pub(super) fn read_beacons(&mut self, buffer: &mut [u8]) -> Result<()> {
+        while let Some(socket) = &self.beacons {
+            let Some((length, _)) = read_from(socket, buffer)? else {
+                return Ok(());
+            };
+            if let Ok(advert) = Advert::parse(buffer.get(..length).unwrap_or_default()) {
+                self.known.hear(&advert, Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a NACK from a socket of its own to the next endpoint that has not been asked.
     pub(super) fn ask(&mut self, key: FrameKey) -> Result<()> {
+        let order = self.known.order(Instant::now());
+        let rank = self.gaps.get(&key).map_or(0, |gap| gap.rank);
+        let Some(&endpoint) = rank.checked_rem(order.len()).and_then(|rank| order.get(rank)) else {
+            // Nobody has announced itself so far.
+            self.enter(key, State::Paused, self.settings.backoff);
+            return Ok(());
+        };
         let socket =
             UdpSocket::bind(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0)).context("a socket for a NACK")?;
         socket.set_nonblocking(true)?;
@@ -27,8 +48,8 @@ impl Worker {
         self.epoll.add(&socket, event)?;
         let now = Instant::now();
         // A full queue is a lost NACK, and silence is how a listener learns of those.
-        let _ = socket.send_to(&nack(key), self.settings.endpoint);
-        self.sockets.insert(token, NackSocket { socket, key });
+        let _ = socket.send_to(&nack(key), endpoint);
+        self.sockets.insert(token, NackSocket { socket, key, endpoint });
         let mut old = 0;
         if let Some(gap) = self.gaps.get_mut(&key) {
             gap.attempts += 1;
@@ -48,20 +69,27 @@ impl Worker {
             let Some(known) = self.sockets.get(&token) else {
                 return Ok(());
             };
-            let key = known.key;
+            let (key, endpoint) = (known.key, known.endpoint);
             let Some((length, from)) = read_from(&known.socket, buffer)? else {
                 return Ok(());
             };
             let bytes = buffer.get(..length).unwrap_or_default();
-            self.take_answer(token, key, bytes, from);
+            self.take_answer(token, (key, endpoint), bytes, from)?;
         }
     }
 
-    fn take_answer(&mut self, token: u64, key: FrameKey, bytes: &[u8], from: SocketAddrV6) {
-        let endpoint = self.settings.endpoint;
+    /// `asked` is what was asked for, and of whom.
+    fn take_answer(
+        &mut self,
+        token: u64,
+        asked: (FrameKey, SocketAddrV6),
+        bytes: &[u8],
+        from: SocketAddrV6,
+    ) -> Result<()> {
+        let (key, endpoint) = asked;
         if from.ip() == endpoint.ip() && key_of(bytes) == Some(key) {
             self.take_frame(key, bytes, Way::Unicast);
-            return;
+            return Ok(());
         }
         let answer = match Answer::parse(bytes, key.seq_num()) {
             Ok(answer) if (from.ip(), from.port()) == (endpoint.ip(), endpoint.port()) => answer,
@@ -70,7 +98,7 @@ impl Worker {
                 stats.bad_answers += 1;
                 let length = bytes.len();
                 stats.complain(format!("{length} bytes from {from} for {key}: {other:?}"));
-                return;
+                return Ok(());
             }
         };
         match answer {
@@ -80,16 +108,25 @@ impl Worker {
         }
         // Only the answer to the newest NACK of an open gap changes what happens next.
         let waiting = |gap: &&Gap| gap.token == token && gap.state == State::Asked;
-        let Some(attempts) = self.gaps.get(&key).filter(waiting).map(|gap| gap.attempts) else {
-            return;
+        let Some((attempts, rank)) = self.gaps.get(&key).filter(waiting).map(|gap| (gap.attempts, gap.rank)) else {
+            return Ok(());
         };
+        let endpoints = self.known.order(Instant::now()).len().max(1);
+        let rounds = u32::try_from(endpoints)?;
         match answer {
             Answer::Ack { unicast: true, .. } => {
                 self.enter(key, State::Promised, self.settings.drain);
             }
             Answer::Ack { .. } => self.enter(key, State::Promised, self.settings.answer_wait),
-            // The next endpoint is asked at once, and where there is one alone it is the next again, a pause later.
-            Answer::Miss if attempts < self.settings.miss_attempts => {
+            // The next endpoint is asked at once, and behind the last the first again, a pause later.
+            Answer::Miss if attempts < self.settings.miss_attempts * rounds => {
+                if let Some(gap) = self.gaps.get_mut(&key) {
+                    gap.rank += 1;
+                }
+                if (rank + 1) % endpoints != 0 {
+                    self.stats().escalations += 1;
+                    return self.ask(key);
+                }
                 self.enter(key, State::Paused, self.settings.backoff);
             }
             Answer::Miss => {
@@ -99,5 +136,6 @@ impl Worker {
             Answer::Throttled { .. } if attempts >= self.settings.attempts => self.give_up(key),
             Answer::Throttled { hold } => self.enter(key, State::Paused, hold),
         }
+        Ok(())
     }
 }

@@ -15,11 +15,13 @@ use anyhow::{Context, Result};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use retry_common::key::FrameKey;
 
-use super::{ListenerSettings, Shared, Stats};
+use super::{ListenerSettings, Shared, Stats, known::Known};
 use crate::journal::{Journal, Verdict, key_of};
 
 /// Tokens below are group sockets, those from here on belong to NACKs.
 const FIRST_NACK: u64 = 1 << 32;
+/// The token of the beacons' socket.
+const BEACONS: u64 = FIRST_NACK - 1;
 /// A jump of more frames than this is a new start of the flow and not a gap.
 const LONGEST_GAP: u64 = 100_000;
 /// Longest sleep: the stop flag and new expectations are looked at this often.
@@ -44,6 +46,8 @@ struct Gap {
     /// Distinguishes the timer that counts from those that were overtaken.
     round: u64,
     attempts: u32,
+    /// How many of the known endpoints have been asked in vain this round.
+    rank: usize,
     first_asked: Option<Instant>,
     /// The socket of the NACK that is out.
     token: u64,
@@ -53,6 +57,7 @@ struct Gap {
 struct NackSocket {
     socket: UdpSocket,
     key: FrameKey,
+    endpoint: SocketAddrV6,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,6 +80,8 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     epoll: Epoll,
     groups: Vec<UdpSocket>,
+    beacons: Option<UdpSocket>,
+    known: Known,
     next_of_flow: HashMap<u64, u64>,
     seen: HashSet<FrameKey>,
     given_up: HashSet<FrameKey>,
@@ -90,18 +97,24 @@ impl Worker {
         settings: ListenerSettings,
         journal: Arc<Journal>,
         groups: Vec<UdpSocket>,
+        beacons: Option<UdpSocket>,
         shared: Arc<Shared>,
     ) -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         for (socket, token) in groups.iter().zip(0u64..) {
             epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, token))?;
         }
+        if let Some(socket) = &beacons {
+            epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, BEACONS))?;
+        }
         Ok(Self {
+            known: Known::new(settings.seeds.clone()),
             settings,
             journal,
             shared,
             epoll,
             groups,
+            beacons,
             next_of_flow: HashMap::new(),
             seen: HashSet::new(),
             given_up: HashSet::new(),
@@ -124,7 +137,9 @@ impl Worker {
             };
             for event in events.iter().take(ready) {
                 let token = event.data();
-                if token < FIRST_NACK {
+                if token == BEACONS {
+                    self.read_beacons(&mut buffer)?;
+                } else if token < FIRST_NACK {
                     self.read_group(usize::try_from(token)?, &mut buffer)?;
                 } else {
                     self.read_answers(token, &mut buffer)?;
@@ -163,7 +178,7 @@ impl Worker {
             let Some(key) = key_of(frame) else {
                 continue;
             };
-            let way = if from == *self.settings.endpoint.ip() { Way::Multicast } else { Way::Original };
+            let way = if self.known.contains(from) { Way::Multicast } else { Way::Original };
             self.take_frame(key, frame, way);
             self.follow(key);
         }
@@ -235,7 +250,7 @@ impl Worker {
         if known || self.gaps.contains_key(&key) {
             return;
         }
-        let gap = Gap { state: State::Patient, round: 0, attempts: 0, first_asked: None, token: 0 };
+        let gap = Gap { state: State::Patient, round: 0, attempts: 0, rank: 0, first_asked: None, token: 0 };
         self.gaps.insert(key, gap);
         self.enter(key, State::Patient, self.settings.patience);
     }
@@ -309,6 +324,9 @@ impl Worker {
                 if attempts >= self.settings.attempts {
                     self.give_up(key);
                 } else {
+                    if let Some(gap) = self.gaps.get_mut(&key) {
+                        gap.rank += 1;
+                    }
                     let pause = self.settings.backoff * (1 << (attempts - 1).min(4));
                     self.enter(key, State::Paused, pause);
                 }

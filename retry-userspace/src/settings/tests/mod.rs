@@ -11,8 +11,6 @@ use std::time::Duration;
 use retry_common::group::{BeefBits, Scope, SourceMode};
 use retry_common::wire::frame::Class;
 
-use super::availability::NOT_YET;
-use super::source::Values;
 use super::*;
 use crate::beacon::Scope as BeaconScope;
 
@@ -53,7 +51,7 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("listen-port", "9101", &[]),
     ("scope", "org", &[]),
     ("mc-group-id", "0x0C", &[]),
-    ("source-mode", "ssm", &[]),
+    ("source-mode", "ssm", &["-ssm-publishers-static=fd10::1"]),
     ("bind-source", "fd10::20", &[]),
     ("shard-bits", "5", &[]),
     ("subtree-data-enabled", "true", &[]),
@@ -155,10 +153,6 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("trace-sampling", "0.1", &[]),
 ];
 
-fn not_yet(name: &str) -> Option<fn(&Settings) -> bool> {
-    NOT_YET.iter().find(|(flag, _)| *flag == name).map(|(_, is_idle)| *is_idle)
-}
-
 #[test]
 fn every_setting_has_a_sample() {
     let names: Vec<&str> = all().map(|flag| flag.name).collect();
@@ -172,7 +166,7 @@ fn every_setting_has_a_sample() {
 
 #[test]
 fn a_flag_beats_the_variable_and_the_variable_the_default() {
-    for (name, value, with) in SAMPLES.iter().filter(|(name, ..)| not_yet(name).is_none()) {
+    for (name, value, with) in SAMPLES {
         let flag = flags::find(name).expect("a setting");
         if !PAIRED.contains(name) {
             let default = in_force(&started(with, &[]), name);
@@ -188,27 +182,6 @@ fn a_flag_beats_the_variable_and_the_variable_the_default() {
         assert_eq!(in_force(&started(&args, &[]), name), ((*value).to_owned(), SetBy::Flag), "{name}");
         // What the variable says does not count then, not even when it is nonsense.
         assert_eq!(in_force(&started(&args, &[(&env, "no\nsense")]), name).1, SetBy::Flag, "{name}");
-    }
-}
-
-#[test]
-fn what_is_not_built_is_refused_by_flag_and_by_variable() {
-    for (name, is_idle) in NOT_YET {
-        let (_, value, with) = SAMPLES.iter().find(|(sample, ..)| sample == name).expect("a sample");
-        let written = format!("-{name}={value}");
-        let args: Vec<&str> = with.iter().copied().chain([written.as_str()]).collect();
-
-        let values = Values::collect(words(&args), |_| None::<String>).expect("it can be read");
-        assert!(!is_idle(&read::settings(&values).expect("it can stand alone")), "{name}: the line never refuses");
-
-        let (line, code) = refused(&args, &[]);
-        assert!(line.contains(": not available yet (value "), "{line}");
-        assert_eq!(code, 1, "{line}");
-        if with.is_empty() {
-            assert_eq!(line, format!("-{name}: not available yet (value {value})"));
-            let env = flags::find(name).expect("a setting").env();
-            assert_eq!(refused(&[], &[(&env, value)]).0, line);
-        }
     }
 }
 

@@ -168,6 +168,12 @@ fn settings_that_do_not_fit_together() {
             "-scope org: with -source-mode ssm, site or global is accepted".to_owned(),
         ),
         (
+            &["-source-mode=ssm"],
+            "-ssm-publishers-static is not set: -source-mode ssm needs it, or -ssm-bootstrap-manifest: IPv6 addresses and DNS names, \
+             comma separated, are accepted"
+                .to_owned(),
+        ),
+        (
             &["-ssm-publishers-static", SEVENTEEN],
             format!("-ssm-publishers-static {SEVENTEEN}: at most 16 are accepted without -ssm-bootstrap-manifest, not 17"),
         ),
@@ -225,25 +231,6 @@ fn settings_that_do_not_fit_together() {
         ),
     ] {
         assert_eq!(refused(args, &[]), (expected, 1));
-    }
-    // With the companion the rule is content, and what is not built yet speaks.
-    for args in [
-        &["-mc-join-enabled=false", "-tee-listen=[::1]:9002"][..],
-        &["-cache-backend=redis", "-redis-addr=r:1"],
-        &["-proxy-enabled", "-upstream-retry-endpoints=up:9300"],
-        &["-redis-tls-ca=/ca.pem", "-redis-addr=rediss+sentinel://s/name"],
-        &["-admin-addr=[::1]:9401"],
-        &["-admin-addr=127.0.0.1:9401"],
-    ] {
-        started(args, &[]);
-    }
-    // With the companion the rule is content, and what is not built yet speaks.
-    for args in [
-        &["-source-mode=ssm", "-scope=global"][..],
-        &["-ssm-publishers-static", SEVENTEEN, "-ssm-bootstrap-manifest=m"],
-    ] {
-        let (line, _) = refused(args, &[]);
-        assert!(line.contains("not available yet"), "{line}");
     }
     started(&["-rl-group-rate=0", "-rl-group-burst=0", "-dedup-window=1s", "-dedup-repeat-after=1s"], &[]);
     started(&["-beacon-flags-multicast=false", "-beacon-flags-unicast"], &[]);

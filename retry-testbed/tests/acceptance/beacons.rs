@@ -1,0 +1,137 @@
+//! ADVERTs: to the group of each scope, saying what the endpoint does, with the hop limit and the source of the settings.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use retry_testbed::announce::Advert;
+use retry_testbed::capture::Capture;
+use retry_testbed::daemon::Daemon;
+use retry_testbed::fabric::{Fabric, INTERFACE, group_in};
+use retry_testbed::packet::{ParsedPacket, multicast_mac};
+
+use super::scene::{binary, flags, is_root, two_hosts};
+use super::tools::{adverts, await_advert};
+
+const BOUND: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, 0x77);
+const BEACON: u16 = 0xFFFD;
+/// The first ADVERT leaves at start and the next a minute later: what has not come in this time is not sent.
+const BOTH_WAYS: Duration = Duration::from_millis(300);
+
+/// What a daemon with these flags announces at its start.
+fn announced(fabric: &Fabric, more: &[&str]) -> Vec<(ParsedPacket, Advert)> {
+    let (endpoint, client) = two_hosts(fabric);
+    let capture = Capture::start(&client.ns, INTERFACE).expect("a capture");
+    let address = endpoint.addr.to_string();
+    let mut all = flags("off", &["-nack-addr", &address]);
+    all.extend(more);
+    let _daemon = Daemon::start(&binary(), &endpoint.ns, &all).expect("a daemon");
+    await_advert(&capture, |_| true);
+    std::thread::sleep(BOTH_WAYS);
+    adverts(&capture.take())
+}
+
+fn groups(adverts: &[(ParsedPacket, Advert)]) -> Vec<Ipv6Addr> {
+    let mut groups: Vec<_> = adverts.iter().map(|(packet, _)| *packet.dst.ip()).collect();
+    groups.sort();
+    groups
+}
+
+#[test]
+fn every_scope_has_its_groups() {
+    if !is_root("every_scope_has_its_groups") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    endpoint.add_address(BOUND).expect("an address");
+    let bound = BOUND.to_string();
+    let scopes: [(&str, u8, &[u16]); 4] = [
+        ("site", 0x05, &[0xFF05]),
+        ("org", 0x08, &[0xFF08]),
+        ("global", 0x0E, &[0xFF0E]),
+        ("both", 0xFF, &[0xFF05, 0xFF08, 0xFF0E]),
+    ];
+    for (scope, byte, prefixes) in scopes {
+        let more = ["-beacon-scope", scope, "-egress-hoplimit", "9", "-bind-source", &bound];
+        let got = announced(&fabric, &more);
+        let wanted: Vec<_> = prefixes.iter().map(|prefix| group_in(*prefix, BEACON)).collect();
+        assert_eq!(groups(&got), wanted, "-beacon-scope {scope}");
+        for (packet, advert) in got {
+            assert_eq!((packet.hop_limit, *packet.src.ip()), (9, BOUND));
+            assert_eq!((packet.src_mac, packet.dst_mac), (endpoint.mac, multicast_mac(*packet.dst.ip())));
+            assert_eq!((advert.scope, advert.flags, advert.interval_seconds), (byte, 0x0010, 60));
+            assert_eq!((advert.tier, advert.preference), (0, 128));
+            assert_eq!(advert.nack_address, endpoint.nack_address(), "NACKs do not go to -bind-source");
+        }
+    }
+}
+
+#[test]
+fn every_flag_is_announced() {
+    if !is_root("every_flag_is_announced") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let parent = ["-proxy-enabled", "-upstream-retry-endpoints", "[fd10::2]:9300"];
+    let unicast = ["-beacon-flags-multicast=false", "-beacon-flags-unicast"];
+    let cases: [(&[&str], u16); 5] = [
+        (&["-beacon-flags-unicast"], 0x0018),
+        (&unicast, 0x0008),
+        (&["-beacon-flags-draining"], 0x0014),
+        (&parent, 0x0012),
+        (&["-beacon-flags-draining", "-beacon-flags-unicast", parent[0], parent[1], parent[2]], 0x001E),
+    ];
+    for (more, wanted) in cases {
+        let got = announced(&fabric, more);
+        assert_eq!(groups(&got), [group_in(0xFF05, BEACON)]);
+        assert_eq!(got[0].1.flags, wanted, "{more:?}");
+    }
+}
+
+/// The rank, another NACK port and another group id.
+#[test]
+fn a_beacon_says_where_to_ask() {
+    if !is_root("a_beacon_says_where_to_ask") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    let more = [
+        ["-nack-port", "9777", "-mc-group-id", "0x00AB"],
+        ["-beacon-tier", "254", "-beacon-preference", "0"],
+        ["-beacon-interval", "90s", "-instance", "somebody"],
+    ];
+    let got = announced(&fabric, &more.concat());
+    assert_eq!(groups(&got), [Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0xab, BEACON)]);
+    let advert = got[0].1;
+    assert_eq!((*advert.nack_address.ip(), advert.nack_address.port()), (endpoint.addr, 9777));
+    assert_eq!((advert.tier, advert.preference, advert.interval_seconds), (254, 0, 90));
+    assert_eq!(advert.instance_id, retry_common::wire::advert::instance_id("somebody"));
+    assert_eq!((got[0].0.hop_limit, *got[0].0.src.ip()), (1, endpoint.addr));
+}
+
+/// Listeners of the field's older versions hear ADVERTs on the any-source group whatever the data plane's mode is, newer
+/// ones on the source-specific group too (BRC-126): the source is the one that they have in their settings.
+#[test]
+fn source_specific_mode_announces_from_the_bound_source() {
+    if !is_root("source_specific_mode_announces_from_the_bound_source") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    endpoint.add_address(BOUND).expect("an address");
+    let bound = BOUND.to_string();
+    for (scope, byte, legacy, specific) in [("site", 0x05, 0xFF05, 0xFF35), ("global", 0x0E, 0xFF0E, 0xFF3E)] {
+        let more = [
+            ["-source-mode", "ssm", "-scope", scope],
+            ["-ssm-publishers-static", "fd10::2", "-bind-source", &bound],
+            ["-beacon-scope", scope, "-egress-hoplimit", "3"],
+        ];
+        let got = announced(&fabric, &more.concat());
+        assert_eq!(groups(&got), [group_in(legacy, BEACON), group_in(specific, BEACON)], "{scope}");
+        for (packet, advert) in got {
+            assert_eq!((*packet.src.ip(), packet.hop_limit), (BOUND, 3));
+            assert_eq!((advert.scope, advert.nack_address), (byte, endpoint.nack_address()));
+        }
+    }
+}

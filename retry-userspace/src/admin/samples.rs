@@ -1,0 +1,129 @@
+//! Every number that is shown, with its name and labels: once, for whoever shows it. Those of counters are
+//! `retry_common::counter`'s.
+
+use std::collections::BTreeMap;
+
+use retry_common::counter::{Counter, Side};
+
+use super::Snapshot;
+
+/// What a number is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// It only grows.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+}
+
+/// One number.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// The metric's name.
+    pub name: &'static str,
+    /// The metric's help line.
+    pub help: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// Names and values of its labels.
+    pub labels: Vec<(&'static str, String)>,
+    /// The number: exact up to 2^53.
+    pub value: f64,
+}
+
+/// Names of the lanes of the frame log, in their order.
+const RINGS: [&str; 2] = ["short", "long"];
+
+/// All numbers of a snapshot; series of one name stand together, except those of counters with several labels.
+#[expect(clippy::cast_precision_loss, reason = "the numbers of both formats are doubles: exact up to 2^53")]
+pub fn samples(snapshot: &Snapshot) -> Vec<Sample> {
+    let mut all = Vec::with_capacity(2 * Counter::ALL.len());
+    for counter in Counter::ALL {
+        let series = counter.series();
+        let (user, kernel) = (snapshot.user.get(*counter), snapshot.kernel.get(*counter));
+        let mut push = |path: Option<&str>, value: u64| {
+            let own = series.labels.iter().map(|(name, value)| (*name, (*value).to_owned()));
+            let labels = own.chain(path.map(|path| ("path", path.to_owned()))).collect();
+            all.push(Sample {
+                name: series.name,
+                help: counter.help(),
+                kind: Kind::Counter,
+                labels,
+                value: value as f64,
+            });
+        };
+        match series.side {
+            Side::User => push(None, user),
+            Side::Kernel => push(None, kernel),
+            Side::Both => {
+                push(Some("xdp"), kernel);
+                push(Some("user"), user);
+            }
+        }
+    }
+    let mut push = |kind, name, help, labels: Vec<(&'static str, String)>, value: f64| {
+        all.push(Sample { name, help, kind, labels, value });
+    };
+    push(
+        Kind::Counter,
+        "bre_beacon_adverts_sent_total",
+        "ADVERT beacons sent.",
+        Vec::new(),
+        snapshot.adverts_sent as f64,
+    );
+    let mut gauge = |name, help, labels: &[(&'static str, &str)], value: f64| {
+        let labels = labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        push(Kind::Gauge, name, help, labels, value);
+    };
+    gauge("bre_cache_size", "Frames that can be found in the frame log.", &[], snapshot.frames as f64);
+    let lanes = || RINGS.iter().zip(&snapshot.lanes);
+    for (ring, lane) in lanes() {
+        gauge(
+            "bre_cache_oldest_age_seconds",
+            "Age of the oldest frame still held: a ring shorter than the TTL shows here.",
+            &[("ring", ring)],
+            lane.oldest_age_ms as f64 / 1e3,
+        );
+    }
+    for (ring, lane) in lanes() {
+        let help = "Bytes between the oldest and the newest record.";
+        gauge("bre_cache_ring_used_bytes", help, &[("ring", ring)], lane.used_bytes as f64);
+    }
+    for (ring, lane) in lanes() {
+        gauge("bre_cache_ring_size_bytes", "Bytes of the ring.", &[("ring", ring)], lane.size_bytes as f64);
+    }
+    if let Some(store) = &snapshot.store {
+        let up = f64::from(u8::from(store.up));
+        gauge("bre_store_up", "1 while the shared store is connected and answers.", &[], up);
+        let queued = store.queued as f64;
+        gauge("bre_store_queue_frames", "Frames that wait to be written to the shared store.", &[], queued);
+    }
+    for upstream in &snapshot.upstreams {
+        let up = f64::from(u8::from(upstream.up));
+        let help = "1 while the upstream endpoint is asked with the others, 0 while it is asked last.";
+        gauge("bre_upstream_up", help, &[("upstream", &upstream.name)], up);
+    }
+    for upstream in &snapshot.upstreams {
+        if let Some(rtt) = upstream.rtt {
+            let help = "Smoothed round-trip time to the upstream endpoint.";
+            gauge("bre_upstream_rtt_seconds", help, &[("upstream", &upstream.name)], rtt.as_secs_f64());
+        }
+    }
+    let ssm = [
+        ("bre_ssm_sources", "Sources that the data groups are joined from; 0 with any source.", snapshot.ssm_sources),
+        ("bre_ingress_sockets", "Sockets that frames are received on.", snapshot.ingress_sockets),
+    ];
+    for (name, help, value) in ssm {
+        gauge(name, help, &[], value as f64);
+    }
+    gauge(
+        "bre_xdp_mode",
+        "1 for the mode in force, with the reason for it.",
+        &[("mode", snapshot.xdp_mode), ("reason", &snapshot.xdp_reason)],
+        1.0,
+    );
+    let host: BTreeMap<&'static str, &str> = snapshot.host.labels().into();
+    let host: Vec<(&'static str, &str)> = host.into_iter().collect();
+    gauge("bre_host_info", "1, with what this host and this daemon are.", &host, 1.0);
+    all
+}

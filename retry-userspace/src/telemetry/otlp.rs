@@ -1,0 +1,155 @@
+//! OpenTelemetry: metrics and traces to a collector, OTLP over gRPC. Exports run on threads of their own; a collector that
+//! is slow or gone holds up nobody.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{AsyncInstrument, MeterProvider as _};
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use thiserror::Error;
+
+use super::SERVICE;
+use super::inventory::Host;
+use crate::admin::Source;
+use crate::admin::samples::{Kind, Sample, samples};
+use crate::settings::Otlp;
+
+/// Longest time of one export, and of the last one at the end.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// All instruments of one export show one snapshot.
+const ONE_EXPORT: Duration = Duration::from_millis(500);
+
+/// Exporting could not be started.
+#[derive(Debug, Error)]
+#[error("-otlp-endpoint {endpoint}: {source}")]
+pub struct OtlpError {
+    /// The setting.
+    endpoint: String,
+    /// The library's words.
+    source: ExporterBuildError,
+}
+
+/// What goes to the collector, until [`Exporter::shutdown`].
+pub struct Exporter {
+    metrics: SdkMeterProvider,
+    traces: SdkTracerProvider,
+}
+
+impl Exporter {
+    /// Starts exporting; `None` without `-otlp-endpoint`. To be called on a tokio runtime, which the connection lives on.
+    ///
+    /// # Errors
+    /// [`OtlpError`]: the library does not take the endpoint. A collector that is not there is no error.
+    pub fn start(settings: &Otlp, instance: &str, source: Arc<dyn Source>) -> Result<Option<Self>, OtlpError> {
+        let Some(endpoint) = &settings.endpoint else {
+            return Ok(None);
+        };
+        let url = if endpoint.contains("://") { endpoint.clone() } else { format!("http://{endpoint}") };
+        let fail = |source| OtlpError { endpoint: endpoint.clone(), source };
+        let resource = resource(instance);
+        let exporter =
+            MetricExporter::builder().with_tonic().with_endpoint(&url).with_timeout(PATIENCE).build().map_err(fail)?;
+        let reader = PeriodicReader::builder(exporter).with_interval(settings.interval).build();
+        let metrics = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(reader).build();
+        instruments(&metrics, source);
+        let spans =
+            SpanExporter::builder().with_tonic().with_endpoint(&url).with_timeout(PATIENCE).build().map_err(fail)?;
+        let traces = SdkTracerProvider::builder()
+            .with_resource(resource)
+            // Which NACKs are traced is decided before there is a span.
+            .with_sampler(Sampler::AlwaysOn)
+            .with_batch_exporter(spans)
+            .build();
+        Ok(Some(Self { metrics, traces }))
+    }
+
+    /// The tracer of NACKs.
+    #[must_use]
+    pub fn tracer(&self) -> SdkTracer {
+        self.traces.tracer(SERVICE)
+    }
+
+    /// Sends what is left, within a few seconds. It blocks: for a thread that may.
+    pub fn shutdown(&self) {
+        for (what, outcome) in [
+            ("metrics", self.metrics.shutdown_with_timeout(PATIENCE)),
+            ("traces", self.traces.shutdown_with_timeout(PATIENCE)),
+        ] {
+            if let Err(error) = outcome {
+                tracing::warn!(%error, what, "-otlp-endpoint: the last export did not arrive");
+            }
+        }
+    }
+}
+
+fn resource(instance: &str) -> Resource {
+    let host = Host::here(instance);
+    Resource::builder_empty()
+        .with_service_name(SERVICE)
+        .with_attributes([
+            KeyValue::new("service.instance.id", instance.to_owned()),
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+            KeyValue::new("host.name", host.name),
+            KeyValue::new("host.arch", host.arch),
+        ])
+        .build()
+}
+
+/// The last snapshot's samples, by metric.
+type Cached = Option<(Instant, BTreeMap<&'static str, Vec<Sample>>)>;
+
+/// One snapshot for all instruments of an export.
+struct Snapshots {
+    source: Arc<dyn Source>,
+    cached: Mutex<Cached>,
+}
+
+impl Snapshots {
+    fn observe(&self, name: &str, instrument: &dyn AsyncInstrument<f64>) {
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        if cached.as_ref().is_none_or(|(at, _)| at.elapsed() > ONE_EXPORT) {
+            *cached = Some((Instant::now(), by_name(samples(&self.source.snapshot()))));
+        }
+        let Some((_, samples)) = cached.as_ref() else { return };
+        for sample in samples.get(name).into_iter().flatten() {
+            let labels: Vec<KeyValue> =
+                sample.labels.iter().map(|(name, value)| KeyValue::new(*name, value.clone())).collect();
+            instrument.observe(sample.value, &labels);
+        }
+    }
+}
+
+fn by_name(samples: Vec<Sample>) -> BTreeMap<&'static str, Vec<Sample>> {
+    let mut families: BTreeMap<&'static str, Vec<Sample>> = BTreeMap::new();
+    for sample in samples {
+        families.entry(sample.name).or_default().push(sample);
+    }
+    families
+}
+
+/// An instrument for every metric that there is, or may be once it is known.
+fn instruments(provider: &SdkMeterProvider, source: Arc<dyn Source>) {
+    let meter = provider.meter(SERVICE);
+    // The metrics of parts that have nothing to show yet have their names all the same.
+    let all = by_name(samples(&crate::admin::Snapshot::complete()));
+    let snapshots = Arc::new(Snapshots { source, cached: Mutex::default() });
+    for (name, samples) in all {
+        let Some(first) = samples.first() else { continue };
+        let snapshots = Arc::clone(&snapshots);
+        let observe = move |instrument: &dyn AsyncInstrument<f64>| snapshots.observe(name, instrument);
+        match first.kind {
+            Kind::Counter => {
+                meter.f64_observable_counter(name).with_description(first.help).with_callback(observe).build();
+            }
+            Kind::Gauge => {
+                meter.f64_observable_gauge(name).with_description(first.help).with_callback(observe).build();
+            }
+        }
+    }
+}
