@@ -272,7 +272,11 @@ const TIMEOUT_MS: u64 = 300;
 fn exchange() -> impl Strategy<Value = Exchange> {
     let fate = prop_oneof![Just(Fate::Hit), Just(Fate::Miss), Just(Fate::Throttled)];
     let after = || prop::option::weighted(0.8, 1..1_500_u64);
-    (0..1_000_u64, fate, after(), after()).prop_map(|(sent_ms, fate, a, b)| Exchange { sent_ms, fate, after_ms: [a, b] })
+    (0..1_000_u64, fate, after(), after()).prop_map(|(sent_ms, fate, a, b)| Exchange {
+        sent_ms,
+        fate,
+        after_ms: [a, b],
+    })
 }
 
 /// Plays it, one upstream and a job for each exchange, and returns what each job heard.

@@ -50,7 +50,8 @@ async fn a_frame_that_comes_between_two_attempts_is_taken_at_once() {
     let ([upstream], addresses) = upstreams().await;
     let mut proxy = settings(&addresses);
     proxy.timeout = Duration::from_millis(100);
-    proxy.retry = RetrySettings { policy: RetryPolicy::Exponential, attempts: 2, delay: HOUR, max_delay: HOUR, ..proxy.retry };
+    proxy.retry =
+        RetrySettings { policy: RetryPolicy::Exponential, attempts: 2, delay: HOUR, max_delay: HOUR, ..proxy.retry };
     let mut rig = Rig::start(proxy);
     rig.ask(1);
     let got = upstream.nack().await;
@@ -107,7 +108,8 @@ async fn the_fastest_is_asked_first() {
     let ([slow, fast], addresses) = upstreams().await;
     let mut rig = Rig::start(Proxy { select: ProxySelect::Rtt, ..settings(&addresses) });
     all_known(&rig, &addresses).await;
-    let measure = |address, ms: u64| rig.recovery.shared.upstreams().answered(address, Some(ms * 1_000_000), monotonic_ns());
+    let measure =
+        |address, ms: u64| rig.recovery.shared.upstreams().answered(address, Some(ms * 1_000_000), monotonic_ns());
     measure(slow.address, 50);
     measure(fast.address, 1);
     rig.ask(1);

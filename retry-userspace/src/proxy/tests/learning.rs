@@ -69,7 +69,8 @@ fn a_name_that_does_not_resolve_stops_nobody() {
         run(async {
             // Hosts differ in what this name is.
             let mut addresses = tokio::net::lookup_host("localhost:0").await.expect("every host has it");
-            let upstream = Upstream::at(if addresses.any(|one| one.is_ipv6()) { "[::1]:0" } else { "127.0.0.1:0" }).await;
+            let upstream =
+                Upstream::at(if addresses.any(|one| one.is_ipv6()) { "[::1]:0" } else { "127.0.0.1:0" }).await;
             let port = upstream.address.port();
             let mut proxy = settings(&[]);
             for host in ["nowhere.invalid", "localhost"] {

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Mutex as StdMutex;
 use std::time::Duration;
 
-use retry_common::wire::answer::{Answer, AckFlags};
+use retry_common::wire::answer::{AckFlags, Answer};
 use retry_common::wire::frame::{Head, Version};
 use retry_common::wire::nack::Nack;
 use tokio::net::UdpSocket;
@@ -194,7 +194,8 @@ impl Upstream {
 
     async fn nack(&self) -> Got {
         let mut bytes = [0; 2048];
-        let (length, from) = timeout(SOON, self.socket.recv_from(&mut bytes)).await.expect("in time").expect("no error");
+        let (length, from) =
+            timeout(SOON, self.socket.recv_from(&mut bytes)).await.expect("in time").expect("no error");
         let nack = Nack::parse(&bytes[..length]).expect("a NACK");
         assert!(nack.proxied(), "an upstream must not ask its own upstream");
         Got { nack, from }

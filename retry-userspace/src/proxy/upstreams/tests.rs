@@ -157,8 +157,12 @@ fn more_than_twice_as_slow_as_the_fastest_loses_its_flows() {
 #[test]
 fn the_choice_survives_restarts_and_versions() {
     let upstreams = table([1, 2, 3, 4], 4);
-    let chosen: Vec<u16> =
-        (0..12).map(|flow| match first(&upstreams, flow) { SocketAddr::V6(v6) => v6.ip().segments()[7], _ => 0 }).collect();
+    let chosen: Vec<u16> = (0..12)
+        .map(|flow| match first(&upstreams, flow) {
+            SocketAddr::V6(v6) => v6.ip().segments()[7],
+            _ => 0,
+        })
+        .collect();
     assert_eq!(chosen, [4, 1, 3, 4, 3, 2, 4, 3, 4, 2, 2, 1]);
 }
 
@@ -246,6 +250,7 @@ fn two_forms_of_one_address() {
     assert!(is_same(plain, received.into()));
     received.set_port(1);
     assert!(!is_same(plain, received.into()));
-    let zone = |zone| SocketAddr::from(std::net::SocketAddrV6::new("fe80::1".parse().expect("an address"), 9300, 0, zone));
+    let zone =
+        |zone| SocketAddr::from(std::net::SocketAddrV6::new("fe80::1".parse().expect("an address"), 9300, 0, zone));
     assert!(!is_same(zone(1), zone(2)));
 }
