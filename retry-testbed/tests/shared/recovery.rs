@@ -27,7 +27,9 @@ fn instances<'a>(site: &'a Site, redis: &RedisServer<'_>, xdp: &str, backend: &s
     let losses = ["one", "two"].map(|name| site.fabric.lose(name, &LossRule::random(1000)).expect("a loss"));
     let upstream = site.host("up").nack_address().to_string();
     let flags = ["-cache-backend", backend, "-proxy-enabled", "-upstream-retry-endpoints", &upstream];
-    let up = site.daemon("up", xdp, &["-beacon-enabled=false"]);
+    // On this fabric its own multicast would repair the frame for everybody.
+    let alone = ["-beacon-enabled=false", "-beacon-flags-multicast=false", "-beacon-flags-unicast"];
+    let up = site.daemon("up", xdp, &alone);
     let one = site.endpoint("one", xdp, &redis.address(), &flags);
     let two = site.endpoint("two", xdp, &redis.address(), &flags);
     let bytes = frame(KEY, 640, 9);
