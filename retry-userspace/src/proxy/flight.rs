@@ -79,10 +79,13 @@ enum State {
     Missed,
     /// It was answered with an ACK: the frame is on its way, or lost. No MISS can be meant for it.
     Acked,
+    /// It was answered with the frame then: the ACK is on its way, or lost.
+    Framed(u64),
     /// Nobody waits for it any more since then; its answer may still come.
     Abandoned(u64),
 }
 
+#[derive(Clone, Copy)]
 struct Asked {
     key: FrameKey,
     sent_ns: u64,
@@ -155,33 +158,44 @@ impl Flight {
     }
 
     /// A frame came.
-    pub(super) fn frame(&mut self, key: &FrameKey, from: SocketAddr, bytes: &[u8]) -> Option<Answered> {
+    pub(super) fn frame(&mut self, key: &FrameKey, from: SocketAddr, bytes: &[u8], now_ns: u64) -> Option<Answered> {
         if let Some(job) = self.jobs.get(key) {
             job.frame.send_replace(Some(bytes.to_vec()));
         }
         let line = self.lines.get_mut(&bare(from))?;
-        let is_meant = |one: &Asked| one.key == *key;
+        let is_meant = |one: &Asked| one.key == *key && !one.is_framed();
         let sure = line.count(is_meant) == 1;
         let at = line.asked.iter().position(is_meant)?;
-        let asked = line.asked.remove(at);
-        self.settle(from, asked.state == State::Missed);
-        // After the ACK it is no further answer.
-        (asked.state != State::Acked).then_some(Answered { sent_ns: sure.then_some(asked.sent_ns) })
+        let Asked { sent_ns, state, .. } = line.asked[at];
+        if state == State::Acked {
+            // It was counted as answered then.
+            line.asked.remove(at);
+            return None;
+        }
+        line.asked[at].state = State::Framed(now_ns);
+        self.settle(from, state == State::Missed);
+        Some(Answered { sent_ns: sure.then_some(sent_ns) })
     }
 
     /// An ACK came.
     pub(super) fn ack(&mut self, seq_num: u64, from: SocketAddr) -> Option<Answered> {
         let line = self.lines.get_mut(&bare(from))?;
-        let Some((at, sent_ns)) = line.meant(seq_num)? else {
+        let fits = |one: &Asked| one.key.seq_num() == seq_num && (one.may_miss() || one.is_framed());
+        let Some((at, sent_ns)) = line.meant(fits)? else {
             // Two flows have this number: the frame tells.
             return Some(Answered { sent_ns: None });
         };
-        let (key, state) = (line.asked[at].key, line.asked[at].state);
-        if matches!(state, State::Abandoned(_)) {
-            line.asked.remove(at);
-        } else {
-            line.asked[at].state = State::Acked;
-            self.tell(&key, from, Says::Sent);
+        let Asked { key, state, .. } = line.asked[at];
+        match state {
+            State::Open | State::Missed => {
+                line.asked[at].state = State::Acked;
+                self.tell(&key, from, Says::Sent);
+            }
+            State::Abandoned(_) => drop(line.asked.remove(at)),
+            State::Framed(_) | State::Acked => {
+                line.asked.remove(at);
+                return None;
+            }
         }
         self.settle(from, state == State::Missed);
         Some(Answered { sent_ns })
@@ -190,8 +204,9 @@ impl Flight {
     /// A THROTTLED came.
     pub(super) fn throttled(&mut self, seq_num: u64, from: SocketAddr) -> Option<Answered> {
         let line = self.lines.get_mut(&bare(from))?;
-        let Some((at, sent_ns)) = line.meant(seq_num)? else {
-            let keys: Vec<FrameKey> = line.asked.iter().filter(|one| one.may_be(seq_num)).map(|one| one.key).collect();
+        let fits = |one: &Asked| one.key.seq_num() == seq_num && one.may_miss();
+        let Some((at, sent_ns)) = line.meant(fits)? else {
+            let keys: Vec<FrameKey> = line.asked.iter().filter(|one| fits(one)).map(|one| one.key).collect();
             for key in keys {
                 self.tell(&key, from, Says::Perhaps);
             }
@@ -226,6 +241,19 @@ impl Flight {
             self.give_up(&key, to, now_ns);
             self.tell(&key, to, Says::Unreachable);
         }
+    }
+
+    /// True while a job for it waits or is under way.
+    #[cfg(test)]
+    pub(super) fn is_under_way(&self, key: &FrameKey) -> bool {
+        self.jobs.contains_key(key)
+    }
+
+    /// True when nobody who was asked for it is waited for.
+    #[cfg(test)]
+    pub(super) fn is_given_up(&self, key: &FrameKey) -> bool {
+        let mut asked = self.lines.values().flat_map(|line| &line.asked).filter(|one| one.key == *key).peekable();
+        asked.peek().is_some() && !asked.any(Asked::is_waited_for)
     }
 
     /// Tells those for whom the MISSes of `from` are certain; else, with `one_more`, takes one for the oldest open NACK.
@@ -269,12 +297,11 @@ impl Asked {
 
     /// True when a MISS can be meant for it.
     const fn may_miss(&self) -> bool {
-        !matches!(self.state, State::Acked)
+        !matches!(self.state, State::Acked | State::Framed(_))
     }
 
-    /// True when an answer with this number can be meant for it.
-    const fn may_be(&self, seq_num: u64) -> bool {
-        self.key.seq_num() == seq_num && self.may_miss()
+    const fn is_framed(&self) -> bool {
+        matches!(self.state, State::Framed(_))
     }
 }
 
@@ -283,12 +310,12 @@ impl Line {
         self.asked.iter().filter(|one| fits(one)).count()
     }
 
-    /// The NACK that an answer with this number is meant for, and when it was sent if no other is for the same frame.
-    /// `None` when there is none, `Some(None)` when it may be for one frame or another.
+    /// Of the NACKs that an answer fits the one that it is meant for, and when that was sent if no other is for the same
+    /// frame. `None` when it fits none, `Some(None)` when it may be for one frame or another.
     #[expect(clippy::option_option, reason = "no NACK, and no single one, are two things")]
-    fn meant(&self, seq_num: u64) -> Option<Option<(usize, Option<u64>)>> {
-        let first = self.asked.iter().find(|one| one.may_be(seq_num))?;
-        let mut fitting = self.asked.iter().enumerate().filter(|(_, one)| one.may_be(seq_num));
+    fn meant(&self, fits: impl Fn(&Asked) -> bool + Copy) -> Option<Option<(usize, Option<u64>)>> {
+        let first = self.asked.iter().find(|one| fits(one))?;
+        let mut fitting = self.asked.iter().enumerate().filter(move |(_, one)| fits(one));
         if fitting.clone().any(|(_, one)| one.key != first.key) {
             return Some(None);
         }
@@ -299,7 +326,7 @@ impl Line {
 
     /// Nobody waits any more for what was asked for `key`.
     fn abandon(&mut self, key: &FrameKey, now_ns: u64) {
-        self.asked.retain(|one| one.key != *key || one.may_miss());
+        self.asked.retain(|one| one.key != *key || one.state != State::Acked);
         for one in self.asked.iter_mut().filter(|one| one.key == *key && one.is_waited_for()) {
             one.state = State::Abandoned(now_ns);
         }
@@ -307,18 +334,19 @@ impl Line {
 
     /// Forgets what no answer comes for any more.
     fn prune(&mut self, now_ns: u64) {
+        let is_over = |since_ns: u64| now_ns.saturating_sub(since_ns) >= LATE_NS;
         let abandoned = self.count(|one| matches!(one.state, State::Abandoned(_)));
-        let mut spare = abandoned.saturating_sub(MOST_ABANDONED);
-        let before = self.asked.len();
+        let (mut spare, mut forgotten) = (abandoned.saturating_sub(MOST_ABANDONED), 0);
         self.asked.retain(|one| match one.state {
-            State::Abandoned(since_ns) => {
-                let crowded = spare > 0;
-                spare -= usize::from(crowded);
-                !crowded && now_ns.saturating_sub(since_ns) < LATE_NS
+            State::Abandoned(since_ns) if spare > 0 || is_over(since_ns) => {
+                spare = spare.saturating_sub(1);
+                forgotten += 1;
+                false
             }
-            State::Open | State::Missed | State::Acked => true,
+            State::Framed(since_ns) => !is_over(since_ns),
+            State::Abandoned(_) | State::Open | State::Missed | State::Acked => true,
         });
         // A MISS that came may have been theirs: it proves nothing about the others.
-        self.misses = self.misses.saturating_sub(before - self.asked.len());
+        self.misses = self.misses.saturating_sub(forgotten);
     }
 }

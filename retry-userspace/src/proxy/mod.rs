@@ -221,7 +221,7 @@ impl Shared {
                 self.flight().throttled(seq_num, from)
             }
             Err(_) => match Frame::parse(bytes).ok().and_then(|frame| frame.head().cache_key()) {
-                Some(key) => self.flight().frame(&key, from, bytes),
+                Some(key) => self.flight().frame(&key, from, bytes, now_ns),
                 None => {
                     self.counters.one(Counter::ProxyBadDatagrams);
                     return;

@@ -1,6 +1,9 @@
 //! `retry-endpoint probe ADDR`: how an endpoint does, from here: round trip, loss, and whether its answers come from the
 //! address that was asked.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::Write;
@@ -10,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, Command, value_parser};
 use retry_common::key::FrameKey;
+use retry_common::wire::NACK_PORT;
 use retry_common::wire::answer::Answer;
 use retry_common::wire::nack::{FLAG_PROXIED, Nack};
 use serde::Serialize;
@@ -20,15 +24,13 @@ use crate::settings::parse_duration;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The port of NACKs.
-const PORT: u16 = 9300;
 
 /// What was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The address asked.
     pub address: SocketAddr,
-    /// NACKs sent.
+    /// NACKs sent, or refused because there is no way there.
     pub sent: u32,
     /// NACKs answered, from whatever address.
     pub answered: u32,
@@ -47,19 +49,20 @@ impl Report {
     #[must_use]
     pub fn verdict(&self) -> (bool, String) {
         if let Some(other) = self.answered_by.first() {
+            let (other, asked) = (other.ip(), self.address.ip());
             return (
                 false,
                 format!(
-                    "answers come from ANOTHER address, {}: listeners that connect their socket never see them; give the \
-                     endpoint -nack-addr {}",
-                    other.ip(),
-                    self.address.ip()
+                    "answers come from ANOTHER address {other}: listeners that connect their socket never see them \
+                     (start that endpoint with -nack-addr {asked}, or announce {other})"
                 ),
             );
         }
         match (self.answered, self.unreachable) {
-            (0, 0) => (false, "no answer: wrong address, a filter, or a limit on the way".to_owned()),
-            (0, _) => (false, "unreachable: the network answers with ICMP errors; nobody listens there".to_owned()),
+            (0, 0) => {
+                (false, "no answer: nobody there, a filter on the way, or an endpoint with -suppress-miss".to_owned())
+            }
+            (0, _) => (false, "unreachable (ICMP): nobody takes NACKs there".to_owned()),
             (answered, _) if answered < self.sent => (false, "answers, but not always: see the loss".to_owned()),
             _ => (true, "ok".to_owned()),
         }
@@ -137,73 +140,82 @@ fn command() -> Command {
 fn resolve(text: &str) -> std::io::Result<SocketAddr> {
     use std::net::ToSocketAddrs;
     if let Ok(ip) = text.parse::<IpAddr>() {
-        return Ok((ip, PORT).into());
+        return Ok((ip, NACK_PORT).into());
     }
     let mut addresses = match text.to_socket_addrs() {
         Ok(addresses) => addresses,
-        Err(_) => (text.trim_matches(['[', ']']), PORT).to_socket_addrs()?,
+        Err(_) => (text.trim_matches(['[', ']']), NACK_PORT).to_socket_addrs()?,
     };
     addresses.next().ok_or_else(|| std::io::Error::other("the name has no address"))
 }
 
-/// Sends `count` NACKs and listens; every one for another frame that nobody has.
+/// Sends `count` NACKs, every one for another frame that nobody has, and listens after each for up to a second.
 ///
 /// # Errors
-/// A socket cannot be had, or a NACK does not leave.
+/// A socket cannot be had, or fails otherwise than by an ICMP error.
 pub fn probe(address: SocketAddr, count: u32, interval: Duration) -> std::io::Result<Report> {
     // Not connected: an answer from elsewhere is what we want to see.
     let socket = UdpSocket::bind(if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
     tell_errors(&socket, address.is_ipv6())?;
-    let mut report =
-        Report { address, sent: 0, answered: 0, loss: 0.0, rtt_ms: None, answered_by: BTreeSet::new(), unreachable: 0 };
-    let mut times = Vec::new();
+    let (mut times, mut answered_by, mut unreachable) = (Vec::new(), BTreeSet::new(), 0);
     for number in 0..count {
-        let start = Instant::now();
+        if number > 0 {
+            std::thread::sleep(interval);
+        }
+        // A late answer says nothing of the next NACK.
+        while !matches!(listen(&socket, Duration::ZERO)?, Heard::Nothing) {}
+        // Proxied: it is not to ask others for a frame that does not exist.
         let key = FrameKey::new(rand::random(), rand::random());
         let nack = Nack { flags: FLAG_PROXIED, key, subtree_id: [0; 32] };
+        let start = Instant::now();
         match socket.send_to(&nack.to_bytes(), address) {
             Ok(_) => {}
-            Err(error) if is_unreachable(&error) => {}
+            Err(error) if is_unreachable(&error) => {
+                unreachable += 1;
+                continue;
+            }
             Err(error) => return Err(error),
         }
-        report.sent += 1;
-        if let Some((from, time)) = wait(&socket, start, &mut report.unreachable)? {
-            report.answered += 1;
-            times.push(time);
-            if !is_same(from, address) {
-                report.answered_by.insert(from);
+        match listen(&socket, PATIENCE)? {
+            Heard::Answer(from) => {
+                times.push(start.elapsed());
+                if !is_same(from, address) {
+                    answered_by.insert(from);
+                }
             }
-        }
-        if number + 1 < count {
-            std::thread::sleep(interval.saturating_sub(start.elapsed()));
+            Heard::Unreachable => unreachable += 1,
+            Heard::Nothing => {}
         }
     }
     times.sort();
     let ms = |at: usize| times.get(at).map_or(0.0, |time: &Duration| time.as_secs_f64() * 1e3);
-    report.rtt_ms = (!times.is_empty()).then(|| [ms(0), ms(times.len() / 2), ms(times.len() - 1)]);
-    report.loss = f64::from(report.sent - report.answered) / f64::from(report.sent.max(1));
-    Ok(report)
+    let rtt_ms = (!times.is_empty()).then(|| [ms(0), ms(times.len() / 2), ms(times.len() - 1)]);
+    let answered = u32::try_from(times.len()).unwrap_or(count);
+    let loss = f64::from(count - answered) / f64::from(count.max(1));
+    Ok(Report { address, sent: count, answered, loss, rtt_ms, answered_by, unreachable })
 }
 
-/// Waits for a MISS, an ACK or a THROTTLED.
-fn wait(socket: &UdpSocket, start: Instant, unreachable: &mut u32) -> std::io::Result<Option<(SocketAddr, Duration)>> {
-    let mut buffer = [0; 2048];
+enum Heard {
+    /// A MISS, an ACK or a THROTTLED.
+    Answer(SocketAddr),
+    /// An ICMP error.
+    Unreachable,
+    Nothing,
+}
+
+/// Listens for an answer; with a patience of zero takes only what is there.
+fn listen(socket: &UdpSocket, patience: Duration) -> std::io::Result<Heard> {
+    let (start, mut buffer) = (Instant::now(), [0; 2048]);
     loop {
-        let left = PATIENCE.saturating_sub(start.elapsed());
-        if left.is_zero() {
-            return Ok(None);
-        }
-        socket.set_read_timeout(Some(left))?;
+        let left = patience.saturating_sub(start.elapsed());
+        socket.set_nonblocking(left.is_zero())?;
+        socket.set_read_timeout(Some(left).filter(|left| !left.is_zero()))?;
         match socket.recv_from(&mut buffer) {
-            Ok((length, from)) if Answer::parse(&buffer[..length]).is_ok() => return Ok(Some((from, start.elapsed()))),
+            Ok((length, from)) if Answer::parse(&buffer[..length]).is_ok() => return Ok(Heard::Answer(from)),
             Ok(_) => {}
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
-                return Ok(None);
-            }
-            Err(error) if is_unreachable(&error) => {
-                *unreachable += 1;
-                return Ok(None);
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(Heard::Nothing),
+            Err(error) if is_unreachable(&error) => return Ok(Heard::Unreachable),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }

@@ -1,0 +1,104 @@
+//! Many jobs, one socket.
+
+use std::collections::HashSet;
+
+use super::*;
+
+#[tokio::test]
+async fn a_frame_is_recovered_once_at_a_time() {
+    let ([upstream], addresses) = upstreams().await;
+    let mut rig = Rig::start(Proxy { workers: 1, ..settings(&addresses) });
+    for seq_num in [1, 2, 1, 2, 1] {
+        rig.ask(seq_num);
+    }
+    assert_eq!(rig.count(Counter::ProxyInflightDedup), 3, "also those that wait for their turn");
+    for seq_num in 1..=2 {
+        upstream.send_frame(&upstream.nack().await).await;
+        assert_eq!(rig.recovered().await, seq_num);
+    }
+    assert_eq!(rig.count(Counter::ProxyRequests), 2);
+}
+
+#[tokio::test]
+async fn more_than_the_queue_holds_is_dropped_and_counted() {
+    let ([upstream], addresses) = upstreams().await;
+    let mut rig = Rig::start(Proxy { workers: 1, queue: 2, ..settings(&addresses) });
+    rig.ask(1);
+    let got = upstream.nack().await;
+    for seq_num in 2..=9 {
+        rig.ask(seq_num);
+    }
+    rig.counts(Counter::ProxyQueueDropped, 6).await;
+    upstream.send_frame(&got).await;
+    for seq_num in 1..=3 {
+        assert_eq!(rig.recovered().await, seq_num);
+        if seq_num < 3 {
+            upstream.send_frame(&upstream.nack().await).await;
+        }
+    }
+    // One that was dropped may come again.
+    rig.ask(9);
+    upstream.send_frame(&upstream.nack().await).await;
+    assert_eq!(rig.recovered().await, 9);
+}
+
+#[tokio::test]
+async fn what_another_instance_recovers_is_left_to_it() {
+    let ([upstream], addresses) = upstreams().await;
+    let claims = Ledger { refuses: true, ..Ledger::default() };
+    let rig = Rig::with(settings(&addresses), claims, Arc::new(Vec::new));
+    rig.ask(1);
+    rig.counts(Counter::ProxyInflightDedup, 1).await;
+    assert!(upstream.is_quiet());
+    assert!(rig.claims.released.lock().expect("no panic").is_empty(), "it is not ours to give back");
+}
+
+#[tokio::test]
+async fn a_miss_of_one_job_costs_another_no_frame() {
+    let ([first, second], addresses) = upstreams().await;
+    let mut rig = Rig::start(Proxy { workers: 2, ..settings(&addresses) });
+    rig.ask(1);
+    let held = first.nack().await;
+    rig.ask(2);
+    let missed = first.nack().await;
+    // Taken for the first job, which goes on, and is told by its frame that the MISS was not its own.
+    first.miss(&missed).await;
+    let asked = second.nack().await;
+    assert_eq!(asked.seq_num(), 1);
+    second.miss(&asked).await;
+    first.send_frame(&held).await;
+    assert_eq!(rig.recovered().await, 1);
+    // And so the second job goes on.
+    let asked = second.nack().await;
+    assert_eq!(asked.seq_num(), 2);
+    second.miss(&asked).await;
+    rig.counts(Counter::ProxyFailedMiss, 1).await;
+}
+
+#[tokio::test]
+async fn hundreds_at_a_time_by_one_socket() {
+    const MANY: u64 = 600;
+    let ([upstream], addresses) = upstreams().await;
+    let mut rig = Rig::start(Proxy { workers: 1_000, ..settings(&addresses) });
+    (1..=MANY).for_each(|seq_num| rig.ask(seq_num));
+    let mut all = Vec::new();
+    for _ in 0..MANY {
+        all.push(upstream.nack().await);
+    }
+    let sources: HashSet<SocketAddr> = all.iter().map(|got| got.from).collect();
+    assert_eq!(sources.len(), 1, "one socket, however many jobs");
+    // Answered in another order; every third frame is not there.
+    let (missing, there): (Vec<&Got>, Vec<&Got>) = all.iter().rev().partition(|got| got.seq_num() % 3 == 0);
+    let mut recovered = HashSet::new();
+    for (at, got) in there.iter().enumerate() {
+        if let Some(missed) = missing.get(at) {
+            upstream.miss(missed).await;
+        }
+        upstream.send_frame(got).await;
+        upstream.ack(got).await;
+        recovered.insert(rig.recovered().await);
+    }
+    assert_eq!(recovered, (1..=MANY).filter(|seq_num| seq_num % 3 != 0).collect());
+    rig.counts(Counter::ProxyFailedMiss, MANY / 3).await;
+    assert_eq!(rig.count(Counter::ProxyRecovered), MANY - MANY / 3);
+}
