@@ -41,7 +41,9 @@ impl HoldDown {
     #[inline(always)]
     pub const fn claim(&self, word: u64, hash: u64, now_ns: u64) -> Claim {
         let now = (now_ns >> TIME_SHIFT) & TIME_MASK;
-        let age_ns = (now.wrapping_sub(word) & TIME_MASK) << TIME_SHIFT;
+        let age = now.wrapping_sub(word) & TIME_MASK;
+        // Another CPU may have looked at the clock a moment after we did and have written first: that is now, not long ago.
+        let age_ns = if age > TIME_MASK / 2 { 0 } else { age << TIME_SHIFT };
         let tag = hash >> TAG_SHIFT;
         if word != 0 && word >> TAG_SHIFT == tag {
             if word & OTHER != 0 {
@@ -77,6 +79,16 @@ mod tests {
         assert_eq!(HOLD.claim(word, HASH, now + 9 * MS), Claim::Ours);
         assert!(matches!(HOLD.claim(word, HASH, now + 11 * MS), Claim::Free(_)));
         assert!(matches!(HOLD.claim(word, !HASH, now), Claim::Free(_)));
+    }
+
+    /// Two CPUs that ask at once look at the clock one after the other, and write in either order.
+    #[test]
+    fn a_claim_from_a_moment_ahead_holds() {
+        let now = 77_777 * MS;
+        let Claim::Free(word) = HOLD.claim(0, HASH, now) else { panic!("an empty word is free") };
+        for behind in [1, 65_536, 65_537, MS, 1_000 * MS] {
+            assert_eq!(HOLD.claim(word, HASH, now - behind), Claim::Ours, "{behind} ns");
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::{count, packet, sample};
 /// The most entries of a devmap: interfaces for multicast, and the NACK's twice.
 const ENTRIES: usize = 18;
 
-/// The NACK's interface, without a role: for answers made in place.
+/// The NACK's interface, for answers made in place: the role program lets them through.
 #[btf_map]
 static BACK: DevMap<1> = DevMap::new();
 #[btf_map]

@@ -2,7 +2,7 @@
 //!
 //! All entries of one device must name one program (the device's bulk queue keeps only one), and it runs when the queue
 //! is flushed, after the main program has looked at later NACKs. So all that it needs travels in the packet, in the
-//! [`Ticket`]. Which turn it is, it learns by counting how often it has seen the ticket's nonce on this CPU.
+//! [`Ticket`]. Answers made in place name it too, and go through unchanged. Which turn it is, it learns by counting how often it has seen the ticket's nonce on this CPU.
 
 use aya_ebpf::btf_maps::{HashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
@@ -32,11 +32,15 @@ const START_SEQ: usize = IP_UDP_LEN + 16;
 pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
     let settings = log::settings().ok_or(Counter::RetransmitErrors)?;
     let ip_offset = packet::ipv6_offset(ctx).ok_or(Counter::RetransmitErrors)?;
+    let headers: IpUdp = packet::read(ctx, ip_offset).ok_or(Counter::RetransmitErrors)?;
+    if headers.destination_port != settings.nack_port || headers.destination != settings.nack_addr {
+        // An answer made in place, which left in one bulk with clones: only these still go to us.
+        return Ok(());
+    }
     let ticket: Ticket = packet::read(ctx, ip_offset + TICKET).ok_or(Counter::RetransmitErrors)?;
     // SAFETY: the kernel fills the field for programs of devmap entries.
     let egress_ifindex = unsafe { (*ctx.ctx).egress_ifindex };
     let role = if egress_ifindex == settings.nack_ifindex { turn(&ticket) } else { ticket_role::MULTICAST_HERE };
-    let headers: IpUdp = packet::read(ctx, ip_offset).ok_or(Counter::RetransmitErrors)?;
     if role == ticket_role::ACK {
         let seq_num: [u8; 8] = packet::read(ctx, ip_offset + START_SEQ).ok_or(Counter::RetransmitErrors)?;
         let answer = Answer::Ack { flags: AckFlags::from_bits(ticket.ack_flags), seq_num: u64::from_be_bytes(seq_num) };

@@ -24,24 +24,35 @@ pub fn get(ns: &Netns, address: SocketAddr, path: &str) -> Result<(u16, String)>
 /// # Errors
 /// As [`get`].
 pub fn request(ns: &Netns, address: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
+    let (status, body) = exchange(ns, address, method, path, &[])?;
+    Ok((status, String::from_utf8(body).with_context(|| format!("{method} http://{address}{path}: no text"))?))
+}
+
+/// As [`get`] with another method and raw bytes as body and answer.
+///
+/// # Errors
+/// As [`get`].
+pub fn exchange(ns: &Netns, address: SocketAddr, method: &str, path: &str, body: &[u8]) -> Result<(u16, Vec<u8>)> {
     ns.enter(|| {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         stream.set_write_timeout(Some(Duration::from_secs(2)))?;
         // Version 1.0: the body ends with the connection and comes in one piece, never in chunks.
-        write!(stream, "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
+        write!(stream, "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n", body.len())?;
+        stream.write_all(body)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
         parse_answer(&answer)
     })
     .with_context(|| format!("{method} http://{address}{path}"))
 }
 
-fn parse_answer(answer: &str) -> Result<(u16, String)> {
-    let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a head")?;
+fn parse_answer(answer: &[u8]) -> Result<(u16, Vec<u8>)> {
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").context("an answer without a head")?;
+    let head = String::from_utf8_lossy(&answer[..end]);
     let status =
         head.split_whitespace().nth(1).and_then(|word| word.parse().ok()).context("an answer without a status")?;
-    Ok((status, body.to_owned()))
+    Ok((status, answer[end + 4..].to_vec()))
 }
 
 /// One scrape: `name{labels}` as the text has it, and the value.
@@ -136,8 +147,8 @@ mod tests {
 
     #[test]
     fn an_answer_has_status_and_body() {
-        let (status, body) = parse_answer("HTTP/1.0 503 x\r\na: b\r\n\r\nstarting").expect("whole");
-        assert_eq!((status, body.as_str()), (503, "starting"));
-        assert!(parse_answer("nonsense").is_err());
+        let (status, body) = parse_answer(b"HTTP/1.0 503 x\r\na: b\r\n\r\nstarting").expect("whole");
+        assert_eq!((status, body.as_slice()), (503, &b"starting"[..]));
+        assert!(parse_answer(b"nonsense").is_err());
     }
 }

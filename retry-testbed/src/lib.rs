@@ -22,6 +22,7 @@ pub mod netns;
 pub mod outcome;
 pub mod packet;
 pub mod publish;
+pub mod redis;
 pub mod replay;
 pub mod tee;
 pub mod testrun;

@@ -1,6 +1,7 @@
-//! `retry-testbed`: the demo and the bench, for `cargo xtask demo` and `cargo xtask bench`.
+//! `retry-testbed`: the demo, the bench and the cluster, for the verbs of `cargo xtask` with these names.
 
 mod bench;
+mod cluster;
 mod demo;
 
 use std::process::ExitCode;
@@ -20,6 +21,8 @@ enum Command {
     Demo(demo::Options),
     /// Measures how fast NACKs are answered.
     Bench(bench::Options),
+    /// Starts a Redis Cluster of six and five endpoints, each on a host of its own.
+    Cluster(cluster::Options),
 }
 
 fn main() -> ExitCode {
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Cluster(options) => cluster::run(&options),
     };
     done.unwrap_or_else(|error| {
         eprintln!("retry-testbed: {error:#}");

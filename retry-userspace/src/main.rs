@@ -21,7 +21,12 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    match runtime.block_on(retry_userspace::run(&settings, log_level, shutdown::signal())) {
+    // Before anything is there that a signal would leave behind.
+    let shutdown = {
+        let _on = runtime.enter();
+        shutdown::signal()
+    };
+    match runtime.block_on(retry_userspace::run(&settings, log_level, shutdown)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }

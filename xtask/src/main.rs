@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod check;
+mod cluster;
 mod context;
 mod demo;
 mod ebpf_toolchain;
@@ -40,6 +41,9 @@ enum Verb {
     /// Measures answers per second on one link (needs root or sudo).
     #[command(disable_help_flag = true)]
     Bench(PassedOn),
+    /// Starts a Redis Cluster of six and five endpoints in namespaces; `--smoke` proves that they work together.
+    #[command(disable_help_flag = true)]
+    Cluster(PassedOn),
     /// Runs the test suites.
     Test(test::Options),
     /// Formatting, lints of host and eBPF code as errors, documentation.
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Build => build::run(&context).map(|()| ExitCode::SUCCESS),
         Verb::Demo(PassedOn { arguments }) => demo::run(&context, &arguments),
         Verb::Bench(PassedOn { arguments }) => bench::run(&context, &arguments),
+        Verb::Cluster(PassedOn { arguments }) => cluster::run(&context, &arguments),
         Verb::Test(options) => test::run(&context, &options),
         Verb::Check => check::run(&context),
     });
@@ -73,7 +78,7 @@ fn main() -> ExitCode {
 /// Reads the command line. `--no-install` is xtask's wherever it stands, also among options that are passed on.
 fn parse(words: impl Iterator<Item = OsString>) -> Arguments {
     let mut arguments = Arguments::parse_from(words);
-    if let Verb::Demo(passed) | Verb::Bench(passed) = &mut arguments.verb {
+    if let Verb::Demo(passed) | Verb::Bench(passed) | Verb::Cluster(passed) = &mut arguments.verb {
         let before = passed.arguments.len();
         passed.arguments.retain(|word| word != "--no-install");
         arguments.no_install |= passed.arguments.len() < before;

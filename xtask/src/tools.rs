@@ -19,6 +19,8 @@ pub(crate) enum Use {
     Fabric,
     /// Read BPF maps as an operator does.
     Maps,
+    /// Run Redis servers.
+    Redis,
     /// Boot other kernels.
     Kernels,
     /// Format and lint.
@@ -109,6 +111,7 @@ const TOOLS: &[Tool] = &[
     program("nft", &["nftables"], &[Use::Fabric]),
     program("ethtool", &["ethtool"], &[Use::Fabric]),
     program("bpftool", &["bpftool"], &[Use::Maps]),
+    program("redis-server", &["redis-server"], &[Use::Redis]),
     program("qemu-system-x86_64", &["qemu-system-x86"], &[Use::Kernels]),
     program("xz", &["xz-utils"], &[Use::Kernels]),
     program("ldd", &["libc-bin"], &[Use::Kernels]),

@@ -15,7 +15,7 @@ use retry_testbed::packet::Packet;
 use retry_testbed::publish::Publisher;
 
 use super::scene::{ask, asker, binary, flags};
-use super::tools::{PATIENCE, await_advert, both_paths, counted, repairs};
+use super::tools::{PATIENCE, await_advert, both_paths, counted, eventually, repairs};
 
 /// Repairs by unicast alone, so that what comes by multicast is the other endpoint's.
 const UNICAST: [&str; 2] = ["-beacon-flags-multicast=false", "-beacon-flags-unicast"];
@@ -84,6 +84,7 @@ fn heard_by_beacon(xdp: &str) {
     pair.fabric.await_members("other", &[group(BEACON)]).expect("it listens for beacons");
     let metrics = counted(&other, "bre_beacon_adverts_received_total", &[], 1);
     assert_eq!(metrics.count("bre_beacon_dropped_total", &[]), 0);
+    counted(&other, "bre_upstream_up", &[], 1);
     pair.recovers(&one, &other);
     let other = pair.host("other").addr;
     let capture = Capture::start(&pair.host("one").ns, INTERFACE).expect("a capture");
@@ -105,11 +106,13 @@ fn remembered(xdp: &str) {
         assert_eq!(answers.first().map(|bytes| Answer::parse(bytes, 9)), Some(Ok(Answer::Miss)));
         counted(&other, "bre_proxy_failed_total", &[("reason", "no_upstream")], 1);
         let _one = pair.start("one", xdp, &UNICAST);
-        counted(&other, "bre_beacon_adverts_received_total", &[], 1);
+        counted(&other, "bre_upstream_up", &[], 1);
+        eventually("it is saved", || std::fs::read_dir(state).expect("a directory").next().is_some());
         assert!(other.end().expect("it ends").success());
     }
     let one = pair.start("one", xdp, &[UNICAST[0], UNICAST[1], "-beacon-enabled=false"]);
     let other = pair.start("other", xdp, &more);
+    counted(&other, "bre_upstream_up", &[], 1);
     pair.recovers(&one, &other);
     assert_eq!(other.metrics().expect("a scrape").count("bre_beacon_adverts_received_total", &[]), 0);
 }

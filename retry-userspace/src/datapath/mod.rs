@@ -33,7 +33,8 @@ mod map {
     pub(super) const EGRESS: &str = "EGRESS";
     pub(super) const GROUP_LIMIT: &str = "GROUP_LIMIT";
     pub(super) const LIMITS: [&str; 4] = ["ADDRESS_LIMIT", "SEQUENCE_LIMIT", "CHAIN_LIMIT", GROUP_LIMIT];
-    /// Answers in place, by the NACK's interface, without a role program.
+    /// Answers in place, by the NACK's interface. With the role program as all others: a device sends what comes in one poll
+    /// in one bulk, through the program of the first packet.
     pub(super) const BACK: &str = "BACK";
     /// Devmaps of broadcasts: name, entries for the NACK's interface, whether multicast goes out.
     pub(super) const BROADCASTS: [(&str, u32, bool); 5] = [
@@ -381,7 +382,7 @@ fn fill_devmaps(ebpf: &mut Ebpf, request: &Request<'_>) -> Result<(), DatapathEr
     }
     let map = ebpf.map_mut(map::BACK).ok_or(DatapathError::Map(map::BACK))?;
     let mut back = DevMap::try_from(map).map_err(|_| DatapathError::Map(map::BACK))?;
-    back.set(0, here, None, 0).map_err(|error| DatapathError::Fill { map: map::BACK, why: chain(&error) })
+    back.set(0, here, Some(&role), 0).map_err(|error| DatapathError::Fill { map: map::BACK, why: chain(&error) })
 }
 
 fn fill_egress(ebpf: &mut Ebpf, request: &Request<'_>) -> Result<HashMap<MapData, u32, EgressValue>, DatapathError> {

@@ -20,6 +20,7 @@ use retry_common::abi;
 use retry_common::decide::Policy;
 
 use tokio::runtime::Handle;
+use tokio::signal::unix::Signal;
 use tokio::sync::Notify;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
@@ -137,6 +138,8 @@ pub async fn run(
     log_level: LogLevel,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
+    // Before anything else: a hang-up that nobody watches for ends a process.
+    let hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).map_err(StartError::Thread)?;
     let fabric = Fabric::find(
         &settings.ingress.mc_iface,
         &settings.egress.ifaces,
@@ -247,7 +250,7 @@ pub async fn run(
         instance: settings.telemetry.instance.clone(),
     };
     let events = state.datapath().as_mut().and_then(Datapath::take_events);
-    let parts = Parts { server, socket, fill, joins, ear, tee, events, answers, management, cancel };
+    let parts = Parts { server, socket, fill, joins, ear, tee, events, answers, hangups, management, cancel };
     let result = serve(settings, &fabric, &state, workers, parts, log_level, shutdown).await;
     // The program goes first: from here on nothing is answered from a log that nobody fills.
     drop(state.datapath().take());
@@ -269,6 +272,7 @@ struct Parts {
     tee: Option<TeeSocket>,
     events: Option<Events>,
     answers: Receiver<Reply>,
+    hangups: Signal,
     management: Management,
     cancel: CancellationToken,
 }
@@ -282,7 +286,7 @@ async fn serve(
     log_level: LogLevel,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let Parts { server, socket, fill, joins, ear, tee, events, answers, management, cancel } = parts;
+    let Parts { server, socket, fill, joins, ear, tee, events, answers, mut hangups, management, cancel } = parts;
     let listener = tokio::net::TcpListener::bind(settings.admin.metrics_addr)
         .await
         .map_err(|source| StartError::Admin { address: settings.admin.metrics_addr, source })?;
@@ -338,6 +342,8 @@ async fn serve(
         })?;
     }
 
+    // Before anybody is told that it is ready: without a lease the kernel passes NACKs on.
+    state.renew_lease(settings.xdp.lease);
     let source: Arc<dyn Source> = Arc::clone(state) as Arc<dyn Source>;
     let http = axum::serve(listener, admin::router(source, log_level.clone()));
     let http = tokio::spawn(async move { http.await });
@@ -358,8 +364,6 @@ async fn serve(
     let mut lease = tokio::time::interval(settings.xdp.lease / 4);
     let mut sweep = tokio::time::interval(Duration::from_secs(1));
     let mut announce = tokio::time::interval(settings.beacon.interval);
-    let mut hangups =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).map_err(StartError::Thread)?;
     // None until the shutdown begins, then when it ends.
     let mut drained: Option<Pin<Box<Sleep>>> = None;
     let mut again = Box::pin(crate::shutdown::signal());

@@ -1,0 +1,200 @@
+//! A Redis that hangs, dies, or refuses us: NACKs are answered all the same, and it is taken back when it is back.
+
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use retry_common::key::FrameKey;
+use retry_testbed::answer::{Answer, nack};
+use retry_testbed::fabric::group;
+use retry_testbed::frames::{Flow, Kind};
+
+use super::redis_server::RedisServer;
+use super::scene::{asker, frame};
+use super::site::{
+    BY_MULTICAST, LISTENERS_PATIENCE, PATIENCE, Site, answer, both_paths, counted, eventually, path, told,
+};
+
+const FLOW: u64 = 0x000b_a6e5;
+const SHARED: [&str; 2] = ["-cache-backend", "redis"];
+
+/// Redis hangs under traffic: hits and misses are answered in a listener's patience, nothing that comes in is lost, and
+/// what Redis has not taken it takes afterwards.
+fn hangs(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    let one = site.endpoint("one", xdp, &redis.address(), &SHARED);
+    let known = FrameKey::new(FLOW, 1);
+    let publisher = site.publisher();
+    publisher.send(group(0), &frame(known, 600, 1)).expect("a frame leaves");
+    counted(&one, "bre_store_frames_written_total", &[], 1);
+    let (host, to) = (site.host("client"), site.host("one").nack_address());
+    let stop = AtomicBool::new(false);
+    let mut flows = [Flow::new(Kind::Tx, 0, 2, 200..=900)];
+    let published = std::thread::scope(|scope| {
+        let traffic = scope.spawn(|| publisher.run(&mut flows, 1_000, Duration::from_secs(3), &stop, |_| 0));
+        redis.pause();
+        // The first that ask wait for Redis, no longer than a listener does.
+        let sockets: Vec<_> = (0..3).map(|_| asker(host)).collect();
+        let asked = Instant::now();
+        for (seq_num, socket) in (901..).zip(&sockets) {
+            socket.send_to(&nack(FrameKey::new(FLOW, seq_num)), to).expect("a NACK leaves");
+        }
+        let mut buffer = [0; 64];
+        let mut late = Vec::new();
+        for socket in &sockets {
+            socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            let length = socket.recv(&mut buffer).expect("an answer");
+            assert_eq!(Answer::parse(&buffer[..length], 0), Ok(Answer::Miss));
+            late.push(asked.elapsed());
+        }
+        assert!(late.iter().min() < Some(&LISTENERS_PATIENCE), "MISSes after {late:?}");
+        let socket = asker(host);
+        for _ in 0..200 {
+            assert_eq!(answer(&socket, to, known), Some(BY_MULTICAST));
+        }
+        let metrics = counted(&one, "bre_cache_hits_total", &[("path", path(xdp))], 200);
+        assert_eq!(metrics.count("bre_cache_hits_total", &[]), 200);
+        assert!(metrics.count("bre_store_lookups_total", &[("outcome", "late")]) >= 3);
+        counted(&one, "bre_cache_errors_total", &[], 1);
+        traffic.join().expect("it ends").expect("frames leave")
+    });
+    let all = published + 1;
+    let metrics = counted(&one, "bre_frames_cached_total", &[], all);
+    assert_eq!(metrics.count("bre_frames_cached_total", &[]), all, "the fill lost nothing");
+    assert_eq!(metrics.count("bre_frames_dropped_total", &[]), 0);
+    assert!(metrics.count("bre_store_frames_written_total", &[]) < all, "Redis took what it was given while it hung");
+
+    redis.go_on();
+    eventually("all frames in Redis", || {
+        let metrics = one.metrics().expect("a scrape");
+        metrics.count("bre_store_frames_written_total", &[]) + metrics.count("bre_store_frames_lost_total", &[]) == all
+    });
+    let metrics = one.metrics().expect("a scrape");
+    assert_eq!(metrics.count("bre_store_frames_lost_total", &[]), 0, "{}", one.log());
+    let last = FrameKey::new(flows[0].hash_key(), flows[0].next_key().seq_num() - 1);
+    eventually("the last frame in Redis", || redis.frame(last).is_some());
+    asks_redis_again(&site, &one, "one");
+}
+
+/// Waits until an endpoint asks Redis for what it has not, and gets an answer.
+fn asks_redis_again(site: &Site, daemon: &retry_testbed::daemon::Daemon<'_>, name: &str) {
+    let socket = asker(site.host("client"));
+    let mut seq_num = 5_000;
+    eventually("an answer of Redis", || {
+        let late =
+            |metrics: &retry_testbed::http::Metrics| metrics.count("bre_store_lookups_total", &[("outcome", "late")]);
+        let before = late(&daemon.metrics().expect("a scrape"));
+        seq_num += 1;
+        let missed = answer(&socket, site.host(name).nack_address(), FrameKey::new(FLOW, seq_num));
+        assert_eq!(missed, Some(Answer::Miss));
+        late(&daemon.metrics().expect("a scrape")) == before
+    });
+}
+
+/// Redis dies and comes back empty: told once each time, and frames are shared again without anybody's help.
+fn dies_and_comes_back(xdp: &str) {
+    let site = Site::new();
+    let (mut redis, _loss) = (site.redis(), site.deafen("two"));
+    let one = site.endpoint("one", xdp, &redis.address(), &SHARED);
+    let two = site.endpoint("two", xdp, &redis.address(), &SHARED);
+    let publisher = site.publisher();
+    let socket = asker(site.host("client"));
+    let (first, second) = (site.host("one").nack_address(), site.host("two").nack_address());
+    let share = |seq_num| {
+        let key = FrameKey::new(FLOW, seq_num);
+        publisher.send(group(0), &frame(key, 600, 1)).expect("a frame leaves");
+        eventually("the frame in Redis", || redis.frame(key).is_some());
+        assert_eq!(answer(&socket, second, key), Some(BY_MULTICAST), "{}", two.log());
+    };
+    share(1);
+    redis.kill();
+    let lost = FrameKey::new(FLOW, 2);
+    publisher.send(group(0), &frame(lost, 600, 1)).expect("a frame leaves");
+    counted(&one, "bre_frames_cached_total", &[], 2);
+    // Each serves what it has; a frame of the other's is a MISS.
+    assert_eq!(answer(&socket, first, lost), Some(BY_MULTICAST));
+    assert_eq!(answer(&socket, second, FrameKey::new(FLOW, 77)), Some(Answer::Miss));
+    counted(&two, "bre_store_lookups_total", &[("outcome", "late")], 1);
+    for daemon in [&one, &two] {
+        eventually("the loss in the log", || told(daemon, "the shared store is lost") > 0);
+    }
+
+    redis.start_again();
+    // Another repair of frame 2 reached it by multicast, so that only a new frame shows that Redis is asked.
+    let share = |seq_num| {
+        let key = FrameKey::new(FLOW, seq_num);
+        publisher.send(group(0), &frame(key, 600, 1)).expect("a frame leaves");
+        eventually("the frame in Redis", || redis.frame(key).is_some());
+        asks_redis_again(&site, &two, "two");
+        assert_eq!(answer(&socket, second, key), Some(BY_MULTICAST), "{}", two.log());
+    };
+    share(3);
+    for daemon in [&one, &two] {
+        assert_eq!(told(daemon, "the shared store is lost"), 1, "once\n{}", daemon.log());
+        assert_eq!(told(daemon, "connected to the shared store"), 2, "{}", daemon.log());
+    }
+    assert_eq!(two.metrics().expect("a scrape").count("bre_cache_stored_total", &[("source", "redis")]), 2);
+}
+
+/// Frames whose life ends before Redis is back are lost to it, and counted; what lives on is written.
+fn outlived(xdp: &str) {
+    const FRAMES: u64 = 10;
+    let site = Site::new();
+    let mut redis = site.redis();
+    let flags = [&SHARED[..], &["-cache-ttl-tx", "1s", "-cache-ttl-block", "1m"]].concat();
+    let one = site.endpoint("one", xdp, &redis.address(), &flags);
+    let publisher = site.publisher();
+    publisher.send(group(0), &frame(FrameKey::new(FLOW, 900), 600, 1)).expect("a frame leaves");
+    counted(&one, "bre_store_frames_written_total", &[], 1);
+    redis.kill();
+    for seq_num in 1..=FRAMES {
+        publisher.send(group(0), &frame(FrameKey::new(FLOW, seq_num), 600, 1)).expect("a frame leaves");
+    }
+    let mut block = Flow::new(Kind::Block, 0, 2, 300..=301);
+    let (key, to) = (block.next_key(), group(block.group_index()));
+    site.fabric.await_members("one", &[to]).expect("a member");
+    publisher.send(to, &block.next_frame()).expect("a frame leaves");
+    counted(&one, "bre_store_frames_lost_total", &[("reason", "error")], FRAMES);
+    redis.start_again();
+    eventually("the block in Redis", || redis.frame(key).is_some());
+    let metrics = counted(&one, "bre_store_frames_written_total", &[], 2);
+    assert_eq!(metrics.count("bre_store_frames_lost_total", &[]), FRAMES);
+    assert_eq!(metrics.count("bre_store_frames_written_total", &[]), 2);
+    assert_eq!(redis.keys("bre:frame:"), 1);
+}
+
+/// A password that is wrong: said once, and served from memory.
+fn refuses_us(xdp: &str) {
+    let site = Site::new();
+    let redis = RedisServer::start_with(site.host("redis"), Some("right"));
+    let address = format!("redis://:wrong@{}", redis.address());
+    let one = site.endpoint("one", xdp, &address, &SHARED);
+    let key = FrameKey::new(FLOW, 1);
+    site.publisher().send(group(0), &frame(key, 600, 1)).expect("a frame leaves");
+    counted(&one, "bre_frames_cached_total", &[], 1);
+    let socket = asker(site.host("client"));
+    let to = site.host("one").nack_address();
+    eventually("the refusal in the log", || told(&one, "the shared store is lost") > 0);
+    assert_eq!(answer(&socket, to, key), Some(BY_MULTICAST));
+    assert_eq!(answer(&socket, to, FrameKey::new(FLOW, 2)), Some(Answer::Miss));
+    counted(&one, "bre_store_lookups_total", &[("outcome", "late")], 1);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(told(&one, "the shared store is lost"), 1, "once\n{}", one.log());
+    let log = one.log();
+    assert!(log.contains("-redis-addr") && log.contains("authentication failed"), "{log}");
+    assert!(!log.contains("wrong@") && !log.contains(":wrong"), "a password in the log\n{log}");
+    assert_eq!(redis.keys("bre:"), 0);
+    drop(one);
+
+    let address = format!("redis://:right@{}", redis.address());
+    let one = site.endpoint("one", xdp, &address, &SHARED);
+    site.publisher().send(group(0), &frame(key, 600, 1)).expect("a frame leaves");
+    counted(&one, "bre_store_frames_written_total", &[], 1);
+}
+
+both_paths! {
+    hangs: hangs_native, hangs_off;
+    dies_and_comes_back: dies_and_comes_back_native, dies_and_comes_back_off;
+    outlived: outlived_native, outlived_off;
+    refuses_us: refuses_us_native, refuses_us_off;
+}

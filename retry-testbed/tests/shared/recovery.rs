@@ -1,0 +1,125 @@
+//! Two instances that recover from one upstream: a frame is asked for there once.
+
+use std::time::Duration;
+
+use retry_common::key::FrameKey;
+use retry_testbed::answer::Answer;
+use retry_testbed::daemon::Daemon;
+use retry_testbed::fabric::group;
+use retry_testbed::loss::{Loss, LossRule};
+
+use super::redis_server::{RedisServer, name};
+use super::scene::{asker, frame};
+use super::site::{BY_MULTICAST, Site, answer, both_paths, counted, eventually, path};
+
+const KEY: FrameKey = FrameKey::new(0x4ec0, 1);
+
+struct Instances<'a> {
+    one: Daemon<'a>,
+    two: Daemon<'a>,
+    up: Daemon<'a>,
+    bytes: Vec<u8>,
+    _losses: [Loss<'a>; 2],
+}
+
+/// An upstream that heard a frame, and two instances that heard nothing and hear no repair either.
+fn instances<'a>(site: &'a Site, redis: &RedisServer<'_>, xdp: &str, backend: &str) -> Instances<'a> {
+    let losses = ["one", "two"].map(|name| site.fabric.lose(name, &LossRule::random(1000)).expect("a loss"));
+    let upstream = site.host("up").nack_address().to_string();
+    let flags = ["-cache-backend", backend, "-proxy-enabled", "-upstream-retry-endpoints", &upstream];
+    // On this fabric its own multicast would repair the frame for everybody.
+    let alone = ["-beacon-enabled=false", "-beacon-flags-multicast=false", "-beacon-flags-unicast"];
+    let up = site.daemon("up", xdp, &alone);
+    let one = site.endpoint("one", xdp, &redis.address(), &flags);
+    let two = site.endpoint("two", xdp, &redis.address(), &flags);
+    let bytes = frame(KEY, 640, 9);
+    site.publisher().send(group(0), &bytes).expect("a frame leaves");
+    counted(&up, "bre_frames_cached_total", &[], 1);
+    Instances { one, two, up, bytes, _losses: losses }
+}
+
+/// One after the other, with nothing but claims in Redis: the second leaves the recovery to the first.
+fn one_claim(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    let site_of = instances(&site, &redis, xdp, "memory");
+    let Instances { one, two, up, bytes, .. } = &site_of;
+    let watch = site.watch(&[group(0)]);
+    let socket = asker(site.host("client"));
+    assert_eq!(answer(&socket, site.host("one").nack_address(), KEY), Some(Answer::Miss));
+    counted(one, "bre_proxy_recovered_total", &[], 1);
+    let repairs = watch.repairs(KEY, 1);
+    assert_eq!(repairs.len(), 1, "{}", one.log());
+    assert!(&repairs[0].payload == bytes && *repairs[0].src.ip() == site.host("one").addr);
+    let claim: Option<Vec<u8>> = redis.run(redis::cmd("GET").arg(name("bre:proxy:", KEY)));
+    assert!(claim.is_some(), "a claim for all instances");
+
+    assert_eq!(answer(&socket, site.host("two").nack_address(), KEY), Some(Answer::Miss));
+    let metrics = counted(two, "bre_proxy_inflight_dedup_total", &[], 1);
+    assert_eq!(metrics.count("bre_proxy_requests_total", &[]), 0);
+    assert_eq!(one.metrics().expect("a scrape").count("bre_proxy_requests_total", &[]), 1);
+    assert_eq!(up.metrics().expect("a scrape").count("bre_nack_requests_total", &[]), 1);
+    assert_eq!(watch.seen(KEY).len(), 1);
+    watch.end();
+}
+
+/// At the same time, with frames in Redis too: one request upstream in all, and both have the frame.
+fn together(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    let site_of = instances(&site, &redis, xdp, "redis");
+    let Instances { one, two, up, bytes, .. } = &site_of;
+    let watch = site.watch(&[group(0)]);
+    let sockets = [asker(site.host("client")), asker(site.host("other"))];
+    for (socket, name) in sockets.iter().zip(["one", "two"]) {
+        socket.send_to(&retry_testbed::answer::nack(KEY), site.host(name).nack_address()).expect("a NACK leaves");
+    }
+    let recovered = || {
+        let both = [one, two].map(|daemon| daemon.metrics().expect("a scrape"));
+        both.iter().map(|metrics| metrics.count("bre_proxy_recovered_total", &[])).sum::<u64>()
+    };
+    eventually("a recovery", || recovered() >= 1);
+    eventually("the frame in Redis", || redis.frame(KEY).is_some());
+    assert!(&redis.frame(KEY).expect("it is there") == bytes, "byte for byte");
+    assert_eq!(watch.repairs(KEY, 1).len(), 1);
+    assert_eq!(up.metrics().expect("a scrape").count("bre_nack_requests_total", &[]), 1, "one request upstream");
+    // Whoever left it to the other gets it from Redis; the hold-down is over.
+    std::thread::sleep(Duration::from_millis(50));
+    for name in ["one", "two"] {
+        let socket = asker(site.host("client"));
+        assert_eq!(answer(&socket, site.host(name).nack_address(), KEY), Some(BY_MULTICAST), "{name}");
+    }
+    assert_eq!((recovered(), up.metrics().expect("a scrape").count("bre_nack_requests_total", &[])), (1, 1));
+    let unicast = counted(up, "bre_unicast_retransmits_total", &[("path", path(xdp))], 1);
+    assert_eq!(unicast.count("bre_unicast_retransmits_total", &[]), 1);
+    watch.end();
+}
+
+/// A recovery that came to nothing gives its claim back: when the upstream has the frame, any instance may ask again.
+fn given_back(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    let site_of = instances(&site, &redis, xdp, "memory");
+    let Instances { one, two, up, .. } = &site_of;
+    let watch = site.watch(&[group(0)]);
+    let key = FrameKey::new(KEY.hash_key(), 2);
+    let socket = asker(site.host("client"));
+    assert_eq!(answer(&socket, site.host("one").nack_address(), key), Some(Answer::Miss));
+    counted(one, "bre_proxy_failed_total", &[("reason", "miss")], 1);
+    eventually("the claim given back", || redis.keys("bre:proxy:") == 0);
+    let bytes = frame(key, 300, 4);
+    site.publisher().send(group(0), &bytes).expect("a frame leaves");
+    counted(up, "bre_frames_cached_total", &[], 2);
+    assert_eq!(answer(&socket, site.host("two").nack_address(), key), Some(Answer::Miss));
+    counted(two, "bre_proxy_recovered_total", &[], 1);
+    let repairs = watch.repairs(key, 1);
+    assert_eq!(repairs.len(), 1, "{}", two.log());
+    assert!(repairs[0].payload == bytes, "byte for byte");
+    watch.end();
+}
+
+both_paths! {
+    one_claim: one_claim_native, one_claim_off;
+    together: together_native, together_off;
+    given_back: given_back_native, given_back_off;
+}
