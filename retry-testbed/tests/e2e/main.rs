@@ -7,3 +7,4 @@ mod lifecycle;
 mod recovery;
 mod same_answers;
 mod scene;
+mod settings;

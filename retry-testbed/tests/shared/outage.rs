@@ -91,6 +91,65 @@ fn asks_redis_again(site: &Site, daemon: &retry_testbed::daemon::Daemon<'_>, nam
     });
 }
 
+/// `-cache-op-timeout`: a NACK waits no longer for a Redis that hangs.
+fn short_of_patience(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    let flags = [&SHARED[..], &["-cache-op-timeout", "20ms", "-redis-retry-breaker", "0"]].concat();
+    let one = site.endpoint("one", xdp, &redis.address(), &flags);
+    eventually("a connection", || told(&one, "connected to the shared store") == 1);
+    redis.pause();
+    let shortest = (1..=5).map(|seq_num| {
+        let (socket, asked) = (asker(site.host("client")), Instant::now());
+        let missed = answer(&socket, site.host("one").nack_address(), FrameKey::new(FLOW, seq_num));
+        assert_eq!(missed, Some(Answer::Miss));
+        asked.elapsed()
+    });
+    let shortest = shortest.min().expect("five of them");
+    assert!((Duration::from_millis(20)..Duration::from_millis(200)).contains(&shortest), "{shortest:?}");
+    counted(&one, "bre_store_lookups_total", &[("outcome", "late")], 5);
+}
+
+/// `-redis-retry-breaker`: after so many failures nobody waits for Redis any more, until the breaker lets one through.
+fn left_alone(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    let flags = [&SHARED[..], &["-cache-op-timeout", "100ms", "-redis-retry-breaker", "2"]].concat();
+    let one = site.endpoint("one", xdp, &redis.address(), &[&flags[..], &["-redis-retry-breaker-open", "1m"]].concat());
+    eventually("a connection", || told(&one, "connected to the shared store") == 1);
+    redis.pause();
+    let mut times = (1..=6).map(|seq_num| {
+        let (socket, asked) = (asker(site.host("client")), Instant::now());
+        let missed = answer(&socket, site.host("one").nack_address(), FrameKey::new(FLOW, seq_num));
+        assert_eq!(missed, Some(Answer::Miss));
+        asked.elapsed()
+    });
+    assert!(times.next().expect("a time") >= Duration::from_millis(100), "the first waits");
+    let shortest = times.min().expect("five of them");
+    assert!(shortest < Duration::from_millis(80), "nobody waits while it is open: {shortest:?}");
+    redis.go_on();
+    let before = redis.calls("get");
+    assert_eq!(
+        answer(&asker(site.host("client")), site.host("one").nack_address(), FrameKey::new(FLOW, 7)),
+        Some(Answer::Miss)
+    );
+    assert_eq!(redis.calls("get"), before, "Redis is left alone for a minute");
+}
+
+/// `-cache-dial-timeout`: a Redis that takes the connection and says nothing is given up after it, and not before.
+fn nobody_home(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    redis.pause();
+    let started = Instant::now();
+    let one = site.endpoint("one", xdp, &redis.address(), &[&SHARED[..], &["-cache-dial-timeout", "4s"]].concat());
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(told(&one, "the shared store is lost"), 0, "after {:?}\n{}", started.elapsed(), one.log());
+    eventually("the end of its patience", || told(&one, "the shared store is lost") == 1);
+    redis.go_on();
+    eventually("a connection", || told(&one, "connected to the shared store") == 1);
+}
+
 /// Redis dies and comes back empty: told once each time, and frames are shared again without anybody's help.
 fn dies_and_comes_back(xdp: &str) {
     let site = Site::new();
@@ -168,7 +227,7 @@ fn refuses_us(xdp: &str) {
     let site = Site::new();
     let redis = RedisServer::start_with(site.host("redis"), Some("right"));
     let address = format!("redis://:wrong@{}", redis.address());
-    let one = site.endpoint("one", xdp, &address, &SHARED);
+    let one = site.endpoint("one", xdp, &address, &[&SHARED[..], &["-redis-retry-max-delay", "100ms"]].concat());
     let key = FrameKey::new(FLOW, 1);
     site.publisher().send(group(0), &frame(key, 600, 1)).expect("a frame leaves");
     counted(&one, "bre_frames_cached_total", &[], 1);
@@ -195,6 +254,9 @@ fn refuses_us(xdp: &str) {
 both_paths! {
     hangs: hangs_native, hangs_off;
     dies_and_comes_back: dies_and_comes_back_native, dies_and_comes_back_off;
+    short_of_patience: short_of_patience_native, short_of_patience_off;
+    left_alone: left_alone_native, left_alone_off;
+    nobody_home: nobody_home_native, nobody_home_off;
     outlived: outlived_native, outlived_off;
     refuses_us: refuses_us_native, refuses_us_off;
 }
