@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use retry_common::key::FrameKey;
 use retry_testbed::fabric::group;
 
@@ -18,6 +18,8 @@ fn certificates(directory: &Path, prefix: &str, names: &[String]) {
         |name: &str, text: &str| std::fs::write(directory.join(format!("{prefix}{name}")), text).expect("a file");
     let mut authority = CertificateParams::default();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // A certificate that is named as its authority is would be taken for one that signed itself.
+    authority.distinguished_name.push(DnType::CommonName, format!("{prefix}authority"));
     let key = KeyPair::generate().expect("a key");
     save("ca.pem", &authority.self_signed(&key).expect("a certificate").pem());
     let issuer = Issuer::new(authority, key);
@@ -26,6 +28,7 @@ fn certificates(directory: &Path, prefix: &str, names: &[String]) {
     {
         let mut leaf = CertificateParams::new(names).expect("names");
         leaf.extended_key_usages = vec![purpose];
+        leaf.distinguished_name.push(DnType::CommonName, who);
         let key = KeyPair::generate().expect("a key");
         save(&format!("{who}.pem"), &leaf.signed_by(&key, &issuer).expect("a certificate").pem());
         save(&format!("{who}.key"), &key.serialize_pem());
