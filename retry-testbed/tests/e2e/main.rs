@@ -4,6 +4,7 @@
 
 mod interfaces;
 mod lifecycle;
+mod losses;
 mod recovery;
 mod same_answers;
 mod scene;

@@ -120,6 +120,37 @@ fn metrics_are_where_they_were_asked_for() {
     assert!(http::get(&client.ns, elsewhere.into(), "/healthz").is_err(), "it listens on every address");
 }
 
+/// What is shown of the rings, the sockets and the host.
+#[test]
+fn gauges_show_what_is_there() {
+    if !is_root("gauges_show_what_is_there") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let more = ["-cache-memory", "48m", "-cache-memory-long", "32m", "-instance", "gauged"];
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("off", &more)).expect("a daemon");
+    let metrics = daemon.metrics().expect("a scrape");
+    let of = |ring| [("ring", ring)];
+    assert_eq!(metrics.count("bre_cache_ring_size_bytes", &of("short")), 48 << 20);
+    assert_eq!(metrics.count("bre_cache_ring_size_bytes", &of("long")), 32 << 20);
+    assert_eq!(metrics.count("bre_cache_ring_used_bytes", &[]), 0);
+    assert_eq!(metrics.count("bre_ssm_sources", &[]), 0, "any source");
+    assert!(metrics.count("bre_ingress_sockets", &[]) >= 1);
+    assert_eq!(metrics.state("bre_host_info", "instance").as_deref(), Some("gauged"));
+    assert_eq!(metrics.state("bre_host_info", "arch").as_deref(), Some(std::env::consts::ARCH));
+
+    let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
+    publish.send(group(0), &frame(KEY, 300, 1)).expect("a frame leaves");
+    await_count(&daemon, "bre_frames_cached_total", &[], 1);
+    std::thread::sleep(Duration::from_millis(1100));
+    let metrics = daemon.metrics().expect("a scrape");
+    assert!((392..1024).contains(&metrics.count("bre_cache_ring_used_bytes", &of("short"))));
+    assert_eq!(metrics.count("bre_cache_ring_used_bytes", &of("long")), 0);
+    assert!(metrics.sum("bre_cache_oldest_age_seconds", &of("short")) >= 1.1);
+    assert!(metrics.sum("bre_cache_oldest_age_seconds", &of("long")) < 0.1);
+}
+
 macro_rules! settings {
     ($($body:ident: $native:ident, $off:ident;)*) => { $(
         #[test]

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
 use retry_testbed::answer::{Answer, nack};
+use retry_testbed::daemon::Daemon;
 use retry_testbed::fabric::group;
 use retry_testbed::frames::{Flow, Kind};
 
 use super::redis_server::RedisServer;
-use super::scene::{asker, frame};
+use super::scene::{asker, frame, is_root};
 use super::site::{
     BY_MULTICAST, LISTENERS_PATIENCE, PATIENCE, Site, answer, both_paths, counted, eventually, path, told,
 };
@@ -63,6 +64,8 @@ fn hangs(xdp: &str) {
     assert_eq!(metrics.count("bre_frames_cached_total", &[]), all, "the fill lost nothing");
     assert_eq!(metrics.count("bre_frames_dropped_total", &[]), 0);
     assert!(metrics.count("bre_store_frames_written_total", &[]) < all, "Redis took what it was given while it hung");
+    eventually("what waits is shown", || metric(&one, "bre_store_queue_frames") > 0);
+    eventually("that it hangs is shown", || metric(&one, "bre_store_up") == 0);
 
     redis.go_on();
     eventually("all frames in Redis", || {
@@ -71,13 +74,19 @@ fn hangs(xdp: &str) {
     });
     let metrics = one.metrics().expect("a scrape");
     assert_eq!(metrics.count("bre_store_frames_lost_total", &[]), 0, "{}", one.log());
+    eventually("nothing waits any more", || metric(&one, "bre_store_queue_frames") == 0);
+    eventually("it is up", || metric(&one, "bre_store_up") == 1);
     let last = FrameKey::new(flows[0].hash_key(), flows[0].next_key().seq_num() - 1);
     eventually("the last frame in Redis", || redis.frame(last).is_some());
     asks_redis_again(&site, &one, "one");
 }
 
+fn metric(daemon: &Daemon<'_>, name: &str) -> u64 {
+    daemon.metrics().expect("a scrape").count(name, &[])
+}
+
 /// Waits until an endpoint asks Redis for what it has not, and gets an answer.
-fn asks_redis_again(site: &Site, daemon: &retry_testbed::daemon::Daemon<'_>, name: &str) {
+fn asks_redis_again(site: &Site, daemon: &Daemon<'_>, name: &str) {
     let socket = asker(site.host("client"));
     let mut seq_num = 5_000;
     eventually("an answer of Redis", || {
@@ -220,6 +229,38 @@ fn outlived(xdp: &str) {
     assert_eq!(metrics.count("bre_store_frames_lost_total", &[]), FRAMES);
     assert_eq!(metrics.count("bre_store_frames_written_total", &[]), 2);
     assert_eq!(redis.keys("bre:frame:"), 1);
+}
+
+/// More frames than may wait for a Redis that hangs: those are lost to it, counted, and served from memory all the same.
+#[test]
+fn more_than_may_wait() {
+    if !is_root("more_than_may_wait") {
+        return;
+    }
+    let site = Site::new();
+    let redis = site.redis();
+    let one = site.endpoint("one", "off", &redis.address(), &[&SHARED[..], &["-cache-memory-long", "256m"]].concat());
+    eventually("a connection", || told(&one, "connected to the shared store") == 1);
+    redis.pause();
+    // The longest frames there are: it takes about a thousand.
+    let publisher = site.publisher();
+    let mut flow = Flow::new(Kind::Anchor, 0, 2, 60_000..=60_001);
+    site.fabric.await_members("one", &[group(flow.group_index())]).expect("a member");
+    let lost = || one.metrics().expect("a scrape").count("bre_store_frames_lost_total", &[("reason", "queue_full")]);
+    while lost() == 0 {
+        for _ in 0..20 {
+            publisher.publish(&mut flow).expect("a frame leaves");
+        }
+        assert!(publisher.sent() < 4_000, "{}", one.log());
+    }
+    // Without waiting, some of the fragments may have been lost on the way: the last that came is asked for.
+    let (key, to) = (flow.next_key(), group(flow.group_index()));
+    let bytes = flow.next_frame();
+    publisher.send(to, &bytes).expect("a frame leaves");
+    let socket = asker(site.host("client"));
+    eventually("the frame", || answer(&socket, site.host("one").nack_address(), key) == Some(BY_MULTICAST));
+    redis.go_on();
+    eventually("nothing waits any more", || metric(&one, "bre_store_queue_frames") == 0);
 }
 
 /// A password that is wrong: said once, and served from memory.
