@@ -1,4 +1,5 @@
 //! What arrives at an OpenTelemetry collector: a gRPC server with the published protobuf services, on the loopback.
+#![expect(clippy::panic, reason = "a test says what it found")]
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::{Arc, Mutex, PoisonError};
