@@ -96,7 +96,11 @@ fn tell_end(what: &str, outcome: &OTelSdkResult) {
 fn reached<B: WithExportConfig + WithTonicConfig>(builder: B, url: &str) -> B {
     let builder = builder.with_endpoint(url).with_timeout(PATIENCE);
     // The library trusts nobody unless told whom.
-    if url.starts_with("https://") { builder.with_tls_config(ClientTlsConfig::new().with_native_roots()) } else { builder }
+    if url.starts_with("https://") {
+        builder.with_tls_config(ClientTlsConfig::new().with_native_roots())
+    } else {
+        builder
+    }
 }
 
 fn resource(instance: &str) -> Resource {
