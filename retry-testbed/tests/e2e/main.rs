@@ -4,6 +4,8 @@
 
 mod interfaces;
 mod lifecycle;
+mod losses;
 mod recovery;
 mod same_answers;
 mod scene;
+mod settings;

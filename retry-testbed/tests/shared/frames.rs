@@ -4,11 +4,15 @@ use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
 use retry_testbed::answer::{Answer, nack};
+use retry_testbed::daemon::Daemon;
 use retry_testbed::fabric::group;
 use retry_testbed::frames::{Flow, Kind};
 
+use super::redis_server::RedisServer;
 use super::scene::{ask, asker, await_count, frame};
-use super::site::{BY_MULTICAST, LISTENERS_PATIENCE, PATIENCE, Site, answer, both_paths, counted, eventually, path};
+use super::site::{
+    BY_MULTICAST, LISTENERS_PATIENCE, PATIENCE, Site, answer, api, both_paths, counted, eventually, path,
+};
 
 const KEY: FrameKey = FrameKey::new(0x5a4ed, 1);
 const SHARED: [&str; 2] = ["-cache-backend", "redis"];
@@ -198,11 +202,81 @@ fn one_question_for_a_burst(xdp: &str) {
     watch.end();
 }
 
+/// Each class lives in Redis as long as its setting says; `-cache-ttl` stands for those without one, BEEF apart.
+fn each_class_has_its_life(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    let flags = ["-cache-ttl", "1000s", "-cache-ttl-block", "2000s", "-cache-ttl-anchor", "3000s"];
+    let one = site.endpoint("one", xdp, &redis.address(), &[&SHARED[..], &flags].concat());
+    let lives = [
+        (Kind::Tx, 1000),
+        (Kind::Bundle, 1000),
+        (Kind::Block, 2000),
+        (Kind::SubtreeData, 1000),
+        (Kind::Anchor, 3000),
+        (Kind::Beef, 60),
+    ];
+    stored_with(&site, &one, &redis, &lives);
+    drop(one);
+    let flags = ["-cache-ttl-tx", "400s", "-cache-ttl-subtree", "500s", "-cache-ttl-beef", "700s"];
+    let one = site.endpoint("one", xdp, &redis.address(), &[&SHARED[..], &flags].concat());
+    let lives = [(Kind::Tx, 400), (Kind::Block, 600), (Kind::SubtreeData, 500), (Kind::Anchor, 120), (Kind::Beef, 700)];
+    stored_with(&site, &one, &redis, &lives);
+}
+
+fn stored_with(site: &Site, one: &Daemon<'_>, redis: &RedisServer<'_>, lives: &[(Kind, u64)]) {
+    let () = redis.run(&redis::cmd("FLUSHALL"));
+    let publisher = site.publisher();
+    let mut keys = Vec::new();
+    for (kind, seconds) in lives {
+        let mut flow = Flow::new(*kind, 0, 2, 300..=301);
+        site.fabric.await_members("one", &[group(flow.group_index())]).expect("a member");
+        let key = publisher.publish(&mut flow).expect("a frame leaves").expect("one with a key");
+        keys.push((kind, key, Duration::from_secs(*seconds)));
+    }
+    counted(one, "bre_store_frames_written_total", &[], lives.len().try_into().expect("few"));
+    for (kind, key, life) in keys {
+        let left = redis.frame_life(key).expect("it is there");
+        assert!(left <= life && left > life - PATIENCE, "{kind:?}: {left:?} of {life:?}");
+    }
+}
+
+/// `PUT` on one instance, `GET` on another, and a NACK there; `DELETE` takes it from Redis.
+fn put_here_read_there(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "let-me-in").expect("written");
+    let token = file.path().to_string_lossy();
+    let flags = [&SHARED[..], &["-admin-addr", "[::1]:9401", "-admin-token-file", &token]].concat();
+    let one = site.endpoint("one", xdp, &redis.address(), &flags);
+    let two = site.endpoint("two", xdp, &redis.address(), &flags);
+    let (first, second) = (site.host("one"), site.host("two"));
+    let bytes = frame(KEY, 800, 3);
+    let path = format!("/v1/frames/{:016x}/{}", KEY.hash_key(), KEY.seq_num());
+
+    assert_eq!(api(first, &format!("PUT {path}"), "let-us-in", &bytes).0, 401);
+    assert_eq!(api(first, &format!("PUT {path}?ttl=90"), "let-me-in", &bytes).0, 201);
+    counted(&one, "bre_store_frames_written_total", &[], 1);
+    assert_eq!(one.metrics().expect("a scrape").count("bre_cache_stored_total", &[("source", "api")]), 1);
+    let left = redis.frame_life(KEY).expect("it is there");
+    assert!(left <= Duration::from_secs(90) && left > Duration::from_secs(80), "{left:?}");
+    let (status, read) = api(second, &format!("GET {path}"), "let-me-in", &[]);
+    assert!(status == 200 && read == bytes, "byte for byte: {status}");
+    assert_eq!(answer(&asker(site.host("client")), second.nack_address(), KEY), Some(BY_MULTICAST), "{}", two.log());
+
+    assert_eq!(api(first, &format!("DELETE {path}"), "let-me-in", &[]).0 / 100, 2);
+    assert_eq!(redis.frame(KEY), None);
+    assert_eq!(api(first, &format!("GET {path}"), "let-me-in", &[]).0, 404);
+}
+
 both_paths! {
     heard_by_the_other: heard_by_the_other_native, heard_by_the_other_off;
     every_kind: every_kind_native, every_kind_off;
     no_new_life: no_new_life_native, no_new_life_off;
     nobody_has_it: nobody_has_it_native, nobody_has_it_off;
     memory_shares_no_frames: memory_shares_no_frames_native, memory_shares_no_frames_off;
+    each_class_has_its_life: each_class_has_its_life_native, each_class_has_its_life_off;
+    put_here_read_there: put_here_read_there_native, put_here_read_there_off;
     one_question_for_a_burst: one_question_for_a_burst_native, one_question_for_a_burst_off;
 }

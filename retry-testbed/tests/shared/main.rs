@@ -14,3 +14,4 @@ mod frames;
 mod limits;
 mod outage;
 mod recovery;
+mod tls;

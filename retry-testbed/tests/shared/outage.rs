@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
 use retry_testbed::answer::{Answer, nack};
+use retry_testbed::daemon::Daemon;
 use retry_testbed::fabric::group;
 use retry_testbed::frames::{Flow, Kind};
 
 use super::redis_server::RedisServer;
-use super::scene::{asker, frame};
+use super::scene::{asker, frame, is_root};
 use super::site::{
     BY_MULTICAST, LISTENERS_PATIENCE, PATIENCE, Site, answer, both_paths, counted, eventually, path, told,
 };
@@ -63,6 +64,8 @@ fn hangs(xdp: &str) {
     assert_eq!(metrics.count("bre_frames_cached_total", &[]), all, "the fill lost nothing");
     assert_eq!(metrics.count("bre_frames_dropped_total", &[]), 0);
     assert!(metrics.count("bre_store_frames_written_total", &[]) < all, "Redis took what it was given while it hung");
+    eventually("what waits is shown", || metric(&one, "bre_store_queue_frames") > 0);
+    eventually("that it hangs is shown", || metric(&one, "bre_store_up") == 0);
 
     redis.go_on();
     eventually("all frames in Redis", || {
@@ -71,13 +74,19 @@ fn hangs(xdp: &str) {
     });
     let metrics = one.metrics().expect("a scrape");
     assert_eq!(metrics.count("bre_store_frames_lost_total", &[]), 0, "{}", one.log());
+    eventually("nothing waits any more", || metric(&one, "bre_store_queue_frames") == 0);
+    eventually("it is up", || metric(&one, "bre_store_up") == 1);
     let last = FrameKey::new(flows[0].hash_key(), flows[0].next_key().seq_num() - 1);
     eventually("the last frame in Redis", || redis.frame(last).is_some());
     asks_redis_again(&site, &one, "one");
 }
 
+fn metric(daemon: &Daemon<'_>, name: &str) -> u64 {
+    daemon.metrics().expect("a scrape").count(name, &[])
+}
+
 /// Waits until an endpoint asks Redis for what it has not, and gets an answer.
-fn asks_redis_again(site: &Site, daemon: &retry_testbed::daemon::Daemon<'_>, name: &str) {
+fn asks_redis_again(site: &Site, daemon: &Daemon<'_>, name: &str) {
     let socket = asker(site.host("client"));
     let mut seq_num = 5_000;
     eventually("an answer of Redis", || {
@@ -89,6 +98,65 @@ fn asks_redis_again(site: &Site, daemon: &retry_testbed::daemon::Daemon<'_>, nam
         assert_eq!(missed, Some(Answer::Miss));
         late(&daemon.metrics().expect("a scrape")) == before
     });
+}
+
+/// `-cache-op-timeout`: a NACK waits no longer for a Redis that hangs.
+fn short_of_patience(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    let flags = [&SHARED[..], &["-cache-op-timeout", "20ms", "-redis-retry-breaker", "0"]].concat();
+    let one = site.endpoint("one", xdp, &redis.address(), &flags);
+    eventually("a connection", || told(&one, "connected to the shared store") == 1);
+    redis.pause();
+    let shortest = (1..=5).map(|seq_num| {
+        let (socket, asked) = (asker(site.host("client")), Instant::now());
+        let missed = answer(&socket, site.host("one").nack_address(), FrameKey::new(FLOW, seq_num));
+        assert_eq!(missed, Some(Answer::Miss));
+        asked.elapsed()
+    });
+    let shortest = shortest.min().expect("five of them");
+    assert!((Duration::from_millis(20)..Duration::from_millis(200)).contains(&shortest), "{shortest:?}");
+    counted(&one, "bre_store_lookups_total", &[("outcome", "late")], 5);
+}
+
+/// `-redis-retry-breaker`: after so many failures nobody waits for Redis any more, until the breaker lets one through.
+fn left_alone(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    let flags = [&SHARED[..], &["-cache-op-timeout", "100ms", "-redis-retry-breaker", "2"]].concat();
+    let one = site.endpoint("one", xdp, &redis.address(), &[&flags[..], &["-redis-retry-breaker-open", "1m"]].concat());
+    eventually("a connection", || told(&one, "connected to the shared store") == 1);
+    redis.pause();
+    let mut times = (1..=6).map(|seq_num| {
+        let (socket, asked) = (asker(site.host("client")), Instant::now());
+        let missed = answer(&socket, site.host("one").nack_address(), FrameKey::new(FLOW, seq_num));
+        assert_eq!(missed, Some(Answer::Miss));
+        asked.elapsed()
+    });
+    assert!(times.next().expect("a time") >= Duration::from_millis(100), "the first waits");
+    let shortest = times.min().expect("five of them");
+    assert!(shortest < Duration::from_millis(80), "nobody waits while it is open: {shortest:?}");
+    redis.go_on();
+    let before = redis.calls("get");
+    assert_eq!(
+        answer(&asker(site.host("client")), site.host("one").nack_address(), FrameKey::new(FLOW, 7)),
+        Some(Answer::Miss)
+    );
+    assert_eq!(redis.calls("get"), before, "Redis is left alone for a minute");
+}
+
+/// `-cache-dial-timeout`: a Redis that takes the connection and says nothing is given up after it, and not before.
+fn nobody_home(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    redis.pause();
+    let started = Instant::now();
+    let one = site.endpoint("one", xdp, &redis.address(), &[&SHARED[..], &["-cache-dial-timeout", "4s"]].concat());
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(told(&one, "the shared store is lost"), 0, "after {:?}\n{}", started.elapsed(), one.log());
+    eventually("the end of its patience", || told(&one, "the shared store is lost") == 1);
+    redis.go_on();
+    eventually("a connection", || told(&one, "connected to the shared store") == 1);
 }
 
 /// Redis dies and comes back empty: told once each time, and frames are shared again without anybody's help.
@@ -163,12 +231,44 @@ fn outlived(xdp: &str) {
     assert_eq!(redis.keys("bre:frame:"), 1);
 }
 
+/// More frames than may wait for a Redis that hangs: those are lost to it, counted, and served from memory all the same.
+#[test]
+fn more_than_may_wait() {
+    if !is_root("more_than_may_wait") {
+        return;
+    }
+    let site = Site::new();
+    let redis = site.redis();
+    let one = site.endpoint("one", "off", &redis.address(), &[&SHARED[..], &["-cache-memory-long", "256m"]].concat());
+    eventually("a connection", || told(&one, "connected to the shared store") == 1);
+    redis.pause();
+    // The longest frames there are: it takes about a thousand.
+    let publisher = site.publisher();
+    let mut flow = Flow::new(Kind::Anchor, 0, 2, 60_000..=60_001);
+    site.fabric.await_members("one", &[group(flow.group_index())]).expect("a member");
+    let lost = || one.metrics().expect("a scrape").count("bre_store_frames_lost_total", &[("reason", "queue_full")]);
+    while lost() == 0 {
+        for _ in 0..20 {
+            publisher.publish(&mut flow).expect("a frame leaves");
+        }
+        assert!(publisher.sent() < 4_000, "{}", one.log());
+    }
+    // Without waiting, some of the fragments may have been lost on the way: the last that came is asked for.
+    let (key, to) = (flow.next_key(), group(flow.group_index()));
+    let bytes = flow.next_frame();
+    publisher.send(to, &bytes).expect("a frame leaves");
+    let socket = asker(site.host("client"));
+    eventually("the frame", || answer(&socket, site.host("one").nack_address(), key) == Some(BY_MULTICAST));
+    redis.go_on();
+    eventually("nothing waits any more", || metric(&one, "bre_store_queue_frames") == 0);
+}
+
 /// A password that is wrong: said once, and served from memory.
 fn refuses_us(xdp: &str) {
     let site = Site::new();
     let redis = RedisServer::start_with(site.host("redis"), Some("right"));
     let address = format!("redis://:wrong@{}", redis.address());
-    let one = site.endpoint("one", xdp, &address, &SHARED);
+    let one = site.endpoint("one", xdp, &address, &[&SHARED[..], &["-redis-retry-max-delay", "100ms"]].concat());
     let key = FrameKey::new(FLOW, 1);
     site.publisher().send(group(0), &frame(key, 600, 1)).expect("a frame leaves");
     counted(&one, "bre_frames_cached_total", &[], 1);
@@ -195,6 +295,9 @@ fn refuses_us(xdp: &str) {
 both_paths! {
     hangs: hangs_native, hangs_off;
     dies_and_comes_back: dies_and_comes_back_native, dies_and_comes_back_off;
+    short_of_patience: short_of_patience_native, short_of_patience_off;
+    left_alone: left_alone_native, left_alone_off;
+    nobody_home: nobody_home_native, nobody_home_off;
     outlived: outlived_native, outlived_off;
     refuses_us: refuses_us_native, refuses_us_off;
 }

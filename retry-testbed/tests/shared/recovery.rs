@@ -8,7 +8,7 @@ use retry_testbed::daemon::Daemon;
 use retry_testbed::fabric::group;
 use retry_testbed::loss::{Loss, LossRule};
 
-use super::redis_server::{RedisServer, name};
+use super::redis_server::RedisServer;
 use super::scene::{asker, frame};
 use super::site::{BY_MULTICAST, Site, answer, both_paths, counted, eventually, path};
 
@@ -26,7 +26,15 @@ struct Instances<'a> {
 fn instances<'a>(site: &'a Site, redis: &RedisServer<'_>, xdp: &str, backend: &str) -> Instances<'a> {
     let losses = ["one", "two"].map(|name| site.fabric.lose(name, &LossRule::random(1000)).expect("a loss"));
     let upstream = site.host("up").nack_address().to_string();
-    let flags = ["-cache-backend", backend, "-proxy-enabled", "-upstream-retry-endpoints", &upstream];
+    let flags = [
+        "-cache-backend",
+        backend,
+        "-proxy-enabled",
+        "-upstream-retry-endpoints",
+        &upstream,
+        "-proxy-dedup-window",
+        "45s",
+    ];
     // On this fabric its own multicast would repair the frame for everybody.
     let alone = ["-beacon-enabled=false", "-beacon-flags-multicast=false", "-beacon-flags-unicast"];
     let up = site.daemon("up", xdp, &alone);
@@ -51,8 +59,8 @@ fn one_claim(xdp: &str) {
     let repairs = watch.repairs(KEY, 1);
     assert_eq!(repairs.len(), 1, "{}", one.log());
     assert!(&repairs[0].payload == bytes && *repairs[0].src.ip() == site.host("one").addr);
-    let claim: Option<Vec<u8>> = redis.run(redis::cmd("GET").arg(name("bre:proxy:", KEY)));
-    assert!(claim.is_some(), "a claim for all instances");
+    let claim = redis.life("bre:proxy:", KEY).expect("a claim for all instances");
+    assert!(claim <= Duration::from_secs(45) && claim > Duration::from_secs(30), "it stays for {claim:?}");
 
     assert_eq!(answer(&socket, site.host("two").nack_address(), KEY), Some(Answer::Miss));
     let metrics = counted(two, "bre_proxy_inflight_dedup_total", &[], 1);

@@ -1,6 +1,7 @@
 //! One Redis, Debian's `redis-server`, on a host of a fabric: without persistence, ended with its value.
 
 use std::net::SocketAddrV6;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,8 @@ use retry_testbed::fabric::Host;
 use retry_testbed::netns::ChildGuard;
 
 const PORT: u16 = 6379;
+/// Where one with TLS listens for the test itself.
+const PLAIN_PORT: u16 = 6380;
 /// How long it may take to start.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -18,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct RedisServer<'a> {
     host: &'a Host,
     password: Option<&'a str>,
+    /// For the test's own commands.
+    port: u16,
     directory: tempfile::TempDir,
     child: ChildGuard,
 }
@@ -30,8 +35,27 @@ impl<'a> RedisServer<'a> {
     /// One that asks for a password.
     pub(crate) fn start_with(host: &'a Host, password: Option<&'a str>) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let child = launch(host, directory.path(), password);
-        let server = Self { host, password, directory, child };
+        let child = launch(host, directory.path(), password, PORT, &[]);
+        let server = Self { host, password, port: PORT, directory, child };
+        server.await_up();
+        server
+    }
+
+    /// One that speaks TLS with clients whose certificate its authority signed: the files `ca.pem`, `server.pem` and
+    /// `server.key` of a directory.
+    pub(crate) fn start_tls(host: &'a Host, files: &Path) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = |name| files.join(name).to_string_lossy().into_owned();
+        let port = PORT.to_string();
+        let tls = [
+            ["--tls-port", &port],
+            ["--tls-ca-cert-file", &file("ca.pem")],
+            ["--tls-cert-file", &file("server.pem")],
+            ["--tls-key-file", &file("server.key")],
+            ["--tls-auth-clients", "yes"],
+        ];
+        let child = launch(host, directory.path(), None, PLAIN_PORT, tls.as_flattened());
+        let server = Self { host, password: None, port: PLAIN_PORT, directory, child };
         server.await_up();
         server
     }
@@ -59,7 +83,7 @@ impl<'a> RedisServer<'a> {
 
     /// Starts it again, empty, at the same address.
     pub(crate) fn start_again(&mut self) {
-        self.child = launch(self.host, self.directory.path(), self.password);
+        self.child = launch(self.host, self.directory.path(), self.password, self.port, &[]);
         self.await_up();
     }
 
@@ -68,11 +92,16 @@ impl<'a> RedisServer<'a> {
         self.connect().and_then(|mut connection| command.query(&mut connection)).expect("Redis answers")
     }
 
-    /// What is left of the life of the frame under `bre:frame:`; `None` when it is not there.
+    /// What is left of the life of a frame; `None` when it is not there.
     pub(crate) fn frame_life(&self, key: FrameKey) -> Option<Duration> {
-        let left: i64 = self.run(redis::cmd("PTTL").arg(name("bre:frame:", key)));
+        self.life("bre:frame:", key)
+    }
+
+    /// What is left of the life of one of the keys of a frame; `None` when it is not there.
+    pub(crate) fn life(&self, prefix: &str, key: FrameKey) -> Option<Duration> {
+        let left: i64 = self.run(redis::cmd("PTTL").arg(name(prefix, key)));
         // −1 is one that stays for ever.
-        assert_ne!(left, -1, "a frame without an end");
+        assert_ne!(left, -1, "a key without an end");
         u64::try_from(left).ok().map(Duration::from_millis)
     }
 
@@ -97,7 +126,8 @@ impl<'a> RedisServer<'a> {
 
     fn connect(&self) -> RedisResult<Connection> {
         let login = self.password.map_or_else(String::new, |password| format!(":{password}@"));
-        let client = redis::Client::open(format!("redis://{login}{}", self.address()))?;
+        let address = SocketAddrV6::new(self.host.addr, self.port, 0, 0);
+        let client = redis::Client::open(format!("redis://{login}{address}"))?;
         let connection = self.host.ns.enter(|| client.get_connection_with_timeout(Duration::from_secs(1)))?;
         connection.set_read_timeout(Some(PATIENCE))?;
         Ok(connection)
@@ -113,15 +143,15 @@ impl<'a> RedisServer<'a> {
 }
 
 /// The key of Redis for a frame's key.
-pub(crate) fn name(prefix: &str, key: FrameKey) -> Vec<u8> {
+fn name(prefix: &str, key: FrameKey) -> Vec<u8> {
     [prefix.as_bytes(), &key.to_bytes()].concat()
 }
 
-fn launch(host: &Host, directory: &std::path::Path, password: Option<&str>) -> ChildGuard {
+fn launch(host: &Host, directory: &Path, password: Option<&str>, port: u16, more: &[&str]) -> ChildGuard {
     let mut command = Command::new("redis-server");
-    let (address, port) = (host.addr.to_string(), PORT.to_string());
+    let (address, port) = (host.addr.to_string(), port.to_string());
     command.args(["--bind", &address, "--port", &port, "--protected-mode", "no", "--save", "", "--appendonly", "no"]);
-    command.arg("--dir").arg(directory);
+    command.arg("--dir").arg(directory).args(more);
     if let Some(password) = password {
         command.args(["--requirepass", password]);
     }

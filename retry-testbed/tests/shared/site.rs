@@ -1,6 +1,7 @@
 //! The fabric of these tests: two endpoints, whoever publishes and asks, a Redis; and what is asked of them.
 
-use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv6Addr, SocketAddrV6, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -168,6 +169,26 @@ pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "never came: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// A request to the management API at `[::1]:9401` of a host: the status, and the body as bytes.
+pub(crate) fn api(host: &Host, request: &str, token: &str, body: &[u8]) -> (u16, Vec<u8>) {
+    let head = format!(
+        "{request} HTTP/1.0\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let answer = host.ns.enter(|| {
+        let mut stream = TcpStream::connect("[::1]:9401").expect("the management API listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(&[head.as_bytes(), body].concat()).expect("a request leaves");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("an answer");
+        answer
+    });
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a head");
+    let head = std::str::from_utf8(&answer[..end]).expect("a head is text");
+    let status = head.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a status");
+    (status, answer[end + 4..].to_vec())
 }
 
 /// How often a daemon's log has these words.
