@@ -67,5 +67,5 @@ fn a_bad_command_line_is_exit_code_2() {
     }
     let help = probe(&["-help"]);
     assert_eq!(help.status.code(), Some(0));
-    assert!(stdout(&help).contains("--count"));
+    assert!(stdout(&help).contains("retry-endpoint probe [OPTIONS] <ADDR>"), "{}", stdout(&help));
 }

@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// How often manifests are looked at for the end of their life.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Takes ADVERTs, and who sent them.
+pub type OnAdvert = Box<dyn Fn(&[u8], SocketAddrV6) + Send>;
 /// A manifest, and who sent it.
 pub type Heard = (Vec<u8>, Ipv6Addr);
 
@@ -41,7 +43,7 @@ pub struct Ear {
     /// Its sockets.
     pub listening: Listening,
     /// Takes ADVERTs, and who sent them.
-    pub on_advert: Box<dyn Fn(&[u8], SocketAddrV6) + Send>,
+    pub on_advert: OnAdvert,
     /// Where manifests go.
     pub manifests: mpsc::UnboundedSender<Heard>,
     /// Counts.

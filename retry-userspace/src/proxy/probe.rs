@@ -77,7 +77,8 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Some(text) if text.starts_with('-') && !text.starts_with("--") && text.len() > 2 => format!("-{text}").into(),
         _ => arg,
     });
-    let matches = match command().try_get_matches_from([OsString::from("probe")].into_iter().chain(args)) {
+    let matches = match command().try_get_matches_from([OsString::from("retry-endpoint probe")].into_iter().chain(args))
+    {
         Ok(matches) => matches,
         Err(error) => {
             let _ = error.print();
@@ -188,7 +189,8 @@ pub fn probe(address: SocketAddr, count: u32, interval: Duration) -> std::io::Re
         }
     }
     times.sort();
-    let ms = |at: usize| times.get(at).map_or(0.0, |time: &Duration| time.as_secs_f64() * 1e3);
+    // To the microsecond: what is finer is the clock's.
+    let ms = |at: usize| times.get(at).map_or(0.0, |time: &Duration| (time.as_secs_f64() * 1e6).round() / 1e3);
     let rtt_ms = (!times.is_empty()).then(|| [ms(0), ms(times.len() / 2), ms(times.len() - 1)]);
     let answered = u32::try_from(times.len()).unwrap_or(count);
     let loss = f64::from(count - answered) / f64::from(count.max(1));

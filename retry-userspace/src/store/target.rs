@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use redis::aio::{ConnectionLike, MultiplexedConnection, PubSub};
+use redis::aio::{MultiplexedConnection, PubSub};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, IntoConnectionInfo, RedisError, RedisFuture,
-    RedisResult, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, IntoConnectionInfo, RedisError, RedisResult,
+    TlsCertificates, TlsMode, Value,
 };
 use tokio::sync::Mutex;
 
@@ -30,11 +30,11 @@ pub(super) enum Connection {
 }
 
 impl Connection {
-    /// One command.
-    pub(super) fn send<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+    /// One command. What the server says is wrong is an error here; the bare connection takes it for an answer.
+    pub(super) async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
         match self {
-            Self::Single(connection) => connection.req_packed_command(command),
-            Self::Cluster(connection) => connection.req_packed_command(command),
+            Self::Single(connection) => command.query_async(connection).await,
+            Self::Cluster(connection) => command.query_async(connection).await,
         }
     }
 
@@ -46,7 +46,7 @@ impl Connection {
 
 enum Kind {
     /// One server, which may turn out to be a node of a cluster.
-    Single { client: Client, cluster: OnceLock<ClusterClient> },
+    Single { client: Box<Client>, cluster: OnceLock<ClusterClient> },
     /// The nodes named, each also as a client of its own to listen at.
     Cluster { client: ClusterClient, nodes: Vec<Client> },
     /// The master that Sentinels name.
@@ -74,7 +74,7 @@ impl Target {
             [one] if one.url.contains("+sentinel://") => {
                 Kind::Sentinel(Mutex::new(sentinels(&one.url, certificates.as_ref()).map_err(refused)?))
             }
-            [one] => Kind::Single { client: client(one)?, cluster: OnceLock::new() },
+            [one] => Kind::Single { client: Box::new(client(one)?), cluster: OnceLock::new() },
             nodes => Kind::Cluster {
                 client: cluster(nodes, certificates.as_ref(), redis).map_err(refused)?,
                 nodes: nodes.iter().map(client).collect::<Result<_, _>>()?,
@@ -101,6 +101,13 @@ impl Target {
                         return Ok(Connection::Cluster(cluster.get_async_connection().await?));
                     }
                     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+                    // A server that asks for a password takes the connection all the same.
+                    let alive: RedisResult<Value> = redis::cmd("PING").query_async(&mut connection).await;
+                    if let Err(error) = alive
+                        && error.code() == Some("NOAUTH")
+                    {
+                        return Err(error);
+                    }
                     if !is_cluster_node(&mut connection).await {
                         return Ok(Connection::Single(connection));
                     }

@@ -127,9 +127,6 @@ impl Task {
                         () = async { self.link.connected().await; tokio::time::sleep(PAUSE).await } => {}
                         () = tokio::time::sleep(PAUSE * 10) => {}
                     }
-                    let (before, now) = (batch.len(), Instant::now());
-                    batch.retain(|frame| frame.ends > now);
-                    self.counters.add(Counter::StoreWriteFailed, u64::try_from(before - batch.len()).unwrap_or(0));
                     if batch.is_empty() {
                         return;
                     }
@@ -141,7 +138,10 @@ impl Task {
     /// One go at what is left.
     async fn attempt(&self, left: &tokio::sync::Mutex<&mut Vec<Frame>>) -> Result<(), Failure<Fault>> {
         let mut batch = left.lock().await;
-        let now = Instant::now();
+        let (before, now) = (batch.len(), Instant::now());
+        // Over while they waited.
+        batch.retain(|frame| frame.ends > now);
+        self.counters.add(Counter::StoreWriteFailed, u64::try_from(before - batch.len()).unwrap_or(0));
         let outcomes = join_all(batch.iter().map(|frame| async move {
             let mut set = redis::cmd("SET");
             let life = frame.ends.saturating_duration_since(now);

@@ -7,6 +7,7 @@ pub mod otlp;
 mod tests;
 mod text;
 pub mod trace;
+mod watched;
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -69,12 +69,20 @@ fn stats_of(snapshot: &Snapshot) -> Value {
             ((*name).to_owned(), ring)
         })
         .collect();
+    let upstreams: Vec<Value> = snapshot
+        .upstreams
+        .iter()
+        .map(|one| json!({ "name": one.name, "up": one.up, "rtt_seconds": one.rtt.map(|rtt| rtt.as_secs_f64()) }))
+        .collect();
     json!({
         "frames": snapshot.frames,
         "rings": rings,
         "adverts_sent": snapshot.adverts_sent,
         "xdp": { "mode": snapshot.xdp_mode, "reason": snapshot.xdp_reason },
         "workers": { "ready": snapshot.workers_ready, "total": snapshot.workers_total },
+        "ingress": { "sockets": snapshot.ingress_sockets, "ssm_sources": snapshot.ssm_sources },
+        "store": snapshot.store.as_ref().map(|store| json!({ "up": store.up, "queued_frames": store.queued })),
+        "upstreams": upstreams,
         "draining": snapshot.draining,
         "counters": counters_of(snapshot),
     })

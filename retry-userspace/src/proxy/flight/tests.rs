@@ -108,6 +108,16 @@ fn a_miss_that_overtakes_a_frame_is_handed_on() {
 }
 
 #[test]
+fn a_miss_is_handed_on_to_the_oldest_that_is_open() {
+    let mut flight = Flight::default();
+    let mut ears: Vec<Ear> = (1..=3).map(|seq_num| asked(&mut flight, key(1, seq_num), 0)).collect();
+    flight.miss(upstream(1), 1);
+    flight.frame(&key(1, 1), upstream(1), b"one", 2);
+    let told: Vec<_> = ears.iter_mut().map(said).collect();
+    assert_eq!(told, [vec![Says::Perhaps], vec![Says::Perhaps], vec![]]);
+}
+
+#[test]
 fn a_frame_settles_the_misses_before_it() {
     let mut flight = Flight::default();
     let mut missed = asked(&mut flight, key(1, 1), 0);

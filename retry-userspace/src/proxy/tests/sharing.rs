@@ -76,6 +76,22 @@ async fn a_miss_of_one_job_costs_another_no_frame() {
 }
 
 #[tokio::test]
+async fn with_nobody_else_to_ask_the_rest_of_its_time_is_waited_for() {
+    let ([upstream], addresses) = upstreams().await;
+    let mut rig = Rig::start(Proxy { workers: 2, ..settings(&addresses) });
+    rig.ask(1);
+    let held = upstream.nack().await;
+    rig.ask(2);
+    let missed = upstream.nack().await;
+    upstream.miss(&missed).await;
+    until("the MISS was heard", || rig.recovery.upstreams()[0].last_answer.is_some()).await;
+    assert_eq!(rig.count(Counter::ProxyFailedMiss), 0, "it may be either's");
+    upstream.send_frame(&held).await;
+    assert_eq!(rig.recovered().await, 1);
+    rig.counts(Counter::ProxyFailedMiss, 1).await;
+}
+
+#[tokio::test]
 async fn hundreds_at_a_time_by_one_socket() {
     const MANY: u64 = 600;
     let ([upstream], addresses) = upstreams().await;

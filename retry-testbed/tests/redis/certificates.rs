@@ -1,0 +1,55 @@
+//! An authority, a server's certificate and a client's, made for one test.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+
+/// The files, in PEM.
+pub(crate) struct Files {
+    directory: tempfile::TempDir,
+}
+
+impl Files {
+    /// Certificates for a server at this address, and for a client.
+    pub(crate) fn new(address: IpAddr) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).expect("written");
+        let key = || KeyPair::generate().expect("a key");
+        let params = |name: &str| {
+            let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
+            // Of one name with its issuer a certificate is taken for a self-signed one.
+            params.distinguished_name.push(DnType::CommonName, name);
+            params
+        };
+
+        let mut authority = params("authority");
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority_key = key();
+        write("ca.pem", &authority.self_signed(&authority_key).expect("an authority").pem());
+        let issuer = Issuer::new(authority, authority_key);
+
+        for (name, san) in
+            [("server", SanType::IpAddress(address)), ("client", SanType::IpAddress(IpAddr::from([127, 0, 0, 1])))]
+        {
+            let mut certificate = params(name);
+            certificate.subject_alt_names = vec![san];
+            let own = key();
+            write(&format!("{name}.pem"), &certificate.signed_by(&own, &issuer).expect("signed").pem());
+            write(&format!("{name}.key"), &own.serialize_pem());
+        }
+        Self { directory }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn text(&self, name: &str) -> String {
+        path_text(&self.path(name))
+    }
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_str().expect("UTF-8").to_owned()
+}
