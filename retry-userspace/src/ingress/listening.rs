@@ -35,6 +35,8 @@ pub struct Listening {
     refused: BTreeSet<Ipv6Addr>,
     /// How many sockets there are, for whoever shows it.
     count: Arc<AtomicUsize>,
+    /// How many sources are joined, likewise.
+    joined: Arc<AtomicUsize>,
 }
 
 impl Listening {
@@ -51,6 +53,7 @@ impl Listening {
         let count = Arc::new(AtomicUsize::new(fixed.as_ref().map_or(0, |joins| joins.fds().len())));
         Ok(Self {
             count,
+            joined: Arc::default(),
             place,
             fixed,
             sources: BTreeMap::new(),
@@ -76,7 +79,13 @@ impl Listening {
         Arc::clone(&self.count)
     }
 
+    /// How many sources are joined, now and later.
+    pub fn joined(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.joined)
+    }
+
     fn count(&self) {
+        self.joined.store(self.sources.len(), Ordering::Relaxed);
         self.count.store(self.fds().count(), Ordering::Relaxed);
     }
 

@@ -91,7 +91,6 @@ pub async fn run(
     let joins = if settings.ingress.join { Some(listening::data(settings, &fabric, wanted)?) } else { None };
     let tee = settings.ingress.tee.map(TeeSocket::open).transpose()?;
 
-    let ssm_sources = Arc::new(AtomicUsize::new(0));
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, Arc::clone(&counters)));
     let store = reach::store(settings, &counters, &log, &cancel)?;
     let (replies, answers) = std::sync::mpsc::channel();
@@ -120,7 +119,7 @@ pub async fn run(
         store: store.clone(),
         ingress_sockets: joins.as_ref().map(Listening::sockets).unwrap_or_default(),
         tee_sockets: usize::from(tee.is_some()),
-        ssm_sources: Arc::clone(&ssm_sources),
+        ssm_sources: joins.as_ref().map(Listening::joined).unwrap_or_default(),
         instance: settings.telemetry.instance.clone(),
     });
     let exporter =
@@ -129,7 +128,7 @@ pub async fn run(
         .as_ref()
         .map(|exporter| NackTracer::new(exporter.tracer(), settings.telemetry.otlp.sampling))
         .unwrap_or_default();
-    let ear = listening::start_control(settings, &fabric, data_sources, &registry, &counters, ssm_sources, &cancel)?;
+    let ear = listening::start_control(settings, &fabric, data_sources, &registry, &counters, &cancel)?;
     let announcer = store.clone().filter(|_| dedups(settings, DedupMode::Eventual));
     let kernel_groups = state.datapath().as_mut().and_then(Datapath::take_groups);
     let server = Arc::new(Server {
