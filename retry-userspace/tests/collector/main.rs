@@ -1,7 +1,6 @@
 //! What arrives at an OpenTelemetry collector: a gRPC server with the published protobuf services, on the loopback.
 #![expect(clippy::print_stdout, reason = "a test that skips says so")]
 #![expect(clippy::panic, reason = "a test says what it found")]
-#![expect(clippy::print_stdout, reason = "a test that skips says so")]
 
 mod daemon;
 mod exporter;
