@@ -266,7 +266,7 @@ fn more_than_may_wait() {
 /// A password that is wrong: said once, and served from memory.
 fn refuses_us(xdp: &str) {
     let site = Site::new();
-    let redis = RedisServer::start_with(site.host("redis"), Some("right"));
+    let redis = RedisServer::with_password(site.host("redis"), "right");
     let address = format!("redis://:wrong@{}", redis.address());
     let one = site.endpoint("one", xdp, &address, &[&SHARED[..], &["-redis-retry-max-delay", "100ms"]].concat());
     let key = FrameKey::new(FLOW, 1);
