@@ -111,7 +111,8 @@ const TOOLS: &[Tool] = &[
     program("nft", &["nftables"], &[Use::Fabric]),
     program("ethtool", &["ethtool"], &[Use::Fabric]),
     program("bpftool", &["bpftool"], &[Use::Maps]),
-    program("redis-server", &["redis-server"], &[Use::Redis]),
+    // The server under another name: the package redis-server would start one of its own on this machine.
+    program("redis-check-rdb", &["redis-tools"], &[Use::Redis]),
     program("qemu-system-x86_64", &["qemu-system-x86"], &[Use::Kernels]),
     program("xz", &["xz-utils"], &[Use::Kernels]),
     program("ldd", &["libc-bin"], &[Use::Kernels]),

@@ -1,6 +1,9 @@
 //! Finds out whom to listen to: names are resolved again and again, and an ear on the beacon groups hears manifests (and
 //! ADVERTs, which are others' business).
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};

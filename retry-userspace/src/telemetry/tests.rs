@@ -72,6 +72,18 @@ fn text_is_on_stderr() {
     let [line] = err.as_slice() else { panic!("{err:?}") };
     assert!(line.contains("INFO") && line.contains("serving") && line.contains("frames=3"), "{line}");
     assert!(!line.contains('\u{1b}'), "no colours: {line}");
+    let identity = format!(
+        " service.name=retry-endpoint service.instance.id=\"endpoint-1\" service.version={}",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert!(line.ends_with(&identity), "{line}");
+}
+
+#[test]
+fn a_text_line_is_one_line_and_says_who_speaks_whatever_its_words_are() {
+    let (_, err) = heard(&["-instance=a b"], |_| tracing::warn!(name = ?"c\nd", "first\nsecond"));
+    let [line] = err.as_slice() else { panic!("{err:?}") };
+    assert!(line.contains("first\\nsecond") && line.contains("service.instance.id=\"a b\""), "{line}");
 }
 
 #[test]
@@ -143,9 +155,15 @@ fn the_level_is_the_settings() {
 }
 
 #[test]
-fn the_loader_is_quiet_below_warnings() {
+fn libraries_are_quiet_below_warnings() {
     let speak = |_: &LogLevel| {
         tracing::debug!(target: "aya_obj::relocation", "noise");
+        tracing::info!(target: "h2::codec", "noise");
+        tracing::debug!(target: "hyper_util::client", "noise");
+        tracing::trace!(target: "tower::buffer", "noise");
+        tracing::debug!(target: "opentelemetry_sdk", "noise");
+        tracing::debug!(target: "opentelemetry-otlp", "noise");
+        log::debug!(target: "rustls::client::hs", "noise");
         tracing::warn!(target: "aya", "matters");
         tracing::error!(target: "hyper", "matters too");
     };

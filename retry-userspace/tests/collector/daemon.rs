@@ -1,7 +1,6 @@
 //! The daemon on the loopback of a network namespace of the test's own.
 
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
 use std::panic::resume_unwind;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,10 +11,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
-use crate::collector::SOON;
+use crate::server::{INSTANCE, SOON};
 
-/// Name of the instance.
-pub(crate) const INSTANCE: &str = "an instance";
 /// Where it takes NACKs.
 pub(crate) const NACKS: &str = "[::1]:9300";
 
@@ -113,9 +110,4 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// An address on the loopback.
-pub(crate) fn loopback(port: u16) -> SocketAddr {
-    SocketAddr::new(std::net::Ipv6Addr::LOCALHOST.into(), port)
 }

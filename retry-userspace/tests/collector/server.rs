@@ -1,6 +1,6 @@
-//! An OpenTelemetry collector: a gRPC server with the published protobuf services.
+//! The collector, and how what came is read.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,9 @@ use tonic::{Request, Response, Status};
 
 /// Longest wait for what must come: a busy machine is not a failure.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// Name of the instance that exports.
+pub(crate) const INSTANCE: &str = "an instance";
 
 /// What came, in order. Clones share it.
 #[derive(Clone, Default)]
@@ -123,4 +126,9 @@ pub(crate) fn series(export: &ExportMetricsServiceRequest, name: &str, label: &s
         Some(Number::AsInt(_)) | None => f64::NAN,
     };
     points.iter().map(|point| (text(&point.attributes, label), value(point))).collect()
+}
+
+/// An address on the loopback.
+pub(crate) fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)
 }

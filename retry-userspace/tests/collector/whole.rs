@@ -1,24 +1,16 @@
-//! What a daemon sends to an OpenTelemetry collector, and what it says and does when there is none.
-
-mod collector;
-mod daemon;
+//! The daemon and its collector: one that goes and comes back, hangs, or speaks TLS; and the last numbers of all.
 
 use std::net::{Ipv6Addr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use retry_common::key::FrameKey;
 use retry_common::wire::answer::Answer;
 use retry_common::wire::nack::Nack;
-use retry_userspace::admin::{Snapshot, Source, Upstream};
-use retry_userspace::settings::Otlp;
-use retry_userspace::telemetry::otlp::Exporter;
 use tonic::transport::Identity;
 
-use collector::{Collector, SOON, resource, series, text};
-use daemon::{Daemon, INSTANCE, NACKS, in_namespace, loopback};
+use crate::daemon::{Daemon, NACKS, in_namespace};
+use crate::server::{Collector, INSTANCE, SOON, loopback, resource, series, text};
 
 /// Longest that a collector may hold up the end: its three seconds, and a machine that is busy.
 const END: Duration = Duration::from_secs(12);
@@ -142,45 +134,4 @@ fn a_collector_over_tls_is_held_against_the_systems_authorities() {
         assert!(daemon.end().await.0.success());
         assert!(collector.metrics().is_empty(), "numbers for a stranger");
     });
-}
-
-/// Every snapshot has another number in it, in several places; every second one an upstream.
-#[derive(Default)]
-struct Numbered(AtomicU64);
-
-impl Source for Numbered {
-    fn snapshot(&self) -> Snapshot {
-        let number = self.0.fetch_add(1, Ordering::SeqCst) + 1;
-        let upstreams =
-            if number % 2 == 1 { vec![Upstream { name: "up".to_owned(), ..Upstream::default() }] } else { vec![] };
-        let mut snapshot = Snapshot { frames: number, adverts_sent: number, upstreams, ..Snapshot::default() };
-        snapshot.user.cache_hits = number;
-        snapshot.kernel.passed_lease = number;
-        snapshot
-    }
-}
-
-/// Also when they come close together, as the last two may.
-#[tokio::test(flavor = "multi_thread")]
-async fn every_export_shows_one_snapshot_and_each_another() {
-    let collector = Collector::default();
-    let address = collector.serve(loopback(0), None).await;
-    let settings = Otlp { endpoint: Some(address.to_string()), interval: Duration::from_secs(1), sampling: 0.0 };
-    let exporter = Exporter::start(&settings, INSTANCE, Arc::new(Numbered::default()));
-    let exporter = exporter.expect("the endpoint is accepted").expect("it is set");
-    collector.wait_for_metrics(2).await;
-    tokio::task::spawn_blocking(move || exporter.shutdown()).await.expect("no panic");
-
-    let exports = collector.metrics();
-    assert!(exports.len() > 2, "the last one did not arrive");
-    for (number, export) in (1_u32..).zip(&exports) {
-        let value = f64::from(number);
-        assert_eq!(series(export, "bre_cache_size", ""), [(String::new(), value)]);
-        assert_eq!(series(export, "bre_beacon_adverts_sent_total", ""), [(String::new(), value)]);
-        assert!(series(export, "bre_cache_hits_total", "path").contains(&("user".to_owned(), value)));
-        assert!(series(export, "bre_xdp_passed_total", "reason").contains(&("lease".to_owned(), value)));
-        // One that is gone is not shown for ever.
-        let upstreams = series(export, "bre_upstream_up", "upstream");
-        assert_eq!(upstreams.len(), usize::from(number % 2 == 1), "{number}: {upstreams:?}");
-    }
 }
