@@ -110,6 +110,7 @@ pub async fn run(
         mode: datapath.as_ref().map_or("off", |(_, mode)| mode_name(*mode)),
         reason: why,
         datapath: Mutex::new(datapath.map(|(datapath, _)| datapath)),
+        last_kernel: Mutex::default(),
         adverts_sent: AtomicU64::new(0),
         workers_ready: Arc::clone(&workers.ready),
         workers_total: AtomicUsize::new(0),
@@ -179,7 +180,7 @@ pub async fn run(
     let parts = Parts { server, socket, fill, joins, ear, tee, events, answers, hangups, management, cancel };
     let result = serve(settings, &fabric, &state, workers, parts, log_level, shutdown).await;
     // The program goes first: from here on nothing is answered from a log that nobody fills.
-    drop(state.datapath().take());
+    state.end_datapath();
     if let Some(exporter) = exporter
         && let Err(error) = tokio::task::spawn_blocking(move || exporter.shutdown()).await
     {
@@ -324,7 +325,7 @@ async fn serve(
     if let Some(managed) = managed {
         let _ = managed.await;
     }
-    drop(state.datapath().take());
+    state.end_datapath();
     // The workers end on threads of their own; what they still wait for is done by tasks of this runtime.
     let stopped = tokio::task::spawn_blocking(move || workers.stop()).await;
     if let Err(error) = stopped {

@@ -21,6 +21,8 @@ pub(super) struct State {
     pub(super) counters: Arc<UserCounters>,
     pub(super) writer: Arc<Mutex<Writer>>,
     pub(super) datapath: Mutex<Option<Datapath>>,
+    /// What the kernel side had counted at its end.
+    pub(super) last_kernel: Mutex<Counters>,
     pub(super) mode: &'static str,
     pub(super) reason: String,
     pub(super) adverts_sent: AtomicU64,
@@ -62,6 +64,15 @@ impl State {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// Ends the kernel side; what it counted is kept, for the last export.
+    pub(super) fn end_datapath(&self) {
+        let mut datapath = self.datapath();
+        if let Some(Ok(counters)) = datapath.as_ref().map(Datapath::counters) {
+            *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner) = counters;
+        }
+        drop(datapath.take());
+    }
+
     /// Lets the kernel answer for `lease` from now.
     pub(super) fn renew_lease(&self, lease: Duration) {
         if let Some(datapath) = self.datapath().as_ref() {
@@ -78,7 +89,7 @@ impl Source for State {
                 tracing::warn!(%error, "the kernel's counters cannot be read");
                 Counters::default()
             }
-            None => Counters::default(),
+            None => *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner),
         };
         let (frames, lanes) = {
             let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
