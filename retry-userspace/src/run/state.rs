@@ -31,7 +31,9 @@ pub(super) struct State {
     pub(super) drain_ordered: Notify,
     pub(super) recovery: Option<Recovery>,
     pub(super) store: Option<Store>,
-    pub(super) ingress_sockets: usize,
+    /// Sockets of the data groups, which come and go with their sources.
+    pub(super) ingress_sockets: Arc<AtomicUsize>,
+    pub(super) tee_sockets: usize,
     pub(super) ssm_sources: Arc<AtomicUsize>,
     pub(super) instance: String,
 }
@@ -105,7 +107,7 @@ impl Source for State {
                 .map(upstream)
                 .collect(),
             ssm_sources: self.ssm_sources.load(Ordering::Relaxed),
-            ingress_sockets: self.ingress_sockets,
+            ingress_sockets: self.ingress_sockets.load(Ordering::Relaxed) + self.tee_sockets,
             host: Host::here(&self.instance),
             draining: self.draining.load(Ordering::Relaxed),
         }
