@@ -5,4 +5,5 @@
 mod certificates;
 mod kinds;
 mod scene;
+mod starter;
 mod trouble;
