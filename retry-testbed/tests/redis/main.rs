@@ -4,5 +4,7 @@
 
 mod certificates;
 mod kinds;
+mod refusal;
 mod scene;
+mod silence;
 mod trouble;
