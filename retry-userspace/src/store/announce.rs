@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::claims::{claim_value, millis, wall_ms};
+use super::fault::is_refusal;
 use super::link::{Link, PULSE};
 use super::target::{Target, within};
 use super::{Config, dedup_name};
@@ -114,7 +115,7 @@ impl Listener {
     pub(super) async fn run(self, redis: Redis, cancel: CancellationToken) {
         let policy = Exponential::new(&redis.retry);
         let mut waits = policy.waits();
-        let mut turn = 0;
+        let (mut turn, mut told_refused) = (0, false);
         loop {
             let heard = tokio::select! {
                 () = cancel.cancelled() => return,
@@ -122,7 +123,12 @@ impl Listener {
             };
             match heard {
                 // It listened for a while before the connection ended.
-                Ok(()) => waits = policy.waits(),
+                Ok(()) => (waits, told_refused) = (policy.waits(), false),
+                // Nobody else would tell: all other commands may be allowed.
+                Err(error) if is_refusal(&error) && !told_refused => {
+                    told_refused = true;
+                    tracing::warn!(%error, "-redis-addr: the shared store does not let its user listen to {CHANNEL}: repairs of other instances are not heard of");
+                }
                 Err(error) => tracing::debug!(%error, "cannot listen for other instances' repairs"),
             }
             turn = turn.wrapping_add(1);

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use futures_util::future::try_join_all;
-use redis::{Cmd, ErrorKind, RedisError, RetryMethod, ServerErrorKind, Value};
+use redis::{Cmd, RedisError, Value};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::fault::{Fault, is_end, is_refusal, judge};
 use super::target::{Connection, Target};
 use super::{Node, Unavailable};
-use crate::retry::{Failure, GaveUp, Retry};
+use crate::retry::{GaveUp, Retry};
 use crate::settings::Redis;
 
 /// How often a connection is tried, so that its loss shows before somebody needs it.
@@ -21,27 +22,6 @@ pub(super) const PULSE: Duration = Duration::from_secs(2);
 /// Pulses in a row without an answer after which nobody is taken to be there any more. A server that loses its power
 /// closes no connection, and TCP alone finds out after a quarter of an hour.
 const SILENT: u32 = 2;
-
-/// What went wrong with a command.
-#[derive(Clone, Debug)]
-pub(super) enum Fault {
-    /// No answer in time.
-    Late,
-    /// An error, by the library or by the server.
-    Redis(RedisError),
-    /// There is no connection.
-    NotConnected,
-}
-
-impl Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Late => f.write_str("no answer in time"),
-            Self::Redis(error) => error.fmt(f),
-            Self::NotConnected => f.write_str("not connected"),
-        }
-    }
-}
 
 struct Live {
     connection: Connection,
@@ -314,35 +294,6 @@ fn node(line: &str) -> Option<Node> {
         master: (*master != "-").then(|| (*master).to_owned()),
         slots: slots.iter().filter_map(range).collect(),
     })
-}
-
-/// What another attempt could change.
-pub(super) fn judge(fault: Fault) -> Failure<Fault> {
-    match &fault {
-        Fault::Redis(error) if is_answer(error) => Failure::Definitive(fault),
-        Fault::Redis(_) | Fault::Late | Fault::NotConnected => Failure::Transient(fault),
-    }
-}
-
-/// A server at work that will not do this: it is full, cannot write its disk, does not know the command, or may not. Codes
-/// that the library has no name for are such answers, but for two that pass by themselves.
-fn is_answer(error: &RedisError) -> bool {
-    let passes = matches!(error.code(), Some("BUSY" | "NOREPLICAS"));
-    let is_answer = matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ResponseError) | ErrorKind::Extension);
-    is_refusal(error) || is_answer && !passes
-}
-
-/// Wrong credentials, or a user who may not.
-pub(super) fn is_refusal(error: &RedisError) -> bool {
-    matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm))
-        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
-}
-
-/// The connection is of no more use: it broke, or a failover made its server a replica.
-fn is_end(error: &RedisError) -> bool {
-    matches!(error.retry_method(), RetryMethod::Reconnect | RetryMethod::ReconnectFromInitialConnections)
-        || error.is_connection_dropped()
-        || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 mod announce;
 mod claims;
+mod fault;
 mod link;
 mod target;
 mod writer;

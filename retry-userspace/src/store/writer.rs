@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::claims::millis;
+use super::fault::{Fault, is_refusal, judge};
 use super::frame_name;
-use super::link::{Fault, Link, is_refusal, judge};
+use super::link::Link;
 use crate::counters::UserCounters;
 use crate::retry::{Failure, GaveUp};
 
