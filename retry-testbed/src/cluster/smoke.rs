@@ -28,7 +28,7 @@ use serde::Serialize;
 use super::{ADMIN, CLIENT, ENDPOINTS, PUBLISHER, Site, Voice};
 
 /// How long a step may try again.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long all of it may take: what is left after it has one try.
 const ALL: Duration = Duration::from_secs(60);
 /// How long one NACK waits for its answer. A listener waits 300 ms; a busy machine is not a failure.

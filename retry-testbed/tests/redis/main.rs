@@ -7,4 +7,5 @@ mod kinds;
 mod refusal;
 mod scene;
 mod silence;
+mod starter;
 mod trouble;

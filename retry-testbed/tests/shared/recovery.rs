@@ -65,7 +65,7 @@ fn one_claim(xdp: &str) {
     let repairs = watch.repairs(KEY, 1);
     assert_eq!(repairs.len(), 1, "{}", one.log());
     assert!(&repairs[0].payload == bytes && *repairs[0].src.ip() == site.host("one").addr);
-    let claim = redis.life("bre:proxy:", KEY).expect("a claim for all instances");
+    let claim = redis.claim_life("bre:proxy:", KEY).expect("a claim for all instances");
     assert!(claim <= Duration::from_secs(45) && claim > Duration::from_secs(30), "it stays for {claim:?}");
 
     assert_eq!(answer(&socket, site.host("two").nack_address(), KEY), Some(Answer::Miss));

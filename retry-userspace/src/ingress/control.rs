@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -119,7 +119,6 @@ pub async fn keep(
     data: Sender<BTreeSet<Ipv6Addr>>,
     ear: Sender<BTreeSet<Ipv6Addr>>,
     counters: Arc<UserCounters>,
-    joined: Arc<AtomicUsize>,
     cancel: CancellationToken,
 ) {
     let mut control = Control {
@@ -132,7 +131,6 @@ pub async fn keep(
         data,
         ear,
         counters,
-        joined,
     };
     let mut refresh = tokio::time::interval(control.config.ssm.refresh);
     let mut tick = tokio::time::interval(TICK);
@@ -160,7 +158,6 @@ struct Control {
     data: Sender<BTreeSet<Ipv6Addr>>,
     ear: Sender<BTreeSet<Ipv6Addr>>,
     counters: Arc<UserCounters>,
-    joined: Arc<AtomicUsize>,
 }
 
 impl Control {
@@ -199,7 +196,6 @@ impl Control {
         }
         let wanted = self.sources.wanted(monotonic_ns());
         if wanted != self.told {
-            self.joined.store(wanted.len(), Ordering::Relaxed);
             // Nobody listens any more at the end.
             let _ = self.data.send(wanted.clone());
             self.told = wanted;

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 
 use super::joins::{JoinError, Joins};
@@ -31,6 +33,10 @@ pub struct Listening {
     /// The newest set that came.
     news: RefCell<Option<BTreeSet<Ipv6Addr>>>,
     refused: BTreeSet<Ipv6Addr>,
+    /// How many sockets there are, for whoever shows it.
+    count: Arc<AtomicUsize>,
+    /// How many sources are joined, likewise.
+    joined: Arc<AtomicUsize>,
 }
 
 impl Listening {
@@ -44,7 +50,17 @@ impl Listening {
         } else {
             Some(Joins::open(place.interface, place.port, &place.any_source)?)
         };
-        Ok(Self { place, fixed, sources: BTreeMap::new(), wanted, news: RefCell::default(), refused: BTreeSet::new() })
+        let count = Arc::new(AtomicUsize::new(fixed.as_ref().map_or(0, |joins| joins.fds().len())));
+        Ok(Self {
+            count,
+            joined: Arc::default(),
+            place,
+            fixed,
+            sources: BTreeMap::new(),
+            wanted,
+            news: RefCell::default(),
+            refused: BTreeSet::new(),
+        })
     }
 
     /// Joins one source now, so that a limit of the kernel ends the start and not the day.
@@ -54,7 +70,23 @@ impl Listening {
     pub fn join(&mut self, source: Ipv6Addr) -> Result<(), JoinError> {
         let joins = Joins::open_source(self.place.interface, self.place.port, &self.place.by_source, source)?;
         self.sources.insert(source, joins);
+        self.count();
         Ok(())
+    }
+
+    /// How many sockets there are, now and later.
+    pub fn sockets(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.count)
+    }
+
+    /// How many sources are joined, now and later.
+    pub fn joined(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.joined)
+    }
+
+    fn count(&self) {
+        self.joined.store(self.sources.len(), Ordering::Relaxed);
+        self.count.store(self.fds().count(), Ordering::Relaxed);
     }
 
     /// The sources joined.
@@ -111,6 +143,7 @@ impl Listening {
                 changed = true;
             }
         }
+        self.count();
         changed
     }
 }

@@ -75,24 +75,23 @@ impl Sources {
         if self.live.get(&key).is_some_and(|known| manifest.epoch_s < known.epoch_s && now_ns < known.expires_ns) {
             return Outcome::Stale;
         }
-        if manifest.flags & FLAG_SHUTDOWN != 0 {
-            self.live.remove(&key);
-            return Outcome::Shutdown;
-        }
+        let shutdown = manifest.flags & FLAG_SHUTDOWN != 0;
         self.live.retain(|_, live| now_ns < live.expires_ns);
         if self.live.len() >= MOST && !self.live.contains_key(&key) {
             return Outcome::Full;
         }
         let interval = if manifest.interval_s == 0 { INTERVAL_S } else { u64::from(manifest.interval_s) };
         let life_s = if manifest.ttl_s == 0 { INTERVALS * interval } else { u64::from(manifest.ttl_s) };
+        let told = manifest.sources.iter().map(|source| Ipv6Addr::from(*source));
         let live = Live {
             epoch_s: manifest.epoch_s,
-            authoritative: manifest.flags & FLAG_AUTHORITATIVE != 0,
-            sources: manifest.sources.iter().map(|source| Ipv6Addr::from(*source)).collect(),
+            authoritative: manifest.flags & FLAG_AUTHORITATIVE != 0 && !shutdown,
+            // Who has gone is remembered for as long: an older manifest that comes late must not bring it back.
+            sources: if shutdown { BTreeSet::new() } else { told.collect() },
             expires_ns: now_ns.saturating_add(life_s * NS_PER_S),
         };
         self.live.insert(key, live);
-        Outcome::Taken
+        if shutdown { Outcome::Shutdown } else { Outcome::Taken }
     }
 
     /// The sources to join: the operator's publishers always, and the union of what the live manifests say. Where one
@@ -106,12 +105,6 @@ impl Sources {
             Some(**source) != self.own && !source.is_multicast() && !source.is_unspecified() && !source.is_loopback()
         };
         self.publishers.iter().chain(told).filter(usable).copied().collect()
-    }
-
-    /// Manifests that hold.
-    #[must_use]
-    pub fn manifests(&self, now_ns: u64) -> usize {
-        self.live.values().filter(|live| now_ns < live.expires_ns).count()
     }
 }
 
@@ -190,12 +183,14 @@ mod tests {
         assert_eq!(sources.wanted(2 * S), set(&[1, 3]));
         assert_eq!(sources.handle_manifest(&manifest(&[], 7, FLAG_SHUTDOWN), ip(51), 3 * S), Outcome::Shutdown);
         assert_eq!(sources.wanted(3 * S), set(&[1, 2]));
+        // One from before it went, late.
+        assert_eq!(sources.handle_manifest(&manifest(&three, 6, 0), ip(51), 3 * S), Outcome::Stale);
         // Not renewed.
         assert_eq!(sources.wanted(10 * S - 1), set(&[1, 2]));
         assert_eq!(sources.wanted(10 * S), set(&[1]));
         // A sender that was restarted with a clock behind is heard once its old word is over.
         assert_eq!(sources.handle_manifest(&manifest(&three, 1, 0), ip(50), 10 * S), Outcome::Taken);
-        assert_eq!((sources.wanted(11 * S), sources.manifests(11 * S)), (set(&[1, 3]), 1));
+        assert_eq!(sources.wanted(11 * S), set(&[1, 3]));
         // No longer named.
         sources.set_senders(set(&[51]));
         assert_eq!(sources.wanted(11 * S), set(&[1]));

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, Sender};
 
 use retry_common::group::{self, SourceMode};
@@ -48,7 +47,6 @@ pub(super) fn start_control(
     data: Sender<BTreeSet<Ipv6Addr>>,
     registry: &Arc<SharedRegistry>,
     counters: &Arc<UserCounters>,
-    joined: Arc<AtomicUsize>,
     cancel: &CancellationToken,
 ) -> Result<Ear, StartError> {
     let (ear_sources, wanted) = std::sync::mpsc::channel();
@@ -81,6 +79,6 @@ pub(super) fn start_control(
         shard_bits: settings.ingress.shard_bits.get(),
         is_ssm: settings.ingress.source_mode == SourceMode::Ssm,
     };
-    tokio::spawn(control::keep(config, heard, data, ear_sources, Arc::clone(counters), joined, cancel.clone()));
+    tokio::spawn(control::keep(config, heard, data, ear_sources, Arc::clone(counters), cancel.clone()));
     Ok(ear)
 }

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use serde_json::Value;
 
 use super::*;
+use crate::net::interface::Interface;
 use crate::settings::Settings;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -31,9 +32,34 @@ impl Write for Stream {
     }
 }
 
-fn telemetry(args: &[&str]) -> Telemetry {
+fn settings(args: &[&str]) -> Settings {
     let args = ["p", "-instance", "endpoint-1"].iter().chain(args).map(OsString::from).collect::<Vec<_>>();
-    Settings::from_args_and_env(args.into_iter(), |_| None::<String>).expect("settings").telemetry
+    Settings::from_args_and_env(args.into_iter(), |_| None::<String>).expect("settings")
+}
+
+fn telemetry(args: &[&str]) -> Telemetry {
+    settings(args).telemetry
+}
+
+/// An interface that need not exist.
+pub(super) fn interface(name: &str, mtu: u32) -> Interface {
+    Interface {
+        name: name.to_owned(),
+        index: 2,
+        mac: None,
+        mtu,
+        up: true,
+        loopback: false,
+        multicast: true,
+        addresses: Vec::new(),
+    }
+}
+
+/// The one line that `speak` writes.
+pub(super) fn object_of(args: &[&str], speak: impl FnOnce(&Settings)) -> Value {
+    let (lines, _) = heard(&[args, &["-log-format=json"]].concat(), |_| speak(&settings(args)));
+    let [line] = lines.as_slice() else { panic!("{lines:?}") };
+    serde_json::from_str(line).expect("an object")
 }
 
 /// What `speak` makes the logger write: lines of stdout, lines of stderr.

@@ -1,42 +1,30 @@
-//! The daemon on the loopback of a network namespace of the test's own.
+//! The daemon on the loopback, by its socket: it needs no rights there.
 
 use std::io::{BufRead, BufReader};
-use std::panic::resume_unwind;
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 
-use crate::server::{INSTANCE, SOON};
+use crate::server::{INSTANCE, SOON, loopback};
 
-/// Where it takes NACKs.
-pub(crate) const NACKS: &str = "[::1]:9300";
-
-/// Runs `test` in a network namespace with a loopback, which goes away with it, on a tokio runtime there.
-pub(crate) fn in_namespace(name: &str, test: impl AsyncFnOnce() + Send + 'static) {
-    if !geteuid().is_root() {
-        println!("SKIP {name}: needs root");
-        return;
+/// False, and said, where there is no `::1` for daemon and collector to talk over.
+pub(crate) fn has_loopback(name: &str) -> bool {
+    let found = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+    if !found {
+        println!("SKIP {name}: this host has no IPv6 loopback");
     }
-    let outcome = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("root may make a network namespace (CAP_SYS_ADMIN)");
-        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
-        assert!(up.expect("ip is installed").success(), "the loopback comes up");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        runtime.expect("a runtime").block_on(test());
-    })
-    .join();
-    if let Err(panic) = outcome {
-        resume_unwind(panic);
-    }
+    found
 }
 
 /// A daemon that exports to a collector. Dropped, it is killed.
 pub(crate) struct Daemon {
+    /// Where it takes NACKs.
+    pub(crate) nacks: SocketAddr,
     child: Child,
     log: Arc<Mutex<String>>,
 }
@@ -44,10 +32,13 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts one, and waits until it serves.
     pub(crate) async fn start(endpoint: &str, more: &[&str], env: &[(&str, &str)]) -> Self {
+        // A port that was free a moment ago.
+        let port =
+            UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).expect("a port").port();
         let mut child = Command::new(env!("CARGO_BIN_EXE_retry-endpoint"))
             .args(["-mc-iface=lo", "-egress-iface=lo", "-nack-addr=::1", "-xdp=off", "-metrics-addr=[::1]:0"])
             .args(["-cache-memory=16m", "-cache-memory-long=16m", "-beacon-enabled=false", "-nack-workers=1"])
-            .args(["-instance", INSTANCE, "-otlp-endpoint", endpoint])
+            .args(["-nack-port", &port.to_string(), "-instance", INSTANCE, "-otlp-endpoint", endpoint])
             .args(more)
             .env_clear()
             .envs(env.iter().copied())
@@ -65,7 +56,7 @@ impl Daemon {
                 log.push('\n');
             }
         });
-        let daemon = Self { child, log };
+        let daemon = Self { nacks: loopback(port), child, log };
         daemon.says(": serving ").await;
         daemon
     }

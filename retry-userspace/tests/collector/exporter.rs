@@ -16,7 +16,7 @@ use retry_userspace::settings::Otlp;
 use retry_userspace::telemetry::otlp::Exporter;
 use retry_userspace::telemetry::trace::NackTracer;
 
-use crate::server::{Collector, INSTANCE, loopback, resource, series, text};
+use crate::server::{Collector, INSTANCE, free_address, loopback, resource, series, text};
 
 struct Fixed(Snapshot);
 
@@ -41,12 +41,6 @@ fn settings(address: SocketAddr) -> Otlp {
 fn exporter(address: SocketAddr) -> Exporter {
     let source = Arc::new(Fixed(snapshot()));
     Exporter::start(&settings(address), INSTANCE, source).expect("the endpoint is accepted").expect("it is set")
-}
-
-/// One that was free a moment ago.
-fn free_address() -> SocketAddr {
-    let listener = std::net::TcpListener::bind(loopback(0)).expect("a port");
-    listener.local_addr().expect("bound")
 }
 
 async fn shut_down(exporter: Exporter) {

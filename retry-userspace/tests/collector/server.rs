@@ -132,3 +132,9 @@ pub(crate) fn series(export: &ExportMetricsServiceRequest, name: &str, label: &s
 pub(crate) fn loopback(port: u16) -> SocketAddr {
     SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)
 }
+
+/// An address on the loopback that was free a moment ago.
+pub(crate) fn free_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind(loopback(0)).expect("a port");
+    listener.local_addr().expect("bound")
+}
