@@ -4,6 +4,8 @@
 
 mod certificates;
 mod kinds;
+mod refusal;
 mod scene;
+mod silence;
 mod starter;
 mod trouble;
