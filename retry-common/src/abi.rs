@@ -10,7 +10,7 @@ use crate::key::FrameKey;
 use crate::limit::{TokenBucket, Window};
 
 /// Version of everything in this file. Raised by any change that makes old maps unreadable.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Bytes of one entry of the ring map. No record straddles two segments.
 pub const SEGMENT_LEN: usize = 1 << 24;
@@ -44,8 +44,8 @@ pub struct Bucket {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct RecordHeader {
-    /// Seqlock: even and unchanged before and after the copy, or the copy is void. Grows with every write to the ring,
-    /// so no version comes twice. 0 = never written.
+    /// Seqlock: even and unchanged before and after the copy, or the copy is void. It follows from the record's place
+    /// ([`crate::place::version`]), so no version comes twice. 0 = never written, or dropped.
     pub version: u64,
     /// End of life, nanoseconds of the monotonic clock.
     pub expires_ns: u64,
@@ -73,6 +73,8 @@ pub mod record_flag {
     pub const DAEMON_ONLY: u8 = 0x01;
     /// No frame: what is left of a segment that the next record did not fit in.
     pub const FILLER: u8 = 0x02;
+    /// Written by the kernel: the daemon has yet to count it.
+    pub const KERNEL: u8 = 0x04;
 }
 
 /// Bits of [`Settings::flags`].
@@ -99,6 +101,8 @@ pub mod setting_flag {
     pub const DAEMON_FRAMES: u32 = 0x200;
     /// The daemon is told of each multicast repair, for other instances to know of it.
     pub const ANNOUNCE: u32 = 0x400;
+    /// Frames are stored from named sources only.
+    pub const NAMED_SOURCES: u32 = 0x800;
 }
 
 /// The four limits.
@@ -147,6 +151,12 @@ pub struct Settings {
     pub nack_port: [u8; 2],
     /// Port of multicast repairs, big-endian.
     pub egress_port: [u8; 2],
+    /// Life of each class in milliseconds, in the order of [`crate::wire::frame::Class`].
+    pub life_ms: [u32; 5],
+    /// Interface whose frames the kernel stores.
+    pub ingress_ifindex: u32,
+    /// Port that frames come to, big-endian.
+    pub ingress_port: [u8; 2],
     /// First two bytes of group addresses.
     pub group_prefix: [u8; 2],
     /// Group id, big-endian.
@@ -155,8 +165,12 @@ pub struct Settings {
     pub unicast_hop_limit: u8,
     /// Hop limit of multicast repairs.
     pub multicast_hop_limit: u8,
+    /// Shard bits of transactions.
+    pub shard_bits: u8,
+    /// Shard bits of BEEF objects.
+    pub beef_bits: u8,
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 2],
 }
 
 /// How multicast repairs leave by one interface; key of its map is the interface's index.
@@ -296,22 +310,24 @@ pub struct RoleState {
     pub last_nonce: u64,
 }
 
-/// Where the writer of one lane stands; for the operator's eyes and for whoever adopts the log.
+/// Where those who write a lane stand; places are those of [`crate::place`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Lane {
+    /// Place of the next record. Whoever changes it by compare-exchange owns what it went by.
+    pub head: u64,
+    /// Place up to which room has been made: the daemon alone moves it, and only forward.
+    pub limit: u64,
+    /// Place of the oldest record; the daemon's.
+    pub tail: u64,
+    /// Place up to which the daemon has read what the kernel wrote; the daemon's.
+    pub followed: u64,
+    /// Records between tail and followed, fillers included; the daemon's.
+    pub records: u64,
     /// First slot of the lane.
     pub first_slot: u32,
     /// Slots of the lane.
     pub slots: u32,
-    /// Slot of the next record.
-    pub head: u32,
-    /// Slot of the oldest record.
-    pub tail: u32,
-    /// Version of the next record, even.
-    pub next_version: u64,
-    /// Records between tail and head, fillers included.
-    pub records: u64,
 }
 
 const _: () = {
@@ -332,13 +348,14 @@ const _: () = {
     assert!(offset_of!(Settings, hold_down) == 88);
     assert!(offset_of!(Settings, layout) == 104);
     assert!(offset_of!(Settings, nack_addr) == 128);
-    assert!(size_of::<Settings>() == 160);
+    assert!(size_of::<Settings>() == 184);
     assert!(size_of::<Egress>() == 24);
     assert!(size_of::<Event>() == 40);
     assert!(size_of::<AddressKey>() == 16);
     assert!(size_of::<ChainKey>() == 24);
     assert!(size_of::<GroupKey>() == 20);
     assert!(size_of::<Ticket>() == 32);
-    assert!(size_of::<Lane>() == 32);
+    assert!(size_of::<Lane>() == 48);
+    assert!(offset_of!(Lane, limit) == 8);
     assert!(RECORD_HEADER_LEN + KERNEL_FRAME_MAX < SEGMENT_TAIL);
 };

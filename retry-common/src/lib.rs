@@ -3,7 +3,7 @@
 //!
 //! * [`wire`]: datagrams; [`key`], [`group`], [`checksum`], [`crc32c`]: what is computed from them
 //! * [`limit`], [`holddown`]: state word and time in, verdict and state word out
-//! * [`index`], [`abi`]: the frame log's layout
+//! * [`index`], [`place`], [`abi`]: the frame log's layout
 //! * [`counter`]: every verdict's counter and metric
 //! * [`decide`]: what a NACK gets
 #![no_std]
@@ -22,4 +22,5 @@ pub mod holddown;
 pub mod index;
 pub mod key;
 pub mod limit;
+pub mod place;
 pub mod wire;

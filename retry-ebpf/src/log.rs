@@ -1,6 +1,7 @@
 //! The only file with map-value pointers into the frame log: settings, index, records, hold-down table.
 //!
-//! The kernel reads records and never writes into them: its store could land in a record that the writer has lapped.
+//! The kernel reads records that stand and never writes into them: its store could land in a record that the writer has
+//! lapped. It writes new ones, at places that it has taken from a lane's free room.
 
 use core::hint::black_box;
 use core::sync::atomic::{Ordering, compiler_fence};
@@ -15,8 +16,9 @@ use retry_common::abi::{
 use retry_common::holddown::Claim;
 use retry_common::index;
 use retry_common::key::FrameKey;
+use retry_common::place;
 
-use crate::atomic::compare_exchange;
+use crate::atomic::{compare_exchange, exchange};
 use crate::packet;
 
 /// Below the shortest header of a frame that is cached. Bytes.
@@ -36,7 +38,7 @@ static INDEX: Array<Bucket, 1, MMAPABLE> = Array::new();
 /// Words of the hold-down table; the daemon sets how many, a power of two.
 #[btf_map]
 static HOLD_DOWN: Array<u64, 1, MMAPABLE> = Array::new();
-/// Where the writer stands, one entry a lane. The kernel does not look at it yet.
+/// Where those who write stand, one entry a lane.
 #[btf_map]
 static LANES: Array<Lane, 2, MMAPABLE> = Array::new();
 /// NACKs for the daemon.
@@ -197,6 +199,119 @@ pub(crate) fn peek(hash: u64, settings: &Settings, now_ns: u64) -> Claim {
 #[inline(always)]
 pub(crate) fn hand_over(event: &Event) -> bool {
     EVENTS.output(event, 0).is_ok()
+}
+
+/// A place in a lane that this packet has taken.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// Its slot in the ring.
+    pub(crate) slot: u32,
+    /// The version that its record will have.
+    version: u64,
+}
+
+/// How often a head that other CPUs keep moving is tried again.
+const ATTEMPTS: usize = 4;
+
+/// Takes room for a frame of `length` bytes in a lane; `None` when the daemon has made none.
+#[inline(always)]
+pub(crate) fn reserve(lane: u32, length: u32) -> Option<Place> {
+    let lane = LANES.get_ptr_mut(lane)?;
+    // SAFETY: a live map value; the two fields never change.
+    let (first_slot, lane_slots) = unsafe { ((*lane).first_slot, (*lane).slots) };
+    let slots = (RECORD_HEADER_LEN as u32 + length).div_ceil(SLOT_LEN as u32);
+    for _ in 0..ATTEMPTS {
+        // The limit first: it only grows, so it is good for any head that comes later.
+        // SAFETY: fields of a live value; volatile because others write them.
+        let limit = unsafe { (&raw const (*lane).limit).read_volatile() };
+        // SAFETY: as above.
+        let head = unsafe { (&raw const (*lane).head).read_volatile() };
+        let taken = place::reserve(head, limit, slots, lane_slots)?;
+        // SAFETY: as above.
+        if unsafe { compare_exchange(&raw mut (*lane).head, head, taken.end) } {
+            if taken.filler != 0 {
+                let rest = taken.filler * SLOT_LEN as u32 - RECORD_HEADER_LEN as u32;
+                let header = RecordHeader { length: rest, flags: record_flag::FILLER, ..RecordHeader::default() };
+                let filler = Place { slot: first_slot + place::slot(head), version: place::version(head) };
+                commit(&filler, &header);
+            }
+            let slot = first_slot + place::slot(taken.start);
+            return Some(Place { slot, version: place::version(taken.start) });
+        }
+    }
+    None
+}
+
+/// Copies `length` bytes of the packet at `offset` behind the header at `place`.
+#[inline(always)]
+pub(crate) fn copy_in(ctx: &XdpContext, place: &Place, offset: usize, length: u64) -> bool {
+    let Some(header) = header(place.slot) else {
+        return false;
+    };
+    // As in `copy_frame`.
+    let length = black_box(length & 0xfff);
+    if length > KERNEL_FRAME_MAX as u64 {
+        return false;
+    }
+    let length = black_box(length);
+    if length < SHORTEST_FRAME {
+        return false;
+    }
+    // SAFETY: `header` leaves a page less than its own length behind it, and a frame is shorter than that.
+    let to = unsafe { header.cast_mut().cast::<u8>().add(RECORD_HEADER_LEN) };
+    // SAFETY: as above; nobody else writes or reads there.
+    unsafe { packet::load(ctx, offset, to, length) }
+}
+
+/// Lets the record at `place` stand, with this header but for its version.
+#[inline(always)]
+pub(crate) fn commit(place: &Place, header: &RecordHeader) {
+    let Some(segment) = RING.get_ptr_mut(place.slot / SEGMENT_SLOTS) else {
+        return;
+    };
+    let offset = black_box((place.slot % SEGMENT_SLOTS) as usize * SLOT_LEN);
+    // A filler may stand in a segment's last slot.
+    if offset > SEGMENT_LEN - SLOT_LEN {
+        return;
+    }
+    // SAFETY: a slot inside the segment, which nobody else writes or reads.
+    let there = unsafe { segment.cast::<u8>().add(offset).cast::<RecordHeader>() };
+    // SAFETY: as above; slots are aligned to 64 bytes.
+    unsafe { there.write_volatile(*header) };
+    compiler_fence(Ordering::SeqCst);
+    // All that was written before is seen by whoever sees the version.
+    // SAFETY: the version is the first field.
+    unsafe { exchange(there.cast(), place.version) };
+}
+
+/// The first empty entry of the hash's bucket; `None` when there is none, or one has the hash's tag.
+#[inline(always)]
+pub(crate) fn empty_entry(hash: u64, settings: &Settings) -> Option<*mut u64> {
+    let bucket = INDEX.get_ptr_mut(index::bucket(hash, settings.bucket_mask))?;
+    let tag = index::tag(hash);
+    let mut empty = None;
+    for i in 0..index::BUCKET_ENTRIES {
+        // SAFETY: `i` stays inside the bucket.
+        let place = unsafe { bucket.cast::<u64>().add(i) };
+        // SAFETY: as above; volatile because others write it.
+        let entry = unsafe { place.read_volatile() };
+        if entry == 0 {
+            if empty.is_none() {
+                empty = Some(i);
+            }
+        } else if index::has_tag(entry, tag) {
+            return None;
+        }
+    }
+    // SAFETY: inside the bucket.
+    Some(unsafe { bucket.cast::<u64>().add(empty? & (index::BUCKET_ENTRIES - 1)) })
+}
+
+/// Puts `entry` at an empty place of the index, if it still is empty.
+#[inline(always)]
+pub(crate) fn enter(place: *mut u64, entry: u64) {
+    // SAFETY: `place` is an entry of a live bucket.
+    unsafe { compare_exchange(place, 0, entry) };
 }
 
 #[inline(always)]

@@ -3,6 +3,7 @@
 //!
 //! `retry_nack` is attached to interfaces. It is the only place where an XDP action is chosen. `retry_role` is attached
 //! to devmap entries and rewrites each clone into what it is to be: the ACK, the unicast copy or the multicast repair.
+//! `retry_fill` ([`ingress`]) stores the fabric's frames in the log.
 //!
 //! The crate builds on the host too (as an empty program), so that clippy and editors see it.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
@@ -16,6 +17,7 @@ mod atomic;
 mod classify;
 mod count;
 mod endpoint;
+mod ingress;
 mod log;
 mod packet;
 mod reply;
@@ -37,6 +39,10 @@ fn retry_nack(ctx: XdpContext) -> u32 {
     let way = match classify(&ctx) {
         Ok(request) => reply::answer(&ctx, &request),
         Err(NotOurs::Unknown) => Way::Pass,
+        Err(NotOurs::Multicast) => {
+            ingress::go_on(&ctx);
+            Way::Pass
+        }
         Err(NotOurs::PassedOn(counter)) => {
             count::one(counter);
             Way::Pass
@@ -56,6 +62,12 @@ fn retry_nack(ctx: XdpContext) -> u32 {
             xdp_action::XDP_DROP
         }
     }
+}
+
+/// Where `retry_nack` goes on with multicast when the kernel fills the log: stores a frame, or leaves it to the daemon.
+#[xdp]
+fn retry_fill(ctx: XdpContext) -> u32 {
+    if ingress::store(&ctx).is_some() { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
 }
 
 /// Attached to devmap entries: makes a clone what its turn says.

@@ -1,6 +1,8 @@
 //! The only file with packet pointers.
 
-use aya_ebpf::helpers::generated::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_store_bytes};
+use aya_ebpf::helpers::generated::{
+    bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+};
 use aya_ebpf::programs::XdpContext;
 
 /// Length of an Ethernet header without tags.
@@ -86,6 +88,17 @@ pub(crate) fn resize(ctx: &XdpContext, length: i32) -> bool {
 pub(crate) unsafe fn store(ctx: &XdpContext, offset: usize, from: *const u8, length: u64) -> bool {
     // SAFETY: the caller's promise; the helper checks the packet's bounds.
     unsafe { bpf_xdp_store_bytes(ctx.ctx, offset as u32, from.cast_mut().cast(), length as u32) == 0 }
+}
+
+/// Copies `length` bytes of the packet at `offset` into map memory.
+///
+/// # Safety
+/// `to` points to `length` writable bytes of a map value.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "offsets are below 100, lengths below 4096")]
+pub(crate) unsafe fn load(ctx: &XdpContext, offset: usize, to: *mut u8, length: u64) -> bool {
+    // SAFETY: the caller's promise; the helper checks the packet's bounds.
+    unsafe { bpf_xdp_load_bytes(ctx.ctx, offset as u32, to.cast(), length as u32) == 0 }
 }
 
 /// Length of the Ethernet header with its tags (0 to 2, 802.1Q and 802.1ad) if an IPv6 packet follows, and the

@@ -2,12 +2,14 @@
 
 mod pins;
 
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use aya::maps::{DevMap, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
@@ -31,6 +33,9 @@ mod map {
     pub(super) const EVENTS: &str = "EVENTS";
     pub(super) const COUNTERS: &str = "COUNTERS";
     pub(super) const EGRESS: &str = "EGRESS";
+    pub(super) const JOINED: &str = "JOINED";
+    pub(super) const SOURCES: &str = "SOURCES";
+    pub(super) const FILL: &str = "FILL";
     pub(super) const GROUP_LIMIT: &str = "GROUP_LIMIT";
     pub(super) const LIMITS: [&str; 4] = ["ADDRESS_LIMIT", "SEQUENCE_LIMIT", "CHAIN_LIMIT", GROUP_LIMIT];
     /// Answers in place, by the NACK's interface. With the role program as all others: a device sends what comes in one poll
@@ -81,6 +86,8 @@ pub struct Request<'a> {
     pub sizes: Sizes,
     /// Entries of each limit table.
     pub limit_entries: u32,
+    /// The groups whose frames the kernel stores, by index; `None` leaves them to the daemon.
+    pub fill: Option<&'a [u16]>,
     /// The settings; the lease in them is replaced by [`Datapath::renew_lease`].
     pub settings: abi::Settings,
     /// True for log lines from the kernel.
@@ -156,6 +163,8 @@ pub struct Datapath {
     counters: PerCpuArray<MapData, CounterBlock>,
     events: Option<Events>,
     groups: Option<KernelGroups>,
+    sources: Option<KernelSources>,
+    _fill: Option<ProgramArray<MapData>>,
     _links: Vec<FdLink>,
     _egress: HashMap<MapData, u32, EgressValue>,
     ebpf: Ebpf,
@@ -204,6 +213,9 @@ impl Datapath {
         let events = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?).map_err(|_| DatapathError::Map(map::EVENTS))?;
         let groups =
             HashMap::try_from(taken(&mut ebpf, map::GROUP_LIMIT)?).map_err(|_| DatapathError::Map(map::GROUP_LIMIT))?;
+        let sources =
+            HashMap::try_from(taken(&mut ebpf, map::SOURCES)?).map_err(|_| DatapathError::Map(map::SOURCES))?;
+        let fill = request.fill.map(|groups| start_fill(&mut ebpf, groups)).transpose()?;
         let links = attach(&mut ebpf, request, &pins)?;
         Ok(Self {
             pages,
@@ -211,6 +223,8 @@ impl Datapath {
             counters,
             events: Some(Events(events)),
             groups: Some(KernelGroups(std::sync::Mutex::new(groups))),
+            sources: Some(KernelSources(sources)),
+            _fill: fill,
             _links: links,
             _egress: egress,
             ebpf,
@@ -245,6 +259,11 @@ impl Datapath {
     /// The kernel's limit of (source, group), for NACKs that it admitted up to there; can be taken once.
     pub fn take_groups(&mut self) -> Option<KernelGroups> {
         self.groups.take()
+    }
+
+    /// The sources whose frames the kernel stores, where sources are named; can be taken once.
+    pub fn take_sources(&mut self) -> Option<KernelSources> {
+        self.sources.take()
     }
 
     /// The kernel's log lines, for `aya_log`'s reader; only with `debug`.
@@ -288,6 +307,27 @@ impl KernelGroups {
             }
             None => false,
         }
+    }
+}
+
+/// The kernel's table of named sources.
+pub struct KernelSources(HashMap<MapData, [u8; 16], u8>);
+
+impl KernelSources {
+    /// Makes the table say `wanted`. Sources that stay are not touched.
+    ///
+    /// # Errors
+    /// The kernel refuses, or there is no room: then frames of that source are left to the sockets.
+    pub fn set(&mut self, wanted: &BTreeSet<Ipv6Addr>) -> Result<(), DatapathError> {
+        let refused = |error: MapError| DatapathError::Fill { map: map::SOURCES, why: chain(&error) };
+        let there: Vec<[u8; 16]> = self.0.keys().collect::<Result<_, _>>().map_err(refused)?;
+        for source in there.iter().filter(|source| !wanted.contains(&Ipv6Addr::from(**source))) {
+            self.0.remove(source).map_err(refused)?;
+        }
+        for source in wanted.iter().map(Ipv6Addr::octets).filter(|source| !there.contains(source)) {
+            self.0.insert(source, 1, 0).map_err(refused)?;
+        }
+        Ok(())
     }
 }
 
@@ -383,6 +423,32 @@ fn fill_devmaps(ebpf: &mut Ebpf, request: &Request<'_>) -> Result<(), DatapathEr
     let map = ebpf.map_mut(map::BACK).ok_or(DatapathError::Map(map::BACK))?;
     let mut back = DevMap::try_from(map).map_err(|_| DatapathError::Map(map::BACK))?;
     back.set(0, here, Some(&role), 0).map_err(|error| DatapathError::Fill { map: map::BACK, why: chain(&error) })
+}
+
+/// Lets the kernel store frames of these groups.
+fn start_fill(ebpf: &mut Ebpf, groups: &[u16]) -> Result<ProgramArray<MapData>, DatapathError> {
+    let refused = |map| move |error: MapError| DatapathError::Fill { map, why: chain(&error) };
+    let mut words = vec![0u64; 1 << 10];
+    for group in groups {
+        words[usize::from(group >> 6)] |= 1 << (group & 63);
+    }
+    let map = ebpf.map_mut(map::JOINED).ok_or(DatapathError::Map(map::JOINED))?;
+    let mut joined: Array<_, u64> = Array::try_from(map).map_err(|_| DatapathError::Map(map::JOINED))?;
+    for (place, word) in (0u32..).zip(words) {
+        if word != 0 {
+            joined.set(place, word, 0).map_err(refused(map::JOINED))?;
+        }
+    }
+    let program = program(ebpf, "retry_fill")?;
+    program.load().map_err(|error| DatapathError::Load(chain(&error)))?;
+    let fd = program
+        .fd()
+        .and_then(|fd| Ok(fd.try_clone()?))
+        .map_err(|error| DatapathError::Load(chain(&error)))?;
+    let mut fill =
+        ProgramArray::try_from(taken(ebpf, map::FILL)?).map_err(|_| DatapathError::Map(map::FILL))?;
+    fill.set(0, &fd, 0).map_err(refused(map::FILL))?;
+    Ok(fill)
 }
 
 fn fill_egress(ebpf: &mut Ebpf, request: &Request<'_>) -> Result<HashMap<MapData, u32, EgressValue>, DatapathError> {

@@ -93,12 +93,12 @@ impl Memory {
         unsafe { out.set_len(out.len() + len) };
     }
 
-    /// True when the bytes at `offset` are `bytes`.
-    pub(super) fn equals(&self, offset: usize, bytes: &[u8]) -> bool {
-        let place = self.at(offset, bytes.len());
-        // SAFETY: only the writer compares, and only it writes there.
-        let there = unsafe { std::slice::from_raw_parts(place, bytes.len()) };
-        there == bytes
+    /// The `len` bytes at `offset`; for the writer alone, of a record that is whole and that it has not dropped: nobody
+    /// writes there.
+    pub(super) fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+        let place = self.at(offset, len);
+        // SAFETY: inside the mapping, which lives as long as `self`, and nobody writes there.
+        unsafe { std::slice::from_raw_parts(place, len) }
     }
 }
 

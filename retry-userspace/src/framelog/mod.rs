@@ -18,7 +18,7 @@ use retry_common::wire::frame::Class;
 
 pub use memory::Memory;
 pub use reader::{Log, Record};
-pub use writer::{LaneUse, NewFrame, Put, Writer};
+pub use writer::{Followed, LaneUse, NewFrame, Put, Writer};
 
 /// Words of the hold-down table: 2 MiB, 26 s of distinct repairs at 10,000 a second.
 const HOLD_DOWN_WORDS: u32 = 1 << 18;

@@ -16,6 +16,7 @@ use retry_common::decide::Multicast;
 use retry_common::holddown::HoldDown;
 use retry_common::index;
 use retry_common::key::FrameKey;
+use retry_common::place;
 use retry_common::wire::frame::Class;
 
 use super::{Log, NewFrame, Pages, Put, Sizes, Writer, lane_of, open};
@@ -41,34 +42,38 @@ fn over(sizes: Sizes, max_keys: u64) -> (Arc<Pages>, Writer, Log) {
 /// The key of a lane's oldest record.
 fn oldest(pages: &Pages, lane: usize) -> Option<FrameKey> {
     let lane: Lane = pages.lanes.read(lane * size_of::<Lane>());
-    let header: RecordHeader = pages.ring.read(lane.tail as usize * SLOT_LEN);
+    let header: RecordHeader = pages.ring.read((lane.first_slot + place::slot(lane.tail)) as usize * SLOT_LEN);
     (lane.records > 0 && header.flags & record_flag::FILLER == 0).then_some(header.key)
 }
 
 /// Walks a lane from its oldest record to its newest as the layout has it, and returns how many slots that is.
 fn walk(pages: &Pages, lane: usize) -> u32 {
     let lane: Lane = pages.lanes.read(lane * size_of::<Lane>());
-    let (mut slot, mut walked) = (lane.tail, 0);
+    let (mut at, mut walked) = (lane.tail, 0);
     for _ in 0..lane.records {
-        let start = slot as usize * SLOT_LEN;
+        let slot = place::slot(at);
+        let start = (lane.first_slot + slot) as usize * SLOT_LEN;
         let header: RecordHeader = pages.ring.read(start);
         let len = RECORD_HEADER_LEN + header.length as usize;
         let into_segment = start % SEGMENT_LEN;
         assert!(into_segment + len <= SEGMENT_LEN, "the record at slot {slot} straddles two segments");
         if header.flags & record_flag::FILLER == 0 {
             assert!(into_segment <= SEGMENT_LEN - SEGMENT_TAIL, "slot {slot} is in the last page of its segment");
-            assert!(header.version != 0 && header.version.is_multiple_of(2), "slot {slot} is being written");
         }
+        assert_eq!(header.version, place::version(at), "slot {slot}");
         let slots = u32::try_from(len.div_ceil(SLOT_LEN)).expect("small");
         walked += slots;
-        slot += slots;
-        assert!(slot <= lane.first_slot + lane.slots, "a record leaves its lane");
-        if slot == lane.first_slot + lane.slots {
-            slot = lane.first_slot;
-        }
+        assert!(slot + slots <= lane.slots, "a record leaves its lane");
+        at = place::after(at, slots, lane.slots);
     }
-    assert_eq!(slot, lane.head, "the records end at the head");
+    assert_eq!((at, lane.followed), (lane.head, lane.head), "the records end at the head");
+    assert_eq!(lane.limit, place::lap_later(lane.tail), "what is free may be taken");
     walked
+}
+
+/// Appends, where no kernel writes.
+fn put(writer: &mut Writer, frame: &NewFrame<'_>, now: u64) -> Put {
+    writer.put(frame, now, |followed| panic!("no kernel wrote {followed:?}"))
 }
 
 fn frame<'a>(key: FrameKey, class: Class, bytes: &'a [u8]) -> NewFrame<'a> {
@@ -86,7 +91,7 @@ fn what_is_put_is_found_until_its_life_is_over() {
     let (mut writer, log) = small(0);
     let key = FrameKey::new(1, 1);
     let bytes = vec![7; 400];
-    assert_eq!(writer.put(&frame(key, Class::Tx, &bytes), START), Put::Stored);
+    assert_eq!(put(&mut writer, &frame(key, Class::Tx, &bytes), START), Put::Stored);
     let header = *log.look_up(&key, START).expect("found").header();
     assert_eq!((header.length, header.group, header.flags), (400, 3, 0));
     assert_eq!(header.partial, retry_common::checksum::partial(&bytes));
@@ -101,15 +106,15 @@ fn what_is_put_is_found_until_its_life_is_over() {
 fn the_same_bytes_again_keep_the_first_life() {
     let (mut writer, log) = small(0);
     let key = FrameKey::new(1, 1);
-    assert_eq!(writer.put(&frame(key, Class::Tx, b"one"), START), Put::Stored);
-    assert_eq!(writer.put(&frame(key, Class::Tx, b"one"), START + SECOND), Put::Duplicate);
+    assert_eq!(put(&mut writer, &frame(key, Class::Tx, b"one"), START), Put::Stored);
+    assert_eq!(put(&mut writer, &frame(key, Class::Tx, b"one"), START + SECOND), Put::Duplicate);
     assert_eq!(log.look_up(&key, START).expect("found").header().expires_ns, START + 60 * SECOND);
-    assert_eq!(writer.put(&frame(key, Class::Tx, b"two"), START + SECOND), Put::Replaced);
+    assert_eq!(put(&mut writer, &frame(key, Class::Tx, b"two"), START + SECOND), Put::Replaced);
     assert_eq!(read(&log, &key, START + SECOND), Some(b"two".to_vec()));
     assert_eq!(writer.live(), 1);
     // Of a life that is over the same bytes are a new frame.
     let later = START + 100 * SECOND;
-    assert_eq!(writer.put(&frame(key, Class::Tx, b"two"), later), Put::Stored);
+    assert_eq!(put(&mut writer, &frame(key, Class::Tx, b"two"), later), Put::Stored);
     assert_eq!(read(&log, &key, later), Some(b"two".to_vec()));
     assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedExpired]);
 }
@@ -118,10 +123,10 @@ fn the_same_bytes_again_keep_the_first_life() {
 fn what_no_datagram_can_be_is_refused() {
     let (mut writer, log) = small(0);
     let key = FrameKey::new(1, 1);
-    assert_eq!(writer.put(&frame(key, Class::Tx, &[]), START), Put::TooLarge);
-    assert_eq!(writer.put(&frame(key, Class::Tx, &vec![0; 65_536]), START), Put::TooLarge);
+    assert_eq!(put(&mut writer, &frame(key, Class::Tx, &[]), START), Put::TooLarge);
+    assert_eq!(put(&mut writer, &frame(key, Class::Tx, &vec![0; 65_536]), START), Put::TooLarge);
     let longest = vec![9; 65_535];
-    assert_eq!(writer.put(&frame(key, Class::Anchor, &longest), START), Put::Stored);
+    assert_eq!(put(&mut writer, &frame(key, Class::Anchor, &longest), START), Put::Stored);
     assert_eq!(read(&log, &key, START), Some(longest));
 }
 
@@ -165,7 +170,7 @@ fn laps_lose_the_oldest_and_never_mix_anything_up() {
             made = *before;
         }
         let now = START + number;
-        match writer.put(&frame(key, class, &made.bytes()), now) {
+        match put(&mut writer, &frame(key, class, &made.bytes()), now) {
             Put::Stored => stored += 1,
             Put::Replaced => replaced += 1,
             Put::Duplicate => {
@@ -203,11 +208,11 @@ fn a_frame_that_makes_way_for_its_own_successor_is_counted_once() {
     let length = 64 * SLOT_LEN - RECORD_HEADER_LEN;
     let records = u64::from(SEGMENT_SLOTS / 64);
     for seq_num in 1..=records {
-        assert_eq!(writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &vec![1; length]), START), Put::Stored);
+        assert_eq!(put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &vec![1; length]), START), Put::Stored);
     }
     assert_eq!((writer.live(), writer.drain_evictions().count()), (records, 0));
     let oldest = FrameKey::new(1, 1);
-    assert_eq!(writer.put(&frame(oldest, Class::Tx, &vec![2; length]), START), Put::Stored);
+    assert_eq!(put(&mut writer, &frame(oldest, Class::Tx, &vec![2; length]), START), Put::Stored);
     assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedLap]);
     assert_eq!(writer.live(), records);
     assert_eq!(read(&log, &oldest, START), Some(vec![2; length]));
@@ -219,9 +224,9 @@ fn a_frame_that_makes_way_for_its_own_successor_is_counted_once() {
 fn other_bytes_with_the_same_sum_are_no_duplicate() {
     let (mut writer, log) = small(0);
     let key = FrameKey::new(1, 1);
-    assert_eq!(writer.put(&frame(key, Class::Tx, &[1, 2, 3, 4]), START), Put::Stored);
+    assert_eq!(put(&mut writer, &frame(key, Class::Tx, &[1, 2, 3, 4]), START), Put::Stored);
     for bytes in [&[3, 4, 1, 2][..], &[3, 4, 1, 2, 0, 0], &[3, 4, 1, 2]] {
-        assert_eq!(writer.put(&frame(key, Class::Tx, bytes), START), Put::Replaced);
+        assert_eq!(put(&mut writer, &frame(key, Class::Tx, bytes), START), Put::Replaced);
         assert_eq!(read(&log, &key, START).as_deref(), Some(bytes));
     }
 }
@@ -230,15 +235,15 @@ fn other_bytes_with_the_same_sum_are_no_duplicate() {
 fn a_replaced_frame_outlives_its_first_record() {
     let (mut writer, log) = small(0);
     let replaced = FrameKey::new(1, 1);
-    let put =
-        |writer: &mut Writer, seq_num| writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 4_000]), START);
+    let store =
+        |writer: &mut Writer, seq_num| put(writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 4_000]), START);
     for seq_num in 1..=2_000 {
-        put(&mut writer, seq_num);
+        store(&mut writer, seq_num);
     }
-    assert_eq!(writer.put(&frame(replaced, Class::Tx, &[2; 4_000]), START), Put::Replaced);
+    assert_eq!(put(&mut writer, &frame(replaced, Class::Tx, &[2; 4_000]), START), Put::Replaced);
     // The ring comes round, past the first record and not as far as the second.
     for seq_num in 2_001..=5_000 {
-        put(&mut writer, seq_num);
+        store(&mut writer, seq_num);
     }
     assert_eq!(read(&log, &FrameKey::new(1, 2), START), None);
     assert_eq!(read(&log, &replaced, START), Some(vec![2; 4_000]));
@@ -253,11 +258,11 @@ fn keys_with_one_tag_are_not_taken_for_each_other() {
         .find_map(|key| Some((seen.insert(index::tag(index::hash(&key, SEED)), key)?, key)))
         .expect("a million keys have tags in common");
     let (_, mut writer, log) = over(Sizes { buckets: 1, ..Sizes::new(1, 1) }, 0);
-    writer.put(&frame(first, Class::Tx, b"first"), START);
+    put(&mut writer, &frame(first, Class::Tx, b"first"), START);
     assert_eq!(read(&log, &second, START), None);
     assert!(!writer.remove(&second));
     // A reader looks at one entry with the tag, so the older frame goes, and is counted.
-    assert_eq!(writer.put(&frame(second, Class::Tx, b"second"), START), Put::Stored);
+    assert_eq!(put(&mut writer, &frame(second, Class::Tx, b"second"), START), Put::Stored);
     assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedBucket]);
     assert_eq!((read(&log, &first, START), read(&log, &second, START)), (None, Some(b"second".to_vec())));
     assert_eq!(writer.live(), 1);
@@ -268,12 +273,12 @@ fn keys_with_one_tag_are_not_taken_for_each_other() {
 fn a_full_bucket_gives_up_its_oldest() {
     let (_, mut writer, log) = over(Sizes { buckets: 1, ..Sizes::new(1, 1) }, 0);
     for seq_num in 1..=8 {
-        writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START);
+        put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START);
     }
     assert_eq!((writer.live(), writer.drain_evictions().count()), (8, 0));
     // What is renewed is young again.
-    assert_eq!(writer.put(&frame(FrameKey::new(1, 1), Class::Tx, &[2; 100]), START), Put::Replaced);
-    assert_eq!(writer.put(&frame(FrameKey::new(1, 9), Class::Tx, &[1; 100]), START), Put::Stored);
+    assert_eq!(put(&mut writer, &frame(FrameKey::new(1, 1), Class::Tx, &[2; 100]), START), Put::Replaced);
+    assert_eq!(put(&mut writer, &frame(FrameKey::new(1, 9), Class::Tx, &[1; 100]), START), Put::Stored);
     assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedBucket]);
     let found: Vec<_> = (1..=9).filter(|seq_num| read(&log, &FrameKey::new(1, *seq_num), START).is_some()).collect();
     assert_eq!(found, [1, 3, 4, 5, 6, 7, 8, 9]);
@@ -284,7 +289,7 @@ fn a_full_bucket_gives_up_its_oldest() {
 fn a_record_says_what_the_daemon_alone_can_send() {
     let (mut writer, log) = small(0);
     let key = FrameKey::new(1, 1);
-    writer.put(&NewFrame { daemon_only: true, ..frame(key, Class::Anchor, &[1; 9_000]) }, START);
+    put(&mut writer, &NewFrame { daemon_only: true, ..frame(key, Class::Anchor, &[1; 9_000]) }, START);
     let header = *log.look_up(&key, START).expect("found").header();
     assert_eq!((header.flags, header.class, header.life_ms), (record_flag::DAEMON_ONLY, Class::Anchor as u8, LIFE_MS));
 }
@@ -293,9 +298,9 @@ fn a_record_says_what_the_daemon_alone_can_send() {
 fn a_burst_of_transactions_leaves_blocks_alone() {
     let (mut writer, log) = small(0);
     let block = FrameKey::new(9, 1);
-    writer.put(&frame(block, Class::Block, &[1; 1_000]), START);
+    put(&mut writer, &frame(block, Class::Block, &[1; 1_000]), START);
     for seq_num in 1..40_000 {
-        writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[2; 1_000]), START);
+        put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[2; 1_000]), START);
     }
     assert!(read(&log, &block, START).is_some());
     assert!(read(&log, &FrameKey::new(1, 1), START).is_none());
@@ -308,7 +313,7 @@ fn a_burst_of_transactions_leaves_blocks_alone() {
 fn the_oldest_go_at_the_end_of_their_life_or_when_there_are_too_many() {
     let (mut writer, log) = small(3);
     for seq_num in 1..=5 {
-        writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START + seq_num);
+        put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START + seq_num);
     }
     assert_eq!(writer.live(), 3);
     assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedMaxKeys; 2]);
@@ -321,11 +326,11 @@ fn the_oldest_go_at_the_end_of_their_life_or_when_there_are_too_many() {
 #[test]
 fn what_is_removed_is_gone_at_once_and_counted_once() {
     let (pages, mut writer, log) = over(Sizes::new(1, 1), 0);
-    let put = |writer: &mut Writer, seq_num, byte| {
-        writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[byte; 100]), START)
+    let store = |writer: &mut Writer, seq_num, byte| {
+        put(writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[byte; 100]), START)
     };
     for seq_num in 1..=3 {
-        put(&mut writer, seq_num, 1);
+        store(&mut writer, seq_num, 1);
     }
     let removed = FrameKey::new(1, 1);
     assert!(writer.remove(&removed));
@@ -335,7 +340,7 @@ fn what_is_removed_is_gone_at_once_and_counted_once() {
     // Its record stays for the ring's walkers, and its key is free again.
     assert_eq!(oldest(&pages, 0), Some(removed));
     walk(&pages, 0);
-    assert_eq!(put(&mut writer, 1, 1), Put::Stored);
+    assert_eq!(store(&mut writer, 1, 1), Put::Stored);
     assert_eq!((read(&log, &removed, START), writer.live()), (Some(vec![1; 100]), 3));
     // What was removed ends unseen: neither the sweep nor the lap counts it, or takes the new record with it.
     assert!(writer.remove(&FrameKey::new(1, 2)));
@@ -351,15 +356,15 @@ fn what_is_removed_is_gone_at_once_and_counted_once() {
 fn a_removed_frame_makes_room_for_another_key() {
     let (mut writer, log) = small(2);
     for seq_num in 1..=2 {
-        writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START);
+        put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START);
     }
     assert!(writer.remove(&FrameKey::new(1, 2)));
-    writer.put(&frame(FrameKey::new(1, 3), Class::Tx, &[1; 100]), START);
+    put(&mut writer, &frame(FrameKey::new(1, 3), Class::Tx, &[1; 100]), START);
     assert_eq!((writer.live(), writer.drain_evictions().count()), (2, 0));
     // The removed one does not stand for the live one that has to go.
     assert!(writer.remove(&FrameKey::new(1, 1)));
     for seq_num in 4..=5 {
-        writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START);
+        put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START);
     }
     assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedMaxKeys]);
     let found: Vec<_> = (1..=5).filter(|seq_num| read(&log, &FrameKey::new(1, *seq_num), START).is_some()).collect();
@@ -372,7 +377,7 @@ fn a_removed_frame_is_lapped_without_a_count() {
     let mut removed = 0;
     // Three laps of about 4,000 frames; half of them go by hand before the ring comes round to them.
     for seq_num in 1..=12_000u64 {
-        writer.put(&frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 4_000]), START);
+        put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 4_000]), START);
         if seq_num > 3_000 && seq_num % 2 == 0 {
             assert!(writer.remove(&FrameKey::new(1, seq_num - 3_000)), "frame {}", seq_num - 3_000);
             removed += 1;
@@ -429,7 +434,7 @@ fn a_reader_never_sees_a_torn_frame() {
     // The ring holds a third of these, so the reader often looks where the writer writes.
     for _ in 0..4 {
         for seq_num in 1..60_000 {
-            writer.put(&frame(FrameKey::new(5, seq_num), Class::Tx, &bytes_of(seq_num)), START);
+            put(&mut writer, &frame(FrameKey::new(5, seq_num), Class::Tx, &bytes_of(seq_num)), START);
         }
     }
     stop.store(true, Ordering::Relaxed);

@@ -1,17 +1,18 @@
-//! Appending to the log. One writer; the kernel and other threads only read.
+//! Appending to the log, dropping from it, and following what the kernel appends. The kernel may take places at the head
+//! and fill empty index entries; everything else is the one writer's. Other threads only read.
 //!
 //! Longer than most files: whatever changes ring, index and the count of live frames stands here and nowhere else.
 
+use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use retry_common::abi::{
-    Lane, RECORD_HEADER_LEN, RecordHeader, SEGMENT_LEN, SEGMENT_SLOTS, SEGMENT_TAIL, SLOT_LEN, record_flag,
-};
+use retry_common::abi::{Lane, RECORD_HEADER_LEN, RecordHeader, SLOT_LEN, record_flag};
 use retry_common::checksum;
 use retry_common::counter::Counter;
 use retry_common::index;
 use retry_common::key::FrameKey;
+use retry_common::place::{self, Reservation};
 use retry_common::wire::frame::Class;
 
 use super::reader::{bucket_offset, slot_offset};
@@ -47,6 +48,23 @@ pub enum Put {
     TooLarge,
 }
 
+/// What the kernel has just written is in the way, and has to be followed first.
+#[derive(Debug)]
+struct Behind;
+
+/// What the kernel has stored, as [`Writer::follow`] finds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Followed<'a> {
+    /// Its key.
+    pub key: FrameKey,
+    /// Its life, milliseconds.
+    pub life_ms: u32,
+    /// The frame.
+    pub bytes: &'a [u8],
+    /// False when it was there already: two CPUs had it at once.
+    pub is_new: bool,
+}
+
 /// How full a lane is.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct LaneUse {
@@ -58,37 +76,54 @@ pub struct LaneUse {
     pub oldest_age_ms: u64,
 }
 
-/// The writer's place in one lane.
-#[derive(Debug)]
-struct Cursor {
-    lane: Lane,
-    used_slots: u32,
-}
-
 /// Appends frames and drops old ones.
 #[derive(Debug)]
 pub struct Writer {
     pages: Arc<Pages>,
-    cursors: [Cursor; 2],
+    lanes: [Cursor; 2],
     hash_seed: u64,
-    next_version: u64,
     max_keys: u64,
     live: u64,
     evictions: Vec<Counter>,
+}
+
+/// What does not change of a lane, and what the writer alone changes. The head is in the shared memory.
+#[derive(Clone, Copy, Debug)]
+struct Cursor {
+    first_slot: u32,
+    slots: u32,
+    tail: u64,
+    followed: u64,
+    records: u64,
 }
 
 const NS_PER_MS: u64 = 1_000_000;
 
 impl Writer {
     pub(super) fn new(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Self {
-        let cursors = pages.sizes.lanes().map(|(first_slot, slots)| Cursor {
-            lane: Lane { first_slot, slots, head: first_slot, tail: first_slot, next_version: 2, records: 0 },
-            used_slots: 0,
+        // Nobody outside knows the seed, nor what it gives here.
+        let first = place::at(u32::try_from(hash_seed >> 32).unwrap_or(0) % place::FIRST_LAPS, 0);
+        let lanes = pages.sizes.lanes().map(|(first_slot, slots)| Cursor {
+            first_slot,
+            slots,
+            tail: first,
+            followed: first,
+            records: 0,
         });
-        let writer = Self { pages, cursors, hash_seed, next_version: 2, max_keys, live: 0, evictions: Vec::new() };
-        writer.publish(0);
-        writer.publish(1);
-        writer
+        for (number, cursor) in lanes.iter().enumerate() {
+            let limit = place::lap_later(first);
+            let lane = Lane {
+                head: first,
+                limit,
+                tail: first,
+                followed: first,
+                records: 0,
+                first_slot: cursor.first_slot,
+                slots: cursor.slots,
+            };
+            pages.lanes.write(number * size_of::<Lane>(), lane);
+        }
+        Self { pages, lanes, hash_seed, max_keys, live: 0, evictions: Vec::new() }
     }
 
     /// Frames that can be found.
@@ -101,24 +136,39 @@ impl Writer {
         self.evictions.drain(..)
     }
 
-    /// Appends `frame`.
-    pub fn put(&mut self, frame: &NewFrame<'_>, now_ns: u64) -> Put {
+    /// Appends `frame`, after following what the kernel has written so far; `tell` is told of that as by
+    /// [`Writer::follow`].
+    pub fn put(&mut self, frame: &NewFrame<'_>, now_ns: u64, mut tell: impl FnMut(Followed<'_>)) -> Put {
+        loop {
+            self.follow(now_ns, usize::MAX, &mut tell);
+            match self.try_put(frame, now_ns) {
+                Ok(outcome) => return outcome,
+                // The kernel is writing right now, for a few hundred nanoseconds.
+                Err(Behind) => std::hint::spin_loop(),
+            }
+        }
+    }
+
+    fn try_put(&mut self, frame: &NewFrame<'_>, now_ns: u64) -> Result<Put, Behind> {
         let slots = match slots_of(frame.bytes.len()) {
             Some(slots) if !frame.bytes.is_empty() => slots,
-            _ => return Put::TooLarge,
+            _ => return Ok(Put::TooLarge),
         };
         let hash = index::hash(&frame.key, self.hash_seed);
         let partial = checksum::partial(frame.bytes);
         let mut outcome = Put::Stored;
         if let Some((place, slot)) = self.entry_of(hash) {
             let there = self.header(slot);
+            if !self.is_followed(slot, &there) {
+                return Err(Behind);
+            }
             if there.key != frame.key {
                 // Another key with this tag in this bucket: readers expect one at most.
                 self.forget(place, Counter::EvictedBucket);
             } else if now_ns >= there.expires_ns {
                 self.forget(place, Counter::EvictedExpired);
             } else if there.partial == partial && self.has_bytes(slot, &there, frame.bytes) {
-                return Put::Duplicate;
+                return Ok(Put::Duplicate);
             } else {
                 // Readers find the old record until the new one stands: the entry is overwritten below.
                 outcome = Put::Replaced;
@@ -128,13 +178,14 @@ impl Writer {
         if self.max_keys != 0 && outcome == Put::Stored {
             while self.live >= self.max_keys && self.evict_any(lane, now_ns) {}
         }
-        let slot = self.reserve(lane, slots, now_ns);
+        let Some(place) = self.reserve(lane, slots, now_ns) else {
+            return Err(Behind);
+        };
         if outcome == Put::Replaced && self.entry_of(hash).is_none() {
             // The old record was the one that made way, and is counted as such.
             outcome = Put::Stored;
         }
-        let version = self.next_version;
-        self.next_version += 2;
+        let version = place::version(place);
         let expires_ns = now_ns.saturating_add(u64::from(frame.life_ms) * NS_PER_MS);
         let header = RecordHeader {
             version: version | 1,
@@ -148,16 +199,117 @@ impl Writer {
             flags: if frame.daemon_only { record_flag::DAEMON_ONLY } else { 0 },
             reserved: [0; 2],
         };
+        let slot = self.slot(lane, place);
         let start = slot_offset(slot);
         self.pages.ring.write(start, header);
         self.pages.ring.copy_in(start + RECORD_HEADER_LEN, frame.bytes);
         self.pages.ring.word(start).store(version, Ordering::Release);
         self.insert(hash, slot);
-        let cursor = &mut self.cursors[lane];
-        cursor.lane.records += 1;
-        cursor.lane.next_version = self.next_version;
+        self.walk_own(lane);
+        Ok(outcome)
+    }
+
+    /// Reads on over what the kernel has written, up to `most` records: counts it, indexes what the kernel could not, and
+    /// tells `tell` of each frame. True when nothing is left to follow.
+    ///
+    /// A record that is being written ends the walk; its CPU is a few hundred nanoseconds away from the end of it.
+    pub fn follow(&mut self, now_ns: u64, most: usize, mut tell: impl FnMut(Followed<'_>)) -> bool {
+        let mut whole = true;
+        for lane in 0..self.lanes.len() {
+            if self.lanes[lane].followed == self.head(lane).load(Ordering::Acquire) {
+                continue;
+            }
+            for _ in 0..most {
+                let Some((slot, header)) = self.next_followed(lane) else { break };
+                if header.flags & (record_flag::KERNEL | record_flag::FILLER) == record_flag::KERNEL {
+                    let is_new = self.adopt(slot, &header);
+                    let (key, life_ms) = (header.key, header.life_ms);
+                    let len = usize::try_from(header.length).unwrap_or(0);
+                    // Nobody writes here before this writer has dropped the record.
+                    let bytes = self.pages.ring.bytes(slot_offset(slot) + RECORD_HEADER_LEN, len);
+                    tell(Followed { key, life_ms, bytes, is_new });
+                }
+                self.pass(lane, &header);
+            }
+            whole &= self.lanes[lane].followed == self.head(lane).load(Ordering::Acquire);
+            self.publish(lane);
+        }
+        if self.max_keys != 0 {
+            while self.live > self.max_keys && self.evict_any(0, now_ns) {}
+        }
+        whole
+    }
+
+    /// Drops old records until at least `slots` slots of each lane are free, for the kernel to write to.
+    pub fn make_ahead(&mut self, slots: u32, now_ns: u64) {
+        for lane in 0..self.lanes.len() {
+            let wanted = slots.min(self.lanes[lane].slots / 2);
+            while self.free(lane) < wanted && self.lanes[lane].tail != self.lanes[lane].followed {
+                self.evict(lane, now_ns, Counter::EvictedLap);
+            }
+            self.publish(lane);
+        }
+    }
+
+    /// Counts in a record of the kernel's; true when it is new.
+    fn adopt(&mut self, slot: u32, header: &RecordHeader) -> bool {
+        let hash = index::hash(&header.key, self.hash_seed);
+        match self.entry_of(hash) {
+            Some((_, there)) if there == slot => {
+                self.live += 1;
+                true
+            }
+            // Another CPU was quicker with the same frame. The kernel does not replace: only this writer does, and never
+            // what it has not followed.
+            Some(_) => {
+                if let Some(place) = self.place_of(hash, slot) {
+                    self.pages.index.word(place).store(0, Ordering::Release);
+                }
+                false
+            }
+            // Somebody else had taken the place in the bucket.
+            None => {
+                self.insert(hash, slot);
+                true
+            }
+        }
+    }
+
+    /// The next record of the lane that is not followed yet, once it is whole.
+    fn next_followed(&self, lane: usize) -> Option<(u32, RecordHeader)> {
+        let followed = self.lanes[lane].followed;
+        if followed == self.head(lane).load(Ordering::Acquire) {
+            return None;
+        }
+        let slot = self.slot(lane, followed);
+        let is_whole = self.pages.ring.word(slot_offset(slot)).load(Ordering::Acquire) == place::version(followed);
+        is_whole.then(|| (slot, self.header(slot)))
+    }
+
+    /// Goes on over this writer's own records, if nothing else is in between.
+    fn walk_own(&mut self, lane: usize) {
+        while let Some((_, header)) = self.next_followed(lane) {
+            if header.flags & record_flag::KERNEL != 0 {
+                break;
+            }
+            self.pass(lane, &header);
+        }
         self.publish(lane);
-        outcome
+    }
+
+    fn pass(&mut self, lane: usize, header: &RecordHeader) {
+        let cursor = &mut self.lanes[lane];
+        cursor.followed = place::after(cursor.followed, record_slots(header), cursor.slots);
+        cursor.records += 1;
+    }
+
+    /// True when this writer has counted the record in.
+    fn is_followed(&self, slot: u32, header: &RecordHeader) -> bool {
+        if header.flags & record_flag::KERNEL == 0 {
+            return true;
+        }
+        let lane = usize::from(slot >= self.lanes[1].first_slot);
+        header.version < place::version(self.lanes[lane].followed)
     }
 
     /// Takes the frame of `key` out and returns whether there was one; one whose life is over counts, until it is swept.
@@ -173,21 +325,22 @@ impl Writer {
             return false;
         }
         self.pages.index.word(place).store(0, Ordering::Release);
-        self.live -= 1;
+        self.live = self.live.saturating_sub(1);
         true
     }
 
     /// Drops records from the old end whose life is over, at most `most` of them.
     pub fn expire(&mut self, now_ns: u64, most: usize) {
-        for lane in 0..self.cursors.len() {
+        for lane in 0..self.lanes.len() {
             for _ in 0..most {
-                let cursor = &self.cursors[lane];
-                if cursor.used_slots == 0 {
+                let cursor = &self.lanes[lane];
+                if cursor.tail == cursor.followed {
                     break;
                 }
-                let header = self.header(cursor.lane.tail);
+                let slot = self.slot(lane, cursor.tail);
+                let header = self.header(slot);
                 let over = header.flags & record_flag::FILLER != 0 || now_ns >= header.expires_ns;
-                if !over && self.is_findable(cursor.lane.tail, &header) {
+                if !over && self.is_findable(slot, &header) {
                     break;
                 }
                 self.evict(lane, now_ns, Counter::EvictedLap);
@@ -198,73 +351,66 @@ impl Writer {
 
     /// How full the lanes are: short-lived classes, long-lived classes.
     pub fn lane_use(&self, now_ns: u64) -> [LaneUse; 2] {
-        [0, 1].map(|i| {
-            let cursor = &self.cursors[i];
-            LaneUse {
-                used_bytes: u64::from(cursor.used_slots) * SLOT_LEN as u64,
-                size_bytes: u64::from(cursor.lane.slots) * SLOT_LEN as u64,
-                oldest_age_ms: self.oldest_age_ms(cursor, now_ns),
-            }
+        [0, 1].map(|lane| LaneUse {
+            used_bytes: u64::from(self.used(lane)) * SLOT_LEN as u64,
+            size_bytes: u64::from(self.lanes[lane].slots) * SLOT_LEN as u64,
+            oldest_age_ms: self.oldest_age_ms(lane, now_ns),
         })
     }
 
-    fn oldest_age_ms(&self, cursor: &Cursor, now_ns: u64) -> u64 {
-        let (mut slot, mut left) = (cursor.lane.tail, cursor.used_slots);
-        while left > 0 {
+    fn oldest_age_ms(&self, lane: usize, now_ns: u64) -> u64 {
+        let cursor = &self.lanes[lane];
+        let mut place = cursor.tail;
+        while place != cursor.followed {
+            let slot = self.slot(lane, place);
             let header = self.header(slot);
             if header.flags & record_flag::FILLER == 0 && self.is_findable(slot, &header) {
-                let stored_ns = header.expires_ns.saturating_sub(u64::from(header.life_ms) * NS_PER_MS);
-                return now_ns.saturating_sub(stored_ns) / NS_PER_MS;
+                return now_ns.saturating_sub(stored_ns(&header)) / NS_PER_MS;
             }
-            let slots = record_slots(&header);
-            slot = next_slot(&cursor.lane, slot, slots);
-            left = left.saturating_sub(slots);
+            place = place::after(place, record_slots(&header), cursor.slots);
         }
         0
     }
 
-    /// Room for `slots` slots at the head of the lane, made by dropping the oldest records.
-    fn reserve(&mut self, lane: usize, slots: u32, now_ns: u64) -> u32 {
-        let head = self.cursors[lane].lane.head;
-        let into_segment = head % SEGMENT_SLOTS;
-        let left = SEGMENT_SLOTS - into_segment;
-        let too_late = into_segment as usize * SLOT_LEN > SEGMENT_LEN - SEGMENT_TAIL;
-        if too_late || slots > left {
-            self.make_room(lane, left, now_ns);
-            let filler = RecordHeader {
-                version: 0,
-                length: u32::try_from(left as usize * SLOT_LEN - RECORD_HEADER_LEN).unwrap_or(0),
-                flags: record_flag::FILLER,
-                ..RecordHeader::default()
+    /// Takes `slots` slots at the head of the lane, with room made by dropping the oldest records; `None` when the oldest
+    /// have yet to be followed.
+    fn reserve(&mut self, lane: usize, slots: u32, now_ns: u64) -> Option<u64> {
+        let lane_slots = self.lanes[lane].slots;
+        loop {
+            let head = self.head(lane).load(Ordering::Acquire);
+            let limit = place::lap_later(self.lanes[lane].tail);
+            let Some(Reservation { filler, start, end }) = place::reserve(head, limit, slots, lane_slots) else {
+                if self.lanes[lane].tail == self.lanes[lane].followed {
+                    return None;
+                }
+                self.evict(lane, now_ns, Counter::EvictedLap);
+                continue;
             };
-            self.pages.ring.write(slot_offset(head), filler);
-            self.take(lane, left);
-            self.cursors[lane].lane.records += 1;
+            // Nobody may still read as a record what is written over next.
+            fence(Ordering::SeqCst);
+            if self.head(lane).compare_exchange(head, end, Ordering::AcqRel, Ordering::Acquire).is_err() {
+                continue;
+            }
+            if filler != 0 {
+                let place = slot_offset(self.slot(lane, head));
+                let rest = filler as usize * SLOT_LEN - RECORD_HEADER_LEN;
+                let header = RecordHeader {
+                    version: place::version(head) | 1,
+                    length: u32::try_from(rest).unwrap_or(0),
+                    flags: record_flag::FILLER,
+                    ..RecordHeader::default()
+                };
+                self.pages.ring.write(place, header);
+                self.pages.ring.word(place).store(place::version(head), Ordering::Release);
+            }
+            return Some(start);
         }
-        self.make_room(lane, slots, now_ns);
-        let slot = self.cursors[lane].lane.head;
-        self.take(lane, slots);
-        slot
-    }
-
-    fn take(&mut self, lane: usize, slots: u32) {
-        let cursor = &mut self.cursors[lane];
-        cursor.lane.head = next_slot(&cursor.lane, cursor.lane.head, slots);
-        cursor.used_slots += slots;
-    }
-
-    fn make_room(&mut self, lane: usize, slots: u32, now_ns: u64) {
-        while self.cursors[lane].lane.slots - self.cursors[lane].used_slots < slots {
-            self.evict(lane, now_ns, Counter::EvictedLap);
-        }
-        // Nobody may still read as a record what is written over next.
-        fence(Ordering::SeqCst);
     }
 
     /// Drops one findable record for `cache-max-keys`, of `lane` if it has any.
     fn evict_any(&mut self, lane: usize, now_ns: u64) -> bool {
         for lane in [lane, 1 - lane] {
-            while self.cursors[lane].used_slots > 0 {
+            while self.lanes[lane].tail != self.lanes[lane].followed {
                 if self.evict(lane, now_ns, Counter::EvictedMaxKeys) {
                     self.publish(lane);
                     return true;
@@ -274,57 +420,60 @@ impl Writer {
         false
     }
 
-    /// Drops the oldest record of the lane; true when it could still be found.
+    /// Drops the oldest record of the lane, which has been followed; true when it could still be found.
     fn evict(&mut self, lane: usize, now_ns: u64, reason: Counter) -> bool {
-        let slot = self.cursors[lane].lane.tail;
+        let slot = self.slot(lane, self.lanes[lane].tail);
         let header = self.header(slot);
         let mut was_live = false;
         if header.flags & record_flag::FILLER == 0 {
             let hash = index::hash(&header.key, self.hash_seed);
-            if let Some((place, _)) = self.entry_of(hash).filter(|(_, there)| *there == slot) {
+            if let Some(place) = self.place_of(hash, slot) {
                 self.forget(place, if now_ns >= header.expires_ns { Counter::EvictedExpired } else { reason });
                 was_live = true;
             }
-            self.pages.ring.word(slot_offset(slot)).store(0, Ordering::Release);
         }
-        let slots = record_slots(&header);
-        let cursor = &mut self.cursors[lane];
-        cursor.lane.tail = next_slot(&cursor.lane, slot, slots);
-        cursor.lane.records = cursor.lane.records.saturating_sub(1);
-        cursor.used_slots -= slots;
+        self.pages.ring.word(slot_offset(slot)).store(0, Ordering::Release);
+        let cursor = &mut self.lanes[lane];
+        cursor.tail = place::after(cursor.tail, record_slots(&header), cursor.slots);
+        cursor.records = cursor.records.saturating_sub(1);
+        let limit = place::lap_later(cursor.tail);
+        // Nobody may still read as a record what the kernel writes over next.
+        fence(Ordering::SeqCst);
+        self.word(lane, offset_of!(Lane, limit)).store(limit, Ordering::Release);
         was_live
     }
 
     /// Puts `slot` into the hash's bucket: over the entry with its tag, else in an empty place, else in the oldest's.
     fn insert(&mut self, hash: u64, slot: u32) {
         let start = bucket_offset(&self.pages, hash);
-        let mut target = None;
-        let mut oldest = (u64::MAX, start);
-        for place in (0..index::BUCKET_ENTRIES).map(|i| start + i * 8) {
-            let entry = self.pages.index.word(place).load(Ordering::Relaxed);
-            if index::has_tag(entry, index::tag(hash)) {
-                self.pages.index.word(place).store(index::entry(hash, slot), Ordering::Release);
+        let entry = index::entry(hash, slot);
+        let places = || (0..index::BUCKET_ENTRIES).map(|i| start + i * 8);
+        for place in places() {
+            if index::has_tag(self.pages.index.word(place).load(Ordering::Relaxed), index::tag(hash)) {
+                self.pages.index.word(place).store(entry, Ordering::Release);
                 return;
             }
-            if entry == 0 {
-                target = target.or(Some(place));
-            } else {
-                let version = self.header(index::slot(entry)).version;
-                oldest = oldest.min((version, place));
-            }
         }
-        let place = target.unwrap_or_else(|| {
-            self.forget(oldest.1, Counter::EvictedBucket);
-            oldest.1
-        });
-        self.pages.index.word(place).store(index::entry(hash, slot), Ordering::Release);
+        // The kernel fills empty places too.
+        let empty = |place: &usize| {
+            self.pages.index.word(*place).compare_exchange(0, entry, Ordering::Release, Ordering::Relaxed).is_ok()
+        };
+        if places().find(empty).is_none() {
+            let age = |place: &usize| {
+                let header = self.header(index::slot(self.pages.index.word(*place).load(Ordering::Relaxed)));
+                (stored_ns(&header), header.version)
+            };
+            let oldest = places().min_by_key(age).unwrap_or(start);
+            self.forget(oldest, Counter::EvictedBucket);
+            self.pages.index.word(oldest).store(entry, Ordering::Release);
+        }
         self.live += 1;
     }
 
     /// Empties an index entry.
     fn forget(&mut self, place: usize, reason: Counter) {
         self.pages.index.word(place).store(0, Ordering::Release);
-        self.live -= 1;
+        self.live = self.live.saturating_sub(1);
         self.evictions.push(reason);
     }
 
@@ -347,12 +496,51 @@ impl Writer {
 
     fn has_bytes(&self, slot: u32, header: &RecordHeader, bytes: &[u8]) -> bool {
         usize::try_from(header.length) == Ok(bytes.len())
-            && self.pages.ring.equals(slot_offset(slot) + RECORD_HEADER_LEN, bytes)
+            && self.pages.ring.bytes(slot_offset(slot) + RECORD_HEADER_LEN, bytes.len()) == bytes
     }
 
-    fn publish(&self, lane: usize) {
-        self.pages.lanes.write(lane * size_of::<Lane>(), self.cursors[lane].lane);
+    /// The place in the index of the entry for exactly this slot.
+    fn place_of(&self, hash: u64, slot: u32) -> Option<usize> {
+        let start = bucket_offset(&self.pages, hash);
+        let wanted = index::entry(hash, slot);
+        (0..index::BUCKET_ENTRIES)
+            .map(|i| start + i * 8)
+            .find(|place| self.pages.index.word(*place).load(Ordering::Relaxed) == wanted)
     }
+
+    fn slot(&self, lane: usize, place: u64) -> u32 {
+        self.lanes[lane].first_slot + place::slot(place)
+    }
+
+    fn used(&self, lane: usize) -> u32 {
+        let cursor = &self.lanes[lane];
+        place::distance(cursor.tail, self.head(lane).load(Ordering::Acquire), cursor.slots)
+    }
+
+    fn free(&self, lane: usize) -> u32 {
+        self.lanes[lane].slots.saturating_sub(self.used(lane))
+    }
+
+    fn head(&self, lane: usize) -> &AtomicU64 {
+        self.word(lane, offset_of!(Lane, head))
+    }
+
+    fn word(&self, lane: usize, field: usize) -> &AtomicU64 {
+        self.pages.lanes.word(lane * size_of::<Lane>() + field)
+    }
+
+    /// Shows where the writer stands.
+    fn publish(&self, lane: usize) {
+        let Cursor { tail, followed, records, .. } = self.lanes[lane];
+        self.word(lane, offset_of!(Lane, tail)).store(tail, Ordering::Relaxed);
+        self.word(lane, offset_of!(Lane, followed)).store(followed, Ordering::Relaxed);
+        self.word(lane, offset_of!(Lane, records)).store(records, Ordering::Relaxed);
+    }
+}
+
+/// When a record was stored, nanoseconds of the monotonic clock.
+fn stored_ns(header: &RecordHeader) -> u64 {
+    header.expires_ns.saturating_sub(u64::from(header.life_ms) * NS_PER_MS)
 }
 
 /// Slots of a record with a frame of `len` bytes; `None` when no UDP datagram is that long.
@@ -363,10 +551,4 @@ fn slots_of(len: usize) -> Option<u32> {
 
 fn record_slots(header: &RecordHeader) -> u32 {
     (u32::try_from(RECORD_HEADER_LEN).unwrap_or(0) + header.length).div_ceil(u32::try_from(SLOT_LEN).unwrap_or(1))
-}
-
-/// The slot after a record, around the end of the lane.
-const fn next_slot(lane: &Lane, slot: u32, slots: u32) -> u32 {
-    let next = slot + slots;
-    if next >= lane.first_slot + lane.slots { lane.first_slot } else { next }
 }

@@ -8,7 +8,8 @@ use super::StartError;
 use crate::datapath::{Datapath, EgressInterface, Mode, Request};
 use crate::fabric::Fabric;
 use crate::framelog::{Pages, Sizes};
-use crate::settings::{Settings, XdpMode};
+use super::translate::group_indexes;
+use crate::settings::{FillMode, Settings, XdpMode};
 
 /// The kernel side as asked for, or plain memory, and the reason for what it is.
 #[expect(clippy::type_complexity, reason = "three things that only `run` takes apart")]
@@ -41,6 +42,7 @@ pub(super) fn open_datapath(
         XdpMode::Skb => (Mode::Skb, "skb"),
         XdpMode::Auto => (Mode::Native, "auto"),
     };
+    let filled = kernel_fills(settings).then(|| group_indexes(settings));
     let interfaces = fabric.attach_to();
     let request = Request {
         mode,
@@ -50,6 +52,7 @@ pub(super) fn open_datapath(
         egress: &egress,
         sizes,
         limit_entries: settings.limits.table_entries,
+        fill: filled.as_deref(),
         settings: abi,
         debug: settings.telemetry.debug,
     };
@@ -65,6 +68,16 @@ pub(super) fn open_datapath(
         }
         Err(source) => Err(StartError::Datapath { mode: asked, source }),
     }
+}
+
+/// True when the kernel is to store frames.
+pub(super) fn kernel_fills(settings: &Settings) -> bool {
+    settings.ingress.join
+        && match settings.ingress.fill {
+            FillMode::Kernel => true,
+            FillMode::Daemon => false,
+            FillMode::Auto => matches!(settings.xdp.mode, XdpMode::Native | XdpMode::Auto),
+        }
 }
 
 pub(super) const fn mode_name(mode: Mode) -> &'static str {

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use retry_common::abi::{self, setting_flag};
-use retry_common::group::{self, Sharding};
+use retry_common::group::{self, Sharding, SourceMode};
 use retry_common::holddown::HoldDown;
 use retry_common::limit::{TokenBucket, Window};
 use retry_common::wire::frame::Class;
@@ -36,6 +36,7 @@ pub(super) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
         (settings.proxy.enabled, setting_flag::RECOVERY),
         (here, setting_flag::EGRESS_HERE),
         (settings.xdp.mode == XdpMode::Skb, setting_flag::DAEMON_FRAMES),
+        (settings.ingress.source_mode == SourceMode::Ssm, setting_flag::NAMED_SOURCES),
     ]
     .into_iter()
     .fold(0, |flags, (on, flag)| if on { flags | flag } else { flags });
@@ -63,11 +64,16 @@ pub(super) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
         nack_addr: fabric.nack_addr.octets(),
         nack_port: settings.nack.port.to_be_bytes(),
         egress_port: settings.egress.port.to_be_bytes(),
+        life_ms: Class::ALL.map(|class| life_ms(settings, class)),
+        ingress_ifindex: fabric.ingress.index,
+        ingress_port: settings.ingress.listen_port.to_be_bytes(),
         group_prefix: settings.ingress.group_prefix.to_be_bytes(),
         group_id: settings.ingress.group_id.to_be_bytes(),
         unicast_hop_limit: fabric.nack.unicast_hop_limit().unwrap_or(64),
         multicast_hop_limit: settings.egress.hop_limit,
-        reserved: [0; 6],
+        shard_bits: settings.ingress.shard_bits.get(),
+        beef_bits: settings.ingress.beef.unwrap_or_default().get(),
+        reserved: [0; 2],
     }
 }
 
@@ -89,9 +95,16 @@ pub(super) const fn repeat_after(settings: &Settings) -> Duration {
 /// Every group that the settings imply.
 pub(super) fn groups(settings: &Settings) -> Vec<Ipv6Addr> {
     let ingress = &settings.ingress;
-    group::joined(ingress.shard_bits, ingress.subtree_data, ingress.beef)
+    group_indexes(settings)
+        .into_iter()
         .map(|index| Ipv6Addr::from(group::address(ingress.group_prefix, ingress.group_id, index)))
         .collect()
+}
+
+/// Their indexes.
+pub(super) fn group_indexes(settings: &Settings) -> Vec<u16> {
+    let ingress = &settings.ingress;
+    group::joined(ingress.shard_bits, ingress.subtree_data, ingress.beef).collect()
 }
 
 /// Where multicast repairs go.
@@ -136,12 +149,15 @@ pub(super) fn beacon_settings(settings: &Settings, fabric: &Fabric) -> Option<be
 
 /// What decides about a received frame.
 pub(super) fn fill_rules(settings: &Settings, fabric: &Fabric) -> FillRules {
-    let life_ms = |class| u32::try_from(settings.cache.ttl(class).as_millis()).unwrap_or(u32::MAX);
     FillRules {
         sharding: Sharding { shard: settings.ingress.shard_bits, beef: settings.ingress.beef.unwrap_or_default() },
-        life_ms: Class::ALL.map(life_ms),
+        life_ms: Class::ALL.map(|class| life_ms(settings, class)),
         kernel_max: usize::try_from(fabric.max_frame()).unwrap_or(0),
         own_sources: fabric.egress.iter().map(|egress| egress.source).collect::<HashSet<_>>(),
         own_port: settings.nack.port,
     }
+}
+
+fn life_ms(settings: &Settings, class: Class) -> u32 {
+    u32::try_from(settings.cache.ttl(class).as_millis()).unwrap_or(u32::MAX)
 }

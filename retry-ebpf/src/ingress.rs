@@ -1,0 +1,211 @@
+//! Frames of the fabric, from the wire into the log: the program that `retry_nack` goes on to with multicast.
+//!
+//! It stores what is plain: a whole frame with a right checksum, from a joined group, whose key nobody has and whose bucket
+//! has an empty place. Everything else is passed on to the daemon's sockets, which know what to do and count it:
+//! duplicates, replaced frames, bundles, frames above the MTU, bad bytes, a lane without room.
+//!
+//! A place is taken by compare-exchange on the lane's head, within the room that the daemon has made. What is there nobody
+//! else writes, and nobody reads before its version stands. The daemon follows and counts.
+
+use core::hint::black_box;
+
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_ktime_get_ns};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::XdpContext;
+use retry_common::abi::{KERNEL_FRAME_MAX, RecordHeader, Settings, record_flag, setting_flag};
+use retry_common::checksum;
+use retry_common::group::{self, BeefBits, ShardBits, Sharding};
+use retry_common::index;
+use retry_common::wire::frame::{Class, HEAD_LEN, Head};
+
+use crate::log;
+use crate::packet::{self, ETHERNET_LEN, IP_UDP_LEN, IpUdp};
+
+/// One bit for each group index: 1 is joined.
+#[btf_map]
+static JOINED: Array<u64, 1024> = Array::new();
+/// Sources that are joined, where they are named.
+#[btf_map]
+static SOURCES: HashMap<[u8; 16], u8, 8192> = HashMap::new();
+
+/// A frame, to be summed.
+#[btf_map]
+static SCRATCH: PerCpuArray<[u8; 4096], 1> = PerCpuArray::new();
+/// `retry_fill`, where the kernel stores frames; else empty.
+#[btf_map]
+static FILL: ProgramArray<1> = ProgramArray::new();
+
+/// UDP (IANA protocol numbers).
+const UDP: u8 = 17;
+/// Where the frame starts. Tagged frames are other interfaces'.
+const FRAME: usize = ETHERNET_LEN + IP_UDP_LEN;
+/// Bytes that the kernel sums in one call (Linux before 6.12 takes no more).
+const SUM_STEP: usize = 512;
+/// Calls that the longest frame takes.
+const SUM_STEPS: usize = KERNEL_FRAME_MAX.div_ceil(SUM_STEP);
+
+/// Goes on to the program that stores frames; comes back where there is none.
+#[inline(always)]
+pub(crate) fn go_on(ctx: &XdpContext) {
+    // SAFETY: what holds values in this program has no destructors.
+    unsafe { FILL.tail_call(ctx, 0) };
+}
+
+/// Stores the frame in the packet; `None` when it is the daemon's.
+#[inline(always)]
+pub(crate) fn store(ctx: &XdpContext) -> Option<()> {
+    let ethertype: [u8; 2] = packet::read(ctx, ETHERNET_LEN - 2)?;
+    if ethertype != [0x86, 0xdd] {
+        return None;
+    }
+    let headers: IpUdp = packet::read(ctx, ETHERNET_LEN)?;
+    let settings = log::settings()?;
+    let length = admit(ctx, &headers, settings)?;
+    // Shorter ones are rare; the daemon takes them.
+    let bytes: [u8; HEAD_LEN] = packet::read(ctx, FRAME)?;
+    let head = Head::parse(&bytes, usize::from(length)).ok()?;
+    if head.bundle.is_some() {
+        return None;
+    }
+    let (key, class) = (head.cache_key()?, head.class()?);
+    let sharding = Sharding { shard: ShardBits::new(settings.shard_bits)?, beef: BeefBits::new(settings.beef_bits)? };
+    let group = head.group_index(&sharding)?;
+    let life_ms = settings.life_ms[match class {
+        Class::Tx => 0,
+        Class::Block => 1,
+        Class::Subtree => 2,
+        Class::Anchor => 3,
+        Class::Beef => 4,
+    }];
+    // SAFETY: the helper takes nothing and always succeeds.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    if now_ns >= log::lease_until_ns(settings) {
+        return None;
+    }
+    let hash = index::hash(&key, settings.hash_seed);
+    let entry = log::empty_entry(hash, settings)?;
+
+    let sum = sum(ctx, length)?;
+    let (source_port, port) = (u16::from_be_bytes(headers.source_port), u16::from_be_bytes(headers.destination_port));
+    let checksum = checksum::udp_ipv6(&headers.source, &headers.destination, source_port, port, length, sum);
+    // Also what a virtual interface left for hardware to compute: the stack knows that it is right.
+    if headers.checksum != checksum.to_be_bytes() {
+        return None;
+    }
+    let lane = u32::from(matches!(class, Class::Block | Class::Subtree | Class::Anchor));
+    let place = log::reserve(lane, u32::from(length))?;
+    // From here on the place is ours to fill in, whatever comes.
+    let written = log::copy_in(ctx, &place, FRAME, u64::from(length));
+    let header = RecordHeader {
+        version: 0,
+        expires_ns: now_ns + u64::from(life_ms) * 1_000_000,
+        key,
+        length: u32::from(length),
+        life_ms,
+        partial: sum,
+        group,
+        class: class as u8,
+        flags: if written { record_flag::KERNEL } else { record_flag::FILLER },
+        reserved: [0; 2],
+    };
+    log::commit(&place, &header);
+    if !written {
+        return None;
+    }
+    // If another CPU was quicker the daemon finds this record without an entry, and makes one.
+    log::enter(entry, index::entry(hash, place.slot));
+    Some(())
+}
+
+/// Length of the datagram's payload, if it is one that a joined socket would receive.
+#[inline(always)]
+fn admit(ctx: &XdpContext, headers: &IpUdp, settings: &Settings) -> Option<u16> {
+    if headers.version[0] >> 4 != 6
+        || headers.next_header != UDP
+        || headers.destination_port != settings.ingress_port
+        // Repairs, ours and others': the daemon tells them apart.
+        || headers.source_port == settings.nack_port
+        || u32::try_from(ctx.ingress_ifindex()) != Ok(settings.ingress_ifindex)
+    {
+        return None;
+    }
+    let destination = u128::from_be_bytes(headers.destination);
+    let index = joined_index(destination, settings)?;
+    let mac: [u8; 6] = packet::read(ctx, 0)?;
+    if mac != group::multicast_mac(&headers.destination) {
+        return None;
+    }
+    let word = JOINED.get(u32::from(index >> 6))?;
+    if word >> (index & 63) & 1 == 0 {
+        return None;
+    }
+    let source = u128::from_be_bytes(headers.source);
+    if source >> 120 == 0xff || source == 0 {
+        return None;
+    }
+    // SAFETY: the value is not looked at; an entry that goes meanwhile has just been left.
+    if settings.flags & setting_flag::NAMED_SOURCES != 0 && unsafe { SOURCES.get(&headers.source) }.is_none() {
+        return None;
+    }
+    let udp_length = u16::from_be_bytes(headers.udp_length);
+    let length = udp_length.checked_sub(8)?;
+    if headers.udp_length != headers.payload_length
+        || u32::from(length) > settings.max_frame
+        || packet::length(ctx) < i32::from(udp_length) + 54
+    {
+        return None;
+    }
+    Some(length)
+}
+
+/// The index of one of our groups.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the lowest 16 bits are the index")]
+fn joined_index(destination: u128, settings: &Settings) -> Option<u16> {
+    let (prefix, id) = (u16::from_be_bytes(settings.group_prefix), u16::from_be_bytes(settings.group_id));
+    let index = destination as u16;
+    if destination == u128::from_be_bytes(group::address(prefix, id, index)) { Some(index) } else { None }
+}
+
+/// The sum of the datagram's payload.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "lengths are below 4096, sums folded")]
+fn sum(ctx: &XdpContext, length: u16) -> Option<u16> {
+    let scratch = SCRATCH.get_ptr_mut(0)?.cast::<u8>();
+    let bounded = black_box(u64::from(length) & 0xfff);
+    if bounded > KERNEL_FRAME_MAX as u64 {
+        return None;
+    }
+    let bounded = black_box(bounded);
+    if bounded < HEAD_LEN as u64 {
+        return None;
+    }
+    // SAFETY: the scratch is longer than the longest frame.
+    if !unsafe { packet::load(ctx, FRAME, scratch, bounded) } {
+        return None;
+    }
+    // What the last word of four bytes has too many.
+    // SAFETY: as above; four bytes more than the longest frame.
+    unsafe { scratch.add(bounded as usize).cast::<[u8; 4]>().write_unaligned([0; 4]) };
+    let rounded = u32::from(length).next_multiple_of(4);
+    let mut sum = 0u32;
+    for step in 0..SUM_STEPS {
+        let done = (step * SUM_STEP) as u32;
+        if rounded <= done {
+            break;
+        }
+        let part = black_box(u64::from(rounded - done));
+        let part = if part > SUM_STEP as u64 { SUM_STEP as u64 } else { part };
+        // SAFETY: inside the scratch.
+        let from = unsafe { scratch.add(step * SUM_STEP) };
+        // SAFETY: `part` bytes inside the scratch.
+        let next = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast(), part as u32, sum) };
+        if next < 0 {
+            return None;
+        }
+        sum = next as u32;
+    }
+    // The helper adds words as this machine reads them.
+    Some(u16::from_be(checksum::fold(u64::from(sum))))
+}
