@@ -33,7 +33,7 @@ use crate::datapath::{Datapath, DatapathError, EgressInterface, Events, Mode, Re
 use crate::engine::{Engine, GroupLimit, Rules};
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{self, Pages, Sizes};
-use crate::ingress::control::Ear;
+use crate::ingress::ear::Ear;
 use crate::ingress::fill::{Fill, OnStored};
 use crate::ingress::joins::JoinError;
 use crate::ingress::listening::Listening;
@@ -162,10 +162,10 @@ pub async fn run(
         multicast_loop: settings.egress.multicast_loop,
     })?);
     let (data_sources, wanted) = std::sync::mpsc::channel();
-    let joins = if settings.ingress.join { Some(listening::data(settings, &fabric, wanted)?) } else { None };
+    let control = listening::control(settings, &counters);
+    let joins = if settings.ingress.join { Some(listening::data(settings, &fabric, &control, wanted)?) } else { None };
     let tee = settings.ingress.tee.map(TeeSocket::open).transpose()?;
 
-    let ssm_sources = Arc::new(AtomicUsize::new(0));
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, Arc::clone(&counters)));
     let store = reach::store(settings, &counters, &log, &cancel)?;
     let (replies, answers) = std::sync::mpsc::channel();
@@ -192,8 +192,8 @@ pub async fn run(
         drain_ordered: Notify::new(),
         recovery: recovery.clone(),
         store: store.clone(),
-        ingress_sockets: joins.as_ref().map_or(0, |joins| joins.fds().count()) + usize::from(tee.is_some()),
-        ssm_sources: Arc::clone(&ssm_sources),
+        joined: joins.as_ref().map(Listening::status).unwrap_or_default(),
+        tee_sockets: usize::from(tee.is_some()),
         instance: settings.telemetry.instance.clone(),
     });
     let exporter =
@@ -202,7 +202,7 @@ pub async fn run(
         .as_ref()
         .map(|exporter| NackTracer::new(exporter.tracer(), settings.telemetry.otlp.sampling))
         .unwrap_or_default();
-    let ear = listening::start_control(settings, &fabric, data_sources, &registry, &counters, ssm_sources, &cancel)?;
+    let ear = listening::start_control(settings, &fabric, control, data_sources, &registry, &counters, &cancel)?;
     let announcer = store.clone().filter(|_| dedups(settings, DedupMode::Eventual));
     let kernel_groups = state.datapath().as_mut().and_then(Datapath::take_groups);
     let server = Arc::new(Server {

@@ -12,6 +12,7 @@ use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
 use crate::datapath::Datapath;
 use crate::framelog::Writer;
+use crate::ingress::listening;
 use crate::proxy::{Recovery, UpstreamStatus};
 use crate::store::Store;
 use crate::telemetry::inventory::Host;
@@ -31,8 +32,8 @@ pub(super) struct State {
     pub(super) drain_ordered: Notify,
     pub(super) recovery: Option<Recovery>,
     pub(super) store: Option<Store>,
-    pub(super) ingress_sockets: usize,
-    pub(super) ssm_sources: Arc<AtomicUsize>,
+    pub(super) joined: Arc<listening::Status>,
+    pub(super) tee_sockets: usize,
     pub(super) instance: String,
 }
 
@@ -104,8 +105,8 @@ impl Source for State {
                 .into_iter()
                 .map(upstream)
                 .collect(),
-            ssm_sources: self.ssm_sources.load(Ordering::Relaxed),
-            ingress_sockets: self.ingress_sockets,
+            ssm_sources: self.joined.sources(),
+            ingress_sockets: self.joined.sockets() + self.tee_sockets,
             host: Host::here(&self.instance),
             draining: self.draining.load(Ordering::Relaxed),
         }
