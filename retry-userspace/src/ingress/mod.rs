@@ -13,3 +13,5 @@ pub mod resolve;
 pub mod sources;
 pub mod ssm;
 pub mod tee;
+#[cfg(test)]
+mod testing;

@@ -1,1 +1,136 @@
+use std::net::UdpSocket;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
 
+use retry_common::wire::manifest::{FLAG_SHUTDOWN, Groups};
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::ingress::testing::{Dns, count, with_dns};
+use crate::net::testing::SOON;
+
+fn ip(last: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, last)
+}
+
+fn set(last: &[u16]) -> BTreeSet<Ipv6Addr> {
+    last.iter().map(|last| ip(*last)).collect()
+}
+
+fn name(name: &str) -> Host {
+    Host::Name(name.to_owned())
+}
+
+fn config() -> Config {
+    Config {
+        ssm: Ssm {
+            manifests: vec![Host::Address(ip(50)), name("manifests.test")],
+            beacons: vec![Host::Address(ip(60)), Host::Address(ip(99))],
+            subtree_announcers: vec![name("subtrees.test")],
+            publishers: vec![Host::Address(ip(1)), name("publisher.test")],
+            refresh: Duration::from_millis(100),
+        },
+        own: Some(ip(99)),
+        shard_bits: 2,
+        is_ssm: true,
+    }
+}
+
+fn manifest<'a>(sources: &'a [[u8; 16]], epoch_s: u32, flags: u8) -> Manifest<'a> {
+    Manifest {
+        flags,
+        source: [0; 16],
+        instance_id: 7,
+        epoch_s,
+        ttl_s: 600,
+        interval_s: 3,
+        shard_bits: 2,
+        role: 1,
+        generation_id: [1; 16],
+        groups: Groups::None,
+        sources,
+        successor: None,
+        rest: &[],
+    }
+}
+
+/// Waits until the newest set told is `expected`; sets before it do not matter.
+fn told(runtime: &Runtime, to: &Receiver<BTreeSet<Ipv6Addr>>, expected: &BTreeSet<Ipv6Addr>) {
+    let start = Instant::now();
+    let mut last = None;
+    while last.as_ref() != Some(expected) {
+        assert!(start.elapsed() < SOON, "{last:?} is not {expected:?}");
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(5)).await });
+        last = to.try_iter().last().or(last);
+    }
+}
+
+#[test]
+fn names_and_manifests_reach_the_sockets_live() {
+    with_dns("names_and_manifests_reach_the_sockets_live", |_, runtime| {
+        let counters = Arc::new(UserCounters::default());
+        let control = Arc::new(Control::new(config(), Arc::clone(&counters)));
+        assert_eq!(control.wanted(), set(&[1]), "addresses need no DNS");
+        let dns = runtime.block_on(Dns::start(&[
+            ("publisher.test", &[ip(2), ip(99)]),
+            ("manifests.test", &[ip(51)]),
+            ("subtrees.test", &[ip(70)]),
+        ]));
+        let ((data, to_data), (ear, to_ear)) = (channel(), channel());
+        let cancel = CancellationToken::new();
+        let kept = runtime.spawn(Arc::clone(&control).keep(data, ear, cancel.clone()));
+        told(runtime, &to_data, &set(&[1, 2]));
+        told(runtime, &to_ear, &set(&[50, 51, 60, 70]));
+        // The other name's sender is heard now, a stranger is not.
+        let (three, four) = ([ip(3).octets()], [ip(4).octets()]);
+        control.hear(&manifest(&three, 10, 0), ip(51), monotonic_ns());
+        control.hear(&manifest(&four, 10, 0), ip(52), monotonic_ns());
+        control.hear(&manifest(&four, 9, 0), ip(51), monotonic_ns());
+        told(runtime, &to_data, &set(&[1, 2, 3]));
+        assert_eq!(count(&counters, Counter::ManifestsForeign), 1);
+        assert_eq!(count(&counters, Counter::ManifestsStale), 1);
+        assert_eq!(control.manifests(), 1);
+        // A publisher moves.
+        runtime.block_on(dns.stop());
+        let dns = runtime.block_on(Dns::start(&[("publisher.test", &[ip(5)])]));
+        told(runtime, &to_data, &set(&[1, 3, 5]));
+        control.hear(&manifest(&[], 11, FLAG_SHUTDOWN), ip(51), monotonic_ns());
+        told(runtime, &to_data, &set(&[1, 5]));
+        // Told anew after each refresh, so that what could not be joined is tried again.
+        told(runtime, &to_data, &set(&[1, 5]));
+        cancel.cancel();
+        runtime.block_on(async { tokio::time::timeout(SOON, kept).await }).expect("soon").expect("no panic");
+        runtime.block_on(dns.stop());
+    });
+}
+
+#[test]
+fn a_name_server_that_is_silent_holds_up_no_manifest() {
+    with_dns("a_name_server_that_is_silent_holds_up_no_manifest", |_, runtime| {
+        let silent = UdpSocket::bind("[::1]:53").expect("a port");
+        let control = Arc::new(Control::new(config(), Arc::default()));
+        let ((data, to_data), (ear, to_ear)) = (channel(), channel());
+        let cancel = CancellationToken::new();
+        let kept = runtime.spawn(Arc::clone(&control).keep(data, ear, cancel.clone()));
+        told(runtime, &to_ear, &set(&[50, 60]));
+        let three = [ip(3).octets()];
+        control.hear(&manifest(&three, 10, 0), ip(50), monotonic_ns());
+        let start = Instant::now();
+        told(runtime, &to_data, &set(&[1, 3]));
+        // The resolver gives up after 5 s at the earliest.
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+        cancel.cancel();
+        runtime.block_on(async { tokio::time::timeout(SOON, kept).await }).expect("soon").expect("no panic");
+        drop(silent);
+    });
+}
+
+#[test]
+fn with_any_source_manifests_change_nothing() {
+    let counters = Arc::new(UserCounters::default());
+    let control = Control::new(Config { is_ssm: false, ..config() }, Arc::clone(&counters));
+    let three = [ip(3).octets()];
+    control.hear(&manifest(&three, 1, 0), ip(50), 0);
+    assert_eq!((control.wanted(), control.manifests()), (BTreeSet::new(), 0));
+    assert_eq!(count(&counters, Counter::ManifestsForeign), 1);
+}
