@@ -281,3 +281,6 @@ impl Fill {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -142,7 +142,16 @@ impl Dns {
         let mut catalog = Catalog::new();
         catalog.upsert((&origin).into(), vec![Arc::new(zone)]);
         let mut server = hickory_server::Server::new(catalog);
-        server.register_socket(tokio::net::UdpSocket::bind("[::1]:53").await.expect("a port"));
+        // The one before may take a moment to close its socket.
+        let start = Instant::now();
+        let socket = loop {
+            match tokio::net::UdpSocket::bind("[::1]:53").await {
+                Ok(socket) => break socket,
+                Err(error) => assert!(start.elapsed() < SOON, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        };
+        server.register_socket(socket);
         Self(server)
     }
 
@@ -151,14 +160,17 @@ impl Dns {
     }
 }
 
+/// For [`with_dns`]: a question that a stopping server takes with it is asked again at once.
+pub(super) const IMPATIENT: &str = "options timeout:1 attempts:2\n";
+
 /// Runs `test` where resolv.conf names `[::1]` alone, in a mount namespace of the test's thread.
-pub(super) fn with_dns(name: &'static str, test: impl FnOnce(Pair, &Runtime) + Send + 'static) {
+pub(super) fn with_dns(name: &'static str, options: &'static str, test: impl FnOnce(Pair, &Runtime) + Send + 'static) {
     in_namespace(name, move |pair| {
         unshare(CloneFlags::CLONE_NEWNS).expect("root may make a mount namespace");
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("mounts of our own");
         let file = std::env::temp_dir().join(format!("resolv-{}-{name}", std::process::id()));
-        std::fs::write(&file, "nameserver ::1\n").expect("written");
+        std::fs::write(&file, format!("nameserver ::1\n{options}")).expect("written");
         mount(Some(&file), "/etc/resolv.conf", none, MsFlags::MS_BIND, none).expect("mounted");
         std::fs::remove_file(&file).expect("removed");
         // On this thread alone: others are in the namespaces of the process.

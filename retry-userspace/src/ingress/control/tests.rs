@@ -6,7 +6,7 @@ use retry_common::wire::manifest::{FLAG_SHUTDOWN, Groups};
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::ingress::testing::{Dns, count, with_dns};
+use crate::ingress::testing::{Dns, IMPATIENT, count, with_dns};
 use crate::net::testing::SOON;
 
 fn ip(last: u16) -> Ipv6Addr {
@@ -67,7 +67,7 @@ fn told(runtime: &Runtime, to: &Receiver<BTreeSet<Ipv6Addr>>, expected: &BTreeSe
 
 #[test]
 fn names_and_manifests_reach_the_sockets_live() {
-    with_dns("names_and_manifests_reach_the_sockets_live", |_, runtime| {
+    with_dns("names_and_manifests_reach_the_sockets_live", IMPATIENT, |_, runtime| {
         let counters = Arc::new(UserCounters::default());
         let control = Arc::new(Control::new(config(), Arc::clone(&counters)));
         assert_eq!(control.wanted(), set(&[1]), "addresses need no DNS");
@@ -106,7 +106,7 @@ fn names_and_manifests_reach_the_sockets_live() {
 
 #[test]
 fn a_name_server_that_is_silent_holds_up_no_manifest() {
-    with_dns("a_name_server_that_is_silent_holds_up_no_manifest", |_, runtime| {
+    with_dns("a_name_server_that_is_silent_holds_up_no_manifest", "", |_, runtime| {
         let silent = UdpSocket::bind("[::1]:53").expect("a port");
         let control = Arc::new(Control::new(config(), Arc::default()));
         let ((data, to_data), (ear, to_ear)) = (channel(), channel());

@@ -1,5 +1,5 @@
 use super::*;
-use crate::ingress::testing::{Dns, count, with_dns};
+use crate::ingress::testing::{Dns, IMPATIENT, count, with_dns};
 
 fn ip(last: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, last)
@@ -7,7 +7,7 @@ fn ip(last: u16) -> Ipv6Addr {
 
 #[test]
 fn a_changed_answer_is_followed_and_the_last_one_stands() {
-    with_dns("a_changed_answer_is_followed_and_the_last_one_stands", |_, runtime| {
+    with_dns("a_changed_answer_is_followed_and_the_last_one_stands", IMPATIENT, |_, runtime| {
         runtime.block_on(async {
             let counters = Arc::new(UserCounters::default());
             let (out, mut names) = watch::channel(Names::default());
