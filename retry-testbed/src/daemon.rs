@@ -23,7 +23,7 @@ pub const BINARY_VARIABLE: &str = "RETRY_ENDPOINT_BIN";
 /// Where bpffs belongs.
 pub const BPFFS: &str = "/sys/fs/bpf";
 /// Where the daemon's HTTP server listens, inside its namespace.
-const METRICS: &str = "[::1]:9400";
+pub const METRICS: &str = "[::1]:9400";
 /// Log lines that are kept.
 const LOG_LINES: usize = 2_000;
 
@@ -110,6 +110,12 @@ impl<'a> Daemon<'a> {
             keep(stderr, vec![Arc::clone(&log)]);
         }
         Ok(Self { child, ns, metrics: METRICS.parse()?, log, stdout: lines })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The child process.

@@ -3,6 +3,7 @@
 mod bench;
 mod cluster;
 mod demo;
+mod session;
 
 use std::process::ExitCode;
 

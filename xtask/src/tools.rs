@@ -111,7 +111,8 @@ const TOOLS: &[Tool] = &[
     program("nft", &["nftables"], &[Use::Fabric]),
     program("ethtool", &["ethtool"], &[Use::Fabric]),
     program("bpftool", &["bpftool"], &[Use::Maps]),
-    program("redis-server", &["redis-server"], &[Use::Redis]),
+    // The server under another name: the package redis-server would start one of its own on this machine.
+    program("redis-check-rdb", &["redis-tools"], &[Use::Redis]),
     program("qemu-system-x86_64", &["qemu-system-x86"], &[Use::Kernels]),
     program("xz", &["xz-utils"], &[Use::Kernels]),
     program("ldd", &["libc-bin"], &[Use::Kernels]),
@@ -233,11 +234,18 @@ mod tests {
     fn each_use_asks_for_its_own_tools_only() {
         assert_eq!(names(&[Use::Fabric]), ["ip", "nft", "ethtool"]);
         assert_eq!(names(&[Use::Maps]), ["bpftool"]);
+        assert_eq!(names(&[Use::Redis]), ["redis-check-rdb"]);
         assert!(names(&[Use::Kernels]).contains(&"qemu-system-x86_64"));
         assert!(!names(&[Use::Ebpf]).contains(&"ip"));
         assert!(names(&[Use::Ebpf]).contains(&"bpf-linker"));
         assert!(!names(&[Use::Check]).contains(&"bpf-linker"), "linting links nothing");
         assert!(names(&[]).is_empty());
+    }
+
+    #[test]
+    fn no_package_starts_a_server_of_its_own() {
+        let servers = |tool: &&Tool| tool.packages.iter().any(|package| package.ends_with("-server"));
+        assert_eq!(TOOLS.iter().find(servers).map(|tool| tool.name), None);
     }
 
     #[test]

@@ -2,121 +2,161 @@
 //! must work, a master's death included.
 
 mod smoke;
+mod table;
 
 use std::{
     path::PathBuf,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::Result;
-use nix::sys::signal::{self, SigHandler, Signal};
+use anyhow::{Result, ensure};
 use retry_testbed::{
-    daemon::Daemon,
-    fabric::{Fabric, Host, group},
-    redis::Cluster,
+    daemon::{self, Daemon},
+    fabric::{Fabric, group},
+    netns::TOOLS,
+    redis::{self, Cluster},
 };
+
+use self::{smoke::Step, table::Table};
+use crate::session::{Bpffs, check, look_for, stop_on_signals};
 
 /// Endpoints.
 const ENDPOINTS: [&str; 5] = ["endpoint1", "endpoint2", "endpoint3", "endpoint4", "endpoint5"];
 /// Hosts of Redis.
 const STORES: [&str; 6] = ["redis1", "redis2", "redis3", "redis4", "redis5", "redis6"];
+const PUBLISHER: &str = "publisher";
+const CLIENT: &str = "client";
 /// Where each endpoint's management API listens, in its namespace.
 const ADMIN: &str = "[::1]:9401";
 
-/// Options of `cluster`.
+/// What the cluster is to do.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Walk through the scenarios and end; the exit code says whether all of them worked.
     #[arg(long)]
     smoke: bool,
-    /// The daemon's binary; by default what RETRY_ENDPOINT_BIN names.
+    /// Prints addresses, and with --smoke the outcome, as one JSON object on stdout; the words go to stderr.
     #[arg(long)]
-    daemon: Option<PathBuf>,
+    json: bool,
+    /// The daemon's binary.
+    #[arg(long, env = daemon::BINARY_VARIABLE)]
+    daemon: PathBuf,
 }
 
-/// Set by SIGINT and SIGTERM.
-static ENDED: AtomicBool = AtomicBool::new(false);
-
-extern "C" fn end(_: std::ffi::c_int) {
-    ENDED.store(true, Ordering::Relaxed);
+/// The fabric and what runs on it.
+struct Site<'a> {
+    fabric: &'a Fabric,
+    redis: Cluster<'a>,
+    endpoints: Vec<Daemon<'a>>,
 }
 
-/// Starts everything; waits for Ctrl-C, or walks through the scenarios.
+/// Prints for people: to stdout, or to stderr where stdout is for a program.
+#[derive(Clone, Copy)]
+struct Voice {
+    json: bool,
+}
+
+impl Voice {
+    #[expect(clippy::print_stdout, reason = "what it does is this program's output")]
+    fn say(self, line: &str) {
+        if self.json {
+            eprintln!("{line}");
+        } else {
+            println!("{line}");
+        }
+    }
+}
+
+/// Starts everything; waits for Ctrl-C, or walks through the scenarios. The exit code is 1 when one of these did not work,
+/// 130 when it was stopped before its end.
+///
+/// # Errors
+/// The fabric cannot be made, Redis or a daemon does not start or, without `--smoke`, a daemon ends.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let binary = options.daemon.clone().map_or_else(Daemon::binary, Ok)?;
-    let names: Vec<&str> = ENDPOINTS.iter().chain(&STORES).copied().chain(["publisher", "client"]).collect();
+    look_for(&TOOLS)?;
+    look_for(&redis::TOOLS)?;
+    ensure!(options.daemon.is_file(), "--daemon: no file {}", options.daemon.display());
+    let voice = Voice { json: options.json };
+    let stop = stop_on_signals()?;
+    let _bpffs = Bpffs::mount()?;
+    let names: Vec<&str> = ENDPOINTS.into_iter().chain(STORES).chain([PUBLISHER, CLIENT]).collect();
+    voice.say("Building a private fabric: five endpoints, six hosts of Redis, a publisher, a client.");
     let fabric = Fabric::bridged(&names, 1500)?;
-    let host = |name: &str| fabric.host(name);
-    let [a, b, c, d, e, f] = STORES.map(host);
-    let mut redis = Cluster::start([a?, b?, c?, d?, e?, f?])?;
-    say(format_args!("Redis Cluster of three masters and three replicas is up"));
+    let mut site = start(&fabric, options, voice, &stop)?;
+    let table = Table::new(&site)?;
+    voice.say(&table.words());
+    let steps = if options.smoke {
+        smoke::run(&mut site, voice, &stop)?
+    } else {
+        if options.json {
+            table.print_json(&[])?;
+        }
+        voice.say("Ctrl-C ends it.");
+        wait(&mut site, &stop)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let good = steps.iter().all(Step::is_good);
+    voice.say(if good { "All of it works." } else { "Something does not work." });
+    if options.json {
+        table.print_json(&steps)?;
+    }
+    Ok(match (stop.load(Ordering::Relaxed), good) {
+        (true, _) => ExitCode::from(130),
+        (false, true) => ExitCode::SUCCESS,
+        (false, false) => ExitCode::FAILURE,
+    })
+}
 
+fn start<'a>(fabric: &'a Fabric, options: &Options, voice: Voice, stop: &AtomicBool) -> Result<Site<'a>> {
+    let began = Instant::now();
+    let host = |name| fabric.host(name);
+    let [a, b, c, d, e, f] = STORES.map(host);
+    let redis = Cluster::start([a?, b?, c?, d?, e?, f?])?;
+    let seconds = began.elapsed().as_secs_f64();
+    voice.say(&format!("A Redis Cluster of three masters and three replicas is up after {seconds:.1} s."));
     let addresses = redis.addresses();
     let mut endpoints = Vec::new();
     for name in ENDPOINTS {
-        let flags = flags(name, &addresses);
-        endpoints.push(Daemon::start(&binary, &host(name)?.ns, &flags)?);
+        check(stop)?;
+        endpoints.push(Daemon::start(&options.daemon, &host(name)?.ns, &flags(name, &addresses))?);
         fabric.await_members(name, &[group(0)])?;
     }
-    table(&fabric, &redis)?;
-    if options.smoke {
-        let good = smoke::run(&fabric, &mut redis, &endpoints)?;
-        return Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-    }
-    // SAFETY: the handler only stores to an atomic, which is allowed in one.
-    unsafe { signal::signal(Signal::SIGINT, SigHandler::Handler(end)) }?;
-    // SAFETY: as above.
-    unsafe { signal::signal(Signal::SIGTERM, SigHandler::Handler(end)) }?;
-    say(format_args!("Ctrl-C ends it"));
-    while !ENDED.load(Ordering::Relaxed) {
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(Site { fabric, redis, endpoints })
 }
 
-fn flags<'a>(name: &'a str, redis: &'a str) -> Vec<&'a str> {
-    vec![
-        "-instance",
-        name,
-        "-cache-backend",
-        "redis",
-        "-redis-addr",
-        redis,
-        "-admin-addr",
-        ADMIN,
-        // What a NACK brings comes to the client's socket too.
+fn flags(name: &str, redis: &str) -> Vec<String> {
+    [
+        "-cache-backend=redis",
+        // What a NACK brings comes to the client's own socket too.
         "-beacon-flags-unicast",
-        "-beacon-interval",
-        "1s",
-        "-cache-memory",
-        "16m",
-        "-cache-memory-long",
-        "16m",
-        "-cache-ttl",
-        "5m",
+        // They hear of each other soon.
+        "-beacon-interval=1s",
+        "-cache-memory=16m",
+        "-cache-memory-long=16m",
+        "-cache-ttl=5m",
     ]
+    .into_iter()
+    .map(str::to_owned)
+    .chain([
+        format!("-instance={name}"),
+        format!("-redis-addr={redis}"),
+        format!("-admin-addr={ADMIN}"),
+        format!("-bpffs={}", Bpffs::pins()),
+    ])
+    .collect()
 }
 
-/// Who is where.
-fn table(fabric: &Fabric, redis: &Cluster<'_>) -> Result<()> {
-    for name in ENDPOINTS {
-        let host: &Host = fabric.host(name)?;
-        say(format_args!(
-            "{name}  namespace {}  NACKs {}  metrics [{}]:9400  management {ADMIN} inside",
-            host.ns.name(),
-            host.nack_address(),
-            host.addr
-        ));
-    }
-    for (name, node) in STORES.iter().zip(redis.nodes()) {
-        say(format_args!("{name}     namespace {}  {}", node.host().ns.name(), node.address()));
+/// Waits for a signal. What people do to Redis meanwhile is their business; an endpoint that ends is not.
+fn wait(site: &mut Site<'_>, stop: &AtomicBool) -> Result<()> {
+    while !stop.load(Ordering::Relaxed) {
+        for (name, daemon) in ENDPOINTS.iter().zip(&mut site.endpoints) {
+            let ended = daemon.child().try_wait()?;
+            ensure!(ended.is_none(), "{name} has ended: {ended:?}\n{}", daemon.log());
+        }
+        thread::sleep(Duration::from_millis(100));
     }
     Ok(())
-}
-
-#[expect(clippy::print_stdout, reason = "what it does is this program's output")]
-fn say(line: std::fmt::Arguments<'_>) {
-    println!("{line}");
 }

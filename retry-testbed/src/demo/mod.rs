@@ -5,7 +5,7 @@ mod traffic;
 mod view;
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     sync::{
         Arc,
@@ -15,9 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use nix::sys::signal::{SigSet, Signal};
 use retry_testbed::{
     daemon::{self, Daemon},
     fabric::{Fabric, INTERFACE},
@@ -33,12 +32,11 @@ use self::{
     traffic::Traffic,
     view::View,
 };
+use crate::session::{Bpffs, check, look_for, stop_on_signals};
 
 const ENDPOINT: &str = "endpoint";
 const PUBLISHER: &str = "publisher";
 const MTU: u16 = 1500;
-/// A run's pins stand in a directory of this name and the process id.
-const PINS: &str = "retry-endpoint-demo-";
 
 /// How repairs travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -120,11 +118,7 @@ impl Options {
 /// # Errors
 /// The fabric cannot be made or the daemon does not start.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    for (tool, package) in TOOLS {
-        let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-            .any(|directory| directory.join(tool).is_file());
-        ensure!(found, "{tool} is missing (Debian package {package})");
-    }
+    look_for(&TOOLS)?;
     ensure!(options.daemon.is_file(), "--daemon: no file {}", options.daemon.display());
     let traffic = Traffic::new(options.replay.as_deref())?;
     let stop = stop_on_signals()?;
@@ -261,64 +255,4 @@ fn on_fabric(options: &Options, mut traffic: Traffic, stop: &AtomicBool) -> Resu
 fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(20)..].join("\n")
-}
-
-fn check(stop: &AtomicBool) -> Result<()> {
-    if stop.load(Ordering::Relaxed) {
-        bail!("stopped");
-    }
-    Ok(())
-}
-
-/// A flag that is set by SIGINT, SIGTERM or SIGHUP: the demo then takes its fabric down in order.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signals.add(signal);
-    }
-    // Before any other thread exists, so that every thread inherits it.
-    signals.thread_block()?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    thread::spawn(move || {
-        while signals.wait().is_ok() {
-            flag.store(true, Ordering::Relaxed);
-        }
-    });
-    Ok(stop)
-}
-
-/// bpffs for the run: unmounted at the end if this run mounted it, and without this run's pins in any case.
-struct Bpffs {
-    mounted: bool,
-}
-
-impl Bpffs {
-    fn mount() -> Result<Self> {
-        let mounted = daemon::mount_bpffs()?;
-        // Of demos that were killed before they could do it themselves.
-        for entry in std::fs::read_dir(daemon::BPFFS)?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let pid = name.strip_prefix(PINS).and_then(|pid| pid.parse::<u32>().ok());
-            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-                let _ = std::fs::remove_dir_all(entry.path());
-            }
-        }
-        Ok(Self { mounted })
-    }
-
-    fn pins() -> String {
-        format!("{}/{PINS}{}", daemon::BPFFS, std::process::id())
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        // The daemon removes its pins; the directory is ours. Absent is as good.
-        let _ = std::fs::remove_dir_all(Self::pins());
-        if self.mounted {
-            // Somebody else may use it by now: then it stays.
-            let _ = nix::mount::umount(daemon::BPFFS);
-        }
-    }
 }

@@ -15,6 +15,8 @@ const NODE_TIMEOUT_MS: &str = "1500";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Hash slots of a cluster.
 const SLOTS: u16 = 16_384;
+/// Where a replica says how it follows.
+const LINK: &str = "master_link_status";
 
 /// Six servers: the first three begin as masters, the others as their replicas.
 #[derive(Debug)]
@@ -74,8 +76,7 @@ impl<'a> Cluster<'a> {
         self.await_ok()?;
         wait("every replica follows", || {
             for replica in self.nodes.iter().skip(3) {
-                let text: String = replica.run(redis::cmd("INFO").arg("replication"))?;
-                if !text.contains("master_link_status:up") {
+                if info(replica, LINK)? != "up" {
                     return Ok(false);
                 }
             }
@@ -103,20 +104,27 @@ impl<'a> Cluster<'a> {
         let asked = self.alive().next().context("nobody is left")?;
         let slot: u16 = asked.run(redis::cmd("CLUSTER").arg("KEYSLOT").arg(name("bre:frame:", key)))?;
         for line in self.lines(asked)? {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let serves = fields.iter().skip(8).any(|range| {
-                let (first, last) = range.split_once('-').unwrap_or((range, range));
-                first.parse().is_ok_and(|first: u16| first <= slot) && last.parse().is_ok_and(|last: u16| slot <= last)
-            });
-            if serves && let Some(address) = fields.get(1).and_then(|text| text.split('@').next()) {
-                let place = self
-                    .nodes
-                    .iter()
-                    .position(|node| format!("{}:{}", node.address().ip(), node.address().port()) == address);
-                return place.with_context(|| format!("{address} is none of ours"));
+            if slots(&line).any(|(first, last)| (first..=last).contains(&slot)) {
+                return self.place(&line);
             }
         }
         bail!("nobody serves slot {slot}")
+    }
+
+    /// The servers that serve slots, in order of their slots.
+    ///
+    /// # Errors
+    /// The cluster does not say, or somebody else serves some.
+    pub fn masters(&self) -> Result<Vec<usize>> {
+        let asked = self.alive().next().context("nobody is left")?;
+        let mut masters = Vec::new();
+        for line in self.lines(asked)? {
+            if let Some(first) = slots(&line).map(|(first, _)| first).min() {
+                masters.push((first, self.place(&line)?));
+            }
+        }
+        masters.sort_unstable();
+        Ok(masters.into_iter().map(|(_, place)| place).collect())
     }
 
     /// Kills a server.
@@ -126,6 +134,38 @@ impl<'a> Cluster<'a> {
     pub fn kill(&mut self, place: usize) -> Result<()> {
         self.nodes.get_mut(place).context("no such node")?.kill()?;
         self.dead[place] = true;
+        Ok(())
+    }
+
+    /// Starts a server again after [`Cluster::kill`]: still the same node, without data, and the replica of whoever took its
+    /// place. Waits until it follows.
+    ///
+    /// # Errors
+    /// As [`Server::start`], or it takes too long.
+    pub fn restart(&mut self, place: usize) -> Result<()> {
+        let node = self.nodes.get_mut(place).context("no such node")?;
+        node.start_again()?;
+        self.dead[place] = false;
+        let node = &self.nodes[place];
+        wait("it follows the new master", || Ok(info(node, "role")? == "slave" && info(node, LINK)? == "up"))
+    }
+
+    /// Waits until each replica that lives has what its master has now: what a master's death does not take away.
+    ///
+    /// # Errors
+    /// It takes too long.
+    pub fn await_replicated(&self) -> Result<()> {
+        for replica in self.alive() {
+            if info(replica, "role")? != "slave" {
+                continue;
+            }
+            let address = info(replica, "master_host")?;
+            let master = self.alive().find(|node| node.address().ip().to_string() == address);
+            let wanted: u64 = info(master.context("a master that is none of ours")?, "master_repl_offset")?.parse()?;
+            wait("a replica has what its master has", || {
+                Ok(info(replica, "slave_repl_offset")?.parse::<u64>()? >= wanted)
+            })?;
+        }
         Ok(())
     }
 
@@ -160,6 +200,13 @@ impl<'a> Cluster<'a> {
         self.master_of(key)
     }
 
+    /// Which server a line of CLUSTER NODES tells of.
+    fn place(&self, line: &str) -> Result<usize> {
+        let address = line.split_whitespace().nth(1).and_then(|place| place.split('@').next()).unwrap_or_default();
+        let ours = |node: &Server<'_>| format!("{}:{}", node.address().ip(), node.address().port()) == address;
+        self.nodes.iter().position(ours).with_context(|| format!("{address:?} is none of ours"))
+    }
+
     fn alive(&self) -> impl Iterator<Item = &Server<'a>> {
         self.nodes.iter().zip(&self.dead).filter(|(_, dead)| !**dead).map(|(node, _)| node)
     }
@@ -169,6 +216,21 @@ impl<'a> Cluster<'a> {
         ensure!(!text.is_empty(), "an empty list of nodes");
         Ok(text.lines().map(str::to_owned).collect())
     }
+}
+
+/// First and last of each range of slots that a line of CLUSTER NODES tells of. `[…]`, a slot on its way, is left out.
+fn slots(line: &str) -> impl Iterator<Item = (u16, u16)> {
+    line.split_whitespace().skip(8).filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some((first.parse().ok()?, last.parse().ok()?))
+    })
+}
+
+/// A line of INFO's part on replication.
+fn info(node: &Server<'_>, name: &str) -> Result<String> {
+    let text: String = node.run(redis::cmd("INFO").arg("replication"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.map(str::to_owned).with_context(|| format!("no {name} in the answer to INFO"))
 }
 
 fn wait(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {

@@ -1,9 +1,14 @@
-//! Redis for tests: Debian's `redis-server` on hosts of a fabric, without persistence, ended with its value.
+//! Redis for tests: real servers on hosts of a fabric, without persistence, ended with their value.
+//!
+//! The program is `redis-check-rdb` of Debian's redis-tools, which is the server under another name: the package
+//! redis-server would start a Redis of its own on the machine that the tests run on.
 
 mod cluster;
 
 use std::{
+    fs::{self, File},
     net::SocketAddrV6,
+    os::unix::process::CommandExt as _,
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -20,6 +25,14 @@ pub use cluster::Cluster;
 
 /// The port that a server listens on unless it is told otherwise.
 pub const PORT: u16 = 6379;
+/// Programs that servers need, each with the Debian package that brings it.
+pub const TOOLS: [(&str, &str); 1] = [(PROGRAM, "redis-tools")];
+
+const PROGRAM: &str = "redis-check-rdb";
+/// By this name it serves.
+const NAME: &str = "redis-server";
+/// What it says, in its directory.
+const LOG: &str = "log";
 /// How long a server may take to start, or to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -38,7 +51,7 @@ impl<'a> Server<'a> {
     /// Starts one at the host's address and waits until it answers.
     ///
     /// # Errors
-    /// There is no `redis-server` (Debian package redis-server), or it does not answer in time.
+    /// One of [`TOOLS`] is missing, or it does not answer in time: the message holds its log.
     pub fn start(host: &'a Host) -> Result<Self> {
         Self::start_with(host, PORT, None, &[])
     }
@@ -48,7 +61,7 @@ impl<'a> Server<'a> {
     /// # Errors
     /// As [`Server::start`].
     pub fn start_with(host: &'a Host, port: u16, password: Option<&str>, more: &[&str]) -> Result<Self> {
-        let server = Self::launch(host, port, password, more)?;
+        let mut server = Self::launch(host, port, password, more)?;
         server.await_up()?;
         Ok(server)
     }
@@ -56,7 +69,7 @@ impl<'a> Server<'a> {
     /// As [`Server::start_with`], without waiting: for servers that do not answer plainly.
     ///
     /// # Errors
-    /// There is no `redis-server`.
+    /// One of [`TOOLS`] is missing.
     pub fn launch(host: &'a Host, port: u16, password: Option<&str>, more: &[&str]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let mut arguments: Vec<String> = ["--protected-mode", "no", "--save", "", "--appendonly", "no"]
@@ -86,6 +99,18 @@ impl<'a> Server<'a> {
         self.host
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has said.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join(LOG)).unwrap_or_default()
+    }
+
     /// Stops it as it is: connections stay open, nothing is answered.
     ///
     /// # Errors
@@ -102,13 +127,14 @@ impl<'a> Server<'a> {
         self.child.signal(Signal::SIGCONT)
     }
 
-    /// Kills it: connections break, what it held is gone.
+    /// Kills it: connections break, what it held is gone. A dead one stays dead.
     ///
     /// # Errors
     /// The kernel refuses the wait.
     pub fn kill(&mut self) -> Result<()> {
-        self.child.signal(Signal::SIGKILL)?;
-        self.child.end(PATIENCE).map(drop)
+        self.child.child_mut().kill()?;
+        self.child.child_mut().wait()?;
+        Ok(())
     }
 
     /// Starts it again at the same address, with nothing in it.
@@ -176,15 +202,29 @@ impl<'a> Server<'a> {
         Ok(connection)
     }
 
-    fn await_up(&self) -> Result<()> {
+    fn await_up(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let up = self.connect().and_then(|mut connection| Ok(redis::cmd("PING").exec(&mut connection)?));
-            match up {
-                Ok(()) => return Ok(()),
-                Err(error) if Instant::now() > deadline => return Err(error.context("Redis does not start")),
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{NAME} at {} ended: {status}\n{}", self.address(), self.log());
             }
+            match self.run::<String>(redis::cmd("INFO").arg("server")) {
+                // Somebody else may answer at a port that it does not get.
+                Ok(text) if text.contains(&format!("process_id:{}\r", self.pid())) => return Ok(()),
+                answer if Instant::now() > deadline => {
+                    bail!("{NAME} at {} does not answer: {answer:?}\n{}", self.address(), self.log())
+                }
+                _ => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+}
+
+impl Drop for Server<'_> {
+    fn drop(&mut self) {
+        // At SIGTERM a master would wait for its replicas, and a stopped one for ever: there is nothing to save.
+        if let Err(error) = self.kill() {
+            eprintln!("{NAME} at {} may still run: {error:#}", self.address());
         }
     }
 }
@@ -196,11 +236,13 @@ pub fn name(prefix: &str, key: FrameKey) -> Vec<u8> {
 }
 
 fn launch(host: &Host, directory: &Path, arguments: &[String]) -> Result<ChildGuard> {
-    let mut command = Command::new("redis-server");
+    let mut command = Command::new(PROGRAM);
+    command.arg0(NAME);
     // A Sentinel, and nothing else, begins with the file that it keeps its state in.
     command.args(arguments.iter().filter(|argument| argument.ends_with(".conf") && argument.starts_with('/')));
     command.args(["--bind", &host.addr.to_string()]);
     command.args(arguments.iter().filter(|argument| !(argument.ends_with(".conf") && argument.starts_with('/'))));
-    command.arg("--dir").arg(directory).stdin(Stdio::null()).stdout(Stdio::null());
-    host.ns.spawn(command).context("redis-server (Debian package redis-server)")
+    let log = File::options().create(true).append(true).open(directory.join(LOG))?;
+    command.arg("--dir").arg(directory).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    host.ns.spawn(command).context("start Redis (Debian package redis-tools)")
 }

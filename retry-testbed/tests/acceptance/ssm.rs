@@ -147,6 +147,11 @@ fn manifest(xdp: &str, beacon: u16, end: End) {
         let names = Named { epoch_seconds: now, ttl_seconds: 600, publishers: &[SECOND], shutdown: false };
         foreign.send(group, names).expect("it leaves");
         assert!(!second.is_heard(client, endpoint), "a stranger's manifest counts for nothing");
+        // In the source-specific group it does not come up at all.
+        if beacon != SITE {
+            counted(&daemon, "bre_manifests_dropped_total", &[("reason", "source")], 1);
+        }
+        assert_eq!(counted(&daemon, "bre_ssm_sources", &[], 1).count("bre_ssm_sources", &[]), 1);
 
         let sender = ManifestSender::open(&client.ns, MANIFESTS).expect("a sender");
         let ttl_seconds = if end == End::Silence { 3 } else { 600 };
@@ -154,6 +159,8 @@ fn manifest(xdp: &str, beacon: u16, end: End) {
             sender.send(group, Named { ttl_seconds, ..names }).expect("it leaves");
             second.is_heard(client, endpoint)
         });
+        let metrics = counted(&daemon, "bre_manifests_received_total", &[], 1);
+        assert_eq!(metrics.count("bre_ssm_sources", &[]), 2, "the one of the settings, and the one of the manifest");
         let later = Named { epoch_seconds: now + 5, publishers: &[THIRD], ..names };
         eventually("the second publisher is not heard any more", || {
             match end {
@@ -167,6 +174,9 @@ fn manifest(xdp: &str, beacon: u16, end: End) {
         if end != End::Silence {
             sender.send(group, names).expect("it leaves");
             assert!(!second.is_heard(client, endpoint), "an older manifest counts for nothing");
+        }
+        if end == End::Replaced {
+            counted(&daemon, "bre_manifests_dropped_total", &[("reason", "stale")], 1);
         }
         let mut third = Source::new(client, THIRD);
         if end == End::Replaced {

@@ -1,6 +1,7 @@
 //! What cannot be taken in or sent: counted, and never promised.
 
 use std::io::Write as _;
+use std::net::SocketAddrV6;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use nix::sys::signal::Signal;
 use retry_common::key::FrameKey;
 use retry_testbed::answer::{Answer, nack};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host, group};
+use retry_testbed::fabric::{Fabric, Host, group, group_in};
 use retry_testbed::frames::{Flow, Kind};
 use retry_testbed::journal::Journal;
 use retry_testbed::publish::Publisher;
@@ -108,4 +109,32 @@ fn frames_that_found_no_room_are_counted() {
     let answers = ask(&asker(client), endpoint.nack_address(), &nack(key), 1);
     let by_multicast = Answer::Ack { multicast: true, unicast: false };
     assert_eq!(answers.first().map(|bytes| Answer::parse(bytes, key.seq_num())), Some(Ok(by_multicast)));
+}
+
+/// Datagrams on a beacon group that are neither ADVERT nor manifest, and a manifest whose CRC is wrong.
+#[test]
+fn what_cannot_be_read_is_counted() {
+    if !is_root("what_cannot_be_read_is_counted") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let sender = client.addr.to_string();
+    let more = ["-source-mode", "ssm", "-ssm-bootstrap-manifest", &sender, "-ssm-bootstrap-beacon", &sender];
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("off", &more)).expect("a daemon");
+    let beacon = SocketAddrV6::new(group_in(0xFF35, 0xFFFD), 9300, 0, client.ifindex);
+    let socket = asker(client);
+    let mut manifest = nack(KEY);
+    manifest[6] = 0x40;
+    let mut neither = nack(KEY);
+    neither[6] = 0x77;
+    for datagram in [&manifest[..], &neither, b"x"] {
+        socket.send_to(datagram, beacon).expect("it leaves");
+    }
+    let dropped = |metric: &str, count| {
+        let labels = [("reason", "decode_error")];
+        assert_eq!(await_count(&daemon, metric, &labels, count).count(metric, &labels), count, "{metric}");
+    };
+    dropped("bre_manifests_dropped_total", 1);
+    dropped("bre_beacon_dropped_total", 2);
 }

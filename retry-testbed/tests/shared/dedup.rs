@@ -133,7 +133,7 @@ fn taken_over(xdp: &str) {
     assert_eq!(answer(&socket, second.nack_address(), KEY), Some(BY_MULTICAST));
     assert!(repaired.elapsed() < AGAIN, "this machine is too slow for {AGAIN:?}");
     assert_eq!(watch.repairs(KEY, 1).len(), 1);
-    let left = redis.life("bre:dedup:", KEY).expect("a claim");
+    let left = redis.claim_life("bre:dedup:", KEY).expect("a claim");
     assert!(left <= Duration::from_secs(60) && left > Duration::from_secs(40), "it stays for the window: {left:?}");
 
     std::thread::sleep((AGAIN + Duration::from_millis(200)).saturating_sub(repaired.elapsed()));

@@ -56,10 +56,16 @@ fn one_claim(xdp: &str) {
     let socket = asker(site.host("client"));
     assert_eq!(answer(&socket, site.host("one").nack_address(), KEY), Some(Answer::Miss));
     counted(one, "bre_proxy_recovered_total", &[], 1);
+    let upstream = [("upstream", site.host("up").nack_address().to_string())];
+    let upstream = upstream.each_ref().map(|(label, value)| (*label, value.as_str()));
+    let metrics = one.metrics().expect("a scrape");
+    assert_eq!(metrics.count("bre_upstream_up", &upstream), 1);
+    let round_trip = metrics.sum("bre_upstream_rtt_seconds", &upstream);
+    assert!(round_trip > 0.0 && round_trip < 1.0, "{round_trip} s");
     let repairs = watch.repairs(KEY, 1);
     assert_eq!(repairs.len(), 1, "{}", one.log());
     assert!(&repairs[0].payload == bytes && *repairs[0].src.ip() == site.host("one").addr);
-    let claim = redis.life("bre:proxy:", KEY).expect("a claim for all instances");
+    let claim = redis.claim_life("bre:proxy:", KEY).expect("a claim for all instances");
     assert!(claim <= Duration::from_secs(45) && claim > Duration::from_secs(30), "it stays for {claim:?}");
 
     assert_eq!(answer(&socket, site.host("two").nack_address(), KEY), Some(Answer::Miss));

@@ -45,7 +45,7 @@ fn both_ends_are_checked() {
     let names = [site.host("redis").addr.to_string()];
     certificates(directory.path(), "", &names);
     certificates(directory.path(), "other-", &names);
-    let redis = RedisServer::start_tls(site.host("redis"), directory.path());
+    let redis = RedisServer::with_tls(site.host("redis"), directory.path());
     let address = format!("rediss://{}", redis.address());
     let file = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
     let [ca, client, key] = ["ca.pem", "client.pem", "client.key"].map(file);

@@ -67,13 +67,8 @@ impl Control {
         if self.config.is_ssm { self.state().sources.wanted(monotonic_ns()) } else { BTreeSet::new() }
     }
 
-    /// Manifests that hold.
-    #[must_use]
-    pub fn manifests(&self) -> usize {
-        self.state().sources.manifests(monotonic_ns())
-    }
-
-    /// Takes a manifest from the address `from`, received at `now_ns`. What does not count is counted.
+    /// Takes a manifest from the address `from`, received at `now_ns`. Those that say nothing to us are counted; one that
+    /// asks for too much is the operator's affair, who is told once.
     pub fn hear(&self, manifest: &Manifest<'_>, from: Ipv6Addr, now_ns: u64) {
         let mut state = self.state();
         match state.sources.handle_manifest(manifest, from, now_ns) {

@@ -33,7 +33,6 @@ pub struct Place {
 #[derive(Debug, Default)]
 pub struct Status {
     sources: AtomicUsize,
-    refused: AtomicUsize,
     sockets: AtomicUsize,
 }
 
@@ -42,12 +41,6 @@ impl Status {
     #[must_use]
     pub fn sources(&self) -> usize {
         self.sources.load(Ordering::Relaxed)
-    }
-
-    /// Sources wanted that the kernel refused; each is told once in the log.
-    #[must_use]
-    pub fn refused(&self) -> usize {
-        self.refused.load(Ordering::Relaxed)
     }
 
     /// Sockets, any-source ones too.
@@ -149,7 +142,7 @@ struct Keeper {
     joins: SourceJoins,
     /// Any-source sockets.
     fixed: usize,
-    /// Sources that could not be joined.
+    /// Sources wanted that could not be joined; each is told once in the log.
     refused: BTreeSet<Ipv6Addr>,
     board: Arc<Board>,
 }
@@ -200,7 +193,6 @@ impl Keeper {
     fn publish(&self) {
         let status = &self.board.status;
         status.sources.store(self.joins.sources().count(), Ordering::Relaxed);
-        status.refused.store(self.refused.len(), Ordering::Relaxed);
         let mut sockets = self.board.sockets.lock().unwrap_or_else(PoisonError::into_inner);
         status.sockets.store(self.fixed + self.joins.sockets().count(), Ordering::Relaxed);
         if !sockets.iter().map(Arc::as_ptr).eq(self.joins.sockets().map(Arc::as_ptr)) {

@@ -130,12 +130,6 @@ impl Sources {
         self.publishers.iter().chain(told).filter(|source| self.is_usable(source)).copied().collect()
     }
 
-    /// Manifests that hold.
-    #[must_use]
-    pub fn manifests(&self, now_ns: u64) -> usize {
-        self.live.values().filter(|live| !live.shutdown && now_ns < live.expires_ns).count()
-    }
-
     /// True for an address that another host can send from.
     fn is_usable(&self, source: &Ipv6Addr) -> bool {
         Some(*source) != self.own && !source.is_multicast() && !source.is_unspecified() && !source.is_loopback()
@@ -222,7 +216,7 @@ mod tests {
         assert_eq!(sources.wanted(10 * S), set(&[1]));
         // A sender that was restarted with a clock behind is heard once its old word is over.
         assert_eq!(sources.handle_manifest(&manifest(&three, 1, 0), ip(50), 10 * S), Outcome::Taken);
-        assert_eq!((sources.wanted(11 * S), sources.manifests(11 * S)), (set(&[1, 3]), 1));
+        assert_eq!(sources.wanted(11 * S), set(&[1, 3]));
     }
 
     #[test]
@@ -249,7 +243,7 @@ mod tests {
         let of = |epoch_s, flags| manifest(&two, epoch_s, flags);
         assert_eq!(sources.handle_manifest(&of(100, 0), ip(50), 0), Outcome::Taken);
         assert_eq!(sources.handle_manifest(&of(101, FLAG_SHUTDOWN), ip(50), S), Outcome::Shutdown);
-        assert_eq!((sources.wanted(S), sources.manifests(S)), (set(&[1]), 0));
+        assert_eq!(sources.wanted(S), set(&[1]));
         // Late, twice, and made in the same second.
         for epoch_s in [99, 100, 101] {
             assert_eq!(sources.handle_manifest(&of(epoch_s, 0), ip(50), 2 * S), Outcome::Stale);

@@ -196,6 +196,11 @@ impl Server {
 
     /// Asks the store, or goes on without.
     pub(super) fn ask(&self, asked: &Waiting, frame: &mut Vec<u8>) {
+        // It may have come since the look-up that missed: with an answer of the store, or by multicast.
+        if self.sender.log().look_up(&asked.nack.key, monotonic_ns()).is_some() {
+            self.go_on(asked, frame);
+            return;
+        }
         if !self.beyond.ask(asked) {
             self.counters.one(Counter::StoreLate);
             self.go_on(asked, frame);

@@ -1,5 +1,7 @@
 //! Builds the daemon from its settings, runs it until the shutdown, and takes it down in the right order.
 
+mod error;
+mod kernel;
 mod listening;
 mod management;
 mod reach;
@@ -8,15 +10,12 @@ mod translate;
 mod workers;
 
 use std::future::Future;
-use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use retry_common::abi;
 use retry_common::decide::Policy;
 
 use tokio::runtime::Handle;
@@ -29,26 +28,25 @@ use crate::admin::{self, Source, manage};
 use crate::beacon::BeaconSender;
 use crate::beacon::registry::SharedRegistry;
 use crate::counters::UserCounters;
-use crate::datapath::{Datapath, DatapathError, EgressInterface, Events, Mode, Request};
+use crate::datapath::{Datapath, Events};
 use crate::engine::{Engine, GroupLimit, Rules};
-use crate::fabric::{Fabric, FabricError};
-use crate::framelog::{self, Pages, Sizes};
+use crate::fabric::Fabric;
+use crate::framelog;
 use crate::ingress::ear::Ear;
 use crate::ingress::fill::{Fill, OnStored};
-use crate::ingress::joins::JoinError;
 use crate::ingress::listening::Listening;
-use crate::ingress::tee::{TeeError, TeeSocket};
+use crate::ingress::tee::TeeSocket;
 use crate::nack::Server;
 use crate::nack::beyond::{Beyond, Reach, Reply};
 use crate::net::nack_socket::{self, NackSocket};
-use crate::proxy::ProxyError;
 use crate::repair::{OnMulticast, Sender};
-use crate::settings::{DedupMode, Settings, XdpMode};
-use crate::store::StoreError;
-use crate::telemetry::otlp::{Exporter, OtlpError};
+use crate::settings::{DedupMode, Settings};
+use crate::telemetry::otlp::Exporter;
 use crate::telemetry::trace::NackTracer;
 use crate::telemetry::{self, LogLevel};
 
+pub use error::StartError;
+use kernel::{mode_name, open_datapath};
 use management::Management;
 use state::State;
 use translate::{beacon_settings, dedups, fill_rules, groups, kernel_settings, route};
@@ -59,78 +57,6 @@ const NACK_BUFFER: usize = 4 << 20;
 
 /// How long requests of the management API may go on after the end has begun.
 const REQUESTS_END: Duration = Duration::from_secs(2);
-
-/// Why the daemon did not start, or stopped.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The settings do not fit this host.
-    #[error(transparent)]
-    Fabric(#[from] FabricError),
-    /// XDP was asked for and cannot be had.
-    #[error("-xdp {mode}: {source}")]
-    Datapath {
-        /// The mode asked for.
-        mode: &'static str,
-        /// Why not.
-        source: DatapathError,
-    },
-    /// The frame log's memory cannot be had.
-    #[error("-cache-memory: cannot map {bytes} bytes: {source}")]
-    Memory {
-        /// Bytes asked for.
-        bytes: usize,
-        /// The system's words.
-        source: io::Error,
-    },
-    /// The groups cannot be joined.
-    #[error(transparent)]
-    Join(#[from] JoinError),
-    /// The NACK socket cannot be opened.
-    #[error("-nack-addr, -nack-port: {0}")]
-    NackSocket(#[from] nack_socket::OpenError),
-    /// The HTTP address cannot be bound.
-    #[error("-metrics-addr {address}: {source}")]
-    Admin {
-        /// The address.
-        address: SocketAddr,
-        /// The system's words.
-        source: io::Error,
-    },
-    /// The beacon socket cannot be opened.
-    #[error("beacon: {0}")]
-    Beacon(io::Error),
-    /// The management API's address cannot be bound.
-    #[error("-admin-addr {address}: {source}")]
-    Management {
-        /// The address.
-        address: SocketAddr,
-        /// The system's words.
-        source: io::Error,
-    },
-    /// The settings of the shared store cannot stand.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Recovery cannot be started.
-    #[error(transparent)]
-    Proxy(#[from] ProxyError),
-    /// Nothing can be sent to the collector.
-    #[error(transparent)]
-    Otlp(#[from] OtlpError),
-    /// The tee socket cannot be had.
-    #[error(transparent)]
-    Tee(#[from] TeeError),
-    /// A thread cannot be started.
-    #[error("cannot start a thread: {0}")]
-    Thread(io::Error),
-    /// A worker ended before the shutdown.
-    #[error("{worker} stopped: {why}")]
-    Worker {
-        /// Its name.
-        worker: String,
-        /// What it said.
-        why: String,
-    },
-}
 
 /// Runs the daemon until `shutdown` completes.
 pub async fn run(
@@ -185,6 +111,7 @@ pub async fn run(
         mode: datapath.as_ref().map_or("off", |(_, mode)| mode_name(*mode)),
         reason: why,
         datapath: Mutex::new(datapath.map(|(datapath, _)| datapath)),
+        last_kernel: Mutex::default(),
         adverts_sent: AtomicU64::new(0),
         workers_ready: Arc::clone(&workers.ready),
         workers_total: AtomicUsize::new(0),
@@ -253,7 +180,7 @@ pub async fn run(
     let parts = Parts { server, socket, fill, joins, ear, tee, events, answers, hangups, management, cancel };
     let result = serve(settings, &fabric, &state, workers, parts, log_level, shutdown).await;
     // The program goes first: from here on nothing is answered from a log that nobody fills.
-    drop(state.datapath().take());
+    state.end_datapath();
     if let Some(exporter) = exporter
         && let Err(error) = tokio::task::spawn_blocking(move || exporter.shutdown()).await
     {
@@ -398,7 +325,7 @@ async fn serve(
     if let Some(managed) = managed {
         let _ = managed.await;
     }
-    drop(state.datapath().take());
+    state.end_datapath();
     // The workers end on threads of their own; what they still wait for is done by tasks of this runtime.
     let stopped = tokio::task::spawn_blocking(move || workers.stop()).await;
     if let Err(error) = stopped {
@@ -416,69 +343,5 @@ fn announce_now(beacon: Option<&BeaconSender>, state: &State) {
         }
         Some(Err(error)) => tracing::warn!(%error, "a beacon did not leave"),
         None => {}
-    }
-}
-
-/// The kernel side as asked for, or plain memory, and the reason for what it is.
-#[expect(clippy::type_complexity, reason = "three things that only `run` takes apart")]
-fn open_datapath(
-    settings: &Settings,
-    fabric: &Fabric,
-    abi: abi::Settings,
-) -> Result<(Option<(Datapath, Mode)>, Arc<Pages>, String), StartError> {
-    let sizes = Sizes::new(settings.cache.memory, settings.cache.memory_long);
-    let egress: Vec<EgressInterface> = fabric
-        .egress
-        .iter()
-        .map(|egress| EgressInterface {
-            ifindex: egress.interface.index,
-            egress: abi::Egress {
-                source: egress.source.octets(),
-                mac: egress.interface.mac.unwrap_or_default(),
-                reserved: [0; 2],
-            },
-        })
-        .collect();
-    let plain =
-        || Pages::plain(sizes).map(Arc::new).map_err(|source| StartError::Memory { bytes: sizes.ring_len(), source });
-    let (mode, asked) = match settings.xdp.mode {
-        XdpMode::Off => {
-            tracing::info!(xdp = "off", reason = "-xdp off", "the daemon's socket answers NACKs");
-            return Ok((None, plain()?, "-xdp off".to_owned()));
-        }
-        XdpMode::Native => (Mode::Native, "native"),
-        XdpMode::Skb => (Mode::Skb, "skb"),
-        XdpMode::Auto => (Mode::Native, "auto"),
-    };
-    let interfaces = fabric.attach_to();
-    let request = Request {
-        mode,
-        bpffs: &settings.xdp.bpffs,
-        fabric: &fabric.ingress.name,
-        interfaces: &interfaces,
-        egress: &egress,
-        sizes,
-        limit_entries: settings.limits.table_entries,
-        settings: abi,
-        debug: settings.telemetry.debug,
-    };
-    match Datapath::open(&request) {
-        Ok(datapath) => {
-            tracing::info!(xdp = mode_name(mode), reason = format!("-xdp {asked}"), "the kernel answers NACKs");
-            let pages = datapath.pages();
-            Ok((Some((datapath, mode)), pages, format!("-xdp {asked}")))
-        }
-        Err(error) if settings.xdp.mode == XdpMode::Auto => {
-            tracing::warn!(xdp = "off", reason = %error, "the daemon's socket answers NACKs");
-            Ok((None, plain()?, error.to_string()))
-        }
-        Err(source) => Err(StartError::Datapath { mode: asked, source }),
-    }
-}
-
-const fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Native => "native",
-        Mode::Skb => "skb",
     }
 }

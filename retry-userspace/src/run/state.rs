@@ -22,6 +22,8 @@ pub(super) struct State {
     pub(super) counters: Arc<UserCounters>,
     pub(super) writer: Arc<Mutex<Writer>>,
     pub(super) datapath: Mutex<Option<Datapath>>,
+    /// What the kernel side had counted at its end.
+    pub(super) last_kernel: Mutex<Counters>,
     pub(super) mode: &'static str,
     pub(super) reason: String,
     pub(super) adverts_sent: AtomicU64,
@@ -32,6 +34,7 @@ pub(super) struct State {
     pub(super) drain_ordered: Notify,
     pub(super) recovery: Option<Recovery>,
     pub(super) store: Option<Store>,
+    /// What the data groups hold: sources and sockets come and go.
     pub(super) joined: Arc<listening::Status>,
     pub(super) tee_sockets: usize,
     pub(super) instance: String,
@@ -61,6 +64,15 @@ impl State {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// Ends the kernel side; what it counted is kept, for the last export.
+    pub(super) fn end_datapath(&self) {
+        let mut datapath = self.datapath();
+        if let Some(Ok(counters)) = datapath.as_ref().map(Datapath::counters) {
+            *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner) = counters;
+        }
+        drop(datapath.take());
+    }
+
     /// Lets the kernel answer for `lease` from now.
     pub(super) fn renew_lease(&self, lease: Duration) {
         if let Some(datapath) = self.datapath().as_ref() {
@@ -77,7 +89,7 @@ impl Source for State {
                 tracing::warn!(%error, "the kernel's counters cannot be read");
                 Counters::default()
             }
-            None => Counters::default(),
+            None => *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner),
         };
         let (frames, lanes) = {
             let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);

@@ -61,9 +61,8 @@ impl From<SettingsError> for Stop {
 /// A value as it may be shown: one line, not endless, and without the password of a URL.
 pub(super) fn shown(value: &str) -> String {
     const LONGEST: usize = 160;
-    let safe: Vec<String> = value.split(',').map(without_password).collect();
     let mut line = String::new();
-    for (place, c) in safe.join(",").chars().enumerate() {
+    for (place, c) in without_passwords(value).chars().enumerate() {
         if place == LONGEST {
             line.push('…');
             break;
@@ -73,15 +72,34 @@ pub(super) fn shown(value: &str) -> String {
     line
 }
 
-/// `redis://user:secret@host` as `redis://***@host`.
-fn without_password(address: &str) -> String {
-    match address.split_once("://") {
-        Some((scheme, rest)) => match rest.rsplit_once('@') {
-            Some((_, host)) => format!("{scheme}://***@{host}"),
-            None => address.to_owned(),
-        },
-        None => address.to_owned(),
+/// `redis://user:secret@host` as `redis://***@host`, in a comma list too.
+///
+/// A comma may stand in a password as well: it ends an address only where another scheme begins.
+fn without_passwords(value: &str) -> String {
+    let begins = |part: &str| {
+        let scheme = part.split_once("://").map(|(scheme, _)| scheme.trim());
+        scheme.is_some_and(|scheme| scheme.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'+'))
+    };
+    let mut addresses: Vec<String> = Vec::new();
+    for part in value.split(',') {
+        match addresses.last_mut().filter(|_| !begins(part)) {
+            Some(address) => address.extend([",", part]),
+            None => addresses.push(part.to_owned()),
+        }
     }
+    addresses.iter().map(|address| without_password(address)).collect::<Vec<_>>().join(",")
+}
+
+fn without_password(address: &str) -> String {
+    let Some((login, host)) = address.rsplit_once('@') else {
+        return address.to_owned();
+    };
+    // Without a scheme, as somebody writes it who forgot that, the login is a word of what may be a sentence.
+    let kept = match login.split_once("://") {
+        Some((scheme, _)) => scheme.len() + "://".len(),
+        None => login.rfind(char::is_whitespace).map_or(0, |space| space + 1),
+    };
+    format!("{}***@{host}", login.get(..kept).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -93,5 +111,22 @@ mod tests {
         assert_eq!(shown("a\nb\u{1b}[31m"), "a\\nb\\u{1b}[31m");
         assert_eq!(shown("redis://me:p@ss@h:1/0,rediss://h:2"), "redis://***@h:1/0,rediss://h:2");
         assert_eq!(shown(&"x".repeat(500)).chars().count(), 161);
+    }
+
+    #[test]
+    fn no_part_of_a_password_is_shown() {
+        for (value, line) in [
+            ("redis://me:p,w@h:1", "redis://***@h:1"),
+            ("redis+sentinel://me:p,w@a:1,b:2/name", "redis+sentinel://***@a:1,b:2/name"),
+            ("redis://a:x@h1:1,redis://b:y,z@h2:2", "redis://***@h1:1,redis://***@h2:2"),
+            ("redis://me:p://w@h:1", "redis://***@h:1"),
+            // Without the scheme it is refused, and still not shown.
+            ("me:secret@r:6379", "***@r:6379"),
+            ("a:1,me:secret@r:6379", "***@r:6379"),
+            ("no value for 'me:secret@r:6379'", "no value for ***@r:6379'"),
+            ("a:1,b:2", "a:1,b:2"),
+        ] {
+            assert_eq!(shown(value), line);
+        }
     }
 }

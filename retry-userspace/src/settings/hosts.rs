@@ -262,6 +262,31 @@ mod tests {
     }
 
     #[test]
+    fn sentinels_share_one_url() {
+        for text in [
+            "redis+sentinel://s/frames",
+            "redis+sentinel://a:1,[fd10::1]:2,10.0.0.3/frames/4",
+            "rediss+sentinel://me:p,w/@a:1,b:2/frames",
+        ] {
+            assert_eq!(redis_nodes(text), Ok(vec![RedisNode { url: text.to_owned() }]), "{text}");
+        }
+        for text in [
+            "redis+sentinel://a:1",
+            "redis+sentinel://a:1/",
+            "redis+sentinel:///frames",
+            "redis+sentinel://a:1,/frames",
+            "redis+sentinel://a:0/frames",
+            "redis+sentinel://a:1/frames/x",
+            "sentinel://a:1/frames",
+            "redis+sentinel://a:1/frames,redis://b:1",
+        ] {
+            assert!(redis_nodes(text).is_err(), "{text}");
+        }
+        let node = redis_nodes("redis+sentinel://me:sec,ret@a:1,b:2/frames").expect("one URL");
+        assert_eq!(format!("{node:?}"), "[RedisNode(\"redis+sentinel://***@a:1,b:2/frames\")]");
+    }
+
+    #[test]
     fn collectors() {
         for text in ["c:4317", "http://c:4317", "https://c:4317/", "http://[::1]:4317"] {
             assert_eq!(collector(text), Ok(Some(text.to_owned())));

@@ -1,7 +1,8 @@
 //! Settings: flags, environment, cross-checks.
 //!
 //! The way of a value: `source` finds its text (flag, else variable, else default), `read` makes it a typed field within
-//! its bounds, `checks` holds it against the others. Each setting stands once in [`GROUPS`], which `-help`, this code and docs/configuration.md share.
+//! its bounds, `checks` holds it against the others. Each setting stands once in [`GROUPS`], which `-help`, this code and
+//! docs/configuration.md share.
 
 mod checks;
 mod duration;

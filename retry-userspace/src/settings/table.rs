@@ -552,7 +552,7 @@ const TELEMETRY: &[Flag] = &[
         "log-format",
         "text",
         "text on stderr, or json on stdout, one object a line.",
-        "json lines carry service, instance and version.",
+        "Every line carries service, instance and version.",
     ),
     value(
         "log-level",
@@ -570,8 +570,13 @@ const TELEMETRY: &[Flag] = &[
         "otlp-endpoint",
         "",
         "OpenTelemetry collector (OTLP over gRPC): host:port, http:// or https://.",
-        "Metrics and traces are sent to it as well.",
+        "Metrics and traces are sent to it as well. https:// is held against the system's certificate authorities.",
     ),
     value("otlp-interval", "30s", "Time between exports, 1s to 1h.", "No effect without -otlp-endpoint."),
-    value("trace-sampling", "0", "Share of NACKs that are traced, 0 to 1.", "Traced NACKs cost the daemon time."),
+    value(
+        "trace-sampling",
+        "0",
+        "Share of the NACKs that the daemon handles that are traced, 0 to 1.",
+        "What XDP answers is not traced. No effect without -otlp-endpoint.",
+    ),
 ];

@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use redis::RedisResult;
+use redis::{RedisResult, Value};
 use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::claims::{claim_value, millis, wall_ms};
-use super::link::Link;
-use super::target::Target;
+use super::fault::is_refusal;
+use super::link::{Link, PULSE};
+use super::target::{Target, within};
 use super::{Config, dedup_name};
 use crate::counters::UserCounters;
 use crate::retry::{Exponential, Policy};
@@ -101,6 +102,8 @@ impl Task {
 pub(super) struct Listener {
     pub(super) target: Arc<Target>,
     pub(super) instance: String,
+    /// Longest wait for an answer.
+    pub(super) limit: Duration,
     /// Repairs of this age or more say nothing any more.
     pub(super) oldest: Duration,
     pub(super) counters: Arc<UserCounters>,
@@ -112,7 +115,7 @@ impl Listener {
     pub(super) async fn run(self, redis: Redis, cancel: CancellationToken) {
         let policy = Exponential::new(&redis.retry);
         let mut waits = policy.waits();
-        let mut turn = 0;
+        let (mut turn, mut told_refused) = (0, false);
         loop {
             let heard = tokio::select! {
                 () = cancel.cancelled() => return,
@@ -120,7 +123,12 @@ impl Listener {
             };
             match heard {
                 // It listened for a while before the connection ended.
-                Ok(()) => waits = policy.waits(),
+                Ok(()) => (waits, told_refused) = (policy.waits(), false),
+                // Nobody else would tell: all other commands may be allowed.
+                Err(error) if is_refusal(&error) && !told_refused => {
+                    told_refused = true;
+                    tracing::warn!(%error, "-redis-addr: the shared store does not let its user listen to {CHANNEL}: repairs of other instances are not heard of");
+                }
                 Err(error) => tracing::debug!(%error, "cannot listen for other instances' repairs"),
             }
             turn = turn.wrapping_add(1);
@@ -132,15 +140,28 @@ impl Listener {
         }
     }
 
+    /// Listens until the connection ends, or nobody answers on it any more.
+    ///
+    /// # Errors
+    /// There is nobody to listen to.
     async fn listen(&self, turn: usize) -> RedisResult<()> {
         let mut channel = self.target.listen(turn).await?;
-        channel.subscribe(CHANNEL).await?;
+        within(self.limit, channel.subscribe(CHANNEL)).await?;
         tracing::debug!("listening for other instances' repairs");
-        let mut messages = channel.on_message();
-        while let Some(message) = messages.next().await {
-            self.take(message.get_payload_bytes());
+        let (mut asks, mut messages) = channel.split();
+        loop {
+            match tokio::time::timeout(PULSE, messages.next()).await {
+                Ok(Some(message)) => self.take(message.get_payload_bytes()),
+                Ok(None) => return Ok(()),
+                // A listener sends nothing, so that TCP would never find out that nobody is there.
+                Err(_) => {
+                    if let Err(error) = within(self.limit, asks.ping::<Value>()).await {
+                        tracing::debug!(%error, "nobody tells of other instances' repairs any more");
+                        return Ok(());
+                    }
+                }
+            }
         }
-        Ok(())
     }
 
     fn take(&self, message: &[u8]) {

@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis::Value;
+use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
 
 use super::{Store, Unavailable, dedup_name, recovery_name};
@@ -28,6 +29,14 @@ impl Store {
     /// # Errors
     /// [`Unavailable`]: the caller sends all the same.
     pub async fn claim_repair(&self, key: &FrameKey) -> Result<Claim, Unavailable> {
+        // A claim takes up to three commands, and a listener's patience is one.
+        tokio::time::timeout(self.limit(), self.claim(key)).await.unwrap_or_else(|_| {
+            self.0.counters.one(Counter::CacheErrors);
+            Err(Unavailable::Late)
+        })
+    }
+
+    async fn claim(&self, key: &FrameKey) -> Result<Claim, Unavailable> {
         let config = &self.0.config;
         let now = wall_ms();
         let value = claim_value(&config.instance, now);

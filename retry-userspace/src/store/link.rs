@@ -1,42 +1,27 @@
 //! The connection to the store: kept up by one task, used by all, left alone while the breaker is open.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use redis::{Cmd, ErrorKind, RedisError, RetryMethod, ServerErrorKind, Value};
+use futures_util::future::try_join_all;
+use redis::{Cmd, RedisError, Value};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::fault::{Fault, is_end, is_refusal, judge};
 use super::target::{Connection, Target};
 use super::{Node, Unavailable};
-use crate::retry::{Failure, GaveUp, Retry};
+use crate::retry::{GaveUp, Retry};
 use crate::settings::Redis;
 
-/// How often an idle connection is tried, so that its loss shows before somebody needs it.
-const PULSE: Duration = Duration::from_secs(2);
-
-/// What went wrong with a command.
-#[derive(Clone, Debug)]
-pub(super) enum Fault {
-    /// No answer in time.
-    Late,
-    /// An error, by the library or by the server.
-    Redis(RedisError),
-    /// There is no connection.
-    NotConnected,
-}
-
-impl std::fmt::Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Late => f.write_str("no answer in time"),
-            Self::Redis(error) => error.fmt(f),
-            Self::NotConnected => f.write_str("not connected"),
-        }
-    }
-}
+/// How often a connection is tried, so that its loss shows before somebody needs it.
+pub(super) const PULSE: Duration = Duration::from_secs(2);
+/// Pulses in a row without an answer after which nobody is taken to be there any more. A server that loses its power
+/// closes no connection, and TCP alone finds out after a quarter of an hour.
+const SILENT: u32 = 2;
 
 struct Live {
     connection: Connection,
@@ -56,6 +41,7 @@ pub(super) struct Link {
     once: Retry,
     op_timeout: Duration,
     told_down: AtomicBool,
+    told_refused: AtomicBool,
 }
 
 impl Link {
@@ -72,13 +58,19 @@ impl Link {
             retry,
             op_timeout: redis.op_timeout,
             told_down: AtomicBool::new(false),
+            told_refused: AtomicBool::new(false),
         });
         tokio::spawn(Arc::clone(&link).keep_up(redis.retry.max_delay, cancel));
         link
     }
 
+    /// There is a connection, and somebody answers.
     pub(super) fn is_connected(&self) -> bool {
-        self.live.load().is_some() && !self.is_open()
+        self.has_connection() && !self.is_open()
+    }
+
+    pub(super) fn has_connection(&self) -> bool {
+        self.live.load().is_some()
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -87,7 +79,7 @@ impl Link {
 
     /// Completes once there is a connection.
     pub(super) async fn connected(&self) {
-        while self.live.load().is_none() {
+        while !self.has_connection() {
             // The next pulse, should it have come up between the look and the wait.
             let _ = tokio::time::timeout(Duration::from_millis(100), self.up.notified()).await;
         }
@@ -95,12 +87,25 @@ impl Link {
 
     /// One command with the shared breaker around it, and no second attempt.
     pub(super) async fn ask(&self, command: &Cmd, limit: Duration) -> Result<Value, Unavailable> {
-        if self.live.load().is_none() {
+        let answers = self.ask_all([command], limit).await?;
+        answers.into_iter().next().ok_or(Unavailable::Failed)
+    }
+
+    /// Commands that are one operation, pipelined: all are answered, or the operation has failed once.
+    pub(super) async fn ask_all<const N: usize>(
+        &self,
+        commands: [&Cmd; N],
+        limit: Duration,
+    ) -> Result<Vec<Value>, Unavailable> {
+        if !self.has_connection() {
             return Err(Unavailable::NotConnected);
         }
         let never = CancellationToken::new();
-        let outcome = self.once.run(&never, |_| async move { self.send(command, limit).await.map_err(judge) }).await;
-        outcome.map_err(|gave_up| match gave_up {
+        let attempt = |_| async move {
+            let answers = commands.map(|command| self.send(command, limit));
+            try_join_all(answers).await.map_err(judge)
+        };
+        self.once.run(&never, attempt).await.map_err(|gave_up| match gave_up {
             GaveUp::BreakerOpen { .. } => Unavailable::BreakerOpen,
             GaveUp::Exhausted { last: Fault::Late, .. } => Unavailable::Late,
             GaveUp::Exhausted { last: Fault::NotConnected, .. } => Unavailable::NotConnected,
@@ -118,6 +123,9 @@ impl Link {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) if error.is_timeout() => Err(Fault::Late),
             Ok(Err(error)) => {
+                if is_refusal(&error) {
+                    self.tell_refused(&error);
+                }
                 if !live.connection.heals_itself() && is_end(&error) {
                     self.give_up(live.number, &error);
                 }
@@ -127,7 +135,7 @@ impl Link {
         }
     }
 
-    fn give_up(&self, number: u64, error: &RedisError) {
+    fn give_up(&self, number: u64, error: &dyn Display) {
         let live = self.live.load();
         // Many commands see one connection end.
         if live.as_ref().is_some_and(|live| live.number == number) {
@@ -137,21 +145,38 @@ impl Link {
         }
     }
 
-    fn tell_down(&self, why: &dyn std::fmt::Display) {
+    fn tell_down(&self, why: &dyn Display) {
         if !self.told_down.swap(true, Ordering::Relaxed) {
             tracing::warn!(error = %why, "-redis-addr: the shared store is lost; frames and dedup are this instance's own until it is back");
         }
     }
 
+    /// Once for each connection: it lasts until an operator mends it.
+    fn tell_refused(&self, why: &RedisError) {
+        if !self.told_refused.swap(true, Ordering::Relaxed) {
+            tracing::warn!(error = %why, "-redis-addr: the shared store refuses its user what frames and dedup need");
+        }
+    }
+
     async fn keep_up(self: Arc<Self>, pause: Duration, cancel: CancellationToken) {
+        let mut silent = 0;
         loop {
             let work = async {
-                if self.live.load().is_none() {
+                if !self.has_connection() {
                     self.reconnect(pause, &cancel).await;
+                    silent = 0;
                 }
+                // After a first silence the second is not waited for.
+                let next = if silent == 0 { PULSE } else { Duration::ZERO };
                 tokio::select! {
                     () = self.lost.notified() => {}
-                    () = tokio::time::sleep(PULSE) => self.pulse().await,
+                    () = tokio::time::sleep(next) => {
+                        silent = if self.pulse().await { 0 } else { silent + 1 };
+                        if silent == SILENT {
+                            self.replace().await;
+                            silent = 0;
+                        }
+                    }
                 }
             };
             tokio::select! {
@@ -164,15 +189,7 @@ impl Link {
     async fn reconnect(&self, pause: Duration, cancel: &CancellationToken) {
         loop {
             match self.target.connect().await {
-                Ok(connection) => {
-                    let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-                    self.live.store(Some(Arc::new(Live { connection, number })));
-                    self.up.notify_waiters();
-                    if self.told_down.swap(false, Ordering::Relaxed) || number == 0 {
-                        tracing::info!("-redis-addr: connected to the shared store");
-                    }
-                    return;
-                }
+                Ok(connection) => return self.begin(connection),
                 Err(error) => {
                     self.tell_down(&error);
                     // A password that is wrong stays wrong until somebody mends it.
@@ -190,19 +207,48 @@ impl Link {
         }
     }
 
-    /// Tries the connection. The breaker that is open lets it through when its time has come, so that the store comes
-    /// back without anybody asking for it.
-    async fn pulse(&self) {
-        let was_open = self.is_open();
-        match self.ask(&redis::cmd("PING"), self.op_timeout).await {
-            Ok(_) if was_open => {
-                self.told_down.store(false, Ordering::Relaxed);
-                tracing::info!("-redis-addr: the shared store answers again");
-            }
-            Ok(_) | Err(Unavailable::BreakerOpen) => {}
-            Err(error) if self.is_open() => self.tell_down(&error),
-            Err(_) => {}
+    fn begin(&self, connection: Connection) {
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        self.live.store(Some(Arc::new(Live { connection, number })));
+        self.up.notify_waiters();
+        self.told_refused.store(false, Ordering::Relaxed);
+        if self.told_down.swap(false, Ordering::Relaxed) || number == 0 {
+            tracing::info!("-redis-addr: connected to the shared store");
         }
+    }
+
+    /// Leaves a connection that nobody answers on. One master of a cluster may be silent while the others serve: there
+    /// the next connection, which knows who took over, is made first.
+    async fn replace(&self) {
+        let Some(live) = self.live.load_full() else {
+            return;
+        };
+        if !live.connection.heals_itself() {
+            return self.give_up(live.number, &Fault::Late);
+        }
+        match self.target.connect().await {
+            Ok(connection) => self.begin(connection),
+            Err(error) => self.give_up(live.number, &error),
+        }
+    }
+
+    /// Tries the connection; false when nobody answers in time. The breaker guards those who wait, and nobody waits for
+    /// this: it is asked past the breaker, and closes it when its time has come, so that the store comes back without
+    /// anybody asking for it.
+    async fn pulse(&self) -> bool {
+        let ping = redis::cmd("PING");
+        let answer = self.send(&ping, self.op_timeout).await;
+        if self.is_open() {
+            match answer {
+                Ok(_) if self.ask(&ping, self.op_timeout).await.is_ok() => {
+                    self.told_down.store(false, Ordering::Relaxed);
+                    tracing::info!("-redis-addr: the shared store answers again");
+                }
+                Ok(_) => {}
+                Err(ref fault) => self.tell_down(fault),
+            }
+        }
+        !matches!(answer, Err(Fault::Late))
     }
 
     /// The servers behind the store: a cluster's own list, or the one server by its ROLE.
@@ -248,30 +294,6 @@ fn node(line: &str) -> Option<Node> {
         master: (*master != "-").then(|| (*master).to_owned()),
         slots: slots.iter().filter_map(range).collect(),
     })
-}
-
-/// What another attempt could change.
-pub(super) fn judge(fault: Fault) -> Failure<Fault> {
-    match &fault {
-        Fault::Redis(error) if is_refusal(error) => Failure::Definitive(fault),
-        Fault::Redis(error) if matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ResponseError)) => {
-            Failure::Definitive(fault)
-        }
-        Fault::Redis(_) | Fault::Late | Fault::NotConnected => Failure::Transient(fault),
-    }
-}
-
-/// Wrong credentials, or a user who may not.
-fn is_refusal(error: &RedisError) -> bool {
-    matches!(error.kind(), ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm))
-        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
-}
-
-/// The connection is of no more use: it broke, or a failover made its server a replica.
-fn is_end(error: &RedisError) -> bool {
-    matches!(error.retry_method(), RetryMethod::Reconnect | RetryMethod::ReconnectFromInitialConnections)
-        || error.is_connection_dropped()
-        || matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown))
 }
 
 #[cfg(test)]

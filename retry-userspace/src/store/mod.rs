@@ -1,11 +1,12 @@
 //! The store that instances share: Redis. One server, a Redis or Valkey Cluster, or a master behind Sentinels; with TLS.
 //!
-//! Nobody waits for it on the data path: what is written or told is queued ([`writer`], [`announce`]), what is asked is
-//! awaited by tasks, at most for as long as it is of use. [`link`] holds the connection and finds the next one when it
+//! Nobody waits for it on the data path: what is written or told is queued (`writer`, `announce`), what is asked is
+//! awaited by tasks, at most for as long as it is of use. `link` holds the connection and finds the next one when it
 //! breaks. Keys: `bre:frame:`, `bre:dedup:` and `bre:proxy:`, then the 16 bytes of the frame's key.
 
 mod announce;
 mod claims;
+mod fault;
 mod link;
 mod target;
 mod writer;
@@ -154,6 +155,7 @@ impl Store {
             let listener = announce::Listener {
                 target,
                 instance: config.instance.clone(),
+                limit: config.redis.op_timeout,
                 oldest: config.repeat_after,
                 counters: Arc::clone(&counters),
                 on_repair: Box::new(on_repair),
@@ -175,8 +177,8 @@ impl Store {
         let (mut get, mut left) = (redis::cmd("GET"), redis::cmd("PTTL"));
         get.arg(&name);
         left.arg(&name);
-        let (bytes, left) = tokio::join!(self.ask(&get), self.ask(&left));
-        let (Value::BulkString(bytes), Value::Int(left)) = (bytes?, left?) else {
+        let answers = self.ask_all([&get, &left]).await?;
+        let Ok([Value::BulkString(bytes), Value::Int(left)]) = <[Value; 2]>::try_from(answers) else {
             return Ok(None);
         };
         // −1 has no end and is none of ours, −2 is gone; the Go program writes whole seconds.
@@ -229,8 +231,17 @@ impl Store {
 
     /// One command, within a listener's patience.
     async fn ask(&self, command: &redis::Cmd) -> Result<Value, Unavailable> {
-        let limit = self.0.config.redis.op_timeout.min(LISTENERS_PATIENCE);
-        self.0.link.ask(command, limit).await.inspect_err(|_| self.0.counters.one(Counter::CacheErrors))
+        self.0.link.ask(command, self.limit()).await.inspect_err(|_| self.0.counters.one(Counter::CacheErrors))
+    }
+
+    /// Commands that are one operation, pipelined.
+    async fn ask_all<const N: usize>(&self, commands: [&redis::Cmd; N]) -> Result<Vec<Value>, Unavailable> {
+        let answers = self.0.link.ask_all(commands, self.limit()).await;
+        answers.inspect_err(|_| self.0.counters.one(Counter::CacheErrors))
+    }
+
+    fn limit(&self) -> Duration {
+        self.0.config.redis.op_timeout.min(LISTENERS_PATIENCE)
     }
 }
 

@@ -19,6 +19,10 @@ use crate::settings::{Redis, RedisNode};
 
 /// Port of Sentinels that name none.
 const SENTINEL_PORT: u16 = 26379;
+/// What the client library gives each Sentinel to connect and to answer; it asks one after the other.
+const SENTINEL_TIME: Duration = Duration::from_millis(1_500);
+/// Round trips to a cluster: the nodes named, their list, the nodes of the list.
+const CLUSTER_STEPS: u32 = 3;
 
 /// A connection to whatever is there. Clones share it, and commands of many tasks are pipelined on it.
 #[derive(Clone)]
@@ -50,7 +54,7 @@ enum Kind {
     /// The nodes named, each also as a client of its own to listen at.
     Cluster { client: ClusterClient, nodes: Vec<Client> },
     /// The master that Sentinels name.
-    Sentinel(Mutex<SentinelClient>),
+    Sentinel { client: Mutex<SentinelClient>, hosts: u32 },
 }
 
 /// Where the store is.
@@ -72,7 +76,10 @@ impl Target {
         let first = redis.nodes.first().ok_or_else(|| StoreError::Client("an address is accepted".to_owned()))?;
         let kind = match redis.nodes.as_slice() {
             [one] if one.url.contains("+sentinel://") => {
-                Kind::Sentinel(Mutex::new(sentinels(&one.url, certificates.as_ref()).map_err(refused)?))
+                let client = sentinels(&one.url, certificates.as_ref()).map_err(refused)?;
+                // Its hosts stand between commas.
+                let hosts = u32::try_from(one.url.split(',').count()).unwrap_or(u32::MAX);
+                Kind::Sentinel { client: Mutex::new(client), hosts }
             }
             [one] => Kind::Single { client: Box::new(client(one)?), cluster: OnceLock::new() },
             nodes => Kind::Cluster {
@@ -84,15 +91,27 @@ impl Target {
         Ok(Self { kind, node, certificates, dial_timeout, op_timeout })
     }
 
-    /// A connection, within `cache-dial-timeout`.
+    /// Longest time until there is a connection. One server has `cache-dial-timeout`. Where several are asked, silent
+    /// ones must not use up the time of those that answer: the library gives each its own, and this only bounds the sum.
+    fn limit(&self) -> Duration {
+        let one = self.dial_timeout + self.op_timeout;
+        match &self.kind {
+            Kind::Single { cluster, .. } if cluster.get().is_none() => self.dial_timeout,
+            Kind::Single { .. } | Kind::Cluster { .. } => one * CLUSTER_STEPS,
+            // The Sentinels, then what the library does with the master that they name, then our own connection to it.
+            Kind::Sentinel { hosts, .. } => SENTINEL_TIME.saturating_mul(hosts.saturating_add(1)) + one,
+        }
+    }
+
+    /// A connection, within [`Target::limit`].
     pub(super) async fn connect(&self) -> RedisResult<Connection> {
-        within(self.dial_timeout, async {
+        within(self.limit(), async {
             let config = AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(self.dial_timeout))
                 .set_response_timeout(Some(self.op_timeout));
             match &self.kind {
                 Kind::Cluster { client, .. } => Ok(Connection::Cluster(client.get_async_connection().await?)),
-                Kind::Sentinel(client) => {
+                Kind::Sentinel { client, .. } => {
                     let connection = client.lock().await.get_async_connection_with_config(&config).await?;
                     Ok(Connection::Single(connection))
                 }
@@ -111,13 +130,14 @@ impl Target {
                     if !is_cluster_node(&mut connection).await {
                         return Ok(Connection::Single(connection));
                     }
-                    let builder = builder(std::slice::from_ref(&self.node), self.certificates.as_ref());
-                    let cluster =
-                        builder.connection_timeout(self.dial_timeout).response_timeout(self.op_timeout).build()?;
+                    let found = builder(std::slice::from_ref(&self.node), self.certificates.as_ref())
+                        .connection_timeout(self.dial_timeout)
+                        .response_timeout(self.op_timeout)
+                        .build()?;
+                    // A cluster takes longer to connect to: what is known stands, should the time be over before.
+                    let cluster = known.get_or_init(|| found);
                     tracing::info!("-redis-addr is a node of a Redis Cluster: its other nodes are used too");
-                    let connection = cluster.get_async_connection().await?;
-                    let _ = known.set(cluster);
-                    Ok(Connection::Cluster(connection))
+                    Ok(Connection::Cluster(cluster.get_async_connection().await?))
                 }
             }
         })
@@ -126,14 +146,15 @@ impl Target {
 
     /// A connection to listen at; of the nodes of a cluster, which pass all announcements on, the one whose turn it is.
     pub(super) async fn listen(&self, turn: usize) -> RedisResult<PubSub> {
-        within(self.dial_timeout, async {
+        let limit = if matches!(self.kind, Kind::Sentinel { .. }) { self.limit() } else { self.dial_timeout };
+        within(limit, async {
             match &self.kind {
                 Kind::Single { client, .. } => client.get_async_pubsub().await,
                 Kind::Cluster { nodes, .. } => match nodes.get(turn.checked_rem(nodes.len()).unwrap_or(0)) {
                     Some(node) => node.get_async_pubsub().await,
                     None => Err(RedisError::from(std::io::Error::other("no node"))),
                 },
-                Kind::Sentinel(client) => {
+                Kind::Sentinel { client, .. } => {
                     let master = client.lock().await.async_get_client().await?;
                     master.get_async_pubsub().await
                 }
@@ -151,7 +172,8 @@ impl Target {
     }
 }
 
-async fn within<T>(limit: Duration, work: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+/// What `work` comes to, or that it took too long.
+pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
     tokio::time::timeout(limit, work)
         .await
         .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))

@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::claims::millis;
+use super::fault::{Fault, is_refusal, judge};
 use super::frame_name;
-use super::link::{Fault, Link, judge};
+use super::link::Link;
 use crate::counters::UserCounters;
 use crate::retry::{Failure, GaveUp};
 
@@ -119,6 +120,14 @@ impl Task {
             let left = tokio::sync::Mutex::new(&mut *batch);
             let outcome = self.link.retry.run(&self.cancel, |_| self.attempt(&left)).await;
             match outcome {
+                // What one frame is refused for, the next would be: they wait for somebody to mend it.
+                Err(GaveUp::Definitive { error: Fault::Redis(error), .. }) if is_refusal(&error) => {
+                    tokio::select! {
+                        () = self.cancel.cancelled() => {}
+                        () = tokio::time::sleep(PAUSE * 10) => {}
+                    }
+                    return;
+                }
                 Ok(()) | Err(GaveUp::Definitive { .. } | GaveUp::Cancelled { .. }) => return,
                 // Down, or a master is being replaced: what still has a life when it is over is written then.
                 Err(GaveUp::Exhausted { .. } | GaveUp::BreakerOpen { .. }) => {
@@ -142,6 +151,10 @@ impl Task {
         // Over while they waited.
         batch.retain(|frame| frame.ends > now);
         self.counters.add(Counter::StoreWriteFailed, u64::try_from(before - batch.len()).unwrap_or(0));
+        // Nothing is tried, so that no operation fails.
+        if !batch.is_empty() && !self.link.has_connection() {
+            return Err(Failure::Transient(Fault::NotConnected));
+        }
         let outcomes = join_all(batch.iter().map(|frame| async move {
             let mut set = redis::cmd("SET");
             let life = frame.ends.saturating_duration_since(now);

@@ -1,9 +1,11 @@
 //! What this host and this daemon are: one event at start, one metric, and the resource of what goes to a collector.
 
+use std::path::Path;
 use std::sync::LazyLock;
 
 use super::SERVICE;
 use crate::fabric::Fabric;
+use crate::net::interface::Interface;
 use crate::settings::Settings;
 
 /// Facts of the host.
@@ -63,10 +65,23 @@ fn memory() -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// The driver of an interface by the links under `sys`, which is `/sys`; `-` for one without a device, as veth and
+/// bridges are, and for one that cannot be read.
+fn driver(sys: &Path, interface: &Interface) -> String {
+    let link = sys.join("class/net").join(&interface.name).join("device/driver");
+    let target = std::fs::read_link(link).ok();
+    let name = target.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|| "-".to_owned())
+}
+
 /// Tells once what runs where.
 pub fn tell(settings: &Settings, fabric: &Fabric, xdp_mode: &str) {
     let host = Host::here(&settings.telemetry.instance);
-    let egress: Vec<&str> = fabric.egress.iter().map(|egress| egress.interface.name.as_str()).collect();
+    let egress = |of: &dyn Fn(&Interface) -> String| {
+        let each: Vec<String> = fabric.egress.iter().map(|egress| of(&egress.interface)).collect();
+        each.join(",")
+    };
+    let sys = Path::new("/sys");
     tracing::info!(
         event = "host.inventory",
         service = SERVICE,
@@ -77,10 +92,71 @@ pub fn tell(settings: &Settings, fabric: &Fabric, xdp_mode: &str) {
         host.memory_bytes = host.memory,
         mc_iface = %fabric.ingress.name,
         mc_iface_mtu = fabric.ingress.mtu,
-        egress_ifaces = %egress.join(","),
+        mc_iface_driver = %driver(sys, &fabric.ingress),
+        egress_ifaces = %egress(&|interface| interface.name.clone()),
+        egress_mtus = %egress(&|interface| interface.mtu.to_string()),
+        egress_drivers = %egress(&|interface| driver(sys, interface)),
         nack_addr = %fabric.nack_addr,
         xdp = xdp_mode,
         cache_memory_bytes = settings.cache.memory.saturating_add(settings.cache.memory_long),
         "host.inventory"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::tests::{interface, object_of};
+
+    #[test]
+    fn the_host_is_this_one() {
+        let host = Host::here("i");
+        assert_eq!(host.name, nix::unistd::gethostname().expect("a name").to_string_lossy());
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("Linux");
+        assert_eq!((host.kernel.as_str(), host.arch.as_str()), (release.trim_end(), std::env::consts::ARCH));
+        assert_eq!((host.instance.as_str(), Host::here("j").instance.as_str()), ("i", "j"));
+        assert!(host.cpus > 0 && host.memory > 64 << 20, "{host:?}");
+    }
+
+    #[test]
+    fn the_driver_is_where_the_link_leads() {
+        let sys = tempfile::tempdir().expect("a directory");
+        let device = sys.path().join("class/net/eth0/device");
+        std::fs::create_dir_all(&device).expect("made");
+        std::os::unix::fs::symlink("../../../../bus/pci/drivers/mlx5_core", device.join("driver")).expect("made");
+        assert_eq!(driver(sys.path(), &interface("eth0", 1500)), "mlx5_core");
+        assert_eq!(driver(sys.path(), &interface("veth0", 1500)), "-");
+    }
+
+    #[test]
+    fn one_event_tells_what_runs_where() {
+        let (near, far) = (interface("near0", 9000), interface("far0", 1500));
+        let source = std::net::Ipv6Addr::LOCALHOST;
+        let egress = [&near, &far].map(|interface| crate::fabric::Egress { interface: interface.clone(), source });
+        let fabric = Fabric { ingress: near.clone(), nack: near, nack_addr: source, egress: egress.into() };
+        let object = object_of(&["-cache-memory=16m", "-cache-memory-long=16m"], |settings| {
+            tell(settings, &fabric, "native");
+        });
+        let host = Host::here("endpoint-1");
+        for (name, value) in [
+            ("event", "host.inventory".into()),
+            ("host.name", host.name.into()),
+            ("host.arch", host.arch.into()),
+            ("os.kernel", host.kernel.into()),
+            ("host.cpus", host.cpus.into()),
+            ("host.memory_bytes", host.memory.into()),
+            ("mc_iface", "near0".into()),
+            ("mc_iface_mtu", 9000.into()),
+            ("mc_iface_driver", "-".into()),
+            ("egress_ifaces", "near0,far0".into()),
+            ("egress_mtus", "9000,1500".into()),
+            ("egress_drivers", "-,-".into()),
+            ("nack_addr", "::1".into()),
+            ("xdp", "native".into()),
+            ("cache_memory_bytes", (32 << 20).into()),
+        ] {
+            let value: serde_json::Value = value;
+            assert_eq!(object[name], value, "{name}");
+        }
+    }
 }

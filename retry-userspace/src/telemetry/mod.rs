@@ -7,6 +7,7 @@ pub mod otlp;
 mod tests;
 mod text;
 pub mod trace;
+mod watched;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -78,24 +79,25 @@ impl LogLevel {
     }
 }
 
-/// Our own lines from `level` on; of the libraries', which tell of every relocation and every packet at debug, warnings
-/// only.
+/// Libraries that tell of every relocation, handshake and packet at debug; also what their names begin.
+const LIBRARIES: [&str; 11] = [
+    "aya",
+    "aya_obj",
+    "h2",
+    "hickory_proto",
+    "hickory_resolver",
+    "hyper",
+    "opentelemetry",
+    "redis",
+    "rustls",
+    "tonic",
+    "tower",
+];
+
+/// Our own lines from `level` on; of libraries, warnings only.
 fn filter_of(level: Level) -> Targets {
-    let loader = level.min(Level::WARN);
-    Targets::new()
-        .with_default(level)
-        .with_target("aya", loader)
-        .with_target("aya_obj", loader)
-        .with_target("hyper", loader)
-        .with_target("h2", loader)
-        .with_target("tonic", loader)
-        .with_target("tower", loader)
-        .with_target("opentelemetry", loader)
-        .with_target("opentelemetry_sdk", loader)
-        .with_target("opentelemetry-otlp", loader)
-        .with_target("redis", loader)
-        .with_target("hickory_proto", loader)
-        .with_target("hickory_resolver", loader)
+    let library = level.min(Level::WARN);
+    Targets::new().with_default(level).with_targets(LIBRARIES.map(|name| (name, library)))
 }
 
 /// Starts logging; for `main`, once.

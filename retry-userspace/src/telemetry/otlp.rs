@@ -1,29 +1,30 @@
 //! OpenTelemetry: metrics and traces to a collector, OTLP over gRPC. Exports run on threads of their own; a collector that
 //! is slow or gone holds up nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{AsyncInstrument, MeterProvider as _};
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter, WithExportConfig};
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use thiserror::Error;
 
 use super::SERVICE;
 use super::inventory::Host;
+use super::watched::Watched;
 use crate::admin::Source;
 use crate::admin::samples::{Kind, Sample, samples};
 use crate::settings::Otlp;
 
-/// Longest time of one export, and of the last one at the end.
+/// Longest time of one export, and of the last ones at the end.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// All instruments of one export show one snapshot.
-const ONE_EXPORT: Duration = Duration::from_millis(500);
 
 /// Exporting could not be started.
 #[derive(Debug, Error)]
@@ -43,9 +44,11 @@ pub struct Exporter {
 
 impl Exporter {
     /// Starts exporting; `None` without `-otlp-endpoint`. To be called on a tokio runtime, which the connection lives on.
+    /// An `https://` endpoint is held against the certificate authorities of the system.
     ///
     /// # Errors
-    /// [`OtlpError`]: the library does not take the endpoint. A collector that is not there is no error.
+    /// [`OtlpError`]: the library does not take the endpoint. A collector that is not there is no error: it is told of in
+    /// the log, once.
     pub fn start(settings: &Otlp, instance: &str, source: Arc<dyn Source>) -> Result<Option<Self>, OtlpError> {
         let Some(endpoint) = &settings.endpoint else {
             return Ok(None);
@@ -53,18 +56,17 @@ impl Exporter {
         let url = if endpoint.contains("://") { endpoint.clone() } else { format!("http://{endpoint}") };
         let fail = |source| OtlpError { endpoint: endpoint.clone(), source };
         let resource = resource(instance);
-        let exporter =
-            MetricExporter::builder().with_tonic().with_endpoint(&url).with_timeout(PATIENCE).build().map_err(fail)?;
+        let exporter = reached(MetricExporter::builder().with_tonic(), &url).build().map_err(fail)?;
+        let exporter = Watched::new(exporter, "metrics", endpoint);
         let reader = PeriodicReader::builder(exporter).with_interval(settings.interval).build();
         let metrics = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(reader).build();
         instruments(&metrics, source);
-        let spans =
-            SpanExporter::builder().with_tonic().with_endpoint(&url).with_timeout(PATIENCE).build().map_err(fail)?;
+        let spans = reached(SpanExporter::builder().with_tonic(), &url).build().map_err(fail)?;
         let traces = SdkTracerProvider::builder()
             .with_resource(resource)
             // Which NACKs are traced is decided before there is a span.
             .with_sampler(Sampler::AlwaysOn)
-            .with_batch_exporter(spans)
+            .with_batch_exporter(Watched::new(spans, "traces", endpoint))
             .build();
         Ok(Some(Self { metrics, traces }))
     }
@@ -75,16 +77,29 @@ impl Exporter {
         self.traces.tracer(SERVICE)
     }
 
-    /// Sends what is left, within a few seconds. It blocks: for a thread that may.
+    /// Sends what is left, metrics and traces at the same time, within a few seconds. It blocks: for a thread that may.
     pub fn shutdown(&self) {
-        for (what, outcome) in [
-            ("metrics", self.metrics.shutdown_with_timeout(PATIENCE)),
-            ("traces", self.traces.shutdown_with_timeout(PATIENCE)),
-        ] {
-            if let Err(error) = outcome {
-                tracing::warn!(%error, what, "-otlp-endpoint: the last export did not arrive");
-            }
-        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| tell_end("metrics", &self.metrics.shutdown_with_timeout(PATIENCE)));
+            tell_end("traces", &self.traces.shutdown_with_timeout(PATIENCE));
+        });
+    }
+}
+
+fn tell_end(what: &str, outcome: &OTelSdkResult) {
+    if let Err(error) = outcome {
+        tracing::warn!(%error, what, "-otlp-endpoint: the last export did not arrive");
+    }
+}
+
+/// The way to the collector, the same for metrics and traces.
+fn reached<B: WithExportConfig + WithTonicConfig>(builder: B, url: &str) -> B {
+    let builder = builder.with_endpoint(url).with_timeout(PATIENCE);
+    // The library trusts nobody unless told whom.
+    if url.starts_with("https://") {
+        builder.with_tls_config(ClientTlsConfig::new().with_native_roots())
+    } else {
+        builder
     }
 }
 
@@ -101,23 +116,31 @@ fn resource(instance: &str) -> Resource {
         .build()
 }
 
-/// The last snapshot's samples, by metric.
-type Cached = Option<(Instant, BTreeMap<&'static str, Vec<Sample>>)>;
-
 /// One snapshot for all instruments of an export.
 struct Snapshots {
     source: Arc<dyn Source>,
-    cached: Mutex<Cached>,
+    round: Mutex<Round>,
+}
+
+/// Each instrument asks once in an export, one after the other: the first that asks again begins the next.
+#[derive(Default)]
+struct Round {
+    asked: BTreeSet<&'static str>,
+    samples: BTreeMap<&'static str, Vec<Sample>>,
 }
 
 impl Snapshots {
-    fn observe(&self, name: &str, instrument: &dyn AsyncInstrument<f64>) {
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        if cached.as_ref().is_none_or(|(at, _)| at.elapsed() > ONE_EXPORT) {
-            *cached = Some((Instant::now(), by_name(samples(&self.source.snapshot()))));
+    fn new(source: Arc<dyn Source>) -> Self {
+        Self { source, round: Mutex::default() }
+    }
+
+    fn observe(&self, name: &'static str, instrument: &dyn AsyncInstrument<f64>) {
+        let mut round = self.round.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = round.asked.is_empty();
+        if !round.asked.insert(name) || is_first {
+            *round = Round { asked: BTreeSet::from([name]), samples: by_name(samples(&self.source.snapshot())) };
         }
-        let Some((_, samples)) = cached.as_ref() else { return };
-        for sample in samples.get(name).into_iter().flatten() {
+        for sample in round.samples.get(name).into_iter().flatten() {
             let labels: Vec<KeyValue> =
                 sample.labels.iter().map(|(name, value)| KeyValue::new(*name, value.clone())).collect();
             instrument.observe(sample.value, &labels);
@@ -138,7 +161,7 @@ fn instruments(provider: &SdkMeterProvider, source: Arc<dyn Source>) {
     let meter = provider.meter(SERVICE);
     // The metrics of parts that have nothing to show yet have their names all the same.
     let all = by_name(samples(&crate::admin::Snapshot::complete()));
-    let snapshots = Arc::new(Snapshots { source, cached: Mutex::default() });
+    let snapshots = Arc::new(Snapshots::new(source));
     for (name, samples) in all {
         let Some(first) = samples.first() else { continue };
         let snapshots = Arc::clone(&snapshots);

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use serde_json::Value;
 
 use super::*;
+use crate::net::interface::Interface;
 use crate::settings::Settings;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -31,9 +32,34 @@ impl Write for Stream {
     }
 }
 
-fn telemetry(args: &[&str]) -> Telemetry {
+fn settings(args: &[&str]) -> Settings {
     let args = ["p", "-instance", "endpoint-1"].iter().chain(args).map(OsString::from).collect::<Vec<_>>();
-    Settings::from_args_and_env(args.into_iter(), |_| None::<String>).expect("settings").telemetry
+    Settings::from_args_and_env(args.into_iter(), |_| None::<String>).expect("settings")
+}
+
+fn telemetry(args: &[&str]) -> Telemetry {
+    settings(args).telemetry
+}
+
+/// An interface that need not exist.
+pub(super) fn interface(name: &str, mtu: u32) -> Interface {
+    Interface {
+        name: name.to_owned(),
+        index: 2,
+        mac: None,
+        mtu,
+        up: true,
+        loopback: false,
+        multicast: true,
+        addresses: Vec::new(),
+    }
+}
+
+/// The one line that `speak` writes.
+pub(super) fn object_of(args: &[&str], speak: impl FnOnce(&Settings)) -> Value {
+    let (lines, _) = heard(&[args, &["-log-format=json"]].concat(), |_| speak(&settings(args)));
+    let [line] = lines.as_slice() else { panic!("{lines:?}") };
+    serde_json::from_str(line).expect("an object")
 }
 
 /// What `speak` makes the logger write: lines of stdout, lines of stderr.
@@ -72,6 +98,18 @@ fn text_is_on_stderr() {
     let [line] = err.as_slice() else { panic!("{err:?}") };
     assert!(line.contains("INFO") && line.contains("serving") && line.contains("frames=3"), "{line}");
     assert!(!line.contains('\u{1b}'), "no colours: {line}");
+    let identity = format!(
+        " service.name=retry-endpoint service.instance.id=\"endpoint-1\" service.version={}",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert!(line.ends_with(&identity), "{line}");
+}
+
+#[test]
+fn a_text_line_is_one_line_and_says_who_speaks_whatever_its_words_are() {
+    let (_, err) = heard(&["-instance=a b"], |_| tracing::warn!(name = ?"c\nd", "first\nsecond"));
+    let [line] = err.as_slice() else { panic!("{err:?}") };
+    assert!(line.contains("first\\nsecond") && line.contains("service.instance.id=\"a b\""), "{line}");
 }
 
 #[test]
@@ -143,9 +181,15 @@ fn the_level_is_the_settings() {
 }
 
 #[test]
-fn the_loader_is_quiet_below_warnings() {
+fn libraries_are_quiet_below_warnings() {
     let speak = |_: &LogLevel| {
         tracing::debug!(target: "aya_obj::relocation", "noise");
+        tracing::info!(target: "h2::codec", "noise");
+        tracing::debug!(target: "hyper_util::client", "noise");
+        tracing::trace!(target: "tower::buffer", "noise");
+        tracing::debug!(target: "opentelemetry_sdk", "noise");
+        tracing::debug!(target: "opentelemetry-otlp", "noise");
+        log::debug!(target: "rustls::client::hs", "noise");
         tracing::warn!(target: "aya", "matters");
         tracing::error!(target: "hyper", "matters too");
     };

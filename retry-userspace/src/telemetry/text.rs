@@ -1,4 +1,5 @@
-//! A line for people, with the service's identity behind what it says.
+//! A line for people, with the service's identity behind what it says. Always one line: what another program said may
+//! hold line breaks, and what follows one would look like a line of ours.
 
 use std::fmt;
 
@@ -32,6 +33,9 @@ where
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut line = String::new();
         self.stock.format_event(context, Writer::new(&mut line), event)?;
-        writeln!(writer, "{}{}", line.trim_end_matches('\n'), self.identity)
+        for c in line.trim_end_matches('\n').chars() {
+            if c.is_control() { write!(writer, "{}", c.escape_default())? } else { writer.write_char(c)? }
+        }
+        writeln!(writer, "{}", self.identity)
     }
 }

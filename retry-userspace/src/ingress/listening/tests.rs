@@ -108,20 +108,29 @@ fn a_source_that_is_refused_is_tried_again() {
         let (_, never) = mpsc::channel();
         let error = Listening::open(place(&pair), &set([1]), never).expect_err("no room");
         assert!(error.to_string().contains("net.core.optmem_max (now 16 bytes)"), "{error}");
-        let mut listening = Listening::open(place(&pair), &BTreeSet::new(), wanted).expect("nothing to join yet");
-        let status = listening.status();
-        sender.send(set([1, 2])).expect("listened to");
-        eventually("refused", || status.refused() == 2);
-        assert_eq!(status.sources(), 0);
+        let Place { interface, port, by_source, .. } = place(&pair);
+        let mut keeper = Keeper {
+            joins: SourceJoins::new(interface, port, &by_source),
+            fixed: 0,
+            refused: BTreeSet::new(),
+            board: Arc::default(),
+        };
+        let board = Arc::clone(&keeper.board);
+        keeper.reconcile(&set([1, 2]));
+        assert_eq!((&keeper.refused, board.status.sources()), (&set([1, 2]), 0));
         fs::write("/proc/sys/net/core/optmem_max", "131072").expect("own namespace");
+        let keeping = thread::spawn(move || keeper.keep(&wanted));
         sender.send(set([1, 2])).expect("listened to");
-        eventually("joined", || (status.sources(), status.refused()) == (2, 0));
+        let mut listening = Listening { fixed: None, by_source: Vec::new(), board, seen: 0 };
+        eventually("joined", || listening.has_news());
+        assert_eq!(listening.status().sources(), 2);
         listening.reconcile(|_| {});
         let publisher = Publisher::new(&pair, PORT);
         publisher.send(source(2), group(3), b"x");
         assert_eq!(drain(listening.fds()), [(source(2), group(3))]);
         // The last set stands when nobody finds out sources any more.
         drop(sender);
+        keeping.join().expect("no panic");
         publisher.send(source(1), group(4), b"x");
         assert_eq!(drain(listening.fds()), [(source(1), group(4))]);
     });

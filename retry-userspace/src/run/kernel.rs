@@ -1,0 +1,75 @@
+//! The kernel side, as the settings ask for it.
+
+use std::sync::Arc;
+
+use retry_common::abi;
+
+use super::StartError;
+use crate::datapath::{Datapath, EgressInterface, Mode, Request};
+use crate::fabric::Fabric;
+use crate::framelog::{Pages, Sizes};
+use crate::settings::{Settings, XdpMode};
+
+/// The kernel side as asked for, or plain memory, and the reason for what it is.
+#[expect(clippy::type_complexity, reason = "three things that only `run` takes apart")]
+pub(super) fn open_datapath(
+    settings: &Settings,
+    fabric: &Fabric,
+    abi: abi::Settings,
+) -> Result<(Option<(Datapath, Mode)>, Arc<Pages>, String), StartError> {
+    let sizes = Sizes::new(settings.cache.memory, settings.cache.memory_long);
+    let egress: Vec<EgressInterface> = fabric
+        .egress
+        .iter()
+        .map(|egress| EgressInterface {
+            ifindex: egress.interface.index,
+            egress: abi::Egress {
+                source: egress.source.octets(),
+                mac: egress.interface.mac.unwrap_or_default(),
+                reserved: [0; 2],
+            },
+        })
+        .collect();
+    let plain =
+        || Pages::plain(sizes).map(Arc::new).map_err(|source| StartError::Memory { bytes: sizes.ring_len(), source });
+    let (mode, asked) = match settings.xdp.mode {
+        XdpMode::Off => {
+            tracing::info!(xdp = "off", reason = "-xdp off", "the daemon's socket answers NACKs");
+            return Ok((None, plain()?, "-xdp off".to_owned()));
+        }
+        XdpMode::Native => (Mode::Native, "native"),
+        XdpMode::Skb => (Mode::Skb, "skb"),
+        XdpMode::Auto => (Mode::Native, "auto"),
+    };
+    let interfaces = fabric.attach_to();
+    let request = Request {
+        mode,
+        bpffs: &settings.xdp.bpffs,
+        fabric: &fabric.ingress.name,
+        interfaces: &interfaces,
+        egress: &egress,
+        sizes,
+        limit_entries: settings.limits.table_entries,
+        settings: abi,
+        debug: settings.telemetry.debug,
+    };
+    match Datapath::open(&request) {
+        Ok(datapath) => {
+            tracing::info!(xdp = mode_name(mode), reason = format!("-xdp {asked}"), "the kernel answers NACKs");
+            let pages = datapath.pages();
+            Ok((Some((datapath, mode)), pages, format!("-xdp {asked}")))
+        }
+        Err(error) if settings.xdp.mode == XdpMode::Auto => {
+            tracing::warn!(xdp = "off", reason = %error, "the daemon's socket answers NACKs");
+            Ok((None, plain()?, error.to_string()))
+        }
+        Err(source) => Err(StartError::Datapath { mode: asked, source }),
+    }
+}
+
+pub(super) const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Native => "native",
+        Mode::Skb => "skb",
+    }
+}
