@@ -25,7 +25,7 @@ use retry_common::{
 };
 use retry_userspace::{
     clock::monotonic_ns,
-    datapath::{Datapath, EgressInterface, Events, Mode, Request},
+    datapath::{Datapath, EgressInterface, Events, KernelSources, Mode, Request},
     framelog::{self, Log, Memory, NewFrame, Pages, Put, Sizes, Writer},
 };
 
@@ -48,6 +48,12 @@ const HASH_SEED: u64 = 0x5EED;
 const GROUP_PREFIX: u16 = 0xFF05;
 const GROUP_ID: u16 = 0x000B;
 const EGRESS_PORT: u16 = 9001;
+/// Groups whose frames the program stores.
+pub const JOINED: [u16; 5] = [0, 2, 0x1000, 0xFFFB, 0xFFFE];
+/// Port that frames come to.
+pub const FRAME_PORT: u16 = 9_001;
+/// Life of each class, milliseconds.
+pub const LIFE_MS: [u32; 5] = [60_001, 60_002, 60_003, 60_004, 60_005];
 /// No test takes as long.
 const LEASE: Duration = Duration::from_secs(3_600);
 /// A page less headroom, as veth allows with native XDP on every kernel that we run on.
@@ -190,6 +196,7 @@ impl Loaded {
             egress: &egress,
             sizes,
             limit_entries: 65_536,
+            fill: Some(&JOINED),
             settings,
             debug: false,
         })?;
@@ -241,7 +248,27 @@ impl Loaded {
     pub fn put(&mut self, key: FrameKey, group: u16, bytes: &[u8], life: Duration, daemon_only: bool) -> Put {
         let life_ms = u32::try_from(life.as_millis()).unwrap_or(u32::MAX);
         let frame = NewFrame { key, class: Class::Tx, group, life_ms, daemon_only, bytes };
-        self.writer.put(&frame, monotonic_ns())
+        self.writer.put(&frame, monotonic_ns(), |_| {})
+    }
+
+    /// Follows what the program has stored since the last call: key, life and bytes of each frame, and whether it is new.
+    pub fn follow(&mut self) -> Vec<(FrameKey, u32, Vec<u8>, bool)> {
+        let mut frames = Vec::new();
+        let whole = self.writer.follow(monotonic_ns(), usize::MAX, |frame| {
+            frames.push((frame.key, frame.life_ms, frame.bytes.to_vec(), frame.is_new));
+        });
+        assert!(whole, "no program runs, so nothing is half written");
+        frames
+    }
+
+    /// The writer of the log.
+    pub const fn writer(&mut self) -> &mut Writer {
+        &mut self.writer
+    }
+
+    /// The kernel's table of named sources; can be taken once.
+    pub fn take_sources(&mut self) -> Option<KernelSources> {
+        self.datapath.take_sources()
     }
 
     /// True when the record at `slot` has this version and key.
@@ -325,6 +352,10 @@ fn settings(interface: u32, sizes: &Sizes, egress_here: bool) -> Settings {
         nack_addr: NACK_ADDRESS.ip().octets(),
         nack_port: NACK_ADDRESS.port().to_be_bytes(),
         egress_port: EGRESS_PORT.to_be_bytes(),
+        life_ms: LIFE_MS,
+        ingress_ifindex: interface,
+        ingress_port: FRAME_PORT.to_be_bytes(),
+        shard_bits: 2,
         group_prefix: GROUP_PREFIX.to_be_bytes(),
         group_id: GROUP_ID.to_be_bytes(),
         unicast_hop_limit: UNICAST_HOPS,

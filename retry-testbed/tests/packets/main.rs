@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a test that skips says so")]
 
 mod clones;
+mod fill;
 mod strangers;
 mod table;
 mod verdicts;

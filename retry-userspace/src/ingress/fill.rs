@@ -27,8 +27,15 @@ const BUFFER_LEN: usize = 65_536;
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Records of the kernel's followed in one go, a lane.
 const FOLLOW: usize = 16_384;
+/// Between two looks at what the kernel stored.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(1);
+/// The same where it stores nothing.
+const FOLLOW_PAUSE_IDLE: Duration = Duration::from_millis(8);
 /// Slots kept free ahead of the kernel, at most half a lane: 8 MiB are 12 ms of frames of 400 bytes at 1.5 million a second.
 const AHEAD_SLOTS: u32 = (8 << 20) / 64;
+/// System calls that read a leaving socket empty: more than its buffer holds, so that a source that goes on sending into it
+/// does not hold up the others.
+const LAST_ROUNDS: usize = 1_024;
 /// Expired records dropped in one go, so that the fill waits for no long sweep.
 const SWEEP: usize = 4_096;
 
@@ -127,13 +134,13 @@ impl Fill {
         let mut lost = HashMap::new();
         while !shutdown.load(Ordering::Relaxed) {
             listening.reconcile(|leaving| {
-                for socket in leaving.fds() {
-                    while batch.recv_now(&socket).is_ok_and(|received| received > 0) {
-                        self.take(&batch, lost.entry(socket.as_raw_fd()).or_default());
-                    }
-                    // The number may be that of another socket next.
-                    lost.remove(&socket.as_raw_fd());
+                let lost_there = lost.entry(leaving.as_raw_fd()).or_default();
+                let mut rounds = 0..LAST_ROUNDS;
+                while rounds.next().is_some() && batch.recv_now(leaving).is_ok_and(|received| received > 0) {
+                    self.take(&batch, lost_there);
                 }
+                // The number may be that of another socket next.
+                lost.remove(&leaving.as_raw_fd());
             });
             self.run_unchanged(listening, &mut batch, &mut lost, shutdown)?;
         }
@@ -171,6 +178,15 @@ impl Fill {
             self.store(&mut writer, datagram.bytes, datagram.source, StoredFrom::Multicast, now_ns);
         }
         self.count_evictions(&mut writer);
+    }
+
+    /// Follows the kernel until `shutdown`.
+    pub fn run_follow(&self, shutdown: &AtomicBool) {
+        let mut pause = FOLLOW_PAUSE;
+        while !shutdown.load(Ordering::Relaxed) {
+            pause = if self.follow() { FOLLOW_PAUSE } else { (pause * 2).min(FOLLOW_PAUSE_IDLE) };
+            std::thread::sleep(pause);
+        }
     }
 
     /// Follows what the kernel has stored since the last call, and makes room ahead of it. True when there was anything.
@@ -310,3 +326,6 @@ impl Fill {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

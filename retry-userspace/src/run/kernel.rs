@@ -5,10 +5,10 @@ use std::sync::Arc;
 use retry_common::abi;
 
 use super::StartError;
+use super::translate::group_indexes;
 use crate::datapath::{Datapath, EgressInterface, Mode, Request};
 use crate::fabric::Fabric;
 use crate::framelog::{Pages, Sizes};
-use super::translate::group_indexes;
 use crate::settings::{FillMode, Settings, XdpMode};
 
 /// The kernel side as asked for, or plain memory, and the reason for what it is.
@@ -62,7 +62,7 @@ pub(super) fn open_datapath(
             let pages = datapath.pages();
             Ok((Some((datapath, mode)), pages, format!("-xdp {asked}")))
         }
-        Err(error) if settings.xdp.mode == XdpMode::Auto => {
+        Err(error) if settings.xdp.mode == XdpMode::Auto && settings.xdp.fill != FillMode::Kernel => {
             tracing::warn!(xdp = "off", reason = %error, "the daemon's socket answers NACKs");
             Ok((None, plain()?, error.to_string()))
         }
@@ -73,7 +73,7 @@ pub(super) fn open_datapath(
 /// True when the kernel is to store frames.
 pub(super) fn kernel_fills(settings: &Settings) -> bool {
     settings.ingress.join
-        && match settings.ingress.fill {
+        && match settings.xdp.fill {
             FillMode::Kernel => true,
             FillMode::Daemon => false,
             FillMode::Auto => matches!(settings.xdp.mode, XdpMode::Native | XdpMode::Auto),

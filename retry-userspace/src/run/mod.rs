@@ -32,7 +32,7 @@ use crate::datapath::{Datapath, Events};
 use crate::engine::{Engine, GroupLimit, Rules};
 use crate::fabric::Fabric;
 use crate::framelog;
-use crate::ingress::control::Ear;
+use crate::ingress::ear::Ear;
 use crate::ingress::fill::{Fill, OnStored};
 use crate::ingress::listening::Listening;
 use crate::ingress::tee::TeeSocket;
@@ -46,7 +46,7 @@ use crate::telemetry::trace::NackTracer;
 use crate::telemetry::{self, LogLevel};
 
 pub use error::StartError;
-use kernel::{mode_name, open_datapath};
+use kernel::{kernel_fills, mode_name, open_datapath};
 use management::Management;
 use state::State;
 use translate::{beacon_settings, dedups, fill_rules, groups, kernel_settings, route};
@@ -74,7 +74,7 @@ pub async fn run(
     )?;
     let hash_seed: u64 = rand::random();
     let abi = kernel_settings(settings, &fabric, hash_seed);
-    let (datapath, pages, why) = open_datapath(settings, &fabric, abi)?;
+    let (mut datapath, pages, why) = open_datapath(settings, &fabric, abi)?;
     let (writer, log) = framelog::open(Arc::clone(&pages), hash_seed, settings.cache.max_keys);
 
     let counters = Arc::new(UserCounters::default());
@@ -87,8 +87,11 @@ pub async fn run(
         receive_buffer: NACK_BUFFER,
         multicast_loop: settings.egress.multicast_loop,
     })?);
+    let follows = datapath.is_some() && kernel_fills(settings);
+    let named = datapath.as_mut().filter(|_| follows).and_then(|(datapath, _)| datapath.take_sources());
     let (data_sources, wanted) = std::sync::mpsc::channel();
-    let joins = if settings.ingress.join { Some(listening::data(settings, &fabric, wanted)?) } else { None };
+    let control = listening::control(settings, &counters);
+    let joins = if settings.ingress.join { Some(listening::data(settings, &fabric, &control, wanted, named)?) } else { None };
     let tee = settings.ingress.tee.map(TeeSocket::open).transpose()?;
 
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, Arc::clone(&counters)));
@@ -118,9 +121,8 @@ pub async fn run(
         drain_ordered: Notify::new(),
         recovery: recovery.clone(),
         store: store.clone(),
-        ingress_sockets: joins.as_ref().map(Listening::sockets).unwrap_or_default(),
+        joined: joins.as_ref().map(Listening::status).unwrap_or_default(),
         tee_sockets: usize::from(tee.is_some()),
-        ssm_sources: joins.as_ref().map(Listening::joined).unwrap_or_default(),
         instance: settings.telemetry.instance.clone(),
     });
     let exporter =
@@ -129,7 +131,7 @@ pub async fn run(
         .as_ref()
         .map(|exporter| NackTracer::new(exporter.tracer(), settings.telemetry.otlp.sampling))
         .unwrap_or_default();
-    let ear = listening::start_control(settings, &fabric, data_sources, &registry, &counters, &cancel)?;
+    let ear = listening::start_control(settings, &fabric, control, data_sources, &registry, &counters, &cancel)?;
     let announcer = store.clone().filter(|_| dedups(settings, DedupMode::Eventual));
     let kernel_groups = state.datapath().as_mut().and_then(Datapath::take_groups);
     let server = Arc::new(Server {
@@ -237,6 +239,13 @@ async fn serve(
     if let Some(mut joins) = joins {
         let filling = Arc::clone(&fill);
         workers.start("ingress", move |stop| filling.run(&mut joins, stop))?;
+    }
+    if state.datapath().is_some() && kernel_fills(settings) {
+        let filling = Arc::clone(&fill);
+        workers.start("follow", move |stop| {
+            filling.run_follow(stop);
+            Ok(())
+        })?;
     }
     workers.start("ear", move |stop| ear.run(stop))?;
     if let Some(tee) = tee {

@@ -3,7 +3,7 @@
 use retry_common::group::SourceMode;
 
 use super::error::SettingsError;
-use super::groups::{Backend, Settings};
+use super::groups::{Backend, FillMode, Settings, XdpMode};
 use super::source::Values;
 
 /// Most publishers that are joined by name alone: a socket takes a bounded number of sources for a group.
@@ -34,6 +34,9 @@ pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), Settings
     }
     if !settings.ingress.join && settings.ingress.tee.is_none() {
         return refuse("tee-listen", "-mc-join-enabled=false needs it: a loopback address and port is accepted");
+    }
+    if settings.xdp.fill == FillMode::Kernel && (settings.xdp.mode == XdpMode::Off || !settings.ingress.join) {
+        return refuse("fill", "kernel needs -xdp auto, native or skb, and -mc-join-enabled: auto and daemon are accepted");
     }
     if settings.cache.backend == Backend::Redis && settings.redis.nodes.is_empty() {
         return refuse("redis-addr", "-cache-backend redis needs it: host:port, redis:// or rediss:// is accepted");

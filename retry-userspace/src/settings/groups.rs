@@ -342,11 +342,24 @@ pub enum XdpMode {
     Off,
 }
 
+/// Who stores frames.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum FillMode {
+    /// The kernel, where it answers NACKs in the driver; else the daemon.
+    Auto,
+    /// The kernel or not at all.
+    Kernel,
+    /// The daemon.
+    Daemon,
+}
+
 /// The program in the kernel.
 #[derive(Clone, Debug)]
 pub struct Xdp {
     /// `xdp`: where NACKs are answered. Default auto.
     pub mode: XdpMode,
+    /// `fill`: who stores frames. Default auto.
+    pub fill: FillMode,
     /// `xdp-lease`: how long the kernel answers without the daemon. Default 10 s, at least 1 s. Then it passes NACKs
     /// on.
     pub lease: Duration,

@@ -6,7 +6,7 @@ use retry_common::group::{self, BeefBits, Scope, ShardBits, SourceMode};
 
 use super::error::SettingsError;
 use super::groups::{
-    Admin, AdminToken, Backend, Beacon, Cache, Dedup, DedupMode, Egress, Ingress, Limits, LogFormat, Nack, Otlp, Proxy,
+    Admin, AdminToken, Backend, Beacon, Cache, Dedup, DedupMode, Egress, FillMode, Ingress, Limits, LogFormat, Nack, Otlp, Proxy,
     ProxySelect, Redis, Repair, Retry, RetryPolicy, Settings, Ssm, Telemetry, Xdp, XdpMode,
 };
 use super::source::Values;
@@ -308,8 +308,10 @@ fn beacon(values: &Values) -> Read<Beacon> {
 
 fn xdp(values: &Values) -> Read<Xdp> {
     let modes = [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("skb", XdpMode::Skb), ("off", XdpMode::Off)];
+    let fills = [("auto", FillMode::Auto), ("kernel", FillMode::Kernel), ("daemon", FillMode::Daemon)];
     Ok(Xdp {
         mode: values.get("xdp", |text| values::word(text, &modes))?,
+        fill: values.get("fill", |text| values::word(text, &fills))?,
         lease: time(values, "xdp-lease", SECOND, HOUR)?,
         bpffs: values.get("bpffs", values::absolute_path)?,
     })

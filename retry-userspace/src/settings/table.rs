@@ -498,6 +498,12 @@ const XDP: &[Flag] = &[
         "skb: limits and MISSes in the kernel, frames by the daemon. off: all by the daemon's socket.",
     ),
     value(
+        "fill",
+        "auto",
+        "Who stores frames: auto (kernel, where -xdp is native, else daemon), kernel or daemon.",
+        "The kernel stores whole, new frames with a right checksum; everything else the daemon.",
+    ),
+    value(
         "xdp-lease",
         "10s",
         "How long the kernel goes on answering after the daemon last renewed, 1s to 1h.",

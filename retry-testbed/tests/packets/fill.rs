@@ -1,0 +1,243 @@
+//! Frames that the program stores, and those that it leaves to the daemon.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv6Addr, SocketAddrV6};
+
+use retry_common::{abi::setting_flag, group, key::FrameKey};
+use retry_testbed::{
+    frames::{Flow, Kind},
+    loaded::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS},
+    packet::{Checksum, ETHERTYPE_VLAN, Extension, PacketBuilder},
+    testrun::Action,
+};
+use retry_userspace::{clock::monotonic_ns, framelog::Put};
+
+use crate::verdicts::with_program;
+
+const SOURCE: Ipv6Addr = Ipv6Addr::new(0xFD10, 0, 0, 0, 0, 0, 0, 0x77);
+
+fn to_group(index: u16, frame: &[u8]) -> PacketBuilder {
+    let group = Ipv6Addr::from(group::address(0xFF05, 0x000B, index));
+    let at = |ip, port| SocketAddrV6::new(ip, port, 0, 0);
+    PacketBuilder::udp(at(SOURCE, 50_000), at(group, FRAME_PORT), frame)
+}
+
+/// The next frame of a flow of 2 shard bits, in its packet.
+fn next(flow: &mut Flow) -> (FrameKey, PacketBuilder) {
+    let (key, group) = (flow.next_key(), flow.group_index());
+    (key, to_group(group, &flow.next_frame()))
+}
+
+fn tx() -> Flow {
+    Flow::new(Kind::Tx, 2, 2, 20..=1_300)
+}
+
+/// Passed on as it came, and not stored.
+fn left(loaded: &mut Loaded, name: &str, packet: &PacketBuilder) {
+    let bytes = packet.build();
+    let ran = loaded.run(&bytes).expect("a legal length");
+    assert_eq!((ran.action, ran.packet, ran.counted), (Action::Pass, bytes, vec![]), "{name}");
+    assert_eq!(loaded.follow(), [], "{name}");
+}
+
+fn stored(loaded: &mut Loaded, name: &str, packet: &PacketBuilder) {
+    let ran = loaded.run(&packet.build()).expect("a legal length");
+    assert_eq!((ran.action, ran.counted), (Action::Drop, vec![]), "{name}");
+}
+
+fn class(kind: Kind) -> usize {
+    match kind {
+        Kind::Block | Kind::Coinbase | Kind::BlockFragment => 1,
+        Kind::SubtreeData | Kind::SubtreeFragment => 2,
+        Kind::Anchor => 3,
+        Kind::Beef | Kind::BeefFragment => 4,
+        _ => 0,
+    }
+}
+
+#[test]
+fn frames_of_every_kind_and_length() {
+    with_program("frames_of_every_kind_and_length", |loaded| {
+        for kind in Kind::CACHED.into_iter().filter(|kind| *kind != Kind::Bundle) {
+            let longest = 3_300 - kind.header_length();
+            for length in (12..=40).chain([100, 300, 511, 512, 513, 924, 1_000, 1_360, 1_500, 2_045, longest]) {
+                let mut flow = Flow::new(kind, 2, 2, length..=length);
+                if !JOINED.contains(&flow.group_index()) {
+                    flow = Flow::new(kind, 0, 2, length..=length);
+                }
+                let (key, packet) = next(&mut flow);
+                let name = format!("{kind:?}, {length} bytes");
+                stored(loaded, &name, &packet);
+                // Found before the daemon has followed, and whole.
+                let record = loaded.log().look_up(&key, monotonic_ns()).expect("found");
+                let mut bytes = Vec::new();
+                assert!(loaded.log().copy(&record, &mut bytes), "{name}");
+                assert_eq!(bytes, packet.payload, "{name}");
+                let header = record.header();
+                let life = LIFE_MS[class(kind)];
+                assert_eq!((header.group, header.life_ms), (flow.group_index(), life), "{name}");
+                assert_eq!(header.partial, retry_common::checksum::partial(&packet.payload), "{name}");
+                assert_eq!(usize::from(header.class), class(kind), "{name}");
+                assert_eq!(loaded.follow(), [(key, life, packet.payload.clone(), true)], "{name}");
+            }
+        }
+        assert_eq!(loaded.writer().live(), 10 * 40);
+    });
+}
+
+#[test]
+fn what_a_socket_would_not_receive_is_left() {
+    with_program("what_a_socket_would_not_receive_is_left", |loaded| {
+        let mut flow = tx();
+        let mut left_with = |name: &str, change: &dyn Fn(&mut PacketBuilder)| {
+            let (_, mut packet) = next(&mut flow);
+            change(&mut packet);
+            left(loaded, name, &packet);
+        };
+        left_with("another port", &|packet| packet.dst.set_port(9_002));
+        left_with("a wrong checksum", &|packet| packet.checksum = Checksum::Value(0x1234));
+        left_with("a checksum that a device was to finish", &|packet| packet.checksum = Checksum::Partial);
+        left_with("no checksum", &|packet| packet.checksum = Checksum::Value(0));
+        left_with("a tag", &|packet| packet.vlans.push((ETHERTYPE_VLAN, 7)));
+        left_with("an extension header", &|packet| packet.extensions.push(Extension::HopByHop));
+        left_with("another MAC", &|packet| packet.dst_mac = [0x33, 0x33, 0, 0, 0, 1]);
+        left_with("a unicast MAC", &|packet| packet.dst_mac = [2, 0, 0, 0, 0, 1]);
+        left_with("a group that is not joined", &|packet| {
+            packet.dst.set_ip(Ipv6Addr::from(group::address(0xFF05, 0x000B, 1)));
+            packet.dst_mac = group::multicast_mac(&packet.dst.ip().octets());
+        });
+        left_with("another scope", &|packet| {
+            packet.dst.set_ip(Ipv6Addr::from(group::address(0xFF0E, 0x000B, 2)));
+        });
+        left_with("another fabric", &|packet| {
+            packet.dst.set_ip(Ipv6Addr::from(group::address(0xFF05, 0x000C, 2)));
+        });
+        left_with("from a group", &|packet| packet.src.set_ip("ff02::1".parse().expect("an address")));
+        left_with("from nobody", &|packet| packet.src.set_ip(Ipv6Addr::UNSPECIFIED));
+        left_with("a repair", &|packet| packet.src.set_port(NACK_ADDRESS.port()));
+        left_with("lengths that disagree", &|packet| packet.udp_length = Some(100));
+        left_with("longer than it is", &|packet| {
+            let more = u16::try_from(packet.payload.len()).expect("short") + 20;
+            (packet.udp_length, packet.ip_length) = (Some(more), Some(more));
+        });
+        left_with("IPv4", &|packet| packet.ethertype = 0x0800);
+    });
+}
+
+#[test]
+fn what_the_daemon_judges_is_left() {
+    with_program("what_the_daemon_judges_is_left", |loaded| {
+        let mut flow = tx();
+        let mut left_with = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+            let (_, mut packet) = next(&mut flow);
+            packet.payload.resize(400, 1);
+            packet.payload[88..92].copy_from_slice(&308u32.to_be_bytes());
+            change(&mut packet.payload);
+            left(loaded, name, &packet);
+        };
+        left_with("short", &|frame| frame.truncate(91));
+        left_with("another magic", &|frame| frame[0] ^= 1);
+        left_with("an unknown version", &|frame| frame[6] = 7);
+        left_with("no number", &|frame| frame[48..56].fill(0));
+        left_with("more payload than there is", &|frame| frame[88..92].copy_from_slice(&309u32.to_be_bytes()));
+        left_with("an unknown message type", &|frame| (frame[6], frame[7]) = (4, 3));
+        left_with("a fragment beyond its total", &|frame| {
+            frame[6] = 3;
+            frame[88..92].copy_from_slice(&296u32.to_be_bytes());
+            frame[92..101].copy_from_slice(&[0, 0, 9, 9, 0, 3, 0, 3, 2]);
+        });
+        let (_, bundle) = next(&mut Flow::new(Kind::Bundle, 2, 2, 200..=300));
+        left(loaded, "a bundle", &bundle);
+        let legacy = Flow::new(Kind::Legacy, 2, 2, 200..=300).next_frame();
+        left(loaded, "a legacy frame", &to_group(2, &legacy));
+        let shorter = loaded.settings().max_frame;
+        loaded.set(retry_common::abi::Settings { max_frame: 300, ..loaded.settings() });
+        left(loaded, "longer than an MTU", &next(&mut Flow::new(Kind::Tx, 2, 2, 300..=300)).1);
+        loaded.set(retry_common::abi::Settings { max_frame: shorter, lease_until_ns: 0, ..loaded.settings() });
+        left(loaded, "no lease", &next(&mut tx()).1);
+    });
+}
+
+#[test]
+fn frames_that_are_there_are_the_daemons() {
+    with_program("frames_that_are_there_are_the_daemons", |loaded| {
+        let (key, packet) = next(&mut tx());
+        stored(loaded, "new", &packet);
+        let again = packet.build();
+        // Before and after the daemon knows of it.
+        assert_eq!(loaded.run(&again).expect("legal").action, Action::Pass);
+        assert_eq!(loaded.follow().len(), 1);
+        left(loaded, "again", &packet);
+        let life = std::time::Duration::from_secs(60);
+        assert_eq!(loaded.put(key, 2, &packet.payload, life, false), Put::Duplicate);
+        assert_eq!(loaded.put(key, 2, &[1; 100], life, false), Put::Replaced);
+        assert_eq!(loaded.writer().live(), 1);
+        assert!(loaded.writer().remove(&key));
+        stored(loaded, "new again", &packet);
+        assert_eq!(loaded.follow(), [(key, LIFE_MS[0], packet.payload.clone(), true)]);
+        assert_eq!(loaded.writer().live(), 1);
+    });
+}
+
+#[test]
+fn named_sources_alone() {
+    with_program("named_sources_alone", |loaded| {
+        let mut sources = loaded.take_sources().expect("not taken");
+        let base = loaded.settings();
+        loaded.set(retry_common::abi::Settings { flags: base.flags | setting_flag::NAMED_SOURCES, ..base });
+        let mut flow = tx();
+        left(loaded, "nobody is named", &next(&mut flow).1);
+        let other: Ipv6Addr = "fd10::78".parse().expect("an address");
+        sources.set(&BTreeSet::from([SOURCE, other])).expect("room");
+        stored(loaded, "named", &next(&mut flow).1);
+        sources.set(&BTreeSet::from([other])).expect("room");
+        assert_eq!(loaded.follow().len(), 1);
+        left(loaded, "no longer named", &next(&mut flow).1);
+    });
+}
+
+/// The ring comes round under the kernel's hand: what it stores is whole, what has no room is left, and the daemon's count
+/// of frames is that of the index.
+#[test]
+fn around_the_ring() {
+    with_program("around_the_ring", |loaded| {
+        let mut flow = Flow::new(Kind::Tx, 2, 2, 2_900..=3_200);
+        let mut kept = Vec::new();
+        let (mut passed, mut seen) = (0, 0);
+        for number in 0..12_000u32 {
+            let (key, packet) = next(&mut flow);
+            match loaded.run(&packet.build()).expect("legal").action {
+                Action::Drop => kept.push((key, packet.payload)),
+                Action::Pass => passed += 1,
+                other => panic!("{other:?}"),
+            }
+            if number % 1_000 == 999 {
+                seen += loaded.follow().len();
+                loaded.writer().make_ahead(8 << 14, monotonic_ns());
+            }
+        }
+        assert_eq!((kept.len() + passed, seen), (12_000, kept.len()));
+        assert_eq!(passed, 0, "room was made in time");
+        let mut found = 0;
+        for (key, bytes) in &kept {
+            if let Some(record) = loaded.log().look_up(key, monotonic_ns()) {
+                let mut copy = Vec::new();
+                assert!(loaded.log().copy(&record, &mut copy));
+                assert_eq!(&copy, bytes);
+                found += 1;
+            }
+        }
+        assert_eq!(found, loaded.writer().live());
+        assert!((2_000..6_000).contains(&found), "{found}");
+        // Without the daemon the room ends, and the rest is left.
+        let (mut taken, mut left) = (0, 0);
+        for _ in 0..12_000 {
+            match loaded.run(&next(&mut flow).1.build()).expect("legal").action {
+                Action::Drop => taken += 1,
+                _ => left += 1,
+            }
+        }
+        assert!(taken > 1_000 && left > 1_000, "{taken} taken, {left} left");
+        assert_eq!(loaded.follow().len(), taken);
+    });
+}
