@@ -30,8 +30,6 @@ pub(crate) struct Request {
 pub(crate) enum NotOurs {
     /// Other people's traffic.
     Unknown,
-    /// UDP to a group: a frame, if it is ours.
-    Multicast,
     /// Ours, but for the stack and the daemon's socket, which counts it.
     PassedOn(Counter),
     /// To our port, and no NACK.
@@ -48,7 +46,7 @@ pub(crate) fn classify(ctx: &XdpContext) -> Result<Request, NotOurs> {
     }
     let settings = log::settings().ok_or(NotOurs::PassedOn(Counter::PassedNoSettings))?;
     if headers.destination_port != settings.nack_port || headers.destination != settings.nack_addr {
-        return Err(if headers.destination[0] == 0xff { NotOurs::Multicast } else { NotOurs::Unknown });
+        return Err(NotOurs::Unknown);
     }
     // A group address on the link although ours above it: an answer would carry a group address as its source.
     let destination_mac: [u8; 6] = packet::read(ctx, 0).ok_or(NotOurs::Unknown)?;

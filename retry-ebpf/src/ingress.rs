@@ -45,9 +45,12 @@ const SUM_STEP: usize = 512;
 /// Calls that the longest frame takes.
 const SUM_STEPS: usize = KERNEL_FRAME_MAX.div_ceil(SUM_STEP);
 
-/// Goes on to the program that stores frames; comes back where there is none.
+/// Goes on to the program that stores frames, with a packet for an IPv6 group; comes back where there is none.
 #[inline(always)]
 pub(crate) fn go_on(ctx: &XdpContext) {
+    if packet::read(ctx, 0) != Some([0x33u8, 0x33]) {
+        return;
+    }
     // SAFETY: what holds values in this program has no destructors.
     unsafe { FILL.tail_call(ctx, 0) };
 }

@@ -38,8 +38,7 @@ use crate::reply::Way;
 fn retry_nack(ctx: XdpContext) -> u32 {
     let way = match classify(&ctx) {
         Ok(request) => reply::answer(&ctx, &request),
-        Err(NotOurs::Unknown) => Way::Pass,
-        Err(NotOurs::Multicast) => {
+        Err(NotOurs::Unknown) => {
             ingress::go_on(&ctx);
             Way::Pass
         }
