@@ -79,6 +79,7 @@ counters! {
     StoredStore stored_store User = "bre_cache_stored_total" [source = "redis"] "Frames fetched from the shared store into the frame log.";
     StoredUpstream stored_upstream User = "bre_cache_stored_total" [source = "proxy"] "Frames stored that an upstream endpoint sent.";
     StoredApi stored_api User = "bre_cache_stored_total" [source = "api"] "Frames stored through the management API.";
+    FilledByKernel filled_by_kernel User = "bre_fill_kernel_frames_total" [] "Frames heard by multicast that the kernel stored; the others the daemon.";
     EvictedLap evicted_lap User = "bre_cache_evicted_total" [reason = "lap"] "Live frames overwritten because the ring came round.";
     EvictedExpired evicted_expired User = "bre_cache_evicted_total" [reason = "expired"] "Frames dropped at the end of their life.";
     EvictedMaxKeys evicted_max_keys User = "bre_cache_evicted_total" [reason = "max_keys"] "Live frames dropped because of cache-max-keys.";

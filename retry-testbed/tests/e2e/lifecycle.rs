@@ -157,10 +157,11 @@ fn health_readiness_and_log_level() {
     assert!(body["uptime_seconds"].as_f64().is_some());
     let (status, body) = daemon.get("/readyz").expect("an answer");
     let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
-    // Two for the socket; one each for frames, manifests and beacons, the kernel's events, and what waits for an answer.
+    // Two for the socket; one each for frames, those that the kernel stored, manifests and beacons, the kernel's events, and
+    // what waits for an answer.
     assert_eq!(
         (status, &body["status"], &body["workers_ready"], &body["workers_total"]),
-        (200, &"ready".into(), &6.into(), &6.into())
+        (200, &"ready".into(), &7.into(), &7.into())
     );
     assert_eq!(body["xdp"]["mode"], "native");
     assert_eq!(daemon.post("/loglevel?level=debug").expect("an answer").0, 200);

@@ -2,15 +2,25 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddrV6};
+use std::sync::Arc;
 
-use retry_common::{abi::setting_flag, group, key::FrameKey};
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+use retry_common::{
+    abi::setting_flag,
+    group::{self, BeefBits, ShardBits, Sharding},
+    key::FrameKey,
+    wire::frame::Frame,
+};
 use retry_testbed::{
     frames::{Flow, Kind},
-    loaded::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS},
+    loaded::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS, slow_machine},
     packet::{Checksum, ETHERTYPE_VLAN, Extension, PacketBuilder},
     testrun::Action,
 };
-use retry_userspace::{clock::monotonic_ns, framelog::Put};
+use retry_userspace::{
+    clock::monotonic_ns,
+    framelog::{self, Log, NewFrame, Pages, Put, Sizes, Writer},
+};
 
 use crate::verdicts::with_program;
 
@@ -211,7 +221,7 @@ fn around_the_ring() {
                 Action::Pass => passed += 1,
                 other => panic!("{other:?}"),
             }
-            if number % 1_000 == 999 {
+            if number % 200 == 199 {
                 seen += loaded.follow().len();
                 loaded.writer().make_ahead(8 << 14, monotonic_ns());
             }
@@ -240,4 +250,94 @@ fn around_the_ring() {
         assert!(taken > 1_000 && left > 1_000, "{taken} taken, {left} left");
         assert_eq!(loaded.follow().len(), taken);
     });
+}
+
+/// Kernel and daemon together against the daemon alone: random datagrams, many of them bent, again, or replaced. Each log
+/// then has the same frames, by the same keys, for the same groups and lives.
+#[test]
+fn kernel_and_daemon_store_what_the_daemon_alone_stores() {
+    with_program("kernel_and_daemon_store_what_the_daemon_alone_stores", |loaded| {
+        let mut random = SmallRng::seed_from_u64(0xF111);
+        let sharding = Sharding { shard: ShardBits::new(2).expect("in range"), beef: BeefBits::default() };
+        let mut alone = Alone::new();
+        let mut flows: Vec<Flow> = Kind::CACHED
+            .into_iter()
+            .chain([Kind::Legacy])
+            .flat_map(|kind| [0, 2].map(|shard| Flow::new(kind, shard, 2, 0..=1_200)))
+            .collect();
+        let (mut by_kernel, mut keys, mut last) = (0, Vec::new(), Vec::new());
+        let rounds = if slow_machine() { 2_000 } else { 20_000 };
+        for _ in 0..rounds {
+            let flow = random.random_range(0..flows.len());
+            let flow = &mut flows[flow];
+            let (key, group) = (flow.next_key(), flow.group_index());
+            let mut frame = flow.next_frame();
+            match random.random_range(0..10) {
+                // Bent in the header.
+                0 | 1 => {
+                    let at = random.random_range(0..frame.len().min(104));
+                    frame[at] ^= 1 << random.random_range(0..8);
+                }
+                2 => frame.truncate(random.random_range(1..=frame.len())),
+                // Again, or other bytes by the same key.
+                3 if !last.is_empty() => frame.clone_from(&last),
+                4 if last.len() > 110 => {
+                    frame.clone_from(&last);
+                    let end = frame.len() - 1;
+                    frame[end] ^= 1;
+                }
+                _ => {}
+            }
+            keys.push(key);
+            last.clone_from(&frame);
+            let taken = loaded.run(&to_group(group, &frame).build()).expect("legal").action == Action::Drop;
+            by_kernel += u32::from(taken);
+            if let Some(new) = judge(&frame, &sharding) {
+                keys.push(new.key);
+                alone.writer.put(&new, monotonic_ns(), |_| {});
+                if !taken {
+                    loaded.writer().put(&new, monotonic_ns(), |_| {});
+                }
+            } else {
+                assert!(!taken, "stored what is no frame: {frame:02x?}");
+            }
+        }
+        loaded.follow();
+        assert!(by_kernel > rounds / 4, "{by_kernel} of {rounds} by the kernel");
+        assert_eq!(loaded.writer().live(), alone.writer.live());
+        for key in keys {
+            assert_eq!(record(loaded.log(), &key), record(&alone.log, &key), "{key}");
+        }
+    });
+}
+
+/// A log that no kernel writes.
+struct Alone {
+    writer: Writer,
+    log: Log,
+}
+
+impl Alone {
+    fn new() -> Self {
+        let pages = Arc::new(Pages::plain(Sizes::new(16 << 20, 16 << 20)).expect("memory"));
+        let (writer, log) = framelog::open(pages, 1, 0);
+        Self { writer, log }
+    }
+}
+
+/// The daemon's judgement.
+fn judge<'a>(bytes: &'a [u8], sharding: &Sharding) -> Option<NewFrame<'a>> {
+    let frame = Frame::parse(bytes).ok()?;
+    let (key, class) = (frame.head().cache_key()?, frame.head().class()?);
+    let group = frame.head().group_index(sharding)?;
+    Some(NewFrame { key, class, group, life_ms: LIFE_MS[class as usize], daemon_only: false, bytes })
+}
+
+/// What matters of a record: group, class, life, sum and bytes.
+fn record(log: &Log, key: &FrameKey) -> Option<(u16, u8, u32, u16, Vec<u8>)> {
+    let record = log.look_up(key, monotonic_ns())?;
+    let mut bytes = Vec::new();
+    assert!(log.copy(&record, &mut bytes), "nobody writes");
+    let header = record.header();
+    Some((header.group, header.class, header.life_ms, header.partial, bytes))
 }

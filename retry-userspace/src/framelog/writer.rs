@@ -98,6 +98,8 @@ struct Cursor {
 }
 
 const NS_PER_MS: u64 = 1_000_000;
+/// The part of a lane that may be kept free.
+const AHEAD_SHARE: u32 = 16;
 
 impl Writer {
     pub(super) fn new(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Self {
@@ -240,10 +242,10 @@ impl Writer {
         whole
     }
 
-    /// Drops old records until at least `slots` slots of each lane are free, for the kernel to write to.
+    /// Drops old records until `slots` slots of each lane are free for the kernel to write to, at most a sixteenth of it.
     pub fn make_ahead(&mut self, slots: u32, now_ns: u64) {
         for lane in 0..self.lanes.len() {
-            let wanted = slots.min(self.lanes[lane].slots / 2);
+            let wanted = slots.min(self.lanes[lane].slots / AHEAD_SHARE);
             while self.free(lane) < wanted && self.lanes[lane].tail != self.lanes[lane].followed {
                 self.evict(lane, now_ns, Counter::EvictedLap);
             }

@@ -1,0 +1,57 @@
+//! Frames stored by the kernel.
+
+use std::sync::Arc;
+
+use retry_common::key::FrameKey;
+use retry_testbed::answer::{Answer, nack};
+use retry_testbed::daemon::Daemon;
+use retry_testbed::fabric::{Fabric, group};
+use retry_testbed::journal::Journal;
+use retry_testbed::publish::Publisher;
+
+use super::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
+
+/// Stored by the kernel and counted once, answered; what it leaves is stored by the daemon, and neither twice.
+#[test]
+fn the_kernel_stores_frames() {
+    if !is_root("the_kernel_stores_frames") {
+        return;
+    }
+    for (fill, by_kernel) in [("kernel", 50), ("auto", 50), ("daemon", 0)] {
+        let fabric = Fabric::flat(1500).expect("a fabric");
+        let (endpoint, client) = two_hosts(&fabric);
+        let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &["-fill", fill])).expect("a daemon");
+        let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
+        let key = |seq_num| FrameKey::new(0xF111, seq_num);
+        for seq_num in 1..=50 {
+            publish.send(group(0), &frame(key(seq_num), 300, 1)).expect("a frame leaves");
+        }
+        await_count(&daemon, "bre_frames_cached_total", &[], 50);
+        // Again, and other bytes.
+        publish.send(group(0), &frame(key(7), 300, 1)).expect("a frame leaves");
+        publish.send(group(0), &frame(key(8), 300, 2)).expect("a frame leaves");
+        let metrics = await_count(&daemon, "bre_frames_received_total", &[], 52);
+        assert_eq!(metrics.count("bre_fill_kernel_frames_total", &[]), by_kernel, "-fill {fill}");
+        assert_eq!(metrics.count("bre_frames_received_total", &[]), 52, "-fill {fill}");
+        assert_eq!(metrics.count("bre_cache_duplicates_total", &[("kind", "same")]), 1, "-fill {fill}");
+        assert_eq!(metrics.count("bre_cache_duplicates_total", &[("kind", "replaced")]), 1, "-fill {fill}");
+        let socket = asker(client);
+        for seq_num in [1, 8, 50] {
+            let answers = ask(&socket, endpoint.nack_address(), &nack(key(seq_num)), 1);
+            assert!(matches!(Answer::parse(&answers[0], seq_num), Ok(Answer::Ack { .. })), "-fill {fill}: {answers:02x?}");
+        }
+        assert_eq!(daemon.metrics().expect("a scrape").count("bre_cache_hits_total", &[("path", "xdp")]), 3);
+    }
+}
+
+/// `-fill kernel` where no kernel can.
+#[test]
+fn kernel_fill_needs_xdp() {
+    if !is_root("kernel_fill_needs_xdp") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    let error = Daemon::start(&binary(), &endpoint.ns, &flags("off", &["-fill", "kernel"])).expect_err("refused");
+    assert!(format!("{error:#}").contains("-fill"), "{error:#}");
+}
