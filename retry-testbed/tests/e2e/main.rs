@@ -9,3 +9,4 @@ mod recovery;
 mod same_answers;
 mod scene;
 mod settings;
+mod suppression;
