@@ -25,6 +25,9 @@ const BATCH: usize = 64;
 const BUFFER_LEN: usize = 65_536;
 /// How long a shutdown may go unseen.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// System calls that read a leaving socket empty: more than its buffer holds, so that a source that goes on sending into it
+/// does not hold up the others.
+const LAST_ROUNDS: usize = 1_024;
 /// Expired records dropped in one go, so that the fill waits for no long sweep.
 const SWEEP: usize = 4_096;
 
@@ -123,13 +126,13 @@ impl Fill {
         let mut lost = HashMap::new();
         while !shutdown.load(Ordering::Relaxed) {
             listening.reconcile(|leaving| {
-                for socket in leaving.fds() {
-                    while batch.recv_now(&socket).is_ok_and(|received| received > 0) {
-                        self.take(&batch, lost.entry(socket.as_raw_fd()).or_default());
-                    }
-                    // The number may be that of another socket next.
-                    lost.remove(&socket.as_raw_fd());
+                let lost_there = lost.entry(leaving.as_raw_fd()).or_default();
+                let mut rounds = 0..LAST_ROUNDS;
+                while rounds.next().is_some() && batch.recv_now(leaving).is_ok_and(|received| received > 0) {
+                    self.take(&batch, lost_there);
                 }
+                // The number may be that of another socket next.
+                lost.remove(&leaving.as_raw_fd());
             });
             self.run_unchanged(listening, &mut batch, &mut lost, shutdown)?;
         }
@@ -278,3 +281,6 @@ impl Fill {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! Joins of the fabric's groups, any-source or of one source, spread over as many sockets as they need.
+//! Any-source joins of the fabric's groups, spread over as many sockets as they need.
 
 use std::collections::HashSet;
 use std::fs;
@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::net::if_::if_indextoname;
+use nix::sys::resource::{Resource, getrlimit};
 use socket2::Socket;
 use thiserror::Error;
 
@@ -40,6 +41,34 @@ pub enum JoinError {
         /// What the system said.
         source: io::Error,
     },
+    /// The process has as many sockets as it may have.
+    #[error(
+        "cannot open another socket on multicast port {port}: {source}; raise the limit of open files (RLIMIT_NOFILE, \
+         LimitNOFILE= of systemd; now {limit})"
+    )]
+    Files {
+        /// UDP port.
+        port: u16,
+        /// The soft limit, or `unknown`.
+        limit: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system refused a source of a group: neither is what it should be, or no such interface.
+    #[error("cannot join {group} from {source_address} on interface {interface}: {source}")]
+    Source {
+        /// The source.
+        source_address: Ipv6Addr,
+        /// The group.
+        group: Ipv6Addr,
+        /// The interface's name, or its index when it has none any more.
+        interface: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The thread that joins cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
     /// Not even a fresh socket had room for one more group.
     #[error(
         "joined {joined} of {wanted} groups on interface {interface}: the kernel has no room for another join in a fresh socket; raise \
@@ -55,6 +84,17 @@ pub enum JoinError {
         /// Value of `net.core.optmem_max`, or `unknown`.
         optmem_max: String,
     },
+}
+
+impl JoinError {
+    pub(super) fn no_socket(port: u16, source: io::Error) -> Self {
+        if source.raw_os_error() != Some(libc::EMFILE) {
+            return Self::Socket { port, source };
+        }
+        let limit =
+            getrlimit(Resource::RLIMIT_NOFILE).map_or_else(|_| "unknown".to_owned(), |(soft, _)| soft.to_string());
+        Self::Files { port, limit, source }
+    }
 }
 
 /// Sockets that have joined a list of groups on one interface. Dropping them leaves the groups.
@@ -76,40 +116,20 @@ impl Joins {
     /// # Errors
     /// [`JoinError`]; none of the joins stays.
     pub fn open(interface: u32, port: u16, groups: &[Ipv6Addr]) -> Result<Self, JoinError> {
-        Self::open_with(interface, port, groups, |socket, group| socket.join_multicast_v6(group, interface))
-    }
-
-    /// As [`Joins::open`], for the datagrams of `source` alone. One source a socket: the kernel's limit of sources for a
-    /// group (`net.ipv6.mld_max_msf`) is never met, and a source comes and goes without touching another.
-    ///
-    /// # Errors
-    /// [`JoinError`]; none of the joins stays.
-    pub fn open_source(interface: u32, port: u16, groups: &[Ipv6Addr], source: Ipv6Addr) -> Result<Self, JoinError> {
-        Self::open_with(interface, port, groups, |socket, group| {
-            options::join_source(socket, interface, *group, source)
-        })
-    }
-
-    fn open_with(
-        interface: u32,
-        port: u16,
-        groups: &[Ipv6Addr],
-        join: impl Fn(&Socket, &Ipv6Addr) -> io::Result<()>,
-    ) -> Result<Self, JoinError> {
         // Joined on two sockets, a group's datagrams would arrive twice.
         let mut seen = HashSet::with_capacity(groups.len());
         let groups: Vec<Ipv6Addr> = groups.iter().copied().filter(|group| seen.insert(*group)).collect();
-        let fail = |source| JoinError::Socket { port, source };
+        let fail = |source| JoinError::no_socket(port, source);
         let (mut socket, receive_buffer) = open_socket(interface, port).map_err(fail)?;
         let mut sockets = Vec::new();
         let mut on_this_socket = 0;
         for (joined, &group) in groups.iter().enumerate() {
-            let mut result = join(&socket, &group);
+            let mut result = socket.join_multicast_v6(&group, interface);
             if on_this_socket > 0 && result.as_ref().is_err_and(has_no_room) {
                 let (next, _) = open_socket(interface, port).map_err(fail)?;
                 sockets.push(std::mem::replace(&mut socket, next));
                 on_this_socket = 0;
-                result = join(&socket, &group);
+                result = socket.join_multicast_v6(&group, interface);
             }
             match result {
                 Ok(()) => on_this_socket += 1,
@@ -156,7 +176,7 @@ impl Joins {
     }
 }
 
-fn open_socket(interface: u32, port: u16) -> io::Result<(Socket, ReceiveBuffer)> {
+pub(super) fn open_socket(interface: u32, port: u16) -> io::Result<(Socket, ReceiveBuffer)> {
     let socket = options::udp_socket()?;
     // Set before the bind, so that nothing of other sockets' groups or interfaces is queued in between.
     options::own_groups_only(&socket)?;
@@ -168,11 +188,11 @@ fn open_socket(interface: u32, port: u16) -> io::Result<(Socket, ReceiveBuffer)>
     Ok((socket, receive_buffer))
 }
 
-fn has_no_room(error: &io::Error) -> bool {
+pub(super) fn has_no_room(error: &io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENOMEM | Errno::ENOBUFS))
 }
 
-fn name_of(interface: u32) -> String {
+pub(super) fn name_of(interface: u32) -> String {
     if_indextoname(interface)
         .ok()
         .and_then(|name| name.into_string().ok())
@@ -181,7 +201,7 @@ fn name_of(interface: u32) -> String {
         .unwrap_or_else(|| interface.to_string())
 }
 
-fn optmem_max() -> String {
+pub(super) fn optmem_max() -> String {
     fs::read_to_string("/proc/sys/net/core/optmem_max")
         .map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
 }

@@ -1,14 +1,20 @@
 //! The sockets of a set of groups: any-source ones that stay, and those of sources that come and go.
+//!
+//! Joining thousands of groups takes its time, so a thread of its own joins and leaves, while whoever receives goes on
+//! receiving: it sees new sockets when they have joined, and reads the old ones empty when they have left.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
-use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use socket2::Socket;
 
 use super::joins::{JoinError, Joins};
+use super::ssm::SourceJoins;
 
 /// Where is listened.
 #[derive(Clone, Debug)]
@@ -23,127 +29,178 @@ pub struct Place {
     pub by_source: Vec<Ipv6Addr>,
 }
 
-/// The sockets, and the sources wanted.
+/// What is joined by source, for metrics.
+#[derive(Debug, Default)]
+pub struct Status {
+    sources: AtomicUsize,
+    sockets: AtomicUsize,
+}
+
+impl Status {
+    /// Sources joined.
+    #[must_use]
+    pub fn sources(&self) -> usize {
+        self.sources.load(Ordering::Relaxed)
+    }
+
+    /// Sockets, any-source ones too.
+    #[must_use]
+    pub fn sockets(&self) -> usize {
+        self.sockets.load(Ordering::Relaxed)
+    }
+}
+
+/// The sockets to receive on.
 #[derive(Debug)]
 pub struct Listening {
-    place: Place,
     fixed: Option<Joins>,
-    sources: BTreeMap<Ipv6Addr, Joins>,
-    wanted: Receiver<BTreeSet<Ipv6Addr>>,
-    /// The newest set that came.
-    news: RefCell<Option<BTreeSet<Ipv6Addr>>>,
-    refused: BTreeSet<Ipv6Addr>,
-    /// How many sockets there are, for whoever shows it.
-    count: Arc<AtomicUsize>,
-    /// How many sources are joined, likewise.
-    joined: Arc<AtomicUsize>,
+    by_source: Vec<Arc<Socket>>,
+    board: Arc<Board>,
+    seen: u64,
+}
+
+/// Where the joining thread puts its sockets for the receiving one.
+#[derive(Debug, Default)]
+struct Board {
+    sockets: Mutex<Vec<Arc<Socket>>>,
+    /// Changes after each change of `sockets`.
+    edition: AtomicU64,
+    status: Arc<Status>,
 }
 
 impl Listening {
-    /// Joins the any-source groups; sources are joined as they come out of `wanted`.
+    /// Joins the any-source groups, and the others from each source in `first`: what the kernel cannot hold then ends the
+    /// start and not the day. Afterwards the newest set out of `wanted` holds, until its sender is gone.
     ///
     /// # Errors
-    /// [`JoinError`].
-    pub fn open(place: Place, wanted: Receiver<BTreeSet<Ipv6Addr>>) -> Result<Self, JoinError> {
-        let fixed = if place.any_source.is_empty() {
-            None
-        } else {
-            Some(Joins::open(place.interface, place.port, &place.any_source)?)
-        };
-        let count = Arc::new(AtomicUsize::new(fixed.as_ref().map_or(0, |joins| joins.fds().len())));
-        Ok(Self {
-            count,
-            joined: Arc::default(),
-            place,
-            fixed,
-            sources: BTreeMap::new(),
-            wanted,
-            news: RefCell::default(),
+    /// [`JoinError`]; none of the joins stays.
+    pub fn open(
+        place: Place,
+        first: &BTreeSet<Ipv6Addr>,
+        wanted: Receiver<BTreeSet<Ipv6Addr>>,
+    ) -> Result<Self, JoinError> {
+        let Place { interface, port, any_source, by_source } = place;
+        let fixed = if any_source.is_empty() { None } else { Some(Joins::open(interface, port, &any_source)?) };
+        let board = Arc::new(Board::default());
+        let mut keeper = Keeper {
+            joins: SourceJoins::new(interface, port, &by_source),
+            fixed: fixed.as_ref().map_or(0, |joins| joins.fds().len()),
             refused: BTreeSet::new(),
-        })
+            board: Arc::clone(&board),
+        };
+        for source in first {
+            keeper.joins.join(*source)?;
+        }
+        keeper.publish();
+        if !by_source.is_empty() {
+            let keep = move || keeper.keep(&wanted);
+            thread::Builder::new().name(format!("joins-{port}")).spawn(keep).map_err(JoinError::Thread)?;
+        }
+        let mut listening = Self { fixed, by_source: Vec::new(), board, seen: 0 };
+        listening.reconcile(|_| {});
+        Ok(listening)
     }
 
-    /// Joins one source now, so that a limit of the kernel ends the start and not the day.
-    ///
-    /// # Errors
-    /// [`JoinError`].
-    pub fn join(&mut self, source: Ipv6Addr) -> Result<(), JoinError> {
-        let joins = Joins::open_source(self.place.interface, self.place.port, &self.place.by_source, source)?;
-        self.sources.insert(source, joins);
-        self.count();
-        Ok(())
-    }
-
-    /// How many sockets there are, now and later.
-    pub fn sockets(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.count)
-    }
-
-    /// How many sources are joined, now and later.
-    pub fn joined(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.joined)
-    }
-
-    fn count(&self) {
-        self.joined.store(self.sources.len(), Ordering::Relaxed);
-        self.count.store(self.fds().count(), Ordering::Relaxed);
-    }
-
-    /// The sources joined.
-    pub fn sources(&self) -> impl Iterator<Item = &Ipv6Addr> {
-        self.sources.keys()
+    /// What is joined, also later.
+    #[must_use]
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.board.status)
     }
 
     /// All sockets.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.fixed.iter().chain(self.sources.values()).flat_map(Joins::fds)
+        self.fixed.iter().flat_map(Joins::fds).chain(self.by_source.iter().map(|socket| socket.as_fd()))
     }
 
-    /// True when a set of sources has come that [`Listening::reconcile`] has not seen.
+    /// True when the sockets have changed since [`Listening::reconcile`].
+    #[must_use]
     pub fn has_news(&self) -> bool {
-        let mut news = self.news.borrow_mut();
-        if let Some(newest) = self.wanted.try_iter().last() {
-            *news = Some(newest);
-        }
-        news.is_some()
+        self.board.edition.load(Ordering::Acquire) != self.seen
     }
 
-    /// Takes the newest set of sources, if one came: new ones are joined, then `last` gets the sockets of those that
-    /// leave, for what is still queued there, and they are closed. Those that stay are not touched. True when something
-    /// changed.
-    pub fn reconcile(&mut self, mut last: impl FnMut(&Joins)) -> bool {
+    /// Takes the sockets as they are now. `last` gets each that is no longer needed, for what is still queued there, before
+    /// it is closed. Those that stay are not touched.
+    pub fn reconcile(&mut self, mut last: impl FnMut(&Socket)) {
         if !self.has_news() {
-            return false;
+            return;
         }
-        let wanted = self.news.take().unwrap_or_default();
-        let mut changed = false;
-        for source in &wanted {
-            if self.sources.contains_key(source) {
-                continue;
-            }
-            match self.join(*source) {
-                Ok(()) => {
-                    tracing::info!(%source, "source joined");
-                    self.refused.remove(source);
-                    changed = true;
-                }
-                // Tried again with the next set; told once.
-                Err(error) => {
-                    if self.refused.insert(*source) {
-                        tracing::error!(%source, %error, "a source cannot be joined");
-                    }
-                }
-            }
+        let sockets = {
+            let sockets = self.board.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+            // Under the lock, so that it belongs to these sockets.
+            self.seen = self.board.edition.load(Ordering::Acquire);
+            sockets.clone()
+        };
+        let old = std::mem::replace(&mut self.by_source, sockets);
+        for socket in old.iter().filter(|old| !self.by_source.iter().any(|now| Arc::ptr_eq(now, old))) {
+            last(socket);
         }
-        let leaving: Vec<Ipv6Addr> = self.sources.keys().filter(|source| !wanted.contains(source)).copied().collect();
-        for source in leaving {
-            if let Some(joins) = self.sources.remove(&source) {
-                last(&joins);
-                tracing::info!(%source, "source left");
-                changed = true;
-            }
-        }
-        self.count();
-        changed
     }
 }
+
+/// The joining thread.
+struct Keeper {
+    joins: SourceJoins,
+    /// Any-source sockets.
+    fixed: usize,
+    /// Sources wanted that could not be joined; each is told once in the log.
+    refused: BTreeSet<Ipv6Addr>,
+    board: Arc<Board>,
+}
+
+impl Keeper {
+    fn keep(mut self, wanted: &Receiver<BTreeSet<Ipv6Addr>>) {
+        while let Ok(set) = wanted.recv() {
+            self.reconcile(&wanted.try_iter().last().unwrap_or(set));
+        }
+    }
+
+    /// Joins what is new, then leaves what is not wanted; refused sources are tried again, also with the same set.
+    fn reconcile(&mut self, wanted: &BTreeSet<Ipv6Addr>) {
+        let refused = self.join(wanted);
+        // Those that are new are received from before the others are left.
+        self.publish();
+        let leaving: Vec<_> = self.joins.sources().filter(|source| !wanted.contains(source)).collect();
+        for source in &leaving {
+            self.joins.leave(*source);
+            tracing::info!(%source, "source left");
+        }
+        // Those that have left made room.
+        let refused = if leaving.is_empty() { refused } else { self.join(wanted) };
+        for (source, error) in &refused {
+            if !self.refused.contains(source) {
+                tracing::error!(%source, %error, "a source cannot be joined: tried again later");
+            }
+        }
+        self.refused = refused.into_iter().map(|(source, _)| source).collect();
+        self.publish();
+    }
+
+    /// Joins what is not joined yet, and returns what could not be.
+    fn join(&mut self, wanted: &BTreeSet<Ipv6Addr>) -> Vec<(Ipv6Addr, JoinError)> {
+        let mut refused = Vec::new();
+        for source in wanted {
+            if self.joins.contains(source) {
+                continue;
+            }
+            match self.joins.join(*source) {
+                Ok(()) => tracing::info!(%source, "source joined"),
+                Err(error) => refused.push((*source, error)),
+            }
+        }
+        refused
+    }
+
+    fn publish(&self) {
+        let status = &self.board.status;
+        status.sources.store(self.joins.sources().count(), Ordering::Relaxed);
+        let mut sockets = self.board.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        status.sockets.store(self.fixed + self.joins.sockets().count(), Ordering::Relaxed);
+        if !sockets.iter().map(Arc::as_ptr).eq(self.joins.sockets().map(Arc::as_ptr)) {
+            *sockets = self.joins.sockets().cloned().collect();
+            self.board.edition.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,17 @@
 //! From the fabric into the frame log.
 //!
-//! [`listening`] holds the sockets, [`fill`] stores what they receive, [`tee`] what a program on this host hands on. With
-//! sources named, [`sources`] decides (purely) which, [`control`] finds out: from DNS, and from the manifests that its ear
-//! on the beacon groups hears.
+//! [`listening`] holds the sockets ([`joins`] from any source, [`ssm`] from named ones), [`fill`] stores what they receive,
+//! [`tee`] what a program on this host hands on. With sources named, [`sources`] decides (purely) which, [`control`] finds
+//! out: from DNS ([`resolve`]), and from the manifests that the [`ear`] on the beacon groups hears.
 
 pub mod control;
+pub mod ear;
 pub mod fill;
 pub mod joins;
 pub mod listening;
+pub mod resolve;
 pub mod sources;
+pub mod ssm;
 pub mod tee;
+#[cfg(test)]
+mod testing;

@@ -10,8 +10,10 @@ const INTERVALS: u64 = 3;
 /// A manifest that tells neither is taken for one a minute.
 const INTERVAL_S: u64 = 60;
 const NS_PER_S: u64 = 1_000_000_000;
-/// Senders kept: they are configured, so that there are few; their instance ids are their own word.
+/// Instances kept: their senders are configured, so that there are few; their ids are their own word.
 const MOST: usize = 1_024;
+/// Sources that all manifests may name together. A fabric has a few; each costs joins, and kernel time for each datagram.
+pub const MOST_SOURCES: usize = 4_096;
 
 /// What became of a manifest.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -24,16 +26,21 @@ pub enum Outcome {
     Foreign,
     /// It is older than one of the same sender.
     Stale,
-    /// There is no room for one more sender.
+    /// There is no room for one more instance, or for its sources.
     Full,
 }
 
+/// The last word of an instance.
 #[derive(Clone, Debug)]
 struct Live {
     epoch_s: u32,
     authoritative: bool,
+    /// It was its last: kept so that an older one that comes late does not bring it back.
+    shutdown: bool,
     sources: BTreeSet<Ipv6Addr>,
     expires_ns: u64,
+    /// How long it may be silent, as it says, before it counts as gone.
+    silence_ns: u64,
 }
 
 /// What is known of the sources.
@@ -60,9 +67,14 @@ impl Sources {
         self.publishers = publishers;
     }
 
-    /// The senders of manifests, from now on. What one said that is no longer named counts no more.
-    pub fn set_senders(&mut self, senders: BTreeSet<Ipv6Addr>) {
-        self.live.retain(|(sender, _), _| senders.contains(sender));
+    /// The senders of manifests, from now on. What one said that is no longer named counts for another three of its
+    /// intervals at most: a sender that moved to a new address has repeated it there by then, and nothing is lost between.
+    pub fn set_senders(&mut self, senders: BTreeSet<Ipv6Addr>, now_ns: u64) {
+        for ((sender, _), live) in &mut self.live {
+            if self.senders.contains(sender) && !senders.contains(sender) {
+                live.expires_ns = live.expires_ns.min(now_ns.saturating_add(live.silence_ns));
+            }
+        }
         self.senders = senders;
     }
 
@@ -71,40 +83,56 @@ impl Sources {
         if !self.senders.contains(&sender) {
             return Outcome::Foreign;
         }
+        self.live.retain(|_, live| now_ns < live.expires_ns);
         let key = (sender, manifest.instance_id);
-        if self.live.get(&key).is_some_and(|known| manifest.epoch_s < known.epoch_s && now_ns < known.expires_ns) {
+        let shutdown = manifest.flags & FLAG_SHUTDOWN != 0;
+        if self.live.get(&key).is_some_and(|known| {
+            // Made in the same second, the last word stays the last.
+            manifest.epoch_s < known.epoch_s || (manifest.epoch_s == known.epoch_s && known.shutdown && !shutdown)
+        }) {
             return Outcome::Stale;
         }
-        let shutdown = manifest.flags & FLAG_SHUTDOWN != 0;
-        self.live.retain(|_, live| now_ns < live.expires_ns);
-        if self.live.len() >= MOST && !self.live.contains_key(&key) {
-            return Outcome::Full;
-        }
         let interval = if manifest.interval_s == 0 { INTERVAL_S } else { u64::from(manifest.interval_s) };
-        let life_s = if manifest.ttl_s == 0 { INTERVALS * interval } else { u64::from(manifest.ttl_s) };
-        let told = manifest.sources.iter().map(|source| Ipv6Addr::from(*source));
+        let silence_s = INTERVALS * interval;
+        let life_s = if manifest.ttl_s == 0 { silence_s } else { u64::from(manifest.ttl_s) };
+        let named = if shutdown { &[] } else { manifest.sources };
         let live = Live {
             epoch_s: manifest.epoch_s,
-            authoritative: manifest.flags & FLAG_AUTHORITATIVE != 0 && !shutdown,
-            // Who has gone is remembered for as long: an older manifest that comes late must not bring it back.
-            sources: if shutdown { BTreeSet::new() } else { told.collect() },
+            authoritative: manifest.flags & FLAG_AUTHORITATIVE != 0,
+            shutdown,
+            sources: named
+                .iter()
+                .map(|source| Ipv6Addr::from(*source))
+                .filter(|source| self.is_usable(source))
+                .collect(),
             expires_ns: now_ns.saturating_add(life_s * NS_PER_S),
+            silence_ns: silence_s * NS_PER_S,
         };
+        let is_new = !self.live.contains_key(&key);
+        let of_others = || self.live.iter().filter(|(other, _)| **other != key).flat_map(|(_, live)| &live.sources);
+        let named: BTreeSet<&Ipv6Addr> = of_others().chain(&live.sources).collect();
+        if (is_new && self.live.len() >= MOST) || named.len() > MOST_SOURCES {
+            return Outcome::Full;
+        }
+        // The same instance at a new address, after its host moved: only its newest word counts.
+        self.live.retain(|(sender, instance), _| *instance != key.1 || self.senders.contains(sender));
         self.live.insert(key, live);
         if shutdown { Outcome::Shutdown } else { Outcome::Taken }
     }
 
-    /// The sources to join: the operator's publishers always, and the union of what the live manifests say. Where one
-    /// speaks for the operator (authoritative), those that do not are not heard.
+    /// The sources to join: the operator's publishers always, and the union of what the live manifests name. Where one that
+    /// speaks for the operator (authoritative) names any, those that do not are not heard.
     #[must_use]
     pub fn wanted(&self, now_ns: u64) -> BTreeSet<Ipv6Addr> {
         let live = || self.live.values().filter(|live| now_ns < live.expires_ns);
-        let only_authoritative = live().any(|live| live.authoritative);
+        let only_authoritative = live().any(|live| live.authoritative && !live.sources.is_empty());
         let told = live().filter(|live| live.authoritative || !only_authoritative).flat_map(|live| &live.sources);
-        let usable = |source: &&Ipv6Addr| {
-            Some(**source) != self.own && !source.is_multicast() && !source.is_unspecified() && !source.is_loopback()
-        };
-        self.publishers.iter().chain(told).filter(usable).copied().collect()
+        self.publishers.iter().chain(told).filter(|source| self.is_usable(source)).copied().collect()
+    }
+
+    /// True for an address that another host can send from.
+    fn is_usable(&self, source: &Ipv6Addr) -> bool {
+        Some(*source) != self.own && !source.is_multicast() && !source.is_unspecified() && !source.is_loopback()
     }
 }
 
@@ -162,7 +190,7 @@ mod tests {
     fn known() -> Sources {
         let mut sources = Sources::new(Some(ip(99)));
         sources.set_publishers(set(&[1]));
-        sources.set_senders(set(&[50, 51]));
+        sources.set_senders(set(&[50, 51]), 0);
         sources
     }
 
@@ -183,17 +211,80 @@ mod tests {
         assert_eq!(sources.wanted(2 * S), set(&[1, 3]));
         assert_eq!(sources.handle_manifest(&manifest(&[], 7, FLAG_SHUTDOWN), ip(51), 3 * S), Outcome::Shutdown);
         assert_eq!(sources.wanted(3 * S), set(&[1, 2]));
-        // One from before it went, late.
-        assert_eq!(sources.handle_manifest(&manifest(&three, 6, 0), ip(51), 3 * S), Outcome::Stale);
         // Not renewed.
         assert_eq!(sources.wanted(10 * S - 1), set(&[1, 2]));
         assert_eq!(sources.wanted(10 * S), set(&[1]));
         // A sender that was restarted with a clock behind is heard once its old word is over.
         assert_eq!(sources.handle_manifest(&manifest(&three, 1, 0), ip(50), 10 * S), Outcome::Taken);
         assert_eq!(sources.wanted(11 * S), set(&[1, 3]));
-        // No longer named.
-        sources.set_senders(set(&[51]));
-        assert_eq!(sources.wanted(11 * S), set(&[1]));
+    }
+
+    #[test]
+    fn a_sender_that_moves_leaves_no_gap() {
+        let mut sources = known();
+        let two = [ip(2).octets()];
+        let long = Manifest { ttl_s: 3_600, ..manifest(&two, 1, 0) };
+        assert_eq!(sources.handle_manifest(&long, ip(50), 0), Outcome::Taken);
+        // Its name has another address now. It announces every 3 s, so that it is given 9.
+        sources.set_senders(set(&[52]), 10 * S);
+        sources.set_senders(set(&[52]), 15 * S);
+        assert_eq!((sources.wanted(19 * S - 1), sources.wanted(19 * S)), (set(&[1, 2]), set(&[1])));
+        assert_eq!(sources.handle_manifest(&long, ip(50), 11 * S), Outcome::Foreign);
+        // At the new address it names another source: its old word is over.
+        let three = [ip(3).octets()];
+        assert_eq!(sources.handle_manifest(&manifest(&three, 2, 0), ip(52), 12 * S), Outcome::Taken);
+        assert_eq!(sources.wanted(12 * S), set(&[1, 3]));
+    }
+
+    #[test]
+    fn a_shutdown_is_the_last_word() {
+        let mut sources = known();
+        let two = [ip(2).octets()];
+        let of = |epoch_s, flags| manifest(&two, epoch_s, flags);
+        assert_eq!(sources.handle_manifest(&of(100, 0), ip(50), 0), Outcome::Taken);
+        assert_eq!(sources.handle_manifest(&of(101, FLAG_SHUTDOWN), ip(50), S), Outcome::Shutdown);
+        assert_eq!(sources.wanted(S), set(&[1]));
+        // Late, twice, and made in the same second.
+        for epoch_s in [99, 100, 101] {
+            assert_eq!(sources.handle_manifest(&of(epoch_s, 0), ip(50), 2 * S), Outcome::Stale);
+        }
+        assert_eq!(sources.handle_manifest(&of(101, FLAG_SHUTDOWN), ip(50), 2 * S), Outcome::Shutdown);
+        assert_eq!(sources.wanted(2 * S), set(&[1]));
+        // Started again.
+        assert_eq!(sources.handle_manifest(&of(102, 0), ip(50), 3 * S), Outcome::Taken);
+        assert_eq!(sources.wanted(3 * S), set(&[1, 2]));
+    }
+
+    #[test]
+    fn one_that_speaks_for_the_operator_and_names_nobody_silences_nobody() {
+        let mut sources = known();
+        let two = [ip(2).octets()];
+        assert_eq!(sources.handle_manifest(&manifest(&two, 1, 0), ip(50), 0), Outcome::Taken);
+        assert_eq!(sources.handle_manifest(&manifest(&[], 1, FLAG_AUTHORITATIVE), ip(51), 0), Outcome::Taken);
+        assert_eq!(sources.wanted(0), set(&[1, 2]));
+    }
+
+    #[test]
+    fn too_many_sources_or_instances_are_refused_and_the_rest_stays() {
+        let mut sources = known();
+        let many = |from: usize, count: usize| -> Vec<[u8; 16]> {
+            (from..from + count).map(|last| ip(u16::try_from(last).expect("small")).octets()).collect()
+        };
+        let (all, one) = (many(1_000, MOST_SOURCES), many(999, 1));
+        assert_eq!(sources.handle_manifest(&manifest(&all, 1, 0), ip(50), 0), Outcome::Taken);
+        assert_eq!(sources.handle_manifest(&manifest(&one, 1, 0), ip(51), 0), Outcome::Full);
+        // Named twice it counts once, and what an instance named before makes room.
+        assert_eq!(sources.handle_manifest(&manifest(&all[..9], 1, 0), ip(51), 0), Outcome::Taken);
+        assert_eq!(sources.handle_manifest(&manifest(&all[9..], 2, 0), ip(50), 0), Outcome::Taken);
+        assert_eq!(sources.wanted(0).len(), MOST_SOURCES + 1);
+        for instance_id in 100..100 + 1_022 {
+            let of = Manifest { instance_id, ..manifest(&[], 1, 0) };
+            assert_eq!(sources.handle_manifest(&of, ip(50), 0), Outcome::Taken);
+        }
+        let one_more = Manifest { instance_id: 9_999, ..manifest(&[], 1, 0) };
+        assert_eq!(sources.handle_manifest(&one_more, ip(50), 0), Outcome::Full);
+        assert_eq!(sources.handle_manifest(&manifest(&one, 3, 0), ip(50), 0), Outcome::Taken);
+        assert_eq!(sources.wanted(0).len(), 1 + 9 + 1);
     }
 
     #[test]

@@ -95,8 +95,27 @@ pub(crate) fn allow_fragments(socket: &impl AsFd) -> io::Result<()> {
 /// Joins a group on an interface for the datagrams of one source (RFC 3678, section 5.1.1).
 ///
 /// # Errors
-/// What `setsockopt` returns: ENOMEM or ENOBUFS when the socket has no room for another join.
+/// What `setsockopt` returns: ENOMEM or ENOBUFS when the socket has no room for another join, or for another source of the
+/// group.
 pub(crate) fn join_source(socket: &impl AsFd, interface: u32, group: Ipv6Addr, source: Ipv6Addr) -> io::Result<()> {
+    set_source(socket, libc::MCAST_JOIN_SOURCE_GROUP, interface, group, source)
+}
+
+/// Takes one [`join_source`] back; other sources of the group are not touched.
+///
+/// # Errors
+/// What `setsockopt` returns: EADDRNOTAVAIL when the pair was not joined.
+pub(crate) fn leave_source(socket: &impl AsFd, interface: u32, group: Ipv6Addr, source: Ipv6Addr) -> io::Result<()> {
+    set_source(socket, libc::MCAST_LEAVE_SOURCE_GROUP, interface, group, source)
+}
+
+fn set_source(
+    socket: &impl AsFd,
+    name: libc::c_int,
+    interface: u32,
+    group: Ipv6Addr,
+    source: Ipv6Addr,
+) -> io::Result<()> {
     let request = libc::group_source_req {
         gsr_interface: interface,
         gsr_group: message::to_storage(SocketAddrV6::new(group, 0, 0, 0)),
@@ -105,9 +124,7 @@ pub(crate) fn join_source(socket: &impl AsFd, interface: u32, group: Ipv6Addr, s
     let fd = socket.as_fd().as_raw_fd();
     let length = socklen(size_of_val(&request));
     // SAFETY: the descriptor is borrowed, so open; the request outlives the call and `length` is its size.
-    let result = unsafe {
-        libc::setsockopt(fd, libc::IPPROTO_IPV6, libc::MCAST_JOIN_SOURCE_GROUP, (&raw const request).cast(), length)
-    };
+    let result = unsafe { libc::setsockopt(fd, libc::IPPROTO_IPV6, name, (&raw const request).cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
 use retry_common::group::{self, SourceMode};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
@@ -15,35 +14,47 @@ use crate::beacon::registry::SharedRegistry;
 use crate::beacon::{self, BEACON_PORT};
 use crate::counters::UserCounters;
 use crate::fabric::Fabric;
-use crate::ingress::control::{self, Ear};
+use crate::ingress::control::{self, Control};
+use crate::ingress::ear::Ear;
 use crate::ingress::joins::JoinError;
 use crate::ingress::listening::{Listening, Place};
-use crate::settings::{Host, Settings};
+use crate::settings::Settings;
 
 /// A set of sources, on its way.
 type Wanted = Receiver<BTreeSet<Ipv6Addr>>;
 
+/// What finds the sources out. It knows the addresses of the settings at once.
+pub(super) fn control(settings: &Settings, counters: &Arc<UserCounters>) -> Arc<Control> {
+    let config = control::Config {
+        ssm: settings.ssm.clone(),
+        own: settings.ingress.bind_source,
+        shard_bits: settings.ingress.shard_bits.get(),
+        is_ssm: settings.ingress.source_mode == SourceMode::Ssm,
+    };
+    Arc::new(Control::new(config, Arc::clone(counters)))
+}
+
 /// The data groups. Sources that are known by address are joined at once.
-pub(super) fn data(settings: &Settings, fabric: &Fabric, wanted: Wanted) -> Result<Listening, JoinError> {
-    let is_ssm = settings.ingress.source_mode == SourceMode::Ssm;
+pub(super) fn data(
+    settings: &Settings,
+    fabric: &Fabric,
+    control: &Control,
+    wanted: Wanted,
+) -> Result<Listening, JoinError> {
     let groups = groups(settings);
-    let (any_source, by_source) = if is_ssm { (Vec::new(), groups) } else { (groups, Vec::new()) };
+    let (any_source, by_source) = match settings.ingress.source_mode {
+        SourceMode::Asm => (groups, Vec::new()),
+        SourceMode::Ssm => (Vec::new(), groups),
+    };
     let place = Place { interface: fabric.ingress.index, port: settings.ingress.listen_port, any_source, by_source };
-    let mut listening = Listening::open(place, wanted)?;
-    for host in settings.ssm.publishers.iter().filter(|_| is_ssm) {
-        if let Host::Address(address) = host
-            && Some(*address) != settings.ingress.bind_source
-        {
-            listening.join(*address)?;
-        }
-    }
-    Ok(listening)
+    Listening::open(place, &control.wanted(), wanted)
 }
 
 /// Starts the task that finds sources, and opens the ear on the beacon groups.
 pub(super) fn start_control(
     settings: &Settings,
     fabric: &Fabric,
+    control: Arc<Control>,
     data: Sender<BTreeSet<Ipv6Addr>>,
     registry: &Arc<SharedRegistry>,
     counters: &Arc<UserCounters>,
@@ -65,20 +76,13 @@ pub(super) fn start_control(
         }
     };
     let place = Place { interface: fabric.ingress.index, port: BEACON_PORT, any_source, by_source };
-    let (manifests, heard) = mpsc::unbounded_channel();
     let advert_registry = Arc::clone(registry);
     let ear = Ear {
-        listening: Listening::open(place, wanted)?,
+        listening: Listening::open(place, &BTreeSet::new(), wanted)?,
         on_advert: Box::new(move |bytes, from| advert_registry.hear(bytes, from)),
-        manifests,
+        control: Arc::clone(&control),
         counters: Arc::clone(counters),
     };
-    let config = control::Config {
-        ssm: settings.ssm.clone(),
-        own: settings.ingress.bind_source,
-        shard_bits: settings.ingress.shard_bits.get(),
-        is_ssm: settings.ingress.source_mode == SourceMode::Ssm,
-    };
-    tokio::spawn(control::keep(config, heard, data, ear_sources, Arc::clone(counters), cancel.clone()));
+    tokio::spawn(control.keep(data, ear_sources, cancel.clone()));
     Ok(ear)
 }

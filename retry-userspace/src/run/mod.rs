@@ -32,7 +32,7 @@ use crate::datapath::{Datapath, Events};
 use crate::engine::{Engine, GroupLimit, Rules};
 use crate::fabric::Fabric;
 use crate::framelog;
-use crate::ingress::control::Ear;
+use crate::ingress::ear::Ear;
 use crate::ingress::fill::{Fill, OnStored};
 use crate::ingress::listening::Listening;
 use crate::ingress::tee::TeeSocket;
@@ -88,7 +88,8 @@ pub async fn run(
         multicast_loop: settings.egress.multicast_loop,
     })?);
     let (data_sources, wanted) = std::sync::mpsc::channel();
-    let joins = if settings.ingress.join { Some(listening::data(settings, &fabric, wanted)?) } else { None };
+    let control = listening::control(settings, &counters);
+    let joins = if settings.ingress.join { Some(listening::data(settings, &fabric, &control, wanted)?) } else { None };
     let tee = settings.ingress.tee.map(TeeSocket::open).transpose()?;
 
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, Arc::clone(&counters)));
@@ -118,9 +119,8 @@ pub async fn run(
         drain_ordered: Notify::new(),
         recovery: recovery.clone(),
         store: store.clone(),
-        ingress_sockets: joins.as_ref().map(Listening::sockets).unwrap_or_default(),
+        joined: joins.as_ref().map(Listening::status).unwrap_or_default(),
         tee_sockets: usize::from(tee.is_some()),
-        ssm_sources: joins.as_ref().map(Listening::joined).unwrap_or_default(),
         instance: settings.telemetry.instance.clone(),
     });
     let exporter =
@@ -129,7 +129,7 @@ pub async fn run(
         .as_ref()
         .map(|exporter| NackTracer::new(exporter.tracer(), settings.telemetry.otlp.sampling))
         .unwrap_or_default();
-    let ear = listening::start_control(settings, &fabric, data_sources, &registry, &counters, &cancel)?;
+    let ear = listening::start_control(settings, &fabric, control, data_sources, &registry, &counters, &cancel)?;
     let announcer = store.clone().filter(|_| dedups(settings, DedupMode::Eventual));
     let kernel_groups = state.datapath().as_mut().and_then(Datapath::take_groups);
     let server = Arc::new(Server {

@@ -12,6 +12,7 @@ use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
 use crate::datapath::Datapath;
 use crate::framelog::Writer;
+use crate::ingress::listening;
 use crate::proxy::{Recovery, UpstreamStatus};
 use crate::store::Store;
 use crate::telemetry::inventory::Host;
@@ -33,10 +34,9 @@ pub(super) struct State {
     pub(super) drain_ordered: Notify,
     pub(super) recovery: Option<Recovery>,
     pub(super) store: Option<Store>,
-    /// Sockets of the data groups, which come and go with their sources.
-    pub(super) ingress_sockets: Arc<AtomicUsize>,
+    /// What the data groups hold: sources and sockets come and go.
+    pub(super) joined: Arc<listening::Status>,
     pub(super) tee_sockets: usize,
-    pub(super) ssm_sources: Arc<AtomicUsize>,
     pub(super) instance: String,
 }
 
@@ -117,8 +117,8 @@ impl Source for State {
                 .into_iter()
                 .map(upstream)
                 .collect(),
-            ssm_sources: self.ssm_sources.load(Ordering::Relaxed),
-            ingress_sockets: self.ingress_sockets.load(Ordering::Relaxed) + self.tee_sockets,
+            ssm_sources: self.joined.sources(),
+            ingress_sockets: self.joined.sockets() + self.tee_sockets,
             host: Host::here(&self.instance),
             draining: self.draining.load(Ordering::Relaxed),
         }

@@ -1,167 +1,148 @@
-//! Names that change, asked of a real DNS server in a namespace with a resolv.conf of its own.
-
-use std::net::Ipv6Addr;
+use std::net::UdpSocket;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
-use hickory_server::Server;
-use hickory_server::net::runtime::TokioRuntimeProvider;
-use hickory_server::proto::rr::rdata::{AAAA, SOA};
-use hickory_server::proto::rr::{LowerName, Name, RData, Record};
-use hickory_server::store::in_memory::InMemoryZoneHandler;
-use hickory_server::zone_handler::{AxfrPolicy, Catalog, ZoneType};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-use retry_common::wire::manifest::Groups;
+use retry_common::wire::manifest::{FLAG_SHUTDOWN, Groups};
+use tokio::runtime::Runtime;
 
 use super::*;
-use crate::net::testing::ip;
+use crate::ingress::testing::{Dns, IMPATIENT, count, with_dns};
+use crate::net::testing::SOON;
 
-const NAME: &str = "publishers.fabric.example.";
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Runs `test` in a namespace whose only name server is the loopback.
-fn with_own_resolver<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send + 'static) {
-    if !nix::unistd::geteuid().is_root() {
-        println!("SKIP {name}: needs root");
-        return;
-    }
-    let outcome = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("root may");
-        ip("link set lo up");
-        let none: Option<&str> = None;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), "nameserver ::1\noptions timeout:1 attempts:1\n").expect("written");
-        mount(Some(file.path()), "/etc/resolv.conf", none, MsFlags::MS_BIND, none).expect("an own resolv.conf");
-        // One thread: others would not be in this namespace.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(test());
-    })
-    .join();
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// A server that has these addresses for the name.
-async fn serve(addresses: &[Ipv6Addr]) -> Server<Catalog> {
-    let origin: Name = "fabric.example.".parse().expect("a name");
-    let mut zone =
-        InMemoryZoneHandler::<TokioRuntimeProvider>::empty(origin.clone(), ZoneType::Primary, AxfrPolicy::Deny);
-    let soa = SOA::new(origin.clone(), origin.clone(), 1, 60, 60, 60, 1);
-    zone.upsert_mut(Record::from_rdata(origin.clone(), 1, RData::SOA(soa)), 1);
-    for address in addresses {
-        let name: Name = NAME.parse().expect("a name");
-        zone.upsert_mut(Record::from_rdata(name, 1, RData::AAAA(AAAA(*address))), 1);
-    }
-    let mut catalog = Catalog::new();
-    catalog.upsert(LowerName::from(origin), vec![Arc::new(zone)]);
-    let mut server = Server::new(catalog);
-    // The last one may take a moment to go.
-    let deadline = Instant::now() + PATIENCE;
-    let socket = loop {
-        match tokio::net::UdpSocket::bind("[::1]:53").await {
-            Ok(socket) => break socket,
-            Err(error) => assert!(Instant::now() < deadline, "{error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    };
-    server.register_socket(socket);
-    server
-}
-
-async fn end(mut server: Server<Catalog>) {
-    server.shutdown_gracefully().await.expect("it ends");
-}
-
-/// Waits for this set, and for none in between that lacks one of `always`.
-async fn await_set(sets: &Receiver<BTreeSet<Ipv6Addr>>, wanted: &[Ipv6Addr], always: &[Ipv6Addr]) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Ok(set) = sets.try_recv() {
-            assert!(always.iter().all(|source| set.contains(source)), "{set:?} lacks one of {always:?}");
-            if set.iter().eq(wanted) {
-                return;
-            }
-        }
-        assert!(Instant::now() < deadline, "not told: {wanted:?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-fn address(last: u16) -> Ipv6Addr {
+fn ip(last: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, last)
 }
 
-#[test]
-fn a_changed_answer_reaches_the_joins() {
-    with_own_resolver("a_changed_answer_reaches_the_joins", || async {
-        let counters = Arc::new(UserCounters::default());
-        let ((data, sets), (ear, _ear)) = (channel(), channel());
-        let (manifests, heard) = mpsc::unbounded_channel();
-        let config = Config {
-            ssm: Ssm {
-                manifests: vec![Host::Address(address(50))],
-                beacons: Vec::new(),
-                subtree_announcers: Vec::new(),
-                publishers: vec![Host::Address(address(1)), Host::Name(NAME.to_owned())],
-                refresh: Duration::from_millis(200),
-            },
-            own: Some(address(99)),
-            shard_bits: 2,
-            is_ssm: true,
-        };
-        let cancel = CancellationToken::new();
-        let server = serve(&[address(2), address(3), address(99)]).await;
-        tokio::spawn(keep(config, heard, data, ear, Arc::clone(&counters), cancel.clone()));
-        await_set(&sets, &[address(1), address(2), address(3)], &[address(1)]).await;
+fn set(last: &[u16]) -> BTreeSet<Ipv6Addr> {
+    last.iter().map(|last| ip(*last)).collect()
+}
 
-        // One leaves, one comes, one stays all the time.
-        end(server).await;
-        let server = serve(&[address(3), address(4)]).await;
-        await_set(&sets, &[address(1), address(3), address(4)], &[address(1), address(3)]).await;
+fn name(name: &str) -> Host {
+    Host::Name(name.to_owned())
+}
 
-        // No answer: the last one stands.
-        end(server).await;
-        let errors = || counters.snapshot().get(Counter::ResolveErrors);
-        let deadline = Instant::now() + PATIENCE;
-        while errors() == 0 {
-            assert!(Instant::now() < deadline, "no error was counted");
-            tokio::time::sleep(Duration::from_millis(10)).await;
+fn config() -> Config {
+    Config {
+        ssm: Ssm {
+            manifests: vec![Host::Address(ip(50)), name("manifests.test")],
+            beacons: vec![Host::Address(ip(60)), Host::Address(ip(99))],
+            subtree_announcers: vec![name("subtrees.test")],
+            publishers: vec![Host::Address(ip(1)), name("publisher.test")],
+            refresh: Duration::from_millis(100),
+        },
+        own: Some(ip(99)),
+        shard_bits: 2,
+        is_ssm: true,
+    }
+}
+
+fn manifest<'a>(sources: &'a [[u8; 16]], epoch_s: u32, flags: u8) -> Manifest<'a> {
+    Manifest {
+        flags,
+        source: [0; 16],
+        instance_id: 7,
+        epoch_s,
+        ttl_s: 600,
+        interval_s: 3,
+        shard_bits: 2,
+        role: 1,
+        generation_id: [1; 16],
+        groups: Groups::None,
+        sources,
+        successor: None,
+        rest: &[],
+    }
+}
+
+/// Waits until the newest set told is `expected`. No set before it may lack one of `always`, whose frames would be lost.
+fn told(
+    runtime: &Runtime,
+    to: &Receiver<BTreeSet<Ipv6Addr>>,
+    expected: &BTreeSet<Ipv6Addr>,
+    always: &BTreeSet<Ipv6Addr>,
+) {
+    let start = Instant::now();
+    let mut last = None;
+    while last.as_ref() != Some(expected) {
+        assert!(start.elapsed() < SOON, "{last:?} is not {expected:?}");
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(5)).await });
+        for set in to.try_iter() {
+            assert!(always.is_subset(&set), "{set:?} lacks one of {always:?}");
+            last = Some(set);
         }
-        assert!(sets.try_recv().is_err(), "nothing has changed");
+    }
+}
 
-        // A manifest beside it, and its end.
-        let more = [address(5).octets()];
-        let manifest = |flags| {
-            let manifest = Manifest {
-                flags,
-                source: [0; 16],
-                instance_id: 1,
-                epoch_s: 9,
-                ttl_s: 60,
-                interval_s: 1,
-                shard_bits: 2,
-                role: 1,
-                generation_id: [0; 16],
-                groups: Groups::None,
-                sources: &more,
-                successor: None,
-                rest: &[],
-            };
-            let mut bytes = vec![0; 256];
-            let length = manifest.write(&mut bytes).expect("room");
-            bytes.truncate(length);
-            bytes
-        };
-        manifests.send((manifest(0), address(50))).expect("heard");
-        let all = [address(1), address(3), address(4), address(5)];
-        await_set(&sets, &all, &all[..3]).await;
-        manifests.send((manifest(0), address(51))).expect("heard");
-        manifests.send((manifest(0x04), address(50))).expect("heard");
-        await_set(&sets, &all[..3], &all[..3]).await;
-        assert_eq!(counters.snapshot().get(Counter::ManifestsForeign), 1);
+#[test]
+fn names_and_manifests_reach_the_sockets_live() {
+    with_dns("names_and_manifests_reach_the_sockets_live", IMPATIENT, |_, runtime| {
+        let counters = Arc::new(UserCounters::default());
+        let control = Arc::new(Control::new(config(), Arc::clone(&counters)));
+        assert_eq!(control.wanted(), set(&[1]), "addresses need no DNS");
+        let dns = runtime.block_on(Dns::start(&[
+            ("publisher.test", &[ip(2), ip(6), ip(99)]),
+            ("manifests.test", &[ip(51)]),
+            ("subtrees.test", &[ip(70)]),
+        ]));
+        let ((data, to_data), (ear, to_ear)) = (channel(), channel());
+        let cancel = CancellationToken::new();
+        let kept = runtime.spawn(Arc::clone(&control).keep(data, ear, cancel.clone()));
+        told(runtime, &to_data, &set(&[1, 2, 6]), &set(&[1]));
+        told(runtime, &to_ear, &set(&[50, 51, 60, 70]), &set(&[50, 60]));
+        // The other name's sender is heard now, a stranger is not.
+        let (three, four) = ([ip(3).octets()], [ip(4).octets()]);
+        control.hear(&manifest(&three, 10, 0), ip(51), monotonic_ns());
+        control.hear(&manifest(&four, 10, 0), ip(52), monotonic_ns());
+        control.hear(&manifest(&four, 9, 0), ip(51), monotonic_ns());
+        told(runtime, &to_data, &set(&[1, 2, 3, 6]), &set(&[1, 2, 6]));
+        assert_eq!(count(&counters, Counter::ManifestsForeign), 1);
+        assert_eq!(count(&counters, Counter::ManifestsStale), 1);
+        // Nobody answers for a while: all of them are kept.
+        runtime.block_on(dns.stop());
+        let errors = count(&counters, Counter::ResolveErrors);
+        while count(&counters, Counter::ResolveErrors) == errors {
+            told(runtime, &to_data, &set(&[1, 2, 3, 6]), &set(&[1, 2, 3, 6]));
+        }
+        // Then one publisher has moved, and one has not.
+        let dns = runtime.block_on(Dns::start(&[("publisher.test", &[ip(5), ip(6)])]));
+        told(runtime, &to_data, &set(&[1, 3, 5, 6]), &set(&[1, 3, 6]));
+        control.hear(&manifest(&[], 11, FLAG_SHUTDOWN), ip(51), monotonic_ns());
+        told(runtime, &to_data, &set(&[1, 5, 6]), &set(&[1, 5, 6]));
+        // Told anew after each refresh, so that what could not be joined is tried again.
+        told(runtime, &to_data, &set(&[1, 5, 6]), &set(&[1, 5, 6]));
         cancel.cancel();
+        runtime.block_on(async { tokio::time::timeout(SOON, kept).await }).expect("soon").expect("no panic");
+        runtime.block_on(dns.stop());
     });
+}
+
+#[test]
+fn a_name_server_that_is_silent_holds_up_no_manifest() {
+    with_dns("a_name_server_that_is_silent_holds_up_no_manifest", "", |_, runtime| {
+        let silent = UdpSocket::bind("[::1]:53").expect("a port");
+        let control = Arc::new(Control::new(config(), Arc::default()));
+        let ((data, to_data), (ear, to_ear)) = (channel(), channel());
+        let cancel = CancellationToken::new();
+        let kept = runtime.spawn(Arc::clone(&control).keep(data, ear, cancel.clone()));
+        told(runtime, &to_ear, &set(&[50, 60]), &set(&[50, 60]));
+        let three = [ip(3).octets()];
+        control.hear(&manifest(&three, 10, 0), ip(50), monotonic_ns());
+        let start = Instant::now();
+        told(runtime, &to_data, &set(&[1, 3]), &set(&[1]));
+        // The resolver gives up after 5 s at the earliest.
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+        cancel.cancel();
+        runtime.block_on(async { tokio::time::timeout(SOON, kept).await }).expect("soon").expect("no panic");
+        drop(silent);
+    });
+}
+
+#[test]
+fn with_any_source_manifests_change_nothing() {
+    let counters = Arc::new(UserCounters::default());
+    let control = Control::new(Config { is_ssm: false, ..config() }, Arc::clone(&counters));
+    let three = [ip(3).octets()];
+    control.hear(&manifest(&three, 1, 0), ip(50), 0);
+    assert_eq!(control.wanted(), BTreeSet::new());
+    assert_eq!(count(&counters, Counter::ManifestsForeign), 1);
 }

@@ -1,0 +1,96 @@
+//! The ear on the beacon groups: manifests are [`Control`]'s, ADVERTs are others' business.
+
+use std::io;
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use retry_common::counter::Counter;
+use retry_common::group;
+use retry_common::wire::advert::Advert;
+use retry_common::wire::manifest::{Manifest, ManifestError};
+
+use super::control::Control;
+use super::listening::Listening;
+use crate::clock::monotonic_ns;
+use crate::counters::UserCounters;
+use crate::net::batch::{Batch, Readiness};
+
+/// Datagrams taken in one system call.
+const BATCH: usize = 32;
+/// The longest datagram.
+const LONGEST: usize = 65_536;
+/// How long a shutdown, or a change of the sockets, may go unseen.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Type byte of a manifest.
+const MANIFEST: u8 = 0x40;
+
+/// Takes ADVERTs, and who sent them.
+pub type OnAdvert = Box<dyn Fn(&[u8], SocketAddrV6) + Send>;
+
+/// The ear. It shares its port with the NACK socket, which keeps what is sent to its address: an exact address goes first.
+pub struct Ear {
+    /// Its sockets.
+    pub listening: Listening,
+    /// Takes ADVERTs, and who sent them.
+    pub on_advert: OnAdvert,
+    /// Takes manifests.
+    pub control: Arc<Control>,
+    /// Counts.
+    pub counters: Arc<UserCounters>,
+}
+
+impl Ear {
+    /// Listens until `shutdown`.
+    ///
+    /// # Errors
+    /// What a receive returns.
+    pub fn run(mut self, shutdown: &AtomicBool) -> io::Result<()> {
+        let mut batch = Batch::new(BATCH, LONGEST);
+        while !shutdown.load(Ordering::Relaxed) {
+            // What is still queued of a source that leaves says nothing any more.
+            self.listening.reconcile(|_| {});
+            let sockets: Vec<_> = self.listening.fds().collect();
+            let mut readiness = Readiness::new(sockets.iter().copied());
+            readiness.wait(PATIENCE)?;
+            for at in readiness.ready() {
+                batch.recv_now(&sockets[at])?;
+                for datagram in batch.datagrams() {
+                    // What was sent to one of our other addresses is no beacon, and what announces subtrees is for
+                    // listeners: both say nothing to us.
+                    if datagram.destination.is_some_and(is_beacon_group) {
+                        let mut from = datagram.source;
+                        // A link-local NACK address needs the interface that it was heard on.
+                        from.set_scope_id(datagram.interface.unwrap_or(from.scope_id()));
+                        self.take(datagram.bytes, from);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&self, bytes: &[u8], from: SocketAddrV6) {
+        if Advert::parse(bytes).is_ok() {
+            (self.on_advert)(bytes, from);
+            return;
+        }
+        match Manifest::parse(bytes) {
+            Ok(manifest) => {
+                self.counters.one(Counter::ManifestsHeard);
+                self.control.hear(&manifest, *from.ip(), monotonic_ns());
+            }
+            Err(ManifestError::Magic | ManifestError::Type) => self.counters.one(Counter::AdvertsRefused),
+            Err(ManifestError::Size) if bytes.get(6) != Some(&MANIFEST) => self.counters.one(Counter::AdvertsRefused),
+            Err(_) => self.counters.one(Counter::ManifestsRefused),
+        }
+    }
+}
+
+fn is_beacon_group(destination: Ipv6Addr) -> bool {
+    destination.is_multicast() && destination.segments()[7] == group::BEACON
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+use super::*;
+use crate::framelog::{self, Log, Pages, Sizes};
+use crate::ingress::testing::{count, fill, frame};
+
+type Told = Arc<Mutex<Vec<(FrameKey, u32, Vec<u8>)>>>;
+
+/// A fill, a reader of its log, and what it told.
+fn scene() -> (Fill, Log, Told) {
+    let pages = Arc::new(Pages::plain(Sizes::new(16 << 20, 16 << 20)).expect("memory"));
+    let (writer, log) = framelog::open(pages, 1, 1 << 20);
+    let told = Told::default();
+    let telling = Arc::clone(&told);
+    let fill = Fill {
+        rules: fill().rules.clone(),
+        writer: Arc::new(Mutex::new(writer)),
+        counters: Arc::default(),
+        on_stored: Some(Box::new(move |key, life_ms, bytes| {
+            telling.lock().expect("no panic").push((key, life_ms, bytes.to_vec()));
+        })),
+    };
+    (fill, log, told)
+}
+
+fn key_of(bytes: &[u8]) -> FrameKey {
+    Frame::parse(bytes).expect("a frame").head().cache_key().expect("a key")
+}
+
+#[test]
+fn what_comes_by_another_way_is_stored_as_from_the_fabric() {
+    let (fill, log, told) = scene();
+    let ways = [
+        (StoredFrom::Store, Counter::StoredStore),
+        (StoredFrom::Upstream, Counter::StoredUpstream),
+        (StoredFrom::Api, Counter::StoredApi),
+    ];
+    for (flow, (from, counter)) in (1..).zip(ways) {
+        let bytes = frame(flow, 1);
+        assert_eq!(fill.put_for(&key_of(&bytes), &bytes, None, from), Ok(Put::Stored));
+        assert_eq!(fill.put(&bytes, None, from), Ok(Put::Duplicate));
+        assert_eq!(count(&fill.counters, counter), 1);
+        let mut stored = Vec::new();
+        let record = log.look_up(&key_of(&bytes), monotonic_ns()).expect("stored");
+        assert!(log.copy(&record, &mut stored));
+        assert_eq!(stored, bytes);
+    }
+    assert_eq!((count(&fill.counters, Counter::FramesCached), count(&fill.counters, Counter::FrameDuplicate)), (3, 3));
+    // None of them was received here, and what came from the shared store does not go back there.
+    assert_eq!(count(&fill.counters, Counter::FramesReceived), 0);
+    let flows = |told: &Told| told.lock().expect("no panic").iter().map(|one| one.2.clone()).collect::<Vec<_>>();
+    assert_eq!(flows(&told), [frame(2, 1), frame(3, 1)]);
+}
+
+#[test]
+fn a_life_that_is_given_holds_else_that_of_the_class() {
+    let (fill, log, told) = scene();
+    let (short, long) = (frame(1, 1), frame(1, 2));
+    let before_ns = monotonic_ns();
+    fill.put(&short, Some(5_000), StoredFrom::Api).expect("stored");
+    fill.put(&long, None, StoredFrom::Api).expect("stored");
+    let at = |seconds: u64| before_ns + seconds * 1_000_000_000;
+    assert!(log.look_up(&key_of(&short), at(4)).is_some() && log.look_up(&key_of(&long), at(59)).is_some());
+    let later_ns = monotonic_ns() - before_ns;
+    assert!(log.look_up(&key_of(&short), at(6) + later_ns).is_none());
+    assert!(log.look_up(&key_of(&long), at(61) + later_ns).is_none());
+    let lives: Vec<u32> = told.lock().expect("no panic").iter().map(|one| one.1).collect();
+    assert_eq!(lives, [5_000, 60_000]);
+}
+
+#[test]
+fn what_is_refused_is_not_stored() {
+    let (fill, log, told) = scene();
+    let bytes = frame(1, 1);
+    let other = key_of(&frame(1, 2));
+    assert_eq!(fill.put_for(&other, &bytes, None, StoredFrom::Upstream), Err(Refused::OtherKey));
+    assert_eq!(fill.put(&frame(1, 0), None, StoredFrom::Api), Err(Refused::Unnumbered));
+    assert_eq!(fill.put(&bytes[..91], None, StoredFrom::Api), Err(Refused::Undecodable));
+    assert!(log.look_up(&other, monotonic_ns()).is_none() && log.look_up(&key_of(&bytes), monotonic_ns()).is_none());
+    assert!(told.lock().expect("no panic").is_empty());
+    assert_eq!(count(&fill.counters, Counter::FramesCached), 0);
+}
+
+#[test]
+fn a_publisher_that_started_again_replaces_its_frame_and_is_told() {
+    let (fill, _, told) = scene();
+    let (old, mut new) = (frame(1, 1), frame(1, 1));
+    new[99] = 1;
+    let from = "[fd01::1]:9000".parse().expect("an address");
+    for bytes in [&old, &new, &new] {
+        fill.store_now(bytes, from, StoredFrom::Tee, monotonic_ns());
+    }
+    let counted = [Counter::StoredTee, Counter::FrameReplaced, Counter::FrameDuplicate, Counter::FramesReceived];
+    assert_eq!(counted.map(|counter| count(&fill.counters, counter)), [2, 1, 1, 3]);
+    assert_eq!(told.lock().expect("no panic").len(), 2);
+}
