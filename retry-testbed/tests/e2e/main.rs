@@ -2,6 +2,7 @@
 //! Needs root; each test makes namespaces of its own and removes them.
 #![expect(clippy::print_stdout, reason = "a test that skips says so")]
 
+mod ingress;
 mod interfaces;
 mod lifecycle;
 mod losses;

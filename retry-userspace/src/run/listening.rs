@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
@@ -9,7 +10,7 @@ use retry_common::group::{self, SourceMode};
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
-use super::translate::groups;
+use super::translate::{groups, ingress_workers};
 use crate::beacon::registry::SharedRegistry;
 use crate::beacon::{self, BEACON_PORT};
 use crate::counters::UserCounters;
@@ -34,20 +35,22 @@ pub(super) fn control(settings: &Settings, counters: &Arc<UserCounters>) -> Arc<
     Arc::new(Control::new(config, Arc::clone(counters)))
 }
 
-/// The data groups. Sources that are known by address are joined at once.
+/// The data groups, a share for each receiving thread. Sources that are known by address are joined at once.
 pub(super) fn data(
     settings: &Settings,
     fabric: &Fabric,
     control: &Control,
     wanted: Wanted,
-) -> Result<Listening, JoinError> {
+) -> Result<Vec<Listening>, JoinError> {
     let groups = groups(settings);
+    let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let workers = ingress_workers(settings.ingress.workers, groups.len(), cpus);
     let (any_source, by_source) = match settings.ingress.source_mode {
         SourceMode::Asm => (groups, Vec::new()),
         SourceMode::Ssm => (Vec::new(), groups),
     };
     let place = Place { interface: fabric.ingress.index, port: settings.ingress.listen_port, any_source, by_source };
-    Listening::open(place, &control.wanted(), wanted)
+    Listening::open_shares(place, workers, &control.wanted(), wanted)
 }
 
 /// Starts the task that finds sources, and opens the ear on the beacon groups.

@@ -94,6 +94,19 @@ pub(super) fn groups(settings: &Settings) -> Vec<Ipv6Addr> {
         .collect()
 }
 
+/// Threads that the groups are spread over; `asked` 0 leaves it to us.
+///
+/// One thread takes in some 200,000 frames a second, and all of them append to one log. So a fabric has to be spread over
+/// many groups, and the host over many CPUs, before a second one brings more than it costs.
+pub(super) fn ingress_workers(asked: usize, groups: usize, cpus: usize) -> usize {
+    let wanted = match asked {
+        0 if groups <= 16 => 1,
+        0 => (cpus / 4).clamp(1, 4),
+        asked => asked,
+    };
+    wanted.clamp(1, groups.max(1))
+}
+
 /// Where multicast repairs go.
 pub(super) fn route(settings: &Settings, fabric: &Fabric) -> Route {
     Route {
@@ -143,5 +156,30 @@ pub(super) fn fill_rules(settings: &Settings, fabric: &Fabric) -> FillRules {
         kernel_max: usize::try_from(fabric.max_frame()).unwrap_or(0),
         own_sources: fabric.egress.iter().map(|egress| egress.source).collect::<HashSet<_>>(),
         own_port: settings.nack.port,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ingress_workers;
+
+    #[test]
+    fn a_second_receiving_thread_needs_groups_and_cpus() {
+        // A fabric of 16 shards has more groups than that: those of blocks too.
+        let cases = [((0, 16, 64), 1), ((0, 17, 7), 1), ((0, 17, 8), 2), ((0, 4_098, 96), 4), ((0, 0, 8), 1)];
+        for ((asked, groups, cpus), workers) in cases {
+            assert_eq!(ingress_workers(asked, groups, cpus), workers, "{groups} groups, {cpus} CPUs");
+        }
+    }
+
+    #[test]
+    fn who_asks_for_threads_gets_them_while_there_are_groups() {
+        for ((asked, groups, cpus), workers) in [((1, 4_098, 96), 1), ((3, 5, 1), 3), ((64, 5, 2), 5)] {
+            assert_eq!(
+                ingress_workers(asked, groups, cpus),
+                workers,
+                "{asked} asked for, {groups} groups, {cpus} CPUs"
+            );
+        }
     }
 }

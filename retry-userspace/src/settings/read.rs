@@ -80,6 +80,7 @@ fn ingress(values: &Values) -> Read<Ingress> {
         beef: BeefBits::new(beef_bits).filter(|_| beef),
         tee: values.get("tee-listen", hosts::loopback_address)?,
         join: switch(values, "mc-join-enabled")?,
+        workers: values.get("ingress-workers", |text| values::number(text, 0..=64))?,
     })
 }
 
