@@ -96,8 +96,9 @@ pub(super) fn groups(settings: &Settings) -> Vec<Ipv6Addr> {
 
 /// Threads that the groups are spread over; `asked` 0 leaves it to us.
 ///
-/// One thread takes in some 200,000 frames a second, and all of them append to one log. So a fabric has to be spread over
-/// many groups, and the host over many CPUs, before a second one brings more than it costs.
+/// One thread needs 1.4 to 1.7 µs of CPU for a frame of 400 bytes, two need 2.1 to 2.3 µs and three 2.7 µs (batches are
+/// smaller, and all append to one log). So a fabric has to be spread over many groups, and the host have CPUs to spare,
+/// before a second one brings more than it costs.
 pub(super) fn ingress_workers(asked: usize, groups: usize, cpus: usize) -> usize {
     let wanted = match asked {
         0 if groups <= 16 => 1,
