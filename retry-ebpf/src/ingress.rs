@@ -148,7 +148,7 @@ fn admit(ctx: &XdpContext, headers: &IpUdp, settings: &Settings) -> Option<u16> 
         return None;
     }
     // SAFETY: the value is not looked at; an entry that goes meanwhile has just been left.
-    if settings.flags & setting_flag::NAMED_SOURCES != 0 && unsafe { SOURCES.get(&headers.source) }.is_none() {
+    if settings.flags & setting_flag::NAMED_SOURCES != 0 && unsafe { SOURCES.get(headers.source) }.is_none() {
         return None;
     }
     let udp_length = u16::from_be_bytes(headers.udp_length);
@@ -191,8 +191,10 @@ fn sum(ctx: &XdpContext, length: u16) -> Option<u16> {
         return None;
     }
     // What the last word of four bytes has too many.
-    // SAFETY: as above; four bytes more than the longest frame.
-    unsafe { scratch.add(bounded as usize).cast::<[u8; 4]>().write_unaligned([0; 4]) };
+    // SAFETY: as above; there are four bytes more than the longest frame.
+    let behind = unsafe { scratch.add(bounded as usize) }.cast::<[u8; 4]>();
+    // SAFETY: as above.
+    unsafe { behind.write_unaligned([0; 4]) };
     let rounded = u32::from(length).next_multiple_of(4);
     let mut sum = 0u32;
     for step in 0..SUM_STEPS {
@@ -206,10 +208,8 @@ fn sum(ctx: &XdpContext, length: u16) -> Option<u16> {
         let from = unsafe { scratch.add(step * SUM_STEP) };
         // SAFETY: `part` bytes inside the scratch.
         let next = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast(), part as u32, sum) };
-        if next < 0 {
-            return None;
-        }
-        sum = next as u32;
+        // Below zero is an error.
+        sum = u32::try_from(next).ok()?;
     }
     // The helper adds words as this machine reads them.
     Some(u16::from_be(checksum::fold(u64::from(sum))))

@@ -210,6 +210,10 @@ pub(crate) struct Place {
     version: u64,
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "64")]
+const SLOT_LEN_32: u32 = SLOT_LEN as u32;
+#[expect(clippy::cast_possible_truncation, reason = "48")]
+const HEADER_LEN_32: u32 = RECORD_HEADER_LEN as u32;
 /// How often a head that other CPUs keep moving is tried again.
 const ATTEMPTS: usize = 4;
 
@@ -217,20 +221,26 @@ const ATTEMPTS: usize = 4;
 #[inline(always)]
 pub(crate) fn reserve(lane: u32, length: u32) -> Option<Place> {
     let lane = LANES.get_ptr_mut(lane)?;
-    // SAFETY: a live map value; the two fields never change.
-    let (first_slot, lane_slots) = unsafe { ((*lane).first_slot, (*lane).slots) };
-    let slots = (RECORD_HEADER_LEN as u32 + length).div_ceil(SLOT_LEN as u32);
+    // SAFETY: a field of a live map value.
+    let limit_at = unsafe { &raw const (*lane).limit };
+    // SAFETY: as above.
+    let head_at = unsafe { &raw mut (*lane).head };
+    // SAFETY: a live map value; the field never changes.
+    let first_slot = unsafe { (*lane).first_slot };
+    // SAFETY: as above.
+    let lane_slots = unsafe { (*lane).slots };
+    let slots = (HEADER_LEN_32 + length).div_ceil(SLOT_LEN_32);
     for _ in 0..ATTEMPTS {
         // The limit first: it only grows, so it is good for any head that comes later.
         // SAFETY: fields of a live value; volatile because others write them.
-        let limit = unsafe { (&raw const (*lane).limit).read_volatile() };
+        let limit = unsafe { limit_at.read_volatile() };
         // SAFETY: as above.
-        let head = unsafe { (&raw const (*lane).head).read_volatile() };
+        let head = unsafe { head_at.read_volatile() };
         let taken = place::reserve(head, limit, slots, lane_slots)?;
         // SAFETY: as above.
-        if unsafe { compare_exchange(&raw mut (*lane).head, head, taken.end) } {
+        if unsafe { compare_exchange(head_at, head, taken.end) } {
             if taken.filler != 0 {
-                let rest = taken.filler * SLOT_LEN as u32 - RECORD_HEADER_LEN as u32;
+                let rest = taken.filler * SLOT_LEN_32 - HEADER_LEN_32;
                 let header = RecordHeader { length: rest, flags: record_flag::FILLER, ..RecordHeader::default() };
                 let filler = Place { slot: first_slot + place::slot(head), version: place::version(head) };
                 commit(&filler, &header);

@@ -291,6 +291,25 @@ impl Fabric {
         Ok(fabric)
     }
 
+    /// Gives a host further addresses on [`INTERFACE`], and makes every other host know them for good.
+    ///
+    /// # Errors
+    /// No such host, or it has one of the addresses already.
+    pub fn add_addresses(&self, host: &str, addresses: &[Ipv6Addr]) -> Result<()> {
+        // One process a host: a process for each address would take seconds.
+        let batch =
+            |line: &dyn Fn(&Ipv6Addr) -> String| addresses.iter().map(line).collect::<Vec<_>>().join("\n") + "\n";
+        let owner = self.host(host)?;
+        let mac = owner.mac_text();
+        let own = batch(&|address| format!("addr add {address}/64 dev {INTERFACE} nodad"));
+        let others = batch(&|address| format!("neigh replace {address} lladdr {mac} dev {INTERFACE} nud permanent"));
+        for other in &self.hosts {
+            let lines = if other.name == host { &own } else { &others };
+            other.ns.feed(&["ip", "-6", "-batch", "-"], lines)?;
+        }
+        Ok(())
+    }
+
     /// Makes every host know every other for good.
     fn meet(&self) -> Result<()> {
         for host in &self.hosts {

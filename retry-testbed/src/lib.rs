@@ -6,6 +6,7 @@
 //! [`announce`] reads ADVERTs and sends shard manifests, [`tee`] hands frames to a daemon on its own host.
 //! [`daemon`] runs the real program and reads its numbers ([`http`]); [`testrun`] runs one packet through an XDP program,
 //! [`loaded`] is ours with a frame log, [`outcome`] what a NACK gets from it; [`replay`] takes datagrams out of a capture.
+//! [`suppression`] lets hundreds of listeners miss the same frames and counts the copies of their repairs.
 
 pub mod announce;
 pub mod answer;
@@ -24,5 +25,6 @@ pub mod packet;
 pub mod publish;
 pub mod redis;
 pub mod replay;
+pub mod suppression;
 pub mod tee;
 pub mod testrun;

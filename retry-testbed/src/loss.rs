@@ -2,9 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    io::Write as _,
     net::Ipv6Addr,
-    process::Stdio,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -130,17 +128,7 @@ impl<'a> Loss<'a> {
             "table netdev {table} {{\n counter lost {{\n }}\n chain c {{\n  \
              type filter hook {hook} device {device} priority 0;\n  {matches} counter name lost drop\n }}\n}}\n"
         );
-        let mut child = ns
-            .command("nft")?
-            .args(["-f", "-"])
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("run nft (Debian package nftables)")?;
-        child.stdin.take().context("pipe to nft")?.write_all(script.as_bytes())?;
-        let output = child.wait_with_output()?;
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "nft: {}\n{script}", stderr.trim_end());
+        ns.feed(&["nft", "-f", "-"], &script).with_context(|| format!("nft refuses {script}"))?;
         Ok(Self { ns, table })
     }
 

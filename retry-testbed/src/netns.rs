@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::File,
-    io,
+    io::{self, Write as _},
     os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
     process::{Child, Command, Output, Stdio},
@@ -131,6 +131,23 @@ impl Netns {
         let (program, rest) = argv.split_first().context("no command given")?;
         let mut command = self.command(program)?;
         let output = command.args(rest).stdin(Stdio::null()).output();
+        finish(argv, output)
+    }
+
+    /// As [`Netns::run`], with `input` on the command's stdin.
+    ///
+    /// # Errors
+    /// As [`Netns::run`].
+    pub fn feed(&self, argv: &[&str], input: &str) -> Result<String> {
+        let (program, rest) = argv.split_first().context("no command given")?;
+        let mut command = self.command(program)?;
+        command.args(rest).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = command.spawn().and_then(|mut child| {
+            // Who ends without reading to the end tells why on stderr, which is the better message.
+            let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
+            let output = child.wait_with_output()?;
+            if output.status.success() { written.map(|()| output) } else { Ok(output) }
+        });
         finish(argv, output)
     }
 

@@ -191,7 +191,7 @@ impl Drop for Listener {
 }
 
 /// A socket on a port that is a member of these groups and hears no others.
-fn join(groups: &[Ipv6Addr], index: u32, port: u16) -> Result<UdpSocket> {
+pub(crate) fn join(groups: &[Ipv6Addr], index: u32, port: u16) -> Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
@@ -225,7 +225,7 @@ fn hear_own_groups_only(socket: &Socket) -> Result<()> {
 }
 
 /// Every open gap holds a socket.
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && soft < hard
     {

@@ -1,6 +1,7 @@
 //! Gaps as listeners meet them: a run of frames lost under the limit of an address, a frame that nobody ever sent, and
 //! many listeners that ask for this and that at once.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,6 +109,7 @@ fn all_at_once(xdp: &str) {
     let capture = Capture::start(fabric.bridge().expect("a bridge"), "p1").expect("a capture");
     let journal = Arc::new(Journal::new());
     let publish = Publisher::open(&host("publisher").ns, Arc::clone(&journal)).expect("a publisher");
+    let mut sent = 0;
     for round in 1..=4 {
         let mut flow = Flow::new(Kind::Tx, 0, 2, 100..=900);
         for _ in 0..FRAMES {
@@ -134,13 +136,19 @@ fn all_at_once(xdp: &str) {
         assert!(wrong.is_empty(), "{} of {} NACKs, the first: {:?}", wrong.len(), all.len(), wrong.first());
         let seen = datagrams_from(&capture.take(), endpoint.addr);
         let repaired: Vec<_> = seen.iter().filter(|packet| is_repair(packet)).collect();
+        let mut copies: HashMap<FrameKey, u64> = HashMap::new();
         for packet in &repaired {
             let key = key_of(&packet.payload).expect("a frame");
             assert_eq!(journal.compare(key, &packet.payload), Verdict::Same);
+            *copies.entry(key).or_default() += 1;
         }
-        assert_eq!(u64::try_from(repaired.len()).expect("few"), FRAMES);
+        assert_eq!(u64::try_from(copies.len()).expect("few"), FRAMES);
+        // Two frames may share a word of the hold-down table (2^18 words: in one round of 50), and then free each other.
+        let again: Vec<_> = copies.iter().filter(|(_, copies)| **copies > 1).collect();
+        assert!(again.is_empty() || again.len() == 2, "{again:?}");
+        sent += copies.values().sum::<u64>();
         let metrics = daemon.metrics().expect("a scrape");
-        assert_eq!(metrics.count("bre_retransmits_total", &[]), round * FRAMES);
+        assert_eq!(metrics.count("bre_retransmits_total", &[]), sent);
         assert_eq!(metrics.count("bre_retransmit_errors_total", &[]), 0);
     }
 }

@@ -184,7 +184,7 @@ impl Sides {
             self.loaded.put(frame.key, frame.group, bytes, HOUR, frame.daemon_only);
             let (key, group) = (frame.key, frame.group);
             let new = NewFrame { key, class: Class::Tx, group, life_ms: 3_600_000, daemon_only: false, bytes };
-            self.writer.put(&new, monotonic_ns());
+            self.writer.put(&new, monotonic_ns(), |_| {});
         }
         // What is there and too old is not there.
         self.loaded.put(policies.absent[0], 0, &[7; 100], Duration::ZERO, false);

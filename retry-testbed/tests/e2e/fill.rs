@@ -38,7 +38,10 @@ fn the_kernel_stores_frames() {
         let socket = asker(client);
         for seq_num in [1, 8, 50] {
             let answers = ask(&socket, endpoint.nack_address(), &nack(key(seq_num)), 1);
-            assert!(matches!(Answer::parse(&answers[0], seq_num), Ok(Answer::Ack { .. })), "-fill {fill}: {answers:02x?}");
+            assert!(
+                matches!(Answer::parse(&answers[0], seq_num), Ok(Answer::Ack { .. })),
+                "-fill {fill}: {answers:02x?}"
+            );
         }
         assert_eq!(daemon.metrics().expect("a scrape").count("bre_cache_hits_total", &[("path", "xdp")]), 3);
     }

@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a test that skips says so")]
 
 mod fill;
+mod ingress;
 mod interfaces;
 mod lifecycle;
 mod losses;
@@ -10,3 +11,4 @@ mod recovery;
 mod same_answers;
 mod scene;
 mod settings;
+mod suppression;

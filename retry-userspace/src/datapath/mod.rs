@@ -441,12 +441,8 @@ fn start_fill(ebpf: &mut Ebpf, groups: &[u16]) -> Result<ProgramArray<MapData>, 
     }
     let program = program(ebpf, "retry_fill")?;
     program.load().map_err(|error| DatapathError::Load(chain(&error)))?;
-    let fd = program
-        .fd()
-        .and_then(|fd| Ok(fd.try_clone()?))
-        .map_err(|error| DatapathError::Load(chain(&error)))?;
-    let mut fill =
-        ProgramArray::try_from(taken(ebpf, map::FILL)?).map_err(|_| DatapathError::Map(map::FILL))?;
+    let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|error| DatapathError::Load(chain(&error)))?;
+    let mut fill = ProgramArray::try_from(taken(ebpf, map::FILL)?).map_err(|_| DatapathError::Map(map::FILL))?;
     fill.set(0, &fd, 0).map_err(refused(map::FILL))?;
     Ok(fill)
 }

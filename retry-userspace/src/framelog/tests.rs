@@ -208,7 +208,10 @@ fn a_frame_that_makes_way_for_its_own_successor_is_counted_once() {
     let length = 64 * SLOT_LEN - RECORD_HEADER_LEN;
     let records = u64::from(SEGMENT_SLOTS / 64);
     for seq_num in 1..=records {
-        assert_eq!(put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &vec![1; length]), START), Put::Stored);
+        assert_eq!(
+            put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &vec![1; length]), START),
+            Put::Stored
+        );
     }
     assert_eq!((writer.live(), writer.drain_evictions().count()), (records, 0));
     let oldest = FrameKey::new(1, 1);

@@ -169,13 +169,22 @@ impl Fill {
 
     /// Stores a batch; `lost` is what the socket had dropped before it, as the kernel counts since the socket was opened.
     fn take(&self, batch: &Batch, lost: &mut u32) {
+        let mut overflow = 0;
+        let admitted = batch.datagrams().filter_map(|datagram| {
+            overflow += u64::from(datagram.dropped.wrapping_sub(*lost));
+            *lost = datagram.dropped;
+            self.admit(datagram.bytes, datagram.source)
+        });
+        // All that needs no lock is done before it is taken: others receive too.
+        let frames: Vec<NewFrame<'_>> = admitted.collect();
+        self.counters.add(Counter::FrameSocketOverflow, overflow);
+        if frames.is_empty() {
+            return;
+        }
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let now_ns = monotonic_ns();
-        for datagram in batch.datagrams() {
-            let newly = datagram.dropped.wrapping_sub(*lost);
-            self.counters.add(Counter::FrameSocketOverflow, u64::from(newly));
-            *lost = datagram.dropped;
-            self.store(&mut writer, datagram.bytes, datagram.source, StoredFrom::Multicast, now_ns);
+        for frame in &frames {
+            self.store(&mut writer, frame, StoredFrom::Multicast, now_ns);
         }
         self.count_evictions(&mut writer);
     }
@@ -224,21 +233,26 @@ impl Fill {
         self.count_evictions(&mut writer);
     }
 
-    /// As `store`, for one datagram.
+    /// Takes in one datagram from the network.
     pub(super) fn store_now(&self, bytes: &[u8], source: SocketAddrV6, from: StoredFrom, now_ns: u64) {
+        let Some(frame) = self.admit(bytes, source) else { return };
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.store(&mut writer, bytes, source, from, now_ns);
+        self.store(&mut writer, &frame, from, now_ns);
         self.count_evictions(&mut writer);
     }
 
-    /// Stores what came from the network; what is wrong with it is counted.
-    fn store(&self, writer: &mut Writer, bytes: &[u8], source: SocketAddrV6, from: StoredFrom, now_ns: u64) {
+    /// What came from the network, if it is to be stored; what is wrong with it is counted.
+    fn admit<'a>(&self, bytes: &'a [u8], source: SocketAddrV6) -> Option<NewFrame<'a>> {
         self.counters.one(Counter::FramesReceived);
         if source.port() == self.rules.own_port && self.rules.own_sources.contains(source.ip()) {
             self.counters.one(Counter::FrameOwnRepair);
-            return;
+            return None;
         }
-        if let Err(refused) = self.put_in(writer, bytes, None, None, from, now_ns) {
+        self.read(bytes, None, None).map_err(|refused| self.counters.one(refused.counter())).ok()
+    }
+
+    fn store(&self, writer: &mut Writer, frame: &NewFrame<'_>, from: StoredFrom, now_ns: u64) {
+        if let Err(refused) = self.put_in(writer, frame, from, now_ns) {
             self.counters.one(refused.counter());
         }
     }
@@ -272,21 +286,20 @@ impl Fill {
         life_ms: Option<u32>,
         from: StoredFrom,
     ) -> Result<Put, Refused> {
+        let frame = self.read(bytes, key, life_ms)?;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = self.put_in(&mut writer, bytes, key, life_ms, from, monotonic_ns());
+        let outcome = self.put_in(&mut writer, &frame, from, monotonic_ns());
         self.count_evictions(&mut writer);
         outcome
     }
 
-    fn put_in(
+    /// What bytes are to the log.
+    fn read<'a>(
         &self,
-        writer: &mut Writer,
-        bytes: &[u8],
+        bytes: &'a [u8],
         wanted: Option<&FrameKey>,
         life_ms: Option<u32>,
-        from: StoredFrom,
-        now_ns: u64,
-    ) -> Result<Put, Refused> {
+    ) -> Result<NewFrame<'a>, Refused> {
         let frame = Frame::parse(bytes).map_err(|_| Refused::Undecodable)?;
         let (Some(key), Some(class), Some(group)) =
             (frame.head().cache_key(), frame.head().class(), frame.head().group_index(&self.rules.sharding))
@@ -298,8 +311,11 @@ impl Fill {
         }
         let life_ms = life_ms.unwrap_or_else(|| self.life_ms(class));
         let daemon_only = bytes.len() > self.rules.kernel_max;
-        let new = NewFrame { key, class, group, life_ms, daemon_only, bytes };
-        let put = writer.put(&new, now_ns, |followed| self.count_followed(&followed));
+        Ok(NewFrame { key, class, group, life_ms, daemon_only, bytes })
+    }
+
+    fn put_in(&self, writer: &mut Writer, frame: &NewFrame<'_>, from: StoredFrom, now_ns: u64) -> Result<Put, Refused> {
+        let put = writer.put(frame, now_ns, |followed| self.count_followed(&followed));
         match put {
             Put::Stored | Put::Replaced => {
                 self.counters.one(Counter::FramesCached);
@@ -308,7 +324,7 @@ impl Fill {
                     self.counters.one(Counter::FrameReplaced);
                 }
                 if let Some(tell) = self.on_stored.as_ref().filter(|_| from != StoredFrom::Store) {
-                    tell(key, life_ms, bytes);
+                    tell(frame.key, frame.life_ms, frame.bytes);
                 }
             }
             Put::Duplicate => self.counters.one(Counter::FrameDuplicate),

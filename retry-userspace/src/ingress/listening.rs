@@ -2,8 +2,10 @@
 //!
 //! Joining thousands of groups takes its time, so a thread of its own joins and leaves, while whoever receives goes on
 //! receiving: it sees new sockets when they have joined, and reads the old ones empty when they have left.
+//!
+//! Several threads can receive: each has a share of the groups, with sockets of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -29,6 +31,27 @@ pub struct Place {
     pub by_source: Vec<Ipv6Addr>,
 }
 
+impl Place {
+    /// This place's groups dealt out to `shares` places, one after the other; to fewer when there are fewer groups.
+    fn split(self, shares: usize) -> Vec<Self> {
+        let Self { interface, port, any_source, by_source } = self;
+        let shares = shares.clamp(1, any_source.len().max(by_source.len()).max(1));
+        let mut places = vec![Self { interface, port, any_source: Vec::new(), by_source: Vec::new() }; shares];
+        deal(any_source, &mut places, |place| &mut place.any_source);
+        deal(by_source, &mut places, |place| &mut place.by_source);
+        places
+    }
+}
+
+fn deal(groups: Vec<Ipv6Addr>, places: &mut [Place], to: impl Fn(&mut Place) -> &mut Vec<Ipv6Addr>) {
+    // In two shares, a group's datagrams would arrive twice.
+    let mut seen = HashSet::with_capacity(groups.len());
+    let shares = places.len();
+    for (number, group) in groups.into_iter().filter(|group| seen.insert(*group)).enumerate() {
+        to(&mut places[number % shares]).push(group);
+    }
+}
+
 /// What is joined by source, for metrics.
 #[derive(Debug, Default)]
 pub struct Status {
@@ -43,7 +66,7 @@ impl Status {
         self.sources.load(Ordering::Relaxed)
     }
 
-    /// Sockets, any-source ones too.
+    /// Sockets, any-source ones too, of all shares.
     #[must_use]
     pub fn sockets(&self) -> usize {
         self.sockets.load(Ordering::Relaxed)
@@ -82,43 +105,39 @@ impl Listening {
         first: &BTreeSet<Ipv6Addr>,
         wanted: Receiver<BTreeSet<Ipv6Addr>>,
     ) -> Result<Self, JoinError> {
-        Self::open_telling(place, first, wanted, Box::new(|_| {}))
-    }
-
-    /// As [`Listening::open`]; `on_joined` is told of the sources that are joined, at once and after each change.
-    ///
-    /// # Errors
-    /// As [`Listening::open`].
-    pub fn open_telling(
-        place: Place,
-        first: &BTreeSet<Ipv6Addr>,
-        wanted: Receiver<BTreeSet<Ipv6Addr>>,
-        on_joined: OnJoined,
-    ) -> Result<Self, JoinError> {
-        let Place { interface, port, any_source, by_source } = place;
-        let fixed = if any_source.is_empty() { None } else { Some(Joins::open(interface, port, &any_source)?) };
-        let board = Arc::new(Board::default());
-        let mut keeper = Keeper {
-            joins: SourceJoins::new(interface, port, &by_source),
-            fixed: fixed.as_ref().map_or(0, |joins| joins.fds().len()),
-            refused: BTreeSet::new(),
-            board: Arc::clone(&board),
-            on_joined,
-        };
-        for source in first {
-            keeper.joins.join(*source)?;
-        }
-        keeper.publish();
-        if !by_source.is_empty() {
-            let keep = move || keeper.keep(&wanted);
-            thread::Builder::new().name(format!("joins-{port}")).spawn(keep).map_err(JoinError::Thread)?;
-        }
-        let mut listening = Self { fixed, by_source: Vec::new(), board, seen: 0 };
+        let (port, has_sources) = (place.port, !place.by_source.is_empty());
+        let mut keeper = Keeper::default();
+        let mut listening = keeper.open_share(&place)?;
+        keeper.start(port, first, has_sources.then_some(wanted))?;
         listening.reconcile(|_| {});
         Ok(listening)
     }
 
-    /// What is joined, also later.
+    /// As [`Listening::open`], with the groups dealt out to `shares` threads: at least one, and no more than there are
+    /// groups. What arrives by one group arrives at one of them. `on_joined` is told of the sources that are joined, at once
+    /// and after each change.
+    ///
+    /// # Errors
+    /// As [`Listening::open`].
+    pub fn open_shares(
+        place: Place,
+        shares: usize,
+        first: &BTreeSet<Ipv6Addr>,
+        wanted: Receiver<BTreeSet<Ipv6Addr>>,
+        on_joined: Option<OnJoined>,
+    ) -> Result<Vec<Self>, JoinError> {
+        let (port, has_sources) = (place.port, !place.by_source.is_empty());
+        let mut keeper = Keeper { on_joined, ..Keeper::default() };
+        let opened = place.split(shares).iter().map(|share| keeper.open_share(share)).collect::<Result<Vec<_>, _>>();
+        let mut all = opened?;
+        keeper.start(port, first, has_sources.then_some(wanted))?;
+        for listening in &mut all {
+            listening.reconcile(|_| {});
+        }
+        Ok(all)
+    }
+
+    /// What is joined, by all shares, also later.
     #[must_use]
     pub fn status(&self) -> Arc<Status> {
         Arc::clone(&self.board.status)
@@ -155,17 +174,54 @@ impl Listening {
 }
 
 /// The joining thread.
+#[derive(Default)]
 struct Keeper {
-    joins: SourceJoins,
+    /// At least one. All hold the same sources.
+    shares: Vec<Share>,
     /// Any-source sockets.
     fixed: usize,
     /// Sources wanted that could not be joined; each is told once in the log.
     refused: BTreeSet<Ipv6Addr>,
+    status: Arc<Status>,
+    on_joined: Option<OnJoined>,
+}
+
+/// What one receiving thread gets.
+struct Share {
+    joins: SourceJoins,
     board: Arc<Board>,
-    on_joined: OnJoined,
 }
 
 impl Keeper {
+    /// Joins the any-source groups of one more share.
+    fn open_share(&mut self, place: &Place) -> Result<Listening, JoinError> {
+        let Place { interface, port, any_source, by_source } = place;
+        let fixed = if any_source.is_empty() { None } else { Some(Joins::open(*interface, *port, any_source)?) };
+        self.fixed += fixed.as_ref().map_or(0, |joins| joins.fds().len());
+        let board = Arc::new(Board { status: Arc::clone(&self.status), ..Board::default() });
+        let joins = SourceJoins::new(*interface, *port, by_source);
+        self.shares.push(Share { joins, board: Arc::clone(&board) });
+        Ok(Listening { fixed, by_source: Vec::new(), board, seen: 0 })
+    }
+
+    /// Joins from the first sources, and then on a thread from those that are wanted, if any ever are.
+    fn start(
+        mut self,
+        port: u16,
+        first: &BTreeSet<Ipv6Addr>,
+        wanted: Option<Receiver<BTreeSet<Ipv6Addr>>>,
+    ) -> Result<(), JoinError> {
+        for source in first {
+            self.join_one(*source)?;
+        }
+        self.publish();
+        if let Some(wanted) = wanted {
+            let keep = move || self.keep(&wanted);
+            thread::Builder::new().name(format!("joins-{port}")).spawn(keep).map_err(JoinError::Thread)?;
+        }
+        Ok(())
+    }
+
     fn keep(mut self, wanted: &Receiver<BTreeSet<Ipv6Addr>>) {
         while let Ok(set) = wanted.recv() {
             self.reconcile(&wanted.try_iter().last().unwrap_or(set));
@@ -177,9 +233,9 @@ impl Keeper {
         let refused = self.join(wanted);
         // Those that are new are received from before the others are left.
         self.publish();
-        let leaving: Vec<_> = self.joins.sources().filter(|source| !wanted.contains(source)).collect();
+        let leaving: Vec<_> = self.sources().filter(|source| !wanted.contains(source)).collect();
         for source in &leaving {
-            self.joins.leave(*source);
+            self.leave(*source);
             tracing::info!(%source, "source left");
         }
         // Those that have left made room.
@@ -197,10 +253,10 @@ impl Keeper {
     fn join(&mut self, wanted: &BTreeSet<Ipv6Addr>) -> Vec<(Ipv6Addr, JoinError)> {
         let mut refused = Vec::new();
         for source in wanted {
-            if self.joins.contains(source) {
+            if self.sources().any(|joined| joined == *source) {
                 continue;
             }
-            match self.joins.join(*source) {
+            match self.join_one(*source) {
                 Ok(()) => tracing::info!(%source, "source joined"),
                 Err(error) => refused.push((*source, error)),
             }
@@ -208,12 +264,42 @@ impl Keeper {
         refused
     }
 
+    /// Joins a source in every share, or in none.
+    fn join_one(&mut self, source: Ipv6Addr) -> Result<(), JoinError> {
+        let joined = self.shares.iter_mut().try_for_each(|share| share.joins.join(source));
+        if joined.is_err() {
+            self.leave(source);
+        }
+        joined
+    }
+
+    fn leave(&mut self, source: Ipv6Addr) {
+        for share in &mut self.shares {
+            share.joins.leave(source);
+        }
+    }
+
+    fn sources(&self) -> impl Iterator<Item = Ipv6Addr> {
+        self.shares.first().into_iter().flat_map(|share| share.joins.sources())
+    }
+
     fn publish(&mut self) {
-        (self.on_joined)(&self.joins.sources().collect());
-        let status = &self.board.status;
-        status.sources.store(self.joins.sources().count(), Ordering::Relaxed);
+        let sources = self.sources().collect();
+        if let Some(tell) = &mut self.on_joined {
+            tell(&sources);
+        }
+        let by_source: usize = self.shares.iter().map(|share| share.joins.sockets().count()).sum();
+        self.status.sources.store(self.sources().count(), Ordering::Relaxed);
+        self.status.sockets.store(self.fixed + by_source, Ordering::Relaxed);
+        for share in &self.shares {
+            share.publish();
+        }
+    }
+}
+
+impl Share {
+    fn publish(&self) {
         let mut sockets = self.board.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        status.sockets.store(self.fixed + self.joins.sockets().count(), Ordering::Relaxed);
         if !sockets.iter().map(Arc::as_ptr).eq(self.joins.sockets().map(Arc::as_ptr)) {
             *sockets = self.joins.sockets().cloned().collect();
             self.board.edition.fetch_add(1, Ordering::Release);

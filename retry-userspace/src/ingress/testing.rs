@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 
 use super::fill::{Fill, FillRules};
 use crate::counters::UserCounters;
-use crate::framelog::{self, Pages, Sizes};
+use crate::framelog::{self, Log, Pages, Sizes};
 use crate::net::batch::Batch;
 use crate::net::multicast::{self, Egress};
 use crate::net::options;
@@ -102,9 +102,14 @@ pub(super) fn frame(flow: u64, seq: u64) -> Vec<u8> {
 
 /// A fill into plain memory; `fd02::1` is our own source.
 pub(super) fn fill() -> Arc<Fill> {
+    fill_and_log().0
+}
+
+/// As [`fill`], with a reader of its log.
+pub(super) fn fill_and_log() -> (Arc<Fill>, Log) {
     let pages = Arc::new(Pages::plain(Sizes::new(16 << 20, 16 << 20)).expect("memory"));
-    let (writer, _) = framelog::open(pages, 1, 1 << 20);
-    Arc::new(Fill {
+    let (writer, log) = framelog::open(pages, 1, 1 << 20);
+    let fill = Arc::new(Fill {
         rules: FillRules {
             sharding: Sharding { shard: ShardBits::new(2).expect("2 bits"), beef: BeefBits::default() },
             life_ms: [60_000; 5],
@@ -115,7 +120,8 @@ pub(super) fn fill() -> Arc<Fill> {
         writer: Arc::new(Mutex::new(writer)),
         counters: Arc::new(UserCounters::default()),
         on_stored: None,
-    })
+    });
+    (fill, log)
 }
 
 pub(super) fn count(counters: &UserCounters, counter: Counter) -> u64 {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
@@ -9,7 +10,7 @@ use retry_common::group::{self, SourceMode};
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
-use super::translate::groups;
+use super::translate::{groups, ingress_workers};
 use crate::beacon::registry::SharedRegistry;
 use crate::beacon::{self, BEACON_PORT};
 use crate::counters::UserCounters;
@@ -35,29 +36,30 @@ pub(super) fn control(settings: &Settings, counters: &Arc<UserCounters>) -> Arc<
     Arc::new(Control::new(config, Arc::clone(counters)))
 }
 
-/// The data groups. Sources that are known by address are joined at once.
+/// The data groups, a share for each receiving thread. Sources that are known by address are joined at once.
 pub(super) fn data(
     settings: &Settings,
     fabric: &Fabric,
     control: &Control,
     wanted: Wanted,
     kernel: Option<KernelSources>,
-) -> Result<Listening, JoinError> {
+) -> Result<Vec<Listening>, JoinError> {
     let groups = groups(settings);
+    let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let workers = ingress_workers(settings.ingress.workers, groups.len(), cpus);
     let (any_source, by_source) = match settings.ingress.source_mode {
         SourceMode::Asm => (groups, Vec::new()),
         SourceMode::Ssm => (Vec::new(), groups),
     };
     let place = Place { interface: fabric.ingress.index, port: settings.ingress.listen_port, any_source, by_source };
-    let tell: OnJoined = match kernel {
-        Some(mut kernel) => Box::new(move |sources| {
+    let tell = kernel.map(|mut kernel| -> OnJoined {
+        Box::new(move |sources| {
             if let Err(error) = kernel.set(sources) {
                 tracing::error!(%error, "-fill: the kernel leaves frames of some sources to the daemon");
             }
-        }),
-        None => Box::new(|_| {}),
-    };
-    Listening::open_telling(place, &control.wanted(), wanted, tell)
+        })
+    });
+    Listening::open_shares(place, workers, &control.wanted(), wanted, tell)
 }
 
 /// Starts the task that finds sources, and opens the ear on the beacon groups.

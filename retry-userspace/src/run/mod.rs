@@ -91,7 +91,8 @@ pub async fn run(
     let named = datapath.as_mut().filter(|_| follows).and_then(|(datapath, _)| datapath.take_sources());
     let (data_sources, wanted) = std::sync::mpsc::channel();
     let control = listening::control(settings, &counters);
-    let joins = if settings.ingress.join { Some(listening::data(settings, &fabric, &control, wanted, named)?) } else { None };
+    let joins =
+        if settings.ingress.join { listening::data(settings, &fabric, &control, wanted, named)? } else { Vec::new() };
     let tee = settings.ingress.tee.map(TeeSocket::open).transpose()?;
 
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, Arc::clone(&counters)));
@@ -121,7 +122,7 @@ pub async fn run(
         drain_ordered: Notify::new(),
         recovery: recovery.clone(),
         store: store.clone(),
-        joined: joins.as_ref().map(Listening::status).unwrap_or_default(),
+        joined: joins.first().map(Listening::status).unwrap_or_default(),
         tee_sockets: usize::from(tee.is_some()),
         instance: settings.telemetry.instance.clone(),
     });
@@ -196,7 +197,8 @@ struct Parts {
     server: Arc<Server>,
     socket: Arc<NackSocket>,
     fill: Arc<Fill>,
-    joins: Option<Listening>,
+    /// One for each thread that receives.
+    joins: Vec<Listening>,
     ear: Ear,
     tee: Option<TeeSocket>,
     events: Option<Events>,
@@ -236,9 +238,9 @@ async fn serve(
         None
     };
 
-    if let Some(mut joins) = joins {
+    for (number, mut joins) in joins.into_iter().enumerate() {
         let filling = Arc::clone(&fill);
-        workers.start("ingress", move |stop| filling.run(&mut joins, stop))?;
+        workers.start(&format!("ingress-{number}"), move |stop| filling.run(&mut joins, stop))?;
     }
     if state.datapath().is_some() && kernel_fills(settings) {
         let filling = Arc::clone(&fill);

@@ -36,7 +36,10 @@ pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), Settings
         return refuse("tee-listen", "-mc-join-enabled=false needs it: a loopback address and port is accepted");
     }
     if settings.xdp.fill == FillMode::Kernel && (settings.xdp.mode == XdpMode::Off || !settings.ingress.join) {
-        return refuse("fill", "kernel needs -xdp auto, native or skb, and -mc-join-enabled: auto and daemon are accepted");
+        return refuse(
+            "fill",
+            "kernel needs -xdp auto, native or skb, and -mc-join-enabled: auto and daemon are accepted",
+        );
     }
     if settings.cache.backend == Backend::Redis && settings.redis.nodes.is_empty() {
         return refuse("redis-addr", "-cache-backend redis needs it: host:port, redis:// or rediss:// is accepted");

@@ -88,6 +88,8 @@ pub struct Ingress {
     pub tee: Option<SocketAddr>,
     /// `mc-join-enabled`: join the groups. Default yes. Without it [`Ingress::tee`] is set, and the only source.
     pub join: bool,
+    /// `ingress-workers`: threads that the groups are spread over. Default 0: one while that is enough.
+    pub workers: usize,
 }
 
 /// Whose frames are joined by name (RFC 4607).

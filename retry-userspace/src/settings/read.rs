@@ -6,8 +6,8 @@ use retry_common::group::{self, BeefBits, Scope, ShardBits, SourceMode};
 
 use super::error::SettingsError;
 use super::groups::{
-    Admin, AdminToken, Backend, Beacon, Cache, Dedup, DedupMode, Egress, FillMode, Ingress, Limits, LogFormat, Nack, Otlp, Proxy,
-    ProxySelect, Redis, Repair, Retry, RetryPolicy, Settings, Ssm, Telemetry, Xdp, XdpMode,
+    Admin, AdminToken, Backend, Beacon, Cache, Dedup, DedupMode, Egress, FillMode, Ingress, Limits, LogFormat, Nack,
+    Otlp, Proxy, ProxySelect, Redis, Repair, Retry, RetryPolicy, Settings, Ssm, Telemetry, Xdp, XdpMode,
 };
 use super::source::Values;
 use super::{hosts, values};
@@ -80,6 +80,7 @@ fn ingress(values: &Values) -> Read<Ingress> {
         beef: BeefBits::new(beef_bits).filter(|_| beef),
         tee: values.get("tee-listen", hosts::loopback_address)?,
         join: switch(values, "mc-join-enabled")?,
+        workers: values.get("ingress-workers", |text| values::number(text, 0..=64))?,
     })
 }
 

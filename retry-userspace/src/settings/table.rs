@@ -139,6 +139,12 @@ const INGRESS: &[Flag] = &[
         "Join the multicast groups.",
         "False: frames come from -tee-listen alone, which must be set.",
     ),
+    value(
+        "ingress-workers",
+        "0",
+        "Threads that the groups are spread over, 0 to 64; 0: one while that is enough.",
+        "0 is one with up to 16 groups or fewer than 8 CPUs, else one for every 4 CPUs, at most 4. Never more than groups.",
+    ),
 ];
 
 const SSM: &[Flag] = &[

@@ -109,7 +109,7 @@ impl Backend for OverLog {
             let group = head.group_index(&sharding).expect("it has a class");
             let life_ms = life.map_or(LIFE_MS, |life| u32::try_from(life.as_millis()).expect("the router bounds it"));
             let frame = NewFrame { key, class, group, life_ms, daemon_only: false, bytes: &bytes };
-            match self.writer.lock().expect("no panic").put(&frame, monotonic_ns()) {
+            match self.writer.lock().expect("no panic").put(&frame, monotonic_ns(), |_| {}) {
                 Put::Stored => Ok(PutOutcome::Stored),
                 Put::Replaced => Ok(PutOutcome::Replaced),
                 Put::Duplicate => Ok(PutOutcome::Duplicate),

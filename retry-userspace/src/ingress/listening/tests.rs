@@ -4,10 +4,14 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use retry_common::counter::Counter;
+use retry_common::key::FrameKey;
 
 use super::*;
+use crate::clock::monotonic_ns;
 use crate::ingress::fill::Fill;
-use crate::ingress::testing::{PORT, Publisher, add_sources, count, drain, eventually, fill, frame, group, source};
+use crate::ingress::testing::{
+    PORT, Publisher, add_sources, count, drain, eventually, fill, fill_and_log, frame, group, source,
+};
 use crate::net::testing::{Pair, in_namespace};
 
 fn place(pair: &Pair) -> Place {
@@ -75,6 +79,131 @@ fn sources_that_stay_lose_nothing_while_others_come_and_go() {
     });
 }
 
+/// What several threads stored, in the words of [`several_threads_store_what_one_would`].
+#[derive(Debug, PartialEq)]
+struct Stored {
+    whole: usize,
+    counts: [u64; 6],
+}
+
+/// A source that stays sends [`FRAMES`] frames to eight groups, while others come and go.
+fn stored_by(pair: &Pair, threads: usize) -> Stored {
+    let (sender, wanted) = mpsc::channel();
+    let shares = Listening::open_shares(place(pair), threads, &set([1]), wanted, None).expect("joined");
+    assert_eq!(shares.len(), threads);
+    let (status, (fill, log)) = (shares[0].status(), fill_and_log());
+    let stop = AtomicBool::new(false);
+    let publisher = Publisher::new(pair, PORT);
+    let bytes = |seq: u64| {
+        let mut bytes = frame(1, seq);
+        bytes[92..].copy_from_slice(&seq.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes());
+        bytes
+    };
+    thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        for mut share in shares {
+            let (fill, stop) = (&fill, &stop);
+            scope.spawn(move || fill.run(&mut share, stop).expect("no error"));
+        }
+        let sending = scope.spawn(|| {
+            for seq in 1..=FRAMES {
+                publisher.send(source(1), group(u16::try_from(seq % 8).expect("small")), &bytes(seq));
+                if seq % 16 == 0 {
+                    thread::sleep(Duration::from_micros(500));
+                }
+            }
+        });
+        for others in [2..3, 2..40, 30..40, 2..2] {
+            sender.send(set(others.clone().chain([1]))).expect("listened to");
+            eventually("joined and left", || status.sources() == others.len() + 1);
+        }
+        sending.join().expect("no panic");
+        // A repetition, and what is no frame.
+        publisher.send(source(1), group(1), &bytes(9));
+        publisher.send(source(1), group(2), b"no frame");
+        eventually("all is received", || count(&fill.counters, Counter::FramesReceived) == FRAMES + 2);
+        eventually("all is stored", || is_stored(&fill, FRAMES));
+        eventually("all is decided", || count(&fill.counters, Counter::FrameDuplicate) == 1);
+    });
+    let mut copy = Vec::new();
+    let whole = (1..=FRAMES).filter(|seq| {
+        let record = log.look_up(&FrameKey::new(1, *seq), monotonic_ns());
+        record.is_some_and(|record| {
+            copy.clear();
+            log.copy(&record, &mut copy) && copy == bytes(*seq)
+        })
+    });
+    let counters = [
+        Counter::FramesReceived,
+        Counter::FramesCached,
+        Counter::StoredMulticast,
+        Counter::FrameDuplicate,
+        Counter::FrameUndecodable,
+        Counter::FrameSocketOverflow,
+    ];
+    Stored { whole: whole.count(), counts: counters.map(|counter| count(&fill.counters, counter)) }
+}
+
+/// Frames of the test below.
+const FRAMES: u64 = 4_000;
+
+#[test]
+fn several_threads_store_what_one_would() {
+    in_namespace("several_threads_store_what_one_would", |pair| {
+        add_sources(40);
+        for threads in [1, 3] {
+            let all = Stored { whole: 4_000, counts: [FRAMES + 2, FRAMES, FRAMES, 1, 1, 0] };
+            assert_eq!(stored_by(&pair, threads), all, "{threads} threads");
+        }
+    });
+}
+
+#[test]
+fn a_group_is_in_one_share() {
+    in_namespace("a_group_is_in_one_share", |pair| {
+        let groups: Vec<_> = (0..7).chain([3]).map(group).collect();
+        let by_source = Place { by_source: groups.clone(), ..place(&pair) };
+        let any_source = Place { any_source: groups, by_source: Vec::new(), ..place(&pair) };
+        for place in [by_source, any_source] {
+            let (_sender, wanted) = mpsc::channel();
+            let shares = Listening::open_shares(place, 3, &set([1]), wanted, None).expect("joined");
+            let publisher = Publisher::new(&pair, PORT);
+            for index in 0..7 {
+                publisher.send(source(1), group(index), b"x");
+            }
+            let got: Vec<BTreeSet<_>> = shares.iter().map(|share| drain(share.fds()).into_iter().collect()).collect();
+            let wanted = |indices: &[u16]| indices.iter().map(|index| (source(1), group(*index))).collect();
+            assert_eq!(got, [wanted(&[0, 3, 6]), wanted(&[1, 4]), wanted(&[2, 5])]);
+            assert_eq!(shares[0].status().sockets(), 3);
+        }
+        // No thread without a group, and one for no group at all.
+        let few = |shares| {
+            let (_sender, wanted) = mpsc::channel();
+            let place = Place { by_source: vec![group(0), group(1)], ..place(&pair) };
+            Listening::open_shares(place, shares, &set([1]), wanted, None).expect("joined").len()
+        };
+        assert_eq!([few(0), few(1), few(5)], [1, 1, 2]);
+    });
+}
+
+#[test]
+fn a_source_is_joined_in_every_share_or_in_none() {
+    in_namespace("a_source_is_joined_in_every_share_or_in_none", |pair| {
+        let mut keeper = Keeper::default();
+        // There is no such interface: the second share can join nothing.
+        for interface in [pair.far.index, 9_999] {
+            keeper.open_share(&Place { interface, ..place(&pair) }).expect("no group of any source");
+        }
+        keeper.reconcile(&set([2]));
+        assert_eq!(keeper.refused, set([2]));
+        assert!(keeper.shares.iter().all(|share| share.joins.sources().next().is_none()));
+        assert_eq!((keeper.status.sources(), keeper.status.sockets()), (0, 0));
+        keeper.shares.pop();
+        keeper.reconcile(&set([2]));
+        assert_eq!((keeper.refused.len(), keeper.status.sources()), (0, 1));
+    });
+}
+
 #[test]
 fn what_a_leaving_source_had_sent_is_stored() {
     in_namespace("what_a_leaving_source_had_sent_is_stored", |pair| {
@@ -108,20 +237,13 @@ fn a_source_that_is_refused_is_tried_again() {
         let (_, never) = mpsc::channel();
         let error = Listening::open(place(&pair), &set([1]), never).expect_err("no room");
         assert!(error.to_string().contains("net.core.optmem_max (now 16 bytes)"), "{error}");
-        let Place { interface, port, by_source, .. } = place(&pair);
-        let mut keeper = Keeper {
-            joins: SourceJoins::new(interface, port, &by_source),
-            fixed: 0,
-            refused: BTreeSet::new(),
-            board: Arc::default(),
-        };
-        let board = Arc::clone(&keeper.board);
+        let mut keeper = Keeper::default();
+        let mut listening = keeper.open_share(&place(&pair)).expect("no group of any source");
         keeper.reconcile(&set([1, 2]));
-        assert_eq!((&keeper.refused, board.status.sources()), (&set([1, 2]), 0));
+        assert_eq!((&keeper.refused, listening.status().sources()), (&set([1, 2]), 0));
         fs::write("/proc/sys/net/core/optmem_max", "131072").expect("own namespace");
         let keeping = thread::spawn(move || keeper.keep(&wanted));
         sender.send(set([1, 2])).expect("listened to");
-        let mut listening = Listening { fixed: None, by_source: Vec::new(), board, seen: 0 };
         eventually("joined", || listening.has_news());
         assert_eq!(listening.status().sources(), 2);
         listening.reconcile(|_| {});

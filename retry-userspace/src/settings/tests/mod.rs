@@ -59,6 +59,7 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("beef-shard-bits", "3", &[]),
     ("tee-listen", "[::1]:9002", &[]),
     ("mc-join-enabled", "false", &["-tee-listen=[::1]:9002"]),
+    ("ingress-workers", "3", &[]),
     ("ssm-bootstrap-manifest", "fd10::1,m.example", &[]),
     ("ssm-bootstrap-beacon", "fd10::1", &[]),
     ("ssm-bootstrap-subtree-announce", "fd10::1", &[]),

@@ -40,6 +40,7 @@ fn a_value_out_of_bounds() {
         ("tee-listen", "[fd10::1]:9001", "a loopback address and port such as [::1]:9002 is accepted"),
         ("tee-listen", ":9001", "a loopback address and port such as [::1]:9002 is accepted"),
         ("mc-join-enabled", "2", truth),
+        ("ingress-workers", "65", &number(0, 64)),
         ("ssm-bootstrap-manifest", "ff05::1", hosts),
         ("ssm-bootstrap-beacon", "a b", hosts),
         ("ssm-bootstrap-subtree-announce", "a,,b", hosts),
