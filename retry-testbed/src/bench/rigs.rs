@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use aya::Ebpf;
 
-use super::rig::{Ask, Load, Rig, Stretch};
+use super::rig::{Load, Rig, Stretch};
 
 /// The rigs of one run.
 pub(crate) struct Rigs {
@@ -32,10 +32,10 @@ impl Rigs {
 
 /// The highest rate of a server on a socket, which a flood would only starve: it is offered more and more until it
 /// answers no more. Returns the rate offered then.
-pub(crate) fn best_offer(rig: &mut Rig, ask: Ask, length: usize, count: fn(&Load) -> u64) -> Result<f64> {
+pub(crate) fn best_offer(rig: &mut Rig, stretch: &Stretch, count: fn(&Load) -> u64) -> Result<f64> {
     let (mut best, mut offer, mut worse) = ((0.0, 40e3), 40e3, 0);
     while worse < 2 && offer < 1e6 {
-        let load = rig.load(&Stretch { ask, rate: Some(offer), time: Duration::from_millis(150), length })?;
+        let load = rig.load(&Stretch { rate: Some(offer), time: Duration::from_millis(150), ..*stretch })?;
         let answered = load.rate_by_socket(count(&load));
         if answered > best.0 * 1.01 {
             (best, worse) = ((answered, offer), 0);

@@ -3,7 +3,7 @@
 //! The generator's stretches take turns: reflector, daemon, plain server, daemon by its socket, and again. Answers are
 //! counted at the client's end; of every 4096 the first four are compared with what they have to be, during the run.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use retry_testbed::daemon::Daemon;
 
 use super::Found;
@@ -161,37 +161,37 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut R
         subject::fill(&mut rigs.socket, daemon, case.frames, case.length)?;
     }
 
-    let full = Stretch { ask: case.ask, rate: None, time: settings.stretch, length: case.length };
+    let full = Stretch { ask: case.ask, rate: None, time: settings.stretch, length: case.length, ack_leads: true };
     if case.primed {
         let each = Stretch { rate: Some(50e3), time: std::time::Duration::from_millis(200), ..full };
         rigs.subject.load(&each)?;
     }
     let mut offers = (0.0, 0.0);
     if plain.is_some() {
-        offers.0 = best_offer(&mut rigs.plain, case.ask, case.length, case.count)?;
+        offers.0 = best_offer(&mut rigs.plain, &full, case.count).context("plain")?;
     }
     if by_socket.is_some() {
-        offers.1 = best_offer(&mut rigs.socket, case.ask, case.length, case.count)?;
+        offers.1 = best_offer(&mut rigs.socket, &Stretch { ack_leads: false, ..full }, case.count).context("-xdp off")?;
     }
 
     let idle = idle_share(&daemon)?;
     let (mut reflected, mut answered, mut plainly, mut socketed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut busy, mut packets, mut pairs) = (Vec::new(), 0, 0);
     for _ in 0..settings.rounds {
-        let load = rigs.reflector.load(&full)?;
+        let load = rigs.reflector.load(&full).context("the reflector")?;
         reflected.push(round(&load, load.answers.reflected));
         let before = daemon.cpu_time()?.process;
-        let (load, count) = answers(case, &mut rigs.subject, &daemon, &full)?;
+        let (load, count) = answers(case, &mut rigs.subject, &daemon, &full).context("the daemon")?;
         busy.push(((daemon.cpu_time()?.process - before).as_secs_f64() / load.whole.as_secs_f64() - idle).max(0.0));
         answered.push(round(&load, count));
         packets += load.checked.packets;
         pairs += load.checked.pairs;
         if plain.is_some() {
-            let load = rigs.plain.load(&Stretch { rate: Some(offers.0), ..full })?;
+            let load = rigs.plain.load(&Stretch { rate: Some(offers.0), ..full }).context("plain")?;
             plainly.push(load.rate_by_socket((case.count)(&load)));
         }
         if by_socket.is_some() {
-            let load = rigs.socket.load(&Stretch { rate: Some(offers.1), ..full })?;
+            let load = rigs.socket.load(&Stretch { rate: Some(offers.1), ack_leads: false, ..full }).context("-xdp off")?;
             socketed.push(load.rate_by_socket((case.count)(&load)));
         }
     }

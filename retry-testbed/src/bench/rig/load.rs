@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use aya::{Pod, programs::Xdp};
 use nix::sched::{CloneFlags, setns};
 
 use super::{
-    Answers, Generator, LOAD_CORE, Rig, napi, on_core, pin, program,
+    Answers, Generator, LOAD_CORE, Rig, on_core, pin, program,
     samples::{self, Checked, Right, Sample},
     template::{self, Ask},
 };
@@ -59,6 +59,8 @@ pub(crate) struct Stretch {
     pub(crate) time: Duration,
     /// Length of the frames in the cache.
     pub(crate) length: usize,
+    /// Whether an ACK goes before its frame.
+    pub(crate) ack_leads: bool,
 }
 
 /// What one stretch of load gave.
@@ -121,7 +123,7 @@ impl Rig {
         // What is still queued in a socket when the load ends is answered, but not in this time.
         let answers = self.answers()?.since(&before.0);
         let Ask { first, count, sources, .. } = stretch.ask;
-        let right = Right { length: stretch.length, first, count, spoofed: sources > 1 };
+        let right = Right { length: stretch.length, first, count, ack_leads: stretch.ack_leads, spoofed: sources > 1 };
         let checked = self.check_samples(before.1, &right)?;
         ensure!(answers.other <= answers.total() / 1000, "answers that nobody should have got: {answers:?}");
         let load =

@@ -36,6 +36,9 @@ pub(crate) struct Right {
     pub(crate) first: u64,
     /// How many there are.
     pub(crate) count: u64,
+    /// Whether an ACK goes before its frame: in the kernel, where the frame's room is proved first. A socket's frame
+    /// goes first, for the ACK says what has left.
+    pub(crate) ack_leads: bool,
     /// Who asks may be somebody else than the client.
     pub(crate) spoofed: bool,
 }
@@ -74,8 +77,14 @@ pub(crate) fn check(samples: &[Sample], since: u64, right: &Right, from: &Host, 
             && number + 1 == sample.number
         {
             match (earlier, what) {
-                (What::Frame(a), What::Ack(b)) if a == b => anyhow::bail!("the frame of SeqNum {a} led its ACK"),
-                (What::Ack(a), What::Frame(b)) if a == b => checked.pairs += 1,
+                (What::Frame(a), What::Ack(b)) if a == b => {
+                    ensure!(!right.ack_leads, "the frame of SeqNum {a} led its ACK");
+                    checked.pairs += 1;
+                }
+                (What::Ack(a), What::Frame(b)) if a == b => {
+                    ensure!(right.ack_leads, "the ACK of SeqNum {a} led its frame");
+                    checked.pairs += 1;
+                }
                 _ => {}
             }
         }
