@@ -1,10 +1,15 @@
 //! The limit of the machine: the shortest program that answers at all.
 
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::macros::xdp;
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
 use crate::nack::PACKET_LEN;
+
+/// Packets sent back.
+#[btf_map]
+static REFLECTED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Attached to the server's interface in place of the product: swaps addresses and ports and sends back.
 #[xdp]
@@ -27,5 +32,10 @@ fn bench_reflect(ctx: XdpContext) -> u32 {
     let [from, to] = unsafe { ports.read_unaligned() };
     // SAFETY: as above.
     unsafe { ports.write_unaligned([to, from]) };
+    let Some(reflected) = REFLECTED.get_ptr_mut(0) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: this CPU's own word.
+    unsafe { *reflected += 1 };
     xdp_action::XDP_TX
 }

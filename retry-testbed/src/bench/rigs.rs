@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use aya::Ebpf;
+use super::rig::{Load, Reflector, Rig, Stretch};
 
-use super::rig::{Load, Rig, Stretch};
+/// What a server on a socket is offered first, a second, and the most that it is offered.
+const FIRST_OFFER: f64 = 80e3;
+const LAST_OFFER: f64 = 1e6;
 
 /// The rigs of one run.
 pub(crate) struct Rigs {
@@ -17,30 +19,40 @@ pub(crate) struct Rigs {
     pub(crate) plain: Rig,
     /// Where the daemon with `-xdp off` stands.
     pub(crate) socket: Rig,
-    /// The reflector stays attached as long as this lives.
-    _reflector: Ebpf,
+    reflects: Reflector,
 }
 
 impl Rigs {
     /// Makes them and attaches the reflector.
     pub(crate) fn new() -> Result<Self> {
         let reflector = Rig::new()?;
-        let attached = reflector.reflector()?;
-        Ok(Self { reflector, subject: Rig::new()?, plain: Rig::new()?, socket: Rig::new()?, _reflector: attached })
+        let reflects = reflector.reflector()?;
+        Ok(Self { reflector, subject: Rig::new()?, plain: Rig::new()?, socket: Rig::new()?, reflects })
+    }
+
+    /// Loads the reflector as fast as it goes. Returns how many packets it sent back.
+    ///
+    /// Counted at the reflector: the client's end, which shares a core with the generator, does not keep up with it.
+    pub(crate) fn reflect(&mut self, stretch: &Stretch) -> Result<(Load, u64)> {
+        let before = self.reflects.count()?;
+        let load = self.reflector.load(stretch)?;
+        Ok((load, self.reflects.count()? - before))
     }
 }
 
 /// The highest rate of a server on a socket, which a flood would only starve: it is offered more and more until it
-/// answers no more. Returns the rate offered then.
+/// answers less than nine tenths of it, twice. Returns the rate offered when it answered most.
 pub(crate) fn best_offer(rig: &mut Rig, stretch: &Stretch, count: fn(&Load) -> u64) -> Result<f64> {
-    let (mut best, mut offer, mut worse) = ((0.0, 40e3), 40e3, 0);
-    while worse < 2 && offer < 1e6 {
+    let (mut best, mut offer, mut over) = ((0.0, FIRST_OFFER), FIRST_OFFER, 0);
+    while over < 2 && offer < LAST_OFFER {
         let load = rig.load(&Stretch { rate: Some(offer), time: Duration::from_millis(150), ..*stretch })?;
-        let answered = load.rate_by_socket(count(&load));
-        if answered > best.0 * 1.01 {
-            (best, worse) = ((answered, offer), 0);
-        } else {
-            worse += 1;
+        let answered = count(&load);
+        let rate = load.rate_by_socket(answered);
+        if rate > best.0 {
+            best = (rate, offer);
+        }
+        if answered * 10 < load.sent * 9 {
+            over += 1;
         }
         offer *= 1.2;
     }

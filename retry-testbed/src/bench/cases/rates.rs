@@ -178,8 +178,8 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut R
     let (mut reflected, mut answered, mut plainly, mut socketed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut busy, mut packets, mut pairs) = (Vec::new(), 0, 0);
     for _ in 0..settings.rounds {
-        let load = rigs.reflector.load(&full).context("the reflector")?;
-        reflected.push(round(&load, load.answers.reflected));
+        let (load, count) = rigs.reflect(&full).context("the reflector")?;
+        reflected.push(round(&load, count));
         let before = daemon.cpu_time()?.process;
         let (load, count) = answers(case, &mut rigs.subject, &daemon, &full).context("the daemon")?;
         busy.push(((daemon.cpu_time()?.process - before).as_secs_f64() / load.whole.as_secs_f64() - idle).max(0.0));
@@ -256,11 +256,12 @@ fn answers(case: &Rate, rig: &mut Rig, daemon: &Daemon<'_>, full: &Stretch) -> R
         let Some((name, level)) = case.counter else { return Ok(0) };
         Ok(daemon.metrics()?.count(name, &[("level", level), ("path", "xdp")]))
     };
-    let before = counter(daemon)?;
-    let load = rig.load(full)?;
     if case.counter.is_none() {
+        let load = rig.load(full)?;
         return Ok((load, (case.count)(&load)));
     }
+    let before = counter(daemon)?;
+    let load = rig.load(full)?;
     let count = counter(daemon)? - before;
     ensure!(count <= load.sent, "{count} dropped of {} sent", load.sent);
     Ok((load, count))

@@ -95,13 +95,14 @@ impl Rig {
     }
 
     /// Attaches the shortest reflector to the server's interface for as long as the returned value lives.
-    pub(crate) fn reflector(&self) -> Result<Ebpf> {
+    pub(crate) fn reflector(&self) -> Result<Reflector> {
         let mut object = Ebpf::load_file(object()?)?;
         let index = self.endpoint()?.ifindex;
         let reflect = program(&mut object, "bench_reflect")?;
         reflect.load()?;
         self.endpoint()?.ns.enter(|| reflect.attach_to_if_index(index, XdpMode::Driver))?;
-        Ok(object)
+        let reflected = PerCpuArray::try_from(object.take_map("REFLECTED").context("no map REFLECTED")?)?;
+        Ok(Reflector { _object: object, reflected })
     }
 
     /// Makes the client's end a measuring one: no moderation, and its NAPI thread runs before all others; or ends that.
@@ -135,6 +136,19 @@ impl Rig {
         let fresh: Vec<Progress> = cpus.iter().map(Progress::fresh).collect();
         self.progress.set(0, PerCpuValues::try_from(fresh)?, 0)?;
         self.progress()
+    }
+}
+
+/// The shortest reflector, attached.
+pub(crate) struct Reflector {
+    _object: Ebpf,
+    reflected: PerCpuArray<MapData, u64>,
+}
+
+impl Reflector {
+    /// Packets sent back so far, whether anybody took them or not.
+    pub(crate) fn count(&self) -> Result<u64> {
+        Ok(self.reflected.get(&0, 0)?.iter().sum())
     }
 }
 
