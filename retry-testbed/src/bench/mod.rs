@@ -5,6 +5,7 @@ mod cases;
 mod machine;
 mod options;
 mod plain;
+mod probe;
 mod profile;
 mod report;
 mod rig;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
 use super::rig::{Load, Reflector, Rig, Stretch};
+use anyhow::Result;
 
 /// What a server on a socket is offered first, a second, and the most that it is offered.
 const FIRST_OFFER: f64 = 80e3;

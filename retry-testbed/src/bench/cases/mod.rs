@@ -1,6 +1,12 @@
 //! The table of cases.
 
+mod fill;
+mod flood;
+mod latency;
+mod memory;
 mod rates;
+mod start;
+mod tables;
 
 use anyhow::{Result, ensure};
 
@@ -20,6 +26,7 @@ pub(crate) struct Case {
 #[derive(Debug)]
 enum Work {
     Rate(&'static Rate),
+    Own(fn(&str, &Settings, &mut Rigs) -> Result<Found>),
 }
 
 /// What a case found.
@@ -55,6 +62,13 @@ static CASES: &[Case] = &[
     Case { name: "hit-held", about: "hit within the hold-down: ACK only", work: Work::Rate(&rates::HELD) },
     Case { name: "miss", about: "MISS in place", work: Work::Rate(&rates::MISS) },
     Case { name: "limited", about: "over the limit of the address: dropped", work: Work::Rate(&rates::LIMITED) },
+    Case { name: "latency", about: "p50 and p99 of a hit at 1 k and 10 k NACK/s", work: Work::Own(latency::measure) },
+    Case { name: "flood", about: "honest NACKs amid a flood from spoofed addresses", work: Work::Own(flood::measure) },
+    Case { name: "table-frames", about: "CPU time of a hit by frames in the cache", work: Work::Own(tables::frames) },
+    Case { name: "table-sources", about: "CPU time of a hit by addresses that ask", work: Work::Own(tables::sources) },
+    Case { name: "fill", about: "frames stored a second without loss, 400 B", work: Work::Own(fill::measure) },
+    Case { name: "memory", about: "memory of a frame of 400 B", work: Work::Own(memory::measure) },
+    Case { name: "start", about: "from exec to the first answer, empty cache", work: Work::Own(start::measure) },
 ];
 
 /// The cases whose names begin with one of `names`, in the table's order; all when there are none.
@@ -87,6 +101,7 @@ pub(crate) fn list(cases: &[&Case]) -> String {
 pub(crate) fn measure(case: &Case, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
     match case.work {
         Work::Rate(rate) => rates::measure(case.name, rate, settings, rigs),
+        Work::Own(measure) => measure(case.name, settings, rigs),
     }
 }
 

@@ -171,7 +171,8 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut R
         offers.0 = best_offer(&mut rigs.plain, &full, case.count).context("plain")?;
     }
     if by_socket.is_some() {
-        offers.1 = best_offer(&mut rigs.socket, &Stretch { ack_leads: false, ..full }, case.count).context("-xdp off")?;
+        offers.1 =
+            best_offer(&mut rigs.socket, &Stretch { ack_leads: false, ..full }, case.count).context("-xdp off")?;
     }
 
     let idle = idle_share(&daemon)?;
@@ -191,7 +192,8 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut R
             plainly.push(load.rate_by_socket((case.count)(&load)));
         }
         if by_socket.is_some() {
-            let load = rigs.socket.load(&Stretch { rate: Some(offers.1), ack_leads: false, ..full }).context("-xdp off")?;
+            let load =
+                rigs.socket.load(&Stretch { rate: Some(offers.1), ack_leads: false, ..full }).context("-xdp off")?;
             socketed.push(load.rate_by_socket((case.count)(&load)));
         }
     }
