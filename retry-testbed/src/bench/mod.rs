@@ -68,17 +68,22 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         say(&cases::list(&chosen));
         return Ok(ExitCode::SUCCESS);
     }
-    match measure(options, &chosen) {
-        Ok(report) if options.strict && !report.met() => Ok(ExitCode::from(MISSED)),
-        Ok(_) => Ok(ExitCode::SUCCESS),
+    let (report, right) = match measure(options, &chosen) {
+        Ok(measured) => measured,
         Err(error) => {
             eprintln!("bench: {error:#}");
-            Ok(ExitCode::from(WRONG))
+            return Ok(ExitCode::from(WRONG));
         }
-    }
+    };
+    Ok(match (right, options.strict && !report.met()) {
+        (false, _) => ExitCode::from(WRONG),
+        (true, true) => ExitCode::from(MISSED),
+        (true, false) => ExitCode::SUCCESS,
+    })
 }
 
-fn measure(options: &Options, chosen: &[&'static Case]) -> Result<Report> {
+/// Runs the cases and reports. False when one of them was not right: the others are reported all the same.
+fn measure(options: &Options, chosen: &[&'static Case]) -> Result<(Report, bool)> {
     let settings = Settings::new(options)?;
     std::fs::create_dir_all(&settings.directory).with_context(|| settings.directory.display().to_string())?;
     if settings.profile {
@@ -86,15 +91,23 @@ fn measure(options: &Options, chosen: &[&'static Case]) -> Result<Report> {
     }
     let mut report = Report::new(machine::describe());
     let mut rigs = Rigs::new()?;
+    let mut right = true;
     for case in chosen {
         let start = std::time::Instant::now();
-        let found = cases::measure(case, &settings, &mut rigs).with_context(|| format!("case {}", case.name))?;
-        report.add(case, found);
-        eprintln!("bench: {} in {:.1} s", case.name, start.elapsed().as_secs_f64());
+        match cases::measure(case, &settings, &mut rigs) {
+            Ok(found) => {
+                report.add(case, found);
+                eprintln!("bench: {} in {:.1} s", case.name, start.elapsed().as_secs_f64());
+            }
+            Err(error) => {
+                eprintln!("bench: {} FAILED: {error:#}", case.name);
+                right = false;
+            }
+        }
     }
     report.write(&settings.directory)?;
     say(&if options.json { report.json()? } else { report.table() });
-    Ok(report)
+    Ok((report, right))
 }
 
 #[expect(clippy::print_stdout, reason = "the report is this program's output")]

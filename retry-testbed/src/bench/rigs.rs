@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::rig::{Load, Reflector, Rig, Stretch};
+use super::rig::{Load, Raised, Reflector, Rig, Stretch};
 use anyhow::Result;
 
 /// What a server on a socket is offered first, a second, and the most that it is offered.
@@ -20,14 +20,16 @@ pub(crate) struct Rigs {
     /// Where the daemon with `-xdp off` stands.
     pub(crate) socket: Rig,
     reflects: Reflector,
+    _raised: Raised,
 }
 
 impl Rigs {
     /// Makes them and attaches the reflector.
     pub(crate) fn new() -> Result<Self> {
+        let raised = Raised::new()?;
         let reflector = Rig::new()?;
         let reflects = reflector.reflector()?;
-        Ok(Self { reflector, subject: Rig::new()?, plain: Rig::new()?, socket: Rig::new()?, reflects })
+        Ok(Self { reflector, subject: Rig::new()?, plain: Rig::new()?, socket: Rig::new()?, reflects, _raised: raised })
     }
 
     /// Loads the reflector as fast as it goes. Returns how many packets it sent back.

@@ -64,18 +64,18 @@ pub(crate) fn flags<'a>(groups: &[&[&'a str]]) -> Vec<&'a str> {
 /// Fills the cache with frames 1 to `count` and sees that all of them are in it.
 ///
 /// # Errors
-/// Some are not, after three attempts at ever lower rates.
+/// Some are not, after six attempts at ever lower rates.
 pub(crate) fn fill(rig: &mut Rig, daemon: &Daemon<'_>, count: u64, length: usize) -> Result<()> {
     let mut rate = FILL_RATE;
     let mut held = 0;
-    for _ in 0..3 {
+    for _ in 0..6 {
         rig.send_frames(1, u32::try_from(count)?, length, Some(rate))?;
         std::thread::sleep(Duration::from_millis(100));
         held = daemon.metrics()?.count("bre_cache_size", &[]);
         if held == count {
             return Ok(());
         }
-        rate /= 2.0;
+        rate /= 1.6;
     }
     ensure!(held == count, "{held} of {count} frames are in the cache");
     Ok(())

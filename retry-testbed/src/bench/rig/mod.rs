@@ -4,6 +4,7 @@
 mod answers;
 mod load;
 mod napi;
+mod priority;
 mod samples;
 mod template;
 
@@ -24,6 +25,7 @@ pub(crate) use self::{
     answers::Answers,
     load::{Load, Stretch},
     napi::{LOAD_CORE, SERVER_CORE, on_core, on_server_core, pin, urgent},
+    priority::Raised,
     samples::{Checked, Right},
     template::{Ask, FLOW, frame},
 };

@@ -50,6 +50,7 @@ pub(crate) fn threaded(ns: &Netns, core: usize) -> Result<i32> {
     let new: Vec<i32> = threads()?.into_iter().filter(|id| !known.contains(id)).collect();
     let [thread] = new[..] else { bail!("expected one new NAPI thread, found {}", new.len()) };
     pin(thread, core)?;
+    super::priority::raise(thread)?;
     Ok(thread)
 }
 
