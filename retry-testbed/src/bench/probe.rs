@@ -173,7 +173,7 @@ fn take(bytes: &[u8], probe: &Probe, asked: &mut [Asked], probed: &mut Probed) -
         (length, false) if length == probe.length => 48,
         (length, _) => anyhow::bail!("an answer of {length} bytes"),
     };
-    let seq_num = bytes[at..at + 8].iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+    let seq_num = bytes[at..at + 8].iter().fold(0, |value, byte| (value << 8) | u64::from(*byte));
     let place = seq_num.checked_sub(probe.first).and_then(|place| asked.get_mut(usize::try_from(place).ok()?));
     let Some(state) = place else { anyhow::bail!("an answer for SeqNum {seq_num}, which was not asked for") };
     let Some(sent) = state.at else { anyhow::bail!("an answer for SeqNum {seq_num} before it was asked for") };

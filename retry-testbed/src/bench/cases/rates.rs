@@ -177,6 +177,7 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut R
 
     let idle = idle_share(&daemon)?;
     let (mut reflected, mut answered, mut plainly, mut socketed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut plain_times = Vec::new();
     let (mut busy, mut packets, mut pairs) = (Vec::new(), 0, 0);
     for _ in 0..settings.rounds {
         let (load, count) = rigs.reflect(&full).context("the reflector")?;
@@ -187,9 +188,13 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut R
         answered.push(round(&load, count));
         packets += load.checked.packets;
         pairs += load.checked.pairs;
-        if plain.is_some() {
+        if let Some(plain) = &plain {
+            let before = plain.time()?;
             let load = rigs.plain.load(&Stretch { rate: Some(offers.0), ..full }).context("plain")?;
-            plainly.push(load.rate_by_socket((case.count)(&load)));
+            let count = (case.count)(&load);
+            plainly.push(load.rate_by_socket(count));
+            let took = load.napi + plain.time()?.saturating_sub(before);
+            plain_times.push(Load { napi: took, ..load }.nanoseconds(count));
         }
         if by_socket.is_some() {
             let load =
@@ -241,6 +246,8 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut R
     found.rows.push(Row::alone(format!("{name}: reflector"), "packets/s", &reflector, Target::None));
     if plain.is_some() {
         found.rows.push(Row::alone(format!("{name}: plain"), case.unit, &plainly, Target::None));
+        let times = Row::alone(format!("{name}: plain's CPU time, NAPI and thread"), "ns", &plain_times, Target::None);
+        found.rows.push(times);
     }
     if by_socket.is_some() {
         found.rows.push(Row::alone(format!("{name}: -xdp off"), case.unit, &socketed, Target::None));

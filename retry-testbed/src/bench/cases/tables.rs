@@ -130,7 +130,8 @@ fn fill(rig: &mut Rig, daemon: &Daemon<'_>, sizes: &[u64], settings: &Settings) 
         if daemon.metrics()?.count("bre_cache_size", &[]) >= held + chunk {
             held += chunk;
         } else {
-            rate = (rate * 0.8).max(20e3);
+            // The same frames again: what is there already costs little, and what is missing differs each time.
+            rate = (rate * 0.85).max(60e3);
         }
     }
     ensure!(held > 0, "no frame was stored");

@@ -18,8 +18,14 @@ use super::{
 /// Packets a second of a generator at full rate, about: a stretch is one call of that length, for a call idles for about
 /// 27 ms.
 const FLOOD: f64 = 3.5e6;
-/// Packets that a generator makes before it hands them over: at full rate, and at a pace.
-const BATCH: (u32, u32) = (64, 8);
+/// Packets that a generator makes before it hands them over: few at a moderate pace, which is evener so.
+fn batch(rate: Option<f64>) -> u32 {
+    match rate {
+        Some(rate) if rate < 500e3 => 8,
+        _ => 64,
+    }
+}
+
 /// Samples that the counting program keeps.
 const SAMPLES: u32 = 1024;
 
@@ -98,7 +104,7 @@ impl Rig {
         self.nacks.set(0, template, 0)?;
         let before = (self.answers()?, self.seen()?, self.new_stretch()?, on_core(self.server_napi)?);
         let start = Instant::now();
-        let batch = if stretch.rate.is_some() { BATCH.1 } else { BATCH.0 };
+        let batch = batch(stretch.rate);
         let once = count(stretch.rate.unwrap_or(FLOOD) * stretch.time.as_secs_f64())?;
         let done = AtomicBool::new(false);
         let value = self.generate(
@@ -137,8 +143,7 @@ impl Rig {
         let sent = self.new_stretch()?.sent;
         let (packet, template) = template::frames(self.client()?, length, first.wrapping_sub(sent), rate)?;
         self.frames.set(0, template, 0)?;
-        let batch = if rate.is_some() { BATCH.1 } else { BATCH.0 };
-        self.generate("bench_frames", packet, |generator| generator.send(count, batch), || Ok(()))?;
+        self.generate("bench_frames", packet, |generator| generator.send(count, batch(rate)), || Ok(()))?;
         let progress = self.progress()?;
         ensure!(progress.sent - sent == u64::from(count), "{} of {count} frames were sent", progress.sent - sent);
         Ok(progress.active())

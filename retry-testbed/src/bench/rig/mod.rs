@@ -26,7 +26,6 @@ pub(crate) use self::{
     load::{Load, Stretch},
     napi::{LOAD_CORE, SERVER_CORE, on_core, on_server_core, pin, urgent},
     priority::Raised,
-    samples::{Checked, Right},
     template::{Ask, FLOW, frame},
 };
 use self::{
@@ -110,12 +109,7 @@ impl Rig {
     /// Makes the client's end a measuring one: no moderation, and its NAPI thread runs before all others; or ends that.
     pub(crate) fn attentive(&self, on: bool) -> Result<()> {
         napi::moderate(&self.client()?.ns, !on)?;
-        napi::urgent(self.client_napi, on)
-    }
-
-    /// Time on a core of the server's NAPI thread so far.
-    pub(crate) fn server_time(&self) -> Result<std::time::Duration> {
-        on_core(self.server_napi)
+        urgent(self.client_napi, on)
     }
 
     fn answers(&self) -> Result<Answers> {

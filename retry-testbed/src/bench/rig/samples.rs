@@ -125,5 +125,5 @@ fn read(packet: &ParsedPacket, right: &Right, endpoint: Ipv6Addr, client: Ipv6Ad
 }
 
 fn word(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    bytes.iter().fold(0, |value, byte| (value << 8) | u64::from(*byte))
 }

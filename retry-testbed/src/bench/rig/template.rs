@@ -22,6 +22,8 @@ const NACK_PACKET: usize = HEADERS + 64;
 const WORDS: usize = NACK_PACKET.div_ceil(8);
 const LONGEST: usize = 2048;
 const PLACES: usize = 4;
+/// Shorter frames have no room for the SeqNum at all its places.
+const SHORTEST: usize = 256;
 const CHECKSUM: usize = 60;
 /// The last four bytes of the source address.
 const SOURCE: usize = 14 + 8 + 12;
@@ -103,7 +105,7 @@ pub(crate) fn nacks(from: &Host, to: &Host, ask: &Ask, rate: Option<f64>) -> Res
 pub(crate) fn frames(from: &Host, length: usize, first: u64, rate: Option<f64>) -> Result<(Vec<u8>, FrameTemplate)> {
     let to = SocketAddrV6::new(group(0), DATA_PORT, 0, 0);
     let mut packet = datagram(from, [0; 6], to, LOAD_PORT, 1, &frame(0, length));
-    ensure!(packet.len() < LONGEST, "a frame of {length} bytes is too long for the generator");
+    ensure!(packet.len() < LONGEST && length >= SHORTEST, "the generator makes no frame of {length} bytes");
     let sum = rewrite_checksum(&mut packet);
     let mut places = [0; PLACES];
     for (place, offset) in places.iter_mut().zip(seq_places(length)) {
@@ -134,7 +136,7 @@ pub(crate) fn frame(seq_num: u64, length: usize) -> Vec<u8> {
 
 /// Where a frame carries its SeqNum: in the header, and at even places of the payload.
 const fn seq_places(length: usize) -> [usize; PLACES] {
-    [48, 96, length / 2 & !7, (length - 8) & !1]
+    [48, 96, (length / 2) & !7, (length - 8) & !1]
 }
 
 fn datagram(from: &Host, mac: [u8; 6], to: SocketAddrV6, port: u16, hops: u8, payload: &[u8]) -> Vec<u8> {
@@ -150,7 +152,7 @@ fn datagram(from: &Host, mac: [u8; 6], to: SocketAddrV6, port: u16, hops: u8, pa
 /// Takes the last word of an address out of a packet.
 fn take(packet: &mut [u8], at: usize, length: usize) -> u64 {
     let bytes = &mut packet[at..at + length];
-    let value = bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+    let value = bytes.iter().fold(0, |value, byte| (value << 8) | u64::from(*byte));
     bytes.fill(0);
     value
 }
@@ -176,7 +178,7 @@ mod tests {
         packet::{Packet, PacketBuilder},
     };
 
-    use super::{CHECKSUM, FLOW, HEADERS, SOURCE, frame, interval, rewrite_checksum, seq_places, take};
+    use super::{CHECKSUM, FLOW, HEADERS, SHORTEST, SOURCE, frame, interval, rewrite_checksum, seq_places, take};
     use retry_common::key::FrameKey;
 
     fn packet(payload: &[u8]) -> Vec<u8> {
@@ -214,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_frame_with_its_holes_filled_is_right() {
-        for length in [200, 400, 1400] {
+        for length in [SHORTEST, 400, 1400] {
             let mut bytes = packet(&frame(0, length));
             rewrite_checksum(&mut bytes);
             let seq = 0x0123_4567_89ab_cdefu64;
