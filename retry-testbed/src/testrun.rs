@@ -89,6 +89,14 @@ pub fn run_repeated(program: &Xdp, packet: &[u8], ingress: Option<u32>, repeat: 
 /// # Errors
 /// As [`run`].
 pub fn run_live(program: &Xdp, packet: &[u8], ingress: u32, repeat: u32) -> Result<Duration> {
+    run_live_in_batches(program, packet, ingress, repeat, 64)
+}
+
+/// As [`run_live`], with as many packets (1 to 256) handed over at a time as `batch` says: few for an even pace.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_live_in_batches(program: &Xdp, packet: &[u8], ingress: u32, repeat: u32, batch: u32) -> Result<Duration> {
     let context = context(packet.len(), ingress)?;
     let start = std::time::Instant::now();
     program
@@ -96,7 +104,7 @@ pub fn run_live(program: &Xdp, packet: &[u8], ingress: u32, repeat: u32) -> Resu
             data_in: Some(packet),
             ctx_in: Some(&context),
             repeat,
-            attrs: TestRunAttrs::new().xdp_live_frames(64),
+            attrs: TestRunAttrs::new().xdp_live_frames(batch),
             ..TestRunOptions::default()
         })
         .context("BPF_PROG_TEST_RUN with live frames")?;

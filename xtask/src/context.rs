@@ -80,6 +80,7 @@ impl Context {
             ("RETRY_ENDPOINT_BIN", self.endpoint()),
             ("RETRY_EBPF_OBJECT", self.ebpf_object()),
             ("RETRY_BENCH_OBJECT", self.bench_object()),
+            ("RETRY_BENCH_DIRECTORY", self.target.join("bench")),
         ]
     }
 

@@ -38,7 +38,7 @@ enum Verb {
     /// Runs the daemon on a private fabric with loss and shows how it repairs (needs root or sudo).
     #[command(disable_help_flag = true)]
     Demo(PassedOn),
-    /// Measures answers per second on one link (needs root or sudo).
+    /// Measures the daemon beside a reflector and a plain server; `--list` names the cases (needs root or sudo).
     #[command(disable_help_flag = true)]
     Bench(PassedOn),
     /// Starts a Redis Cluster of six and five endpoints in namespaces; `--smoke` proves that they work together.

@@ -1,0 +1,123 @@
+//! Fill: the highest rate of frames that is stored without losing one, beside the plain server's receive-and-store.
+//!
+//! Searched by halving, each rate tried again when it loses; a rate counts when all frames of a trial are stored by the time that the generator's call
+//! returns, about 30 ms after the last of them.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::Found;
+use crate::bench::{
+    Settings,
+    plain::Plain,
+    rig::Rig,
+    rigs::Rigs,
+    row::{Row, Target},
+    subject::{self, IN_XDP, UNICAST},
+};
+
+const LENGTH: usize = 400;
+/// Ways to fill, each with its flags and its target beside plain.
+const WAYS: &[(&str, &[&str], Target)] = &[("daemon", &[], Target::Ratio(1.0))];
+/// Where the search begins and ends, frames a second.
+const RANGE: (f64, f64) = (5e3, 4e6);
+/// Frames that the plain server keeps.
+const KEPT: usize = 500_000;
+
+pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
+    let fabrics = (rigs.subject.fabric(), rigs.plain.fabric());
+    let mut found = Found::default();
+    for (way, flags, target) in WAYS {
+        let daemon = subject::start(&settings.binary, &fabrics.0, &[UNICAST, IN_XDP, flags])?;
+        let plain = Plain::filling(&fabrics.1, KEPT, LENGTH)?;
+        let stored = || Ok(daemon.metrics()?.count("bre_frames_cached_total", &[]));
+        let (mut next, mut plain_next) = (1, 1);
+        let (mut rates, mut references) = (Vec::new(), Vec::new());
+        let (mut last, mut plain_last) = (None, None);
+        for _ in 0..settings.rounds {
+            let rate = highest(&mut rigs.subject, settings, &mut next, last, &stored)?;
+            last = Some(rate);
+            rates.push(rate);
+            let rate = highest(&mut rigs.plain, settings, &mut plain_next, plain_last, &|| Ok(plain.stored()))?;
+            plain_last = Some(rate);
+            references.push(rate);
+        }
+        found.rows.push(Row::beside(format!("{name}: {way}"), "frames/s", &rates, ("plain", &references), *target));
+        found.rows.push(Row::alone(format!("{name}: plain"), "frames/s", &references, Target::None));
+    }
+    Ok(found)
+}
+
+/// The highest rate without loss, near the one found before if there is one.
+fn highest(
+    rig: &mut Rig,
+    settings: &Settings,
+    next: &mut u64,
+    before: Option<f64>,
+    stored: &dyn Fn() -> Result<u64>,
+) -> Result<f64> {
+    let mut best: Option<f64> = None;
+    let mut rate = before.unwrap_or(60e3);
+    let mut over: Option<f64> = None;
+    let trials = if settings.quick { 5 } else { 7 };
+    let mut done = 0;
+    while done < trials {
+        // While one end is open, trials are steps towards it and do not count as halvings.
+        // A queue of 256 packets overflows when somebody else holds the core for a few milliseconds: twice is a limit.
+        let got = match trial(rig, settings, next, rate, stored)? {
+            Some(reached) => Some(reached),
+            None => trial(rig, settings, next, rate, stored)?,
+        };
+        match got {
+            Some(reached) => best = Some(best.unwrap_or(0.0).max(reached)),
+            None => over = Some(over.map_or(rate, |over| over.min(rate))),
+        }
+        rate = match (best, over) {
+            (Some(best), Some(over)) if best < over => {
+                done += 1;
+                if over / best < 1.03 {
+                    break;
+                }
+                f64::midpoint(best, over)
+            }
+            // What was lost at a lower rate than was kept at was noise: the lower one is forgotten.
+            (Some(best), Some(_)) => {
+                done += 1;
+                over = None;
+                best * 1.1
+            }
+            (Some(best), None) => best * 1.25,
+            (None, _) => rate / 1.5,
+        };
+        ensure!(rate >= RANGE.0, "frames are lost at {rate:.0} a second");
+        if rate > RANGE.1 {
+            break;
+        }
+    }
+    best.ok_or_else(|| anyhow::anyhow!("no rate without loss was found"))
+}
+
+/// Offers frames at a rate. Returns the rate reached when none was lost.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below the end of the range")]
+fn trial(
+    rig: &mut Rig,
+    settings: &Settings,
+    next: &mut u64,
+    rate: f64,
+    stored: &dyn Fn() -> Result<u64>,
+) -> Result<Option<f64>> {
+    let time = Duration::from_millis(if settings.quick { 150 } else { 400 });
+    let count = (rate * time.as_secs_f64()) as u32;
+    let before = stored()?;
+    let active = rig.send_frames(*next, count, LENGTH, Some(rate))?;
+    let kept = stored()? - before;
+    *next += u64::from(count);
+    // What is still queued has to be out of the way of the next trial.
+    if kept < u64::from(count) {
+        std::thread::sleep(Duration::from_millis(150));
+        return Ok(None);
+    }
+    ensure!(kept == u64::from(count), "{kept} frames stored of {count} sent");
+    Ok(Some(f64::from(count) / active.as_secs_f64()))
+}

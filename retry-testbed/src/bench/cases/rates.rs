@@ -1,0 +1,289 @@
+//! Answers a second at full rate, and the CPU time of each.
+//!
+//! The generator's stretches take turns: reflector, daemon, plain server, daemon by its socket, and again. Answers are
+//! counted at the client's end; of every 4096 the first four are compared with what they have to be, during the run.
+
+use anyhow::{Context as _, Result, ensure};
+use retry_testbed::daemon::Daemon;
+
+use super::Found;
+use crate::bench::{
+    Settings,
+    plain::{Answering, Plain},
+    profile,
+    rig::{Ask, Load, Rig, Stretch},
+    rigs::{Rigs, best_offer},
+    row::{Row, Target},
+    subject::{self, BOTH, BY_SOCKET, IN_XDP, LIMITS_OUT_OF_REACH, MULTICAST, UNICAST},
+};
+
+/// One case of this kind.
+#[derive(Debug)]
+pub(crate) struct Rate {
+    /// What is counted.
+    unit: &'static str,
+    /// Groups of the daemon's flags, without where it answers.
+    flags: &'static [&'static [&'static str]],
+    /// Frames in the cache.
+    frames: u64,
+    /// Bytes of each.
+    length: usize,
+    /// What is asked for.
+    ask: Ask,
+    /// How much of what came back is one answer in full.
+    count: fn(&Load) -> u64,
+    /// The counter of the daemon that stands for it, where nothing comes back.
+    counter: Option<(&'static str, &'static str)>,
+    /// All frames are asked for once before the measurement.
+    primed: bool,
+    /// What the plain server does, if it is a reference.
+    plain: Option<Answering>,
+    /// Whether the daemon by its socket is a reference.
+    by_socket: bool,
+    /// Targets: of the reflector, of plain, CPU time in ns.
+    targets: (f64, Option<f64>, Option<f64>),
+    /// Whether the daemon's own CPU time is told.
+    daemon: bool,
+}
+
+/// What most cases have.
+const USUAL: Rate = Rate {
+    unit: "hits/s",
+    flags: &[],
+    frames: 4096,
+    length: 400,
+    ask: Ask::frames(4096),
+    count: |load| load.answers.unicast_frames,
+    counter: None,
+    primed: false,
+    plain: None,
+    by_socket: false,
+    targets: (0.0, None, None),
+    daemon: false,
+};
+
+const ONLY_FRAME: Answering = Answering { ack: false, unicast: true, multicast: false };
+
+pub(crate) static FRAME_400: Rate = Rate {
+    flags: &[UNICAST, LIMITS_OUT_OF_REACH, &["-suppress-ack"]],
+    plain: Some(ONLY_FRAME),
+    targets: (0.5, Some(13.0), Some(600.0)),
+    ..USUAL
+};
+
+pub(crate) static FRAME_1400: Rate = Rate {
+    flags: &[UNICAST, LIMITS_OUT_OF_REACH, &["-suppress-ack"]],
+    length: 1400,
+    plain: Some(ONLY_FRAME),
+    targets: (0.5, Some(13.0), None),
+    ..USUAL
+};
+
+pub(crate) static FRAME_ACK: Rate = Rate {
+    flags: &[UNICAST, LIMITS_OUT_OF_REACH],
+    count: |load| load.answers.acks.min(load.answers.unicast_frames),
+    plain: Some(Answering { ack: true, unicast: true, multicast: false }),
+    by_socket: true,
+    targets: (0.4, Some(10.0), Some(1200.0)),
+    daemon: true,
+    ..USUAL
+};
+
+/// More frames than can be asked for within the hold-down of 10 ms, so that it holds none back.
+const MANY: u64 = 131_072;
+
+pub(crate) static MULTICAST_ACK: Rate = Rate {
+    flags: &[MULTICAST, LIMITS_OUT_OF_REACH],
+    frames: MANY,
+    ask: Ask::frames(MANY),
+    count: |load| load.answers.acks.min(load.answers.multicast_frames),
+    plain: Some(Answering { ack: true, unicast: false, multicast: true }),
+    targets: (0.4, Some(10.0), None),
+    ..USUAL
+};
+
+pub(crate) static BOTH_ACK: Rate = Rate {
+    flags: &[BOTH, LIMITS_OUT_OF_REACH],
+    frames: MANY,
+    ask: Ask::frames(MANY),
+    count: |load| load.answers.acks.min(load.answers.unicast_frames).min(load.answers.multicast_frames),
+    plain: Some(Answering { ack: true, unicast: true, multicast: true }),
+    targets: (0.15, None, None),
+    ..USUAL
+};
+
+pub(crate) static HELD: Rate = Rate {
+    flags: &[MULTICAST, LIMITS_OUT_OF_REACH, &["-repair-holddown", "1h"]],
+    count: |load| load.answers.acks,
+    primed: true,
+    plain: Some(Answering { ack: true, unicast: false, multicast: false }),
+    targets: (0.55, None, None),
+    ..USUAL
+};
+
+pub(crate) static MISS: Rate = Rate {
+    unit: "MISSes/s",
+    flags: &[UNICAST, LIMITS_OUT_OF_REACH],
+    ask: Ask { first: 1 << 40, count: 4096, stride: 1, sources: 1 },
+    count: |load| load.answers.misses,
+    plain: Some(ONLY_FRAME),
+    targets: (0.45, Some(6.0), None),
+    ..USUAL
+};
+
+pub(crate) static LIMITED: Rate = Rate {
+    unit: "drops/s",
+    flags: &[UNICAST, LIMITS_OUT_OF_REACH, &["-rl-ip-rate", "1", "-rl-ip-burst", "1"]],
+    count: |_| 0,
+    counter: Some(("bre_rate_limit_drops_total", "ip")),
+    targets: (0.8, None, None),
+    ..USUAL
+};
+
+/// What one round of one contender gave.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    rate: f64,
+    nanoseconds: f64,
+}
+
+/// Runs one case.
+pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
+    let fabrics = (rigs.subject.fabric(), rigs.plain.fabric(), rigs.socket.fabric());
+    let flags = |place: &'static [&'static str]| [case.flags, &[place]].concat();
+    let daemon = subject::start(&settings.binary, &fabrics.0, &flags(IN_XDP))?;
+    subject::fill(&mut rigs.subject, &daemon, case.frames, case.length)?;
+    let plain = case.plain.map(|answering| Plain::answering(&fabrics.1, case.frames, case.length, answering));
+    let plain = plain.transpose()?;
+    let by_socket = case.by_socket.then(|| subject::start(&settings.binary, &fabrics.2, &flags(BY_SOCKET)));
+    let by_socket = by_socket.transpose()?;
+    if let Some(daemon) = &by_socket {
+        subject::fill(&mut rigs.socket, daemon, case.frames, case.length)?;
+    }
+
+    let full = Stretch { ask: case.ask, rate: None, time: settings.stretch, length: case.length, ack_leads: true };
+    if case.primed {
+        let each = Stretch { rate: Some(50e3), time: std::time::Duration::from_millis(200), ..full };
+        rigs.subject.load(&each)?;
+    }
+    let mut offers = (0.0, 0.0);
+    if plain.is_some() {
+        offers.0 = best_offer(&mut rigs.plain, &full, case.count).context("plain")?;
+    }
+    if by_socket.is_some() {
+        offers.1 =
+            best_offer(&mut rigs.socket, &Stretch { ack_leads: false, ..full }, case.count).context("-xdp off")?;
+    }
+
+    let idle = idle_share(&daemon)?;
+    let (mut reflected, mut answered, mut plainly, mut socketed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut plain_times = Vec::new();
+    let (mut busy, mut packets, mut pairs) = (Vec::new(), 0, 0);
+    for _ in 0..settings.rounds {
+        let (load, count) = rigs.reflect(&full).context("the reflector")?;
+        reflected.push(round(&load, count));
+        let before = daemon.cpu_time()?.process;
+        let (load, count) = answers(case, &mut rigs.subject, &daemon, &full).context("the daemon")?;
+        busy.push(((daemon.cpu_time()?.process - before).as_secs_f64() / load.whole.as_secs_f64() - idle).max(0.0));
+        answered.push(round(&load, count));
+        packets += load.checked.packets;
+        pairs += load.checked.pairs;
+        if let Some(plain) = &plain {
+            let before = plain.time()?;
+            let load = rigs.plain.load(&Stretch { rate: Some(offers.0), ..full }).context("plain")?;
+            let count = (case.count)(&load);
+            plainly.push(load.rate_by_socket(count));
+            let took = load.napi + plain.time()?.saturating_sub(before);
+            plain_times.push(Load { napi: took, ..load }.nanoseconds(count));
+        }
+        if by_socket.is_some() {
+            let load =
+                rigs.socket.load(&Stretch { rate: Some(offers.1), ack_leads: false, ..full }).context("-xdp off")?;
+            socketed.push(load.rate_by_socket((case.count)(&load)));
+        }
+    }
+    if settings.profile {
+        let time = settings.stretch.max(std::time::Duration::from_secs(1));
+        let load = Stretch { time: time * 2, ..full };
+        rigs.subject.load_while(&load, || profile::record(&settings.directory, name, time))?;
+    }
+
+    let rates = |rounds: &[Round]| rounds.iter().map(|round| round.rate).collect::<Vec<_>>();
+    let times = |rounds: &[Round]| rounds.iter().map(|round| round.nanoseconds).collect::<Vec<_>>();
+    let (of_reflector, of_plain, of_time) = case.targets;
+    let mut found = Found::default();
+    let ratio = |target: Option<f64>| target.map_or(Target::None, Target::Ratio);
+    let reflector = rates(&reflected);
+    found.rows.push(Row::beside(
+        name,
+        case.unit,
+        &rates(&answered),
+        ("reflector", &reflector),
+        Target::Ratio(of_reflector),
+    ));
+    if plain.is_some() {
+        found.rows.push(Row::beside(name, case.unit, &rates(&answered), ("plain", &plainly), ratio(of_plain)));
+    }
+    if by_socket.is_some() {
+        found.rows.push(Row::beside(name, case.unit, &rates(&answered), ("-xdp off", &socketed), Target::None));
+    }
+    let most = of_time.map_or(Target::None, Target::AtMost);
+    found.rows.push(Row::beside(
+        format!("{name}: CPU time"),
+        "ns",
+        &times(&answered),
+        ("reflector", &times(&reflected)),
+        most,
+    ));
+    if case.daemon {
+        found.rows.push(Row::alone(
+            format!("{name}: daemon's CPU above idle"),
+            "of a core",
+            &busy,
+            Target::AtMost(0.01),
+        ));
+    }
+    found.rows.push(Row::alone(format!("{name}: reflector"), "packets/s", &reflector, Target::None));
+    if plain.is_some() {
+        found.rows.push(Row::alone(format!("{name}: plain"), case.unit, &plainly, Target::None));
+        let times = Row::alone(format!("{name}: plain's CPU time, NAPI and thread"), "ns", &plain_times, Target::None);
+        found.rows.push(times);
+    }
+    if by_socket.is_some() {
+        found.rows.push(Row::alone(format!("{name}: -xdp off"), case.unit, &socketed, Target::None));
+    }
+    if case.counter.is_none() {
+        ensure!(packets > 0, "no answer was sampled");
+        found.notes.push(format!("{packets} answers compared byte by byte during the run, {pairs} pairs in order"));
+    }
+    Ok(found)
+}
+
+/// Loads the daemon, and counts what it did.
+fn answers(case: &Rate, rig: &mut Rig, daemon: &Daemon<'_>, full: &Stretch) -> Result<(Load, u64)> {
+    let counter = |daemon: &Daemon<'_>| -> Result<u64> {
+        let Some((name, level)) = case.counter else { return Ok(0) };
+        Ok(daemon.metrics()?.count(name, &[("level", level), ("path", "xdp")]))
+    };
+    if case.counter.is_none() {
+        let load = rig.load(full)?;
+        return Ok((load, (case.count)(&load)));
+    }
+    let before = counter(daemon)?;
+    let load = rig.load(full)?;
+    let count = counter(daemon)? - before;
+    ensure!(count <= load.sent, "{count} dropped of {} sent", load.sent);
+    Ok((load, count))
+}
+
+fn round(load: &Load, count: u64) -> Round {
+    Round { rate: load.rate(count), nanoseconds: load.nanoseconds(count) }
+}
+
+/// Share of a core that the daemon takes when nobody asks.
+fn idle_share(daemon: &Daemon<'_>) -> Result<f64> {
+    let time = std::time::Duration::from_millis(500);
+    let before = daemon.cpu_time()?.process;
+    std::thread::sleep(time);
+    Ok((daemon.cpu_time()?.process - before).as_secs_f64() / time.as_secs_f64())
+}

@@ -1,0 +1,14 @@
+//! What the figures were measured on.
+
+/// Cores, processor and kernel in one line.
+pub(super) fn describe() -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let info = read("/proc/cpuinfo");
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .unwrap_or("")
+        .trim_start_matches([' ', '\t', ':']);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!("{cores} x {model}, Linux {}", read("/proc/sys/kernel/osrelease").trim())
+}

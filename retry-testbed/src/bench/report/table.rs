@@ -1,0 +1,100 @@
+//! The table for a terminal.
+
+use std::fmt::Write as _;
+
+use crate::bench::{
+    cases::{Case, Found},
+    row::Row,
+};
+
+const HEAD: [&str; 8] = ["case", "median", "min", "max", "unit", "reference", "ratio", "target"];
+
+/// All lines, with notes below them.
+pub(super) fn table(machine: &str, cases: &[(&'static Case, Found)]) -> String {
+    let lines: Vec<[String; 8]> = cases.iter().flat_map(|(_, found)| found.rows.iter().map(cells)).collect();
+    let mut widths = HEAD.map(str::len);
+    for line in &lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = format!("{machine}\n\n");
+    write(&mut text, &HEAD.map(str::to_owned), &widths);
+    for line in &lines {
+        write(&mut text, line, &widths);
+    }
+    for (case, found) in cases {
+        for note in &found.notes {
+            text.push_str(&format!("\n{}: {note}", case.name));
+        }
+    }
+    text
+}
+
+fn write(text: &mut String, cells: &[String; 8], widths: &[usize; 8]) {
+    for (at, (cell, width)) in cells.iter().zip(widths).enumerate() {
+        // Figures stand to the right.
+        let done =
+            if matches!(at, 1..=3 | 6) { write!(text, "{cell:>width$}  ") } else { write!(text, "{cell:<width$}  ") };
+        debug_assert!(done.is_ok());
+    }
+    let end = text.trim_end().len();
+    text.truncate(end);
+    text.push('\n');
+}
+
+/// The cells of a line.
+pub(super) fn cells(row: &Row) -> [String; 8] {
+    let verdict = match (row.target.as_str(), row.met) {
+        ("none", _) => String::new(),
+        (target, true) => format!("{target}  met"),
+        (target, false) => format!("{target}  MISSED"),
+    };
+    [
+        row.case.clone(),
+        figure(row.median),
+        figure(row.min),
+        figure(row.max),
+        row.unit.clone(),
+        row.reference.clone(),
+        if row.reference.is_empty() { String::new() } else { figure(row.ratio) },
+        verdict,
+    ]
+}
+
+/// Three or four significant digits, thousands apart.
+pub(super) fn figure(value: f64) -> String {
+    match value.abs() {
+        size if size >= 1000.0 => {
+            let digits = format!("{value:.0}");
+            let (sign, digits) = digits.strip_prefix('-').map_or(("", digits.as_str()), |rest| ("-", rest));
+            let mut grouped = String::new();
+            for (at, digit) in digits.chars().enumerate() {
+                if at > 0 && (digits.len() - at).is_multiple_of(3) {
+                    grouped.push(' ');
+                }
+                grouped.push(digit);
+            }
+            format!("{sign}{grouped}")
+        }
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        size if size >= 0.1 || size == 0.0 => format!("{value:.2}"),
+        _ => format!("{value:.4}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::figure;
+
+    #[test]
+    fn figures_are_short() {
+        assert_eq!(figure(1_234_567.8), "1 234 568");
+        assert_eq!(figure(123.4), "123");
+        assert_eq!(figure(12.34), "12.3");
+        assert_eq!(figure(0.456), "0.46");
+        assert_eq!(figure(0.001), "0.0010");
+        assert_eq!(figure(0.0), "0.00");
+    }
+}

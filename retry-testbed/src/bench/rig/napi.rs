@@ -1,0 +1,102 @@
+//! Where work runs: NAPI threads on cores of their own, what they took, and how the client's end is moderated.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
+    unistd::Pid,
+};
+use retry_testbed::{fabric::INTERFACE, netns::Netns};
+
+/// Core of the load and of the count of what comes back.
+pub(crate) const LOAD_CORE: usize = 0;
+/// Core of the server.
+pub(crate) const SERVER_CORE: usize = 1;
+
+/// Puts a thread on one core; 0 is the calling thread.
+pub(crate) fn pin(thread: i32, core: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core)?;
+    sched_setaffinity(Pid::from_raw(thread), &set).with_context(|| format!("pin {thread} to core {core}"))
+}
+
+/// Puts every thread of a process on the server's core.
+pub(crate) fn on_server_core(pid: u32) -> Result<()> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        pin(task?.file_name().to_string_lossy().parse()?, SERVER_CORE)?;
+    }
+    Ok(())
+}
+
+/// Lets a thread run before all ordinary ones, or as an ordinary one again; 0 is the calling thread.
+///
+/// For the measuring end alone: on two cores it would otherwise wait for the generator's time slice.
+pub(crate) fn urgent(thread: i32, on: bool) -> Result<()> {
+    let policy = if on { libc::SCHED_FIFO } else { libc::SCHED_OTHER };
+    let parameters = libc::sched_param { sched_priority: if on { 10 } else { 0 } };
+    // SAFETY: the call reads one initialised structure.
+    let done = unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) };
+    nix::errno::Errno::result(done).with_context(|| format!("scheduling of thread {thread}"))?;
+    Ok(())
+}
+
+/// Gives the interface of a namespace a NAPI thread of its own, pinned to `core`. Returns the thread's id.
+pub(crate) fn threaded(ns: &Netns, core: usize) -> Result<i32> {
+    let known = threads()?;
+    // A veth's NAPI exists only while it has GRO or XDP: the testbed switches GRO on.
+    write_sysfs(ns, &[("threaded", "1")])?;
+    let new: Vec<i32> = threads()?.into_iter().filter(|id| !known.contains(id)).collect();
+    let [thread] = new[..] else { bail!("expected one new NAPI thread, found {}", new.len()) };
+    pin(thread, core)?;
+    super::priority::raise(thread)?;
+    Ok(thread)
+}
+
+/// Lets the interface of a namespace gather packets for 20 µs before its NAPI runs, as a NIC under load does, or not.
+pub(crate) fn moderate(ns: &Netns, on: bool) -> Result<()> {
+    let (polls, timeout) = if on { ("2", "20000") } else { ("0", "0") };
+    write_sysfs(ns, &[("napi_defer_hard_irqs", polls), ("gro_flush_timeout", timeout)])
+}
+
+/// Writes attributes of `eth0` of a namespace.
+fn write_sysfs(ns: &Netns, attributes: &[(&str, &str)]) -> Result<()> {
+    // sysfs shows the network namespace of whoever mounted it.
+    ns.enter(|| -> Result<()> {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        let sysfs = tempfile::tempdir()?;
+        mount(Some("sysfs"), sysfs.path(), Some("sysfs"), MsFlags::empty(), none)?;
+        for (name, value) in attributes {
+            std::fs::write(sysfs.path().join("class/net").join(INTERFACE).join(name), value)
+                .with_context(|| format!("write {value} to {name} of {INTERFACE}"))?;
+        }
+        nix::mount::umount(sysfs.path())?;
+        Ok(())
+    })
+}
+
+fn threads() -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        // A process may end while the directory is read.
+        let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if name.starts_with("napi/")
+            && let Ok(id) = entry.file_name().to_string_lossy().parse()
+        {
+            found.push(id);
+        }
+    }
+    Ok(found)
+}
+
+/// Time on a core of a thread.
+pub(crate) fn on_core(thread: i32) -> Result<Duration> {
+    let path = Path::new("/proc").join(thread.to_string()).join("schedstat");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let nanoseconds = text.split_whitespace().next().context("an empty schedstat")?.parse()?;
+    Ok(Duration::from_nanos(nanoseconds))
+}
