@@ -18,8 +18,12 @@ use crate::bench::{
 };
 
 const LENGTH: usize = 400;
-/// Ways to fill, each with its flags and its target beside plain.
-const WAYS: &[(&str, &[&str], Target)] = &[("daemon", &[], Target::Ratio(1.0))];
+/// Ways to fill with their flags; the first stands beside plain, those after it beside the first.
+const WAYS: &[(&str, &[&str])] = &[("daemon", &["-fill", "daemon"]), ("kernel", &["-fill", "kernel"])];
+/// The daemon's fill beside plain's.
+const DAEMON: Target = Target::Ratio(1.0);
+/// The kernel's fill beside the daemon's.
+const KERNEL: Target = Target::Ratio(4.0);
 /// Where the search begins and ends, frames a second.
 const RANGE: (f64, f64) = (5e3, 4e6);
 /// Frames that the plain server keeps.
@@ -28,7 +32,8 @@ const KEPT: usize = 500_000;
 pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
     let fabrics = (rigs.subject.fabric(), rigs.plain.fabric());
     let mut found = Found::default();
-    for (way, flags, target) in WAYS {
+    let mut by_daemon: Option<Vec<f64>> = None;
+    for (way, flags) in WAYS {
         let daemon = subject::start(&settings.binary, &fabrics.0, &[UNICAST, IN_XDP, flags])?;
         let plain = Plain::filling(&fabrics.1, KEPT, LENGTH)?;
         let stored = || Ok(daemon.metrics()?.count("bre_frames_cached_total", &[]));
@@ -43,8 +48,14 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
             plain_last = Some(rate);
             references.push(rate);
         }
-        found.rows.push(Row::beside(format!("{name}: {way}"), "frames/s", &rates, ("plain", &references), *target));
-        found.rows.push(Row::alone(format!("{name}: plain"), "frames/s", &references, Target::None));
+        let case = format!("{name}: {way}");
+        if let Some(by_daemon) = &by_daemon {
+            found.rows.push(Row::beside(case, "frames/s", &rates, ("the daemon's fill", by_daemon), KERNEL));
+        } else {
+            found.rows.push(Row::beside(case, "frames/s", &rates, ("plain", &references), DAEMON));
+            found.rows.push(Row::alone(format!("{name}: plain"), "frames/s", &references, Target::None));
+            by_daemon = Some(rates);
+        }
     }
     Ok(found)
 }
