@@ -11,7 +11,7 @@ use super::Found;
 use crate::bench::{
     Settings,
     plain::Plain,
-    rig::Rig,
+    rig::{Rig, on_load_core},
     rigs::Rigs,
     row::{Row, Target},
     subject::{self, IN_XDP, UNICAST},
@@ -34,7 +34,8 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
     let mut found = Found::default();
     let mut by_daemon: Option<Vec<f64>> = None;
     for (way, flags) in WAYS {
-        let daemon = subject::start(&settings.binary, &fabrics.0, &[UNICAST, IN_XDP, flags])?;
+        let mut daemon = subject::start(&settings.binary, &fabrics.0, &[UNICAST, IN_XDP, flags])?;
+        on_load_core(daemon.child().id(), "follow")?;
         let plain = Plain::filling(&fabrics.1, KEPT, LENGTH)?;
         let stored = || Ok(daemon.metrics()?.count("bre_frames_cached_total", &[]));
         let (mut next, mut plain_next) = (1, 1);

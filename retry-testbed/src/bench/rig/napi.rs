@@ -30,6 +30,20 @@ pub(crate) fn on_server_core(pid: u32) -> Result<()> {
     Ok(())
 }
 
+/// Puts a process's threads of this name on the core of the load.
+///
+/// For what follows the server's NAPI: on one core with it, it stops it for longer than a queue of 256 packets lasts, as
+/// no thread stops the softirq that takes its place on other machines.
+pub(crate) fn on_load_core(pid: u32, name: &str) -> Result<()> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?;
+        if std::fs::read_to_string(task.path().join("comm"))?.trim() == name {
+            pin(task.file_name().to_string_lossy().parse()?, LOAD_CORE)?;
+        }
+    }
+    Ok(())
+}
+
 /// Lets a thread run before all ordinary ones, or as an ordinary one again; 0 is the calling thread.
 ///
 /// For the measuring end alone: on two cores it would otherwise wait for the generator's time slice.
