@@ -25,7 +25,7 @@ use retry_common::{
 };
 use retry_userspace::{
     clock::monotonic_ns,
-    datapath::{Datapath, EgressInterface, Events, KernelSources, Mode, Request},
+    datapath::{Datapath, EgressInterface, Events, KernelFill, KernelSources, Mode, Request},
     framelog::{self, Log, Memory, NewFrame, Pages, Put, Sizes, Writer},
 };
 
@@ -144,6 +144,7 @@ pub struct Ran {
 /// The kernel side at work. Dropping it detaches and unpins.
 pub struct Loaded {
     datapath: Datapath,
+    _fill: KernelFill,
     pages: Arc<Pages>,
     writer: Writer,
     log: Log,
@@ -205,7 +206,10 @@ impl Loaded {
         let (writer, log) = framelog::open(Arc::clone(&pages), HASH_SEED, 0);
         let map = MapData::from_pin(pins.join("SETTINGS"))?;
         datapath.renew_lease(until_ns);
+        let mut fill = datapath.take_fill().context("no fill")?;
+        fill.switch(true)?;
         Ok(Self {
+            _fill: fill,
             events: datapath.take_events().context("no events")?,
             program: Xdp::from_pin(pins.join("retry_nack"), XdpAttachType::Interface)?,
             memory: Memory::of_map(map.fd().as_fd(), size_of::<Settings>())?,

@@ -1,6 +1,8 @@
 //! Frames stored by the kernel.
 
+use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use retry_common::key::FrameKey;
 use retry_testbed::answer::{Answer, nack};
@@ -8,6 +10,7 @@ use retry_testbed::daemon::Daemon;
 use retry_testbed::fabric::{Fabric, group};
 use retry_testbed::journal::Journal;
 use retry_testbed::publish::Publisher;
+use socket2::{Domain, Socket, Type};
 
 use super::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
 
@@ -57,4 +60,41 @@ fn kernel_fill_needs_xdp() {
     let (endpoint, _) = two_hosts(&fabric);
     let error = Daemon::start(&binary(), &endpoint.ns, &flags("off", &["-fill", "kernel"])).expect_err("refused");
     assert!(format!("{error:#}").contains("-fill"), "{error:#}");
+}
+
+/// A listener beside the endpoint gets its frames too, and when it is gone the kernel stores again.
+#[test]
+fn a_neighbour_gets_its_frames() {
+    if !is_root("a_neighbour_gets_its_frames") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &[])).expect("a daemon");
+    let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
+    let mut sent = 0;
+    let mut send = || {
+        sent += 1;
+        publish.send(group(0), &frame(FrameKey::new(0xF112, sent), 300, 1)).expect("a frame leaves");
+        let metrics = await_count(&daemon, "bre_frames_cached_total", &[], sent);
+        metrics.count("bre_fill_kernel_frames_total", &[])
+    };
+    assert_eq!(send(), 1);
+    let neighbour = endpoint.ns.enter(|| {
+        let socket = Socket::new(Domain::IPV6, Type::DGRAM, None).expect("a socket");
+        socket.set_reuse_address(true).expect("an option");
+        socket.set_read_timeout(Some(Duration::from_secs(2))).expect("an option");
+        socket.bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 9_001, 0, 0).into()).expect("a port that is shared");
+        let socket = UdpSocket::from(socket);
+        socket.join_multicast_v6(&group(0), endpoint.ifindex).expect("a group");
+        socket
+    });
+    // It is looked for every second.
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(send(), 1);
+    let mut buffer = [0; 2_048];
+    assert!(neighbour.recv(&mut buffer).is_ok_and(|len| len > 300));
+    drop(neighbour);
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(send(), 2);
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::links::FdLink;
-use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya::programs::{ProgramError, ProgramFd, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use retry_common::abi::{self, Event};
 use retry_common::counter::Counters;
@@ -164,7 +164,7 @@ pub struct Datapath {
     events: Option<Events>,
     groups: Option<KernelGroups>,
     sources: Option<KernelSources>,
-    _fill: Option<ProgramArray<MapData>>,
+    fill: Option<KernelFill>,
     _links: Vec<FdLink>,
     _egress: HashMap<MapData, u32, EgressValue>,
     ebpf: Ebpf,
@@ -215,7 +215,7 @@ impl Datapath {
             HashMap::try_from(taken(&mut ebpf, map::GROUP_LIMIT)?).map_err(|_| DatapathError::Map(map::GROUP_LIMIT))?;
         let sources =
             HashMap::try_from(taken(&mut ebpf, map::SOURCES)?).map_err(|_| DatapathError::Map(map::SOURCES))?;
-        let fill = request.fill.map(|groups| start_fill(&mut ebpf, groups)).transpose()?;
+        let fill = request.fill.map(|groups| load_fill(&mut ebpf, groups)).transpose()?;
         let links = attach(&mut ebpf, request, &pins)?;
         Ok(Self {
             pages,
@@ -224,7 +224,7 @@ impl Datapath {
             events: Some(Events(events)),
             groups: Some(KernelGroups(std::sync::Mutex::new(groups))),
             sources: Some(KernelSources(sources)),
-            _fill: fill,
+            fill,
             _links: links,
             _egress: egress,
             ebpf,
@@ -264,6 +264,11 @@ impl Datapath {
     /// The sources whose frames the kernel stores, where sources are named; can be taken once.
     pub fn take_sources(&mut self) -> Option<KernelSources> {
         self.sources.take()
+    }
+
+    /// The switch of the kernel's fill, which is off; can be taken once.
+    pub fn take_fill(&mut self) -> Option<KernelFill> {
+        self.fill.take()
     }
 
     /// The kernel's log lines, for `aya_log`'s reader; only with `debug`.
@@ -307,6 +312,23 @@ impl KernelGroups {
             }
             None => false,
         }
+    }
+}
+
+/// The switch of the kernel's fill.
+pub struct KernelFill {
+    programs: ProgramArray<MapData>,
+    program: ProgramFd,
+}
+
+impl KernelFill {
+    /// Lets the kernel store frames, or leaves them to the sockets.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn switch(&mut self, on: bool) -> Result<(), DatapathError> {
+        let done = if on { self.programs.set(0, &self.program, 0) } else { self.programs.clear_index(&0) };
+        done.map_err(|error| DatapathError::Fill { map: map::FILL, why: chain(&error) })
     }
 }
 
@@ -425,8 +447,8 @@ fn fill_devmaps(ebpf: &mut Ebpf, request: &Request<'_>) -> Result<(), DatapathEr
     back.set(0, here, Some(&role), 0).map_err(|error| DatapathError::Fill { map: map::BACK, why: chain(&error) })
 }
 
-/// Lets the kernel store frames of these groups.
-fn start_fill(ebpf: &mut Ebpf, groups: &[u16]) -> Result<ProgramArray<MapData>, DatapathError> {
+/// Loads the program that stores frames of these groups.
+fn load_fill(ebpf: &mut Ebpf, groups: &[u16]) -> Result<KernelFill, DatapathError> {
     let refused = |map| move |error: MapError| DatapathError::Fill { map, why: chain(&error) };
     let mut words = vec![0u64; 1 << 10];
     for group in groups {
@@ -441,10 +463,10 @@ fn start_fill(ebpf: &mut Ebpf, groups: &[u16]) -> Result<ProgramArray<MapData>, 
     }
     let program = program(ebpf, "retry_fill")?;
     program.load().map_err(|error| DatapathError::Load(chain(&error)))?;
-    let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|error| DatapathError::Load(chain(&error)))?;
-    let mut fill = ProgramArray::try_from(taken(ebpf, map::FILL)?).map_err(|_| DatapathError::Map(map::FILL))?;
-    fill.set(0, &fd, 0).map_err(refused(map::FILL))?;
-    Ok(fill)
+    let program =
+        program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|error| DatapathError::Load(chain(&error)))?;
+    let programs = ProgramArray::try_from(taken(ebpf, map::FILL)?).map_err(|_| DatapathError::Map(map::FILL))?;
+    Ok(KernelFill { programs, program })
 }
 
 fn fill_egress(ebpf: &mut Ebpf, request: &Request<'_>) -> Result<HashMap<MapData, u32, EgressValue>, DatapathError> {

@@ -76,6 +76,11 @@ fn put(writer: &mut Writer, frame: &NewFrame<'_>, now: u64) -> Put {
     writer.put(frame, now, |followed| panic!("no kernel wrote {followed:?}"))
 }
 
+/// Takes out, where no kernel writes.
+fn remove(writer: &mut Writer, key: &FrameKey) -> bool {
+    writer.remove(key, START, |followed| panic!("no kernel wrote {followed:?}"))
+}
+
 fn frame<'a>(key: FrameKey, class: Class, bytes: &'a [u8]) -> NewFrame<'a> {
     NewFrame { key, class, group: 3, life_ms: LIFE_MS, daemon_only: false, bytes }
 }
@@ -263,7 +268,7 @@ fn keys_with_one_tag_are_not_taken_for_each_other() {
     let (_, mut writer, log) = over(Sizes { buckets: 1, ..Sizes::new(1, 1) }, 0);
     put(&mut writer, &frame(first, Class::Tx, b"first"), START);
     assert_eq!(read(&log, &second, START), None);
-    assert!(!writer.remove(&second));
+    assert!(!remove(&mut writer, &second));
     // A reader looks at one entry with the tag, so the older frame goes, and is counted.
     assert_eq!(put(&mut writer, &frame(second, Class::Tx, b"second"), START), Put::Stored);
     assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedBucket]);
@@ -336,8 +341,8 @@ fn what_is_removed_is_gone_at_once_and_counted_once() {
         store(&mut writer, seq_num, 1);
     }
     let removed = FrameKey::new(1, 1);
-    assert!(writer.remove(&removed));
-    assert!(!writer.remove(&removed) && !writer.remove(&FrameKey::new(1, 9)));
+    assert!(remove(&mut writer, &removed));
+    assert!(!remove(&mut writer, &removed) && !remove(&mut writer, &FrameKey::new(1, 9)));
     assert_eq!((read(&log, &removed, START), writer.live()), (None, 2));
     assert!(read(&log, &FrameKey::new(1, 2), START).is_some());
     // Its record stays for the ring's walkers, and its key is free again.
@@ -346,7 +351,7 @@ fn what_is_removed_is_gone_at_once_and_counted_once() {
     assert_eq!(store(&mut writer, 1, 1), Put::Stored);
     assert_eq!((read(&log, &removed, START), writer.live()), (Some(vec![1; 100]), 3));
     // What was removed ends unseen: neither the sweep nor the lap counts it, or takes the new record with it.
-    assert!(writer.remove(&FrameKey::new(1, 2)));
+    assert!(remove(&mut writer, &FrameKey::new(1, 2)));
     writer.expire(START, 2);
     assert_eq!((oldest(&pages, 0), writer.live()), (Some(FrameKey::new(1, 3)), 2));
     assert_eq!(writer.drain_evictions().count(), 0);
@@ -361,11 +366,11 @@ fn a_removed_frame_makes_room_for_another_key() {
     for seq_num in 1..=2 {
         put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START);
     }
-    assert!(writer.remove(&FrameKey::new(1, 2)));
+    assert!(remove(&mut writer, &FrameKey::new(1, 2)));
     put(&mut writer, &frame(FrameKey::new(1, 3), Class::Tx, &[1; 100]), START);
     assert_eq!((writer.live(), writer.drain_evictions().count()), (2, 0));
     // The removed one does not stand for the live one that has to go.
-    assert!(writer.remove(&FrameKey::new(1, 1)));
+    assert!(remove(&mut writer, &FrameKey::new(1, 1)));
     for seq_num in 4..=5 {
         put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 100]), START);
     }
@@ -382,11 +387,11 @@ fn a_removed_frame_is_lapped_without_a_count() {
     for seq_num in 1..=12_000u64 {
         put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 4_000]), START);
         if seq_num > 3_000 && seq_num % 2 == 0 {
-            assert!(writer.remove(&FrameKey::new(1, seq_num - 3_000)), "frame {}", seq_num - 3_000);
+            assert!(remove(&mut writer, &FrameKey::new(1, seq_num - 3_000)), "frame {}", seq_num - 3_000);
             removed += 1;
         }
         if seq_num > 4_500 {
-            assert!(!writer.remove(&FrameKey::new(1, seq_num - 4_500)), "frame {} was lapped", seq_num - 4_500);
+            assert!(!remove(&mut writer, &FrameKey::new(1, seq_num - 4_500)), "frame {} was lapped", seq_num - 4_500);
         }
     }
     let lapped = writer.drain_evictions().count();

@@ -314,16 +314,24 @@ impl Writer {
         header.version < place::version(self.lanes[lane].followed)
     }
 
-    /// Takes the frame of `key` out and returns whether there was one; one whose life is over counts, until it is swept.
+    /// Takes the frame of `key` out, after following what the kernel has written, and returns whether there was one; one whose life is over counts, until it is swept.
     ///
     /// From here on no look-up finds it; a reader that found it before may still finish its copy. The record itself stays
     /// in the ring until the ring comes round: the index alone says what is there.
-    pub fn remove(&mut self, key: &FrameKey) -> bool {
-        let Some((place, slot)) = self.entry_of(index::hash(key, self.hash_seed)) else {
-            return false;
+    pub fn remove(&mut self, key: &FrameKey, now_ns: u64, mut tell: impl FnMut(Followed<'_>)) -> bool {
+        let (place, header) = loop {
+            self.follow(now_ns, usize::MAX, &mut tell);
+            let Some((place, slot)) = self.entry_of(index::hash(key, self.hash_seed)) else {
+                return false;
+            };
+            let header = self.header(slot);
+            if self.is_followed(slot, &header) {
+                break (place, header);
+            }
+            std::hint::spin_loop();
         };
         // The entry has the key's tag; the record tells whether it is the key's.
-        if self.header(slot).key != *key {
+        if header.key != *key {
             return false;
         }
         self.pages.index.word(place).store(0, Ordering::Release);

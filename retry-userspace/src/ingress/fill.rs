@@ -226,6 +226,12 @@ impl Fill {
         }
     }
 
+    /// Takes the frame of `key` out; true when there was one.
+    pub fn remove(&self, key: &FrameKey) -> bool {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.remove(key, monotonic_ns(), |followed| self.count_followed(&followed))
+    }
+
     /// Drops what has outlived its time; for a timer.
     pub fn sweep(&self) {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
 //! The daemon behind the management API.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
@@ -89,8 +89,7 @@ impl Backend for Management {
                 Some(store) => store.delete(&key).await.map_err(unavailable)?,
                 None => false,
             };
-            let mut writer = self.fill.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok(writer.remove(&key) || there)
+            Ok(self.fill.remove(&key) || there)
         })
     }
 

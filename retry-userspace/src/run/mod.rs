@@ -4,6 +4,7 @@ mod error;
 mod kernel;
 mod listening;
 mod management;
+mod neighbours;
 mod reach;
 mod state;
 mod translate;
@@ -48,6 +49,7 @@ use crate::telemetry::{self, LogLevel};
 pub use error::StartError;
 use kernel::{kernel_fills, mode_name, open_datapath};
 use management::Management;
+use neighbours::FillSwitch;
 use state::State;
 use translate::{beacon_settings, dedups, fill_rules, groups, kernel_settings, route};
 use workers::Workers;
@@ -242,7 +244,11 @@ async fn serve(
         let filling = Arc::clone(&fill);
         workers.start(&format!("ingress-{number}"), move |stop| filling.run(&mut joins, stop))?;
     }
-    if state.datapath().is_some() && kernel_fills(settings) {
+    let kernel_fill = state.datapath().as_mut().and_then(Datapath::take_fill);
+    let mut fill_switch =
+        kernel_fill.map(|kernel| FillSwitch::new(kernel, settings.xdp.fill, settings.ingress.listen_port));
+    if let Some(switch) = &mut fill_switch {
+        switch.review();
         let filling = Arc::clone(&fill);
         workers.start("follow", move |stop| {
             filling.run_follow(stop);
@@ -324,6 +330,9 @@ async fn serve(
             _ = lease.tick() => state.renew_lease(settings.xdp.lease),
             _ = sweep.tick() => {
                 fill.sweep();
+                if let Some(switch) = &mut fill_switch {
+                    switch.review();
+                }
                 if let Some(failed) = workers.failed() {
                     break Err(failed);
                 }

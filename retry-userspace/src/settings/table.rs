@@ -506,8 +506,8 @@ const XDP: &[Flag] = &[
     value(
         "fill",
         "auto",
-        "Who stores frames: auto (kernel, where -xdp is native, else daemon), kernel or daemon.",
-        "The kernel stores whole, new frames with a right checksum; everything else the daemon.",
+        "Who stores frames: auto (kernel, where -xdp is native and no other program has -listen-port open; else daemon), kernel or daemon.",
+        "The kernel stores whole, new frames with a right checksum, which then reach no socket of this host; everything else the daemon.",
     ),
     value(
         "xdp-lease",

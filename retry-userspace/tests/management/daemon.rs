@@ -120,7 +120,7 @@ impl Backend for OverLog {
 
     fn delete(&self, key: FrameKey) -> BoxFuture<'_, Result<bool, BackendError>> {
         Box::pin(async move {
-            let was_there = self.writer.lock().expect("no panic").remove(&key);
+            let was_there = self.writer.lock().expect("no panic").remove(&key, monotonic_ns(), |_| {});
             self.store_is_up()?;
             Ok(was_there)
         })

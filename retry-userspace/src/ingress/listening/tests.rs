@@ -72,7 +72,7 @@ fn sources_that_stay_lose_nothing_while_others_come_and_go() {
             filling.join().expect("no panic").expect("no error");
             sent
         });
-        assert!(sent > 100, "{sent}");
+        assert!(sent > 20, "{sent}");
         assert_eq!(count(&fill.counters, Counter::FramesReceived), sent + 1, "once each");
         assert_eq!(count(&fill.counters, Counter::FrameSocketOverflow), 0);
         assert_eq!((status.sources(), status.sockets()), (1, listening.fds().count()));

@@ -139,6 +139,7 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("beacon-flags-unicast", "true", &[]),
     ("beacon-flags-draining", "true", &[]),
     ("xdp", "skb", &[]),
+    ("fill", "daemon", &[]),
     ("xdp-lease", "3s", &[]),
     ("bpffs", "/sys/fs/bpf/other", &[]),
     ("metrics-addr", "[::1]:9401", &[]),

@@ -102,6 +102,7 @@ fn a_value_out_of_bounds() {
         ("beacon-flags-unicast", "x", truth),
         ("beacon-flags-draining", "x", truth),
         ("xdp", "generic", "auto, native, skb, off is accepted"),
+        ("fill", "xdp", "auto, kernel, daemon is accepted"),
         ("xdp-lease", "999ms", "1s to 1h is accepted"),
         ("bpffs", "bpf", "an absolute path is accepted"),
         ("metrics-addr", "9400", ":port or address:port is accepted, IPv6 addresses in brackets"),
