@@ -3,7 +3,7 @@
 //! Searched by halving, each rate tried again when it loses; a rate counts when all frames of a trial are stored by the time that the generator's call
 //! returns, about 30 ms after the last of them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -26,6 +26,8 @@ const DAEMON: Target = Target::Ratio(1.0);
 const KERNEL: Target = Target::Ratio(4.0);
 /// Where the search begins and ends, frames a second.
 const RANGE: (f64, f64) = (5e3, 4e6);
+/// Time for one search.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Frames that the plain server keeps.
 const KEPT: usize = 500_000;
 
@@ -74,7 +76,10 @@ fn highest(
     let mut over: Option<f64> = None;
     let trials = if settings.quick { 5 } else { 7 };
     let mut done = 0;
-    while done < trials {
+    let start = Instant::now();
+    let patience = if settings.quick { PATIENCE / 2 } else { PATIENCE };
+    // The first trials find one that loses nothing, whatever they take.
+    while done < trials && (best.is_none() || start.elapsed() < patience) {
         // While one end is open, trials are steps towards it and do not count as halvings.
         // A queue of 256 packets overflows when somebody else holds the core for a few milliseconds: twice is a limit.
         let got = match trial(rig, settings, next, rate, stored)? {
