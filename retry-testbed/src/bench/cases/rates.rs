@@ -1,7 +1,9 @@
 //! Answers a second at full rate, and the CPU time of each.
 //!
-//! The generator's stretches take turns: reflector, daemon, plain server, daemon by its socket, and again. Answers are
-//! counted at the client's end; of every 4096 the first four are compared with what they have to be, during the run.
+//! The generator's stretches take turns: reflector, daemon, plain server, daemon by its socket, and again. What the kernel
+//! sends is counted where it is sent, in the reflector and in the daemon's counters: the client's end shares a core with
+//! the generator and does not take in what comes at these rates. It compares the first four of every 4096 that it gets
+//! with what they have to be, and counts what the servers on sockets answer.
 
 use anyhow::{Context as _, Result, ensure};
 use retry_testbed::daemon::Daemon;
@@ -16,6 +18,15 @@ use crate::bench::{
     row::{Row, Target},
     subject::{self, BOTH, BY_SOCKET, IN_XDP, LIMITS_OUT_OF_REACH, MULTICAST, UNICAST},
 };
+
+/// A metric of the daemon, with a label besides the path.
+type Series = (&'static str, Option<(&'static str, &'static str)>);
+
+const ACKS: Series = ("bre_responses_sent_total", Some(("type", "ack")));
+const MISSES: Series = ("bre_responses_sent_total", Some(("type", "miss")));
+const COPIES: Series = ("bre_unicast_retransmits_total", None);
+const REPAIRS: Series = ("bre_retransmits_total", None);
+const DROPPED: Series = ("bre_rate_limit_drops_total", Some(("level", "ip")));
 
 /// One case of this kind.
 #[derive(Debug)]
@@ -32,8 +43,10 @@ pub(crate) struct Rate {
     ask: Ask,
     /// How much of what came back is one answer in full.
     count: fn(&Load) -> u64,
-    /// The counter of the daemon that stands for it, where nothing comes back.
-    counter: Option<(&'static str, &'static str)>,
+    /// The daemon's counters of its parts: the least of them counts.
+    sent: &'static [Series],
+    /// True when nothing comes back.
+    silent: bool,
     /// All frames are asked for once before the measurement.
     primed: bool,
     /// What the plain server does, if it is a reference.
@@ -54,7 +67,8 @@ const USUAL: Rate = Rate {
     length: 400,
     ask: Ask::frames(4096),
     count: |load| load.answers.unicast_frames,
-    counter: None,
+    sent: &[COPIES],
+    silent: false,
     primed: false,
     plain: None,
     by_socket: false,
@@ -86,6 +100,7 @@ pub(crate) static FRAME_ACK: Rate = Rate {
     by_socket: true,
     targets: (0.4, Some(10.0), Some(1200.0)),
     daemon: true,
+    sent: &[ACKS, COPIES],
     ..USUAL
 };
 
@@ -99,6 +114,7 @@ pub(crate) static MULTICAST_ACK: Rate = Rate {
     count: |load| load.answers.acks.min(load.answers.multicast_frames),
     plain: Some(Answering { ack: true, unicast: false, multicast: true }),
     targets: (0.4, Some(10.0), None),
+    sent: &[ACKS, REPAIRS],
     ..USUAL
 };
 
@@ -109,6 +125,7 @@ pub(crate) static BOTH_ACK: Rate = Rate {
     count: |load| load.answers.acks.min(load.answers.unicast_frames).min(load.answers.multicast_frames),
     plain: Some(Answering { ack: true, unicast: true, multicast: true }),
     targets: (0.15, None, None),
+    sent: &[ACKS, COPIES, REPAIRS],
     ..USUAL
 };
 
@@ -118,6 +135,7 @@ pub(crate) static HELD: Rate = Rate {
     primed: true,
     plain: Some(Answering { ack: true, unicast: false, multicast: false }),
     targets: (0.55, None, None),
+    sent: &[ACKS],
     ..USUAL
 };
 
@@ -128,6 +146,7 @@ pub(crate) static MISS: Rate = Rate {
     count: |load| load.answers.misses,
     plain: Some(ONLY_FRAME),
     targets: (0.45, Some(6.0), None),
+    sent: &[MISSES],
     ..USUAL
 };
 
@@ -135,7 +154,8 @@ pub(crate) static LIMITED: Rate = Rate {
     unit: "drops/s",
     flags: &[UNICAST, LIMITS_OUT_OF_REACH, &["-rl-ip-rate", "1", "-rl-ip-burst", "1"]],
     count: |_| 0,
-    counter: Some(("bre_rate_limit_drops_total", "ip")),
+    sent: &[DROPPED],
+    silent: true,
     targets: (0.8, None, None),
     ..USUAL
 };
@@ -179,6 +199,7 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut R
     let (mut reflected, mut answered, mut plainly, mut socketed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut plain_times = Vec::new();
     let (mut busy, mut packets, mut pairs) = (Vec::new(), 0, 0);
+    let (mut back, mut sent) = (0, 0);
     for _ in 0..settings.rounds {
         let (load, count) = rigs.reflect(&full).context("the reflector")?;
         reflected.push(round(&load, count));
@@ -186,6 +207,8 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut R
         let (load, count) = answers(case, &mut rigs.subject, &daemon, &full).context("the daemon")?;
         busy.push(((daemon.cpu_time()?.process - before).as_secs_f64() / load.whole.as_secs_f64() - idle).max(0.0));
         answered.push(round(&load, count));
+        back += (case.count)(&load);
+        sent += count;
         packets += load.checked.packets;
         pairs += load.checked.pairs;
         if let Some(plain) = &plain {
@@ -252,28 +275,36 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut R
     if by_socket.is_some() {
         found.rows.push(Row::alone(format!("{name}: -xdp off"), case.unit, &socketed, Target::None));
     }
-    if case.counter.is_none() {
+    if !case.silent {
         ensure!(packets > 0, "no answer was sampled");
-        found.notes.push(format!("{packets} answers compared byte by byte during the run, {pairs} pairs in order"));
+        found.notes.push(format!(
+            "{packets} answers compared byte by byte during the run, {pairs} pairs in order; {:.0} % of what was sent was counted at the client too",
+            100.0 * share(back, sent)
+        ));
     }
     Ok(found)
 }
 
 /// Loads the daemon, and counts what it did.
 fn answers(case: &Rate, rig: &mut Rig, daemon: &Daemon<'_>, full: &Stretch) -> Result<(Load, u64)> {
-    let counter = |daemon: &Daemon<'_>| -> Result<u64> {
-        let Some((name, level)) = case.counter else { return Ok(0) };
-        Ok(daemon.metrics()?.count(name, &[("level", level), ("path", "xdp")]))
+    let counted = || -> Result<Vec<u64>> {
+        let metrics = daemon.metrics()?;
+        let of = |(name, label): &Series| {
+            let labels: Vec<_> = label.iter().copied().chain([("path", "xdp")]).collect();
+            metrics.count(name, &labels)
+        };
+        Ok(case.sent.iter().map(of).collect())
     };
-    if case.counter.is_none() {
-        let load = rig.load(full)?;
-        return Ok((load, (case.count)(&load)));
-    }
-    let before = counter(daemon)?;
+    let before = counted()?;
     let load = rig.load(full)?;
-    let count = counter(daemon)? - before;
-    ensure!(count <= load.sent, "{count} dropped of {} sent", load.sent);
+    let count = counted()?.iter().zip(&before).map(|(after, before)| after - before).min().unwrap_or(0);
+    ensure!(count <= load.sent, "{count} answered of {} sent", load.sent);
     Ok((load, count))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+fn share(part: u64, whole: u64) -> f64 {
+    part as f64 / whole.max(1) as f64
 }
 
 fn round(load: &Load, count: u64) -> Round {
