@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::btf_maps::Array;
+use aya_ebpf::helpers::generated::bpf_xdp_adjust_tail;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
@@ -9,6 +10,9 @@ use crate::pace;
 
 /// Ethernet, IPv6 and UDP headers and a NACK.
 pub(crate) const PACKET_LEN: usize = 126;
+/// A page that comes back keeps the length that the far end has given it, for all that the kernel looks at, unless the
+/// program changes it: so packets come this much short and grow.
+const GROWTH: i32 = 2;
 /// The template in whole words.
 const WORDS: usize = PACKET_LEN.div_ceil(8);
 /// The last four bytes of the source address.
@@ -52,6 +56,10 @@ fn generate(ctx: &XdpContext) -> Option<()> {
     let number = pace::next(template.interval)?;
     let seq = template.first + number.wrapping_mul(template.stride).checked_rem(template.count)?;
     let source = template.source + number.checked_rem(template.sources)?;
+    // SAFETY: the context is the one that the kernel gave.
+    if unsafe { bpf_xdp_adjust_tail(ctx.ctx, GROWTH) } != 0 {
+        return None;
+    }
     let start = ctx.data();
     if start + PACKET_LEN > ctx.data_end() {
         return None;

@@ -100,7 +100,9 @@ impl Rig {
     /// # Errors
     /// As [`Rig::load`], and what `work` returns.
     pub(crate) fn load_while<T>(&mut self, stretch: &Stretch, work: impl FnOnce() -> Result<T>) -> Result<(Load, T)> {
-        let (packet, template) = template::nacks(self.client()?, self.endpoint()?, &stretch.ask, stretch.rate)?;
+        let (mut packet, template) = template::nacks(self.client()?, self.endpoint()?, &stretch.ask, stretch.rate)?;
+        // The generator makes it whole.
+        packet.truncate(packet.len() - 2);
         self.nacks.set(0, template, 0)?;
         let before = (self.answers()?, self.seen()?, self.new_stretch()?, on_core(self.server_napi)?);
         let start = Instant::now();
