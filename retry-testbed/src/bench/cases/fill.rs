@@ -1,7 +1,10 @@
 //! Fill: the highest rate of frames that is stored without losing one, beside the plain server's receive-and-store.
 //!
-//! Searched by halving, each rate tried again when it loses; a rate counts when all frames of a trial are stored by the time that the generator's call
-//! returns, about 30 ms after the last of them.
+//! Searched by halving, each rate tried again when it loses; a rate counts when all frames of a trial are stored by the time
+//! that the generator's call returns, about 30 ms after the last of them. Whoever stops the server's core for longer than a
+//! queue of 256 packets lasts ends such a trial, so this is a figure of the machine as much as of the program. So besides: what
+//! is stored, and what CPU time each frame takes, when the generator offers all that it can; what the server does not take in
+//! is lost in the queue.
 
 use std::time::{Duration, Instant};
 
@@ -24,6 +27,8 @@ const WAYS: &[(&str, &[&str])] = &[("daemon", &["-fill", "daemon"]), ("kernel", 
 const DAEMON: Target = Target::Ratio(1.0);
 /// The kernel's fill beside the daemon's.
 const KERNEL: Target = Target::Ratio(4.0);
+/// What the kernel stores when it is offered all that the generator can, frames a second.
+const FLOODED: Target = Target::AtLeast(1.5e6);
 /// Where the search begins and ends, frames a second.
 const RANGE: (f64, f64) = (5e3, 4e6);
 /// Time for one search.
@@ -43,6 +48,7 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
         let (mut next, mut plain_next) = (1, 1);
         let (mut rates, mut references) = (Vec::new(), Vec::new());
         let (mut last, mut plain_last) = (None, None);
+        let (mut flooded, mut times) = (Vec::new(), Vec::new());
         for _ in 0..settings.rounds {
             let rate = highest(&mut rigs.subject, settings, &mut next, last, &stored)?;
             last = Some(rate);
@@ -50,17 +56,41 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
             let rate = highest(&mut rigs.plain, settings, &mut plain_next, plain_last, &|| Ok(plain.stored()))?;
             plain_last = Some(rate);
             references.push(rate);
+            let (rate, nanoseconds) = flood(&mut rigs.subject, settings, &mut next, &stored)?;
+            flooded.push(rate);
+            times.push(nanoseconds);
         }
         let case = format!("{name}: {way}");
         if let Some(by_daemon) = &by_daemon {
-            found.rows.push(Row::beside(case, "frames/s", &rates, ("the daemon's fill", by_daemon), KERNEL));
+            found.rows.push(Row::beside(&*case, "frames/s", &rates, ("the daemon's fill", by_daemon), KERNEL));
+            found.rows.push(Row::alone(format!("{case}, flooded"), "frames/s", &flooded, FLOODED));
         } else {
-            found.rows.push(Row::beside(case, "frames/s", &rates, ("plain", &references), DAEMON));
+            found.rows.push(Row::beside(&*case, "frames/s", &rates, ("plain", &references), DAEMON));
+            found.rows.push(Row::alone(format!("{case}, flooded"), "frames/s", &flooded, Target::None));
             found.rows.push(Row::alone(format!("{name}: plain"), "frames/s", &references, Target::None));
             by_daemon = Some(rates);
         }
+        found.rows.push(Row::alone(format!("{case}, flooded: NAPI's CPU time"), "ns", &times, Target::None));
     }
     Ok(found)
+}
+
+/// Offers frames as fast as the generator goes. Returns what is stored a second, and the CPU time of the server's NAPI for each.
+fn flood(rig: &mut Rig, settings: &Settings, next: &mut u64, stored: &dyn Fn() -> Result<u64>) -> Result<(f64, f64)> {
+    let count: u32 = if settings.quick { 500_000 } else { 1_000_000 };
+    let (before, napi) = (stored()?, rig.server_napi_time()?);
+    let active = rig.send_frames(*next, count, LENGTH, None)?;
+    let napi = rig.server_napi_time()?.saturating_sub(napi);
+    std::thread::sleep(Duration::from_millis(50));
+    let kept = stored()? - before;
+    *next += u64::from(count);
+    ensure!((1..=u64::from(count)).contains(&kept), "{kept} frames stored of {count} sent");
+    Ok((as_f64(kept) / active.as_secs_f64(), napi.as_secs_f64() * 1e9 / as_f64(kept)))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+fn as_f64(count: u64) -> f64 {
+    count as f64
 }
 
 /// The highest rate without loss, near the one found before if there is one.

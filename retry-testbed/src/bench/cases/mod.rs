@@ -6,6 +6,7 @@ mod latency;
 mod memory;
 mod rates;
 mod start;
+mod suppression;
 mod tables;
 
 use anyhow::{Result, ensure};
@@ -67,6 +68,11 @@ static CASES: &[Case] = &[
     Case { name: "table-frames", about: "CPU time of a hit by frames in the cache", work: Work::Own(tables::frames) },
     Case { name: "table-sources", about: "CPU time of a hit by addresses that ask", work: Work::Own(tables::sources) },
     Case { name: "fill", about: "frames stored a second without loss, 400 B", work: Work::Own(fill::measure) },
+    Case {
+        name: "suppression",
+        about: "copies on the wire when 200 listeners miss one frame",
+        work: Work::Own(suppression::measure),
+    },
     Case { name: "memory", about: "memory of a frame of 400 B", work: Work::Own(memory::measure) },
     Case { name: "start", about: "from exec to the first answer, empty cache", work: Work::Own(start::measure) },
 ];

@@ -151,6 +151,11 @@ impl Rig {
         Ok(progress.active())
     }
 
+    /// Time on a core of the server's NAPI so far.
+    pub(crate) fn server_napi_time(&self) -> Result<Duration> {
+        on_core(self.server_napi)
+    }
+
     /// Runs a generator on the load's core, and `work` beside it on this thread.
     fn generate<T>(
         &mut self,
