@@ -10,7 +10,7 @@ use crate::key::FrameKey;
 use crate::limit::{TokenBucket, Window};
 
 /// Version of everything in this file. Raised by any change that makes old maps unreadable.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Bytes of one entry of the ring map. No record straddles two segments.
 pub const SEGMENT_LEN: usize = 1 << 24;
@@ -155,6 +155,8 @@ pub struct Settings {
     pub life_ms: [u32; 5],
     /// Interface whose frames the kernel stores.
     pub ingress_ifindex: u32,
+    /// Number of buckets of each limit table less one.
+    pub limit_mask: u32,
     /// Port that frames come to, big-endian.
     pub ingress_port: [u8; 2],
     /// First two bytes of group addresses.
@@ -170,7 +172,7 @@ pub struct Settings {
     /// Shard bits of BEEF objects.
     pub beef_bits: u8,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: [u8; 6],
 }
 
 /// How multicast repairs leave by one interface; key of its map is the interface's index.
@@ -260,12 +262,24 @@ pub struct GroupKey {
     pub reserved: [u8; 2],
 }
 
-/// State of one limit of one key, see [`crate::limit`].
+/// One way of a bucket of a limit table, see [`crate::table`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct LimitState {
-    /// The state word.
+pub struct LimitWay {
+    /// Hash of the key; 0 = nobody has taken it.
+    pub tag: u64,
+    /// The state word of [`crate::limit`].
     pub state: u64,
+}
+
+/// One entry of a limit table: what decides in one cache line, and whose it is behind it, for who reads the table.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct LimitBucket<K> {
+    /// The ways.
+    pub ways: [LimitWay; crate::table::WAYS],
+    /// Their keys, as whoever took the way last wrote them: nothing is decided by these.
+    pub keys: [K; crate::table::WAYS],
 }
 
 /// What the main program leaves in the NACK's SubtreeID for the role program that rewrites each clone.
@@ -348,12 +362,17 @@ const _: () = {
     assert!(offset_of!(Settings, hold_down) == 88);
     assert!(offset_of!(Settings, layout) == 104);
     assert!(offset_of!(Settings, nack_addr) == 128);
-    assert!(size_of::<Settings>() == 184);
+    assert!(size_of::<Settings>() == 192);
     assert!(size_of::<Egress>() == 24);
     assert!(size_of::<Event>() == 40);
     assert!(size_of::<AddressKey>() == 16);
     assert!(size_of::<ChainKey>() == 24);
     assert!(size_of::<GroupKey>() == 20);
+    assert!(size_of::<LimitBucket<AddressKey>>() == 128);
+    assert!(size_of::<LimitBucket<FrameKey>>() == 128);
+    assert!(size_of::<LimitBucket<ChainKey>>() == 192);
+    assert!(size_of::<LimitBucket<GroupKey>>() == 192);
+    assert!(offset_of!(LimitBucket<GroupKey>, keys) == 64);
     assert!(size_of::<Ticket>() == 32);
     assert!(size_of::<Lane>() == 48);
     assert!(offset_of!(Lane, limit) == 8);

@@ -3,6 +3,7 @@
 //!
 //! * [`wire`]: datagrams; [`key`], [`group`], [`checksum`], [`crc32c`]: what is computed from them
 //! * [`limit`], [`holddown`]: state word and time in, verdict and state word out
+//! * [`table`]: where the states of limits stand
 //! * [`index`], [`place`], [`abi`]: the frame log's layout
 //! * [`counter`]: every verdict's counter and metric
 //! * [`decide`]: what a NACK gets
@@ -23,4 +24,5 @@ pub mod index;
 pub mod key;
 pub mod limit;
 pub mod place;
+pub mod table;
 pub mod wire;

@@ -41,6 +41,12 @@ impl TokenBucket {
         }
         Some(arrival.wrapping_add(self.interval_ns))
     }
+
+    /// What would be forgotten with `state`: nanoseconds until all tokens are back.
+    #[inline(always)]
+    pub const fn weight(&self, state: u64, now_ns: u64) -> u64 {
+        state.saturating_sub(now_ns)
+    }
 }
 
 /// At most `max` events in any window, estimated from the counts of the present and the previous period.
@@ -94,6 +100,13 @@ impl Window {
         let (period, previous, present, _) = self.roll(state, now_ns);
         let present = if present == COUNT_MASK { present } else { present + 1 };
         (period << (2 * COUNT_BITS)) | (previous << COUNT_BITS) | present
+    }
+
+    /// What would be forgotten with `state`: events of the present and the previous period.
+    #[inline(always)]
+    pub const fn weight(&self, state: u64, now_ns: u64) -> u64 {
+        let (_, previous, present, _) = self.roll(state, now_ns);
+        previous + present
     }
 
     /// (period, previous count, present count, nanoseconds into the period) at `now_ns`.

@@ -1,93 +1,171 @@
-//! The limits, in LRU maps of bounded size: a spoofed flood pushes out old entries and grows nothing.
+//! The limits, in tables of bounded size ([`retry_common::table`]): a spoofed flood pushes out what means least and grows
+//! nothing. The only file with map-value pointers into them.
 
-use aya_ebpf::btf_maps::LruHashMap;
+use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
-use retry_common::abi::{AddressKey, ChainKey, GroupKey, LimitState};
+use retry_common::abi::{AddressKey, ChainKey, GroupKey, LimitBucket, Settings};
+use retry_common::index;
 use retry_common::key::FrameKey;
-use retry_common::limit::{TokenBucket, Window};
+use retry_common::limit::TokenBucket;
+use retry_common::table::{self, WAYS};
 
 use crate::atomic::compare_exchange;
 
-/// Entries unless the daemon asks for another number at load.
-const ENTRIES: usize = 65_536;
+/// `BPF_F_MMAPABLE` (linux/bpf.h): the daemon charges the table of groups too.
+const MMAPABLE: usize = 1024;
+
+/// A limit table; the daemon sets how many buckets, a power of two.
+type Table<K> = Array<LimitBucket<K>, 1, MMAPABLE>;
 
 #[btf_map]
-static ADDRESS_LIMIT: LruHashMap<AddressKey, LimitState, ENTRIES> = LruHashMap::new();
+static ADDRESS_LIMIT: Table<AddressKey> = Table::new();
 #[btf_map]
-static SEQUENCE_LIMIT: LruHashMap<FrameKey, LimitState, ENTRIES> = LruHashMap::new();
+static SEQUENCE_LIMIT: Table<FrameKey> = Table::new();
 #[btf_map]
-static CHAIN_LIMIT: LruHashMap<ChainKey, LimitState, ENTRIES> = LruHashMap::new();
+static CHAIN_LIMIT: Table<ChainKey> = Table::new();
 #[btf_map]
-static GROUP_LIMIT: LruHashMap<GroupKey, LimitState, ENTRIES> = LruHashMap::new();
+static GROUP_LIMIT: Table<GroupKey> = Table::new();
 
-/// How often a word that other CPUs keep changing is tried again.
-const ATTEMPTS: usize = 4;
+/// Who asks, in hashes.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// The address.
+    pub(crate) address: &'a [u8; 16],
+    /// Its hash ([`table::address_hash`]).
+    pub(crate) hash: u64,
+    /// The settings.
+    pub(crate) settings: &'a Settings,
+    /// When, nanoseconds of the monotonic clock.
+    pub(crate) now_ns: u64,
+}
 
 /// Takes a token of the source address; true when there was one.
 #[inline(always)]
-pub(crate) fn take_address(source: &[u8; 16], bucket: &TokenBucket, now_ns: u64) -> bool {
-    bucket.is_off() || take(&ADDRESS_LIMIT, &AddressKey { address: *source }, |state| bucket.take(state, now_ns))
+pub(crate) fn take_address(source: &Source<'_>) -> bool {
+    let key = AddressKey { address: *source.address };
+    take_token(&ADDRESS_LIMIT, key, source.hash, &source.settings.limits.address, source)
 }
 
 /// Takes a token of the source address and group; true when there was one.
 #[inline(always)]
-pub(crate) fn take_group(source: &[u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
+pub(crate) fn take_group(source: &Source<'_>, group: u16) -> bool {
+    let key = GroupKey { address: *source.address, group: group.to_be_bytes(), reserved: [0; 2] };
+    let hash = table::join(source.hash, u64::from(group));
+    take_token(&GROUP_LIMIT, key, hash, &source.settings.limits.group, source)
+}
+
+#[inline(always)]
+fn take_token<K: Copy>(map: &'static Table<K>, key: K, hash: u64, bucket: &TokenBucket, source: &Source<'_>) -> bool {
+    let now_ns = source.now_ns;
     bucket.is_off()
-        || take(&GROUP_LIMIT, &GroupKey { address: *source, group: group.to_be_bytes(), reserved: [0; 2] }, |state| {
-            bucket.take(state, now_ns)
-        })
+        || take(map, key, hash, source.settings, |state| bucket.weight(state, now_ns), |state| bucket.take(state, now_ns))
 }
 
 /// Counts in the window of the source address and flow; true when there was room.
 #[inline(always)]
-pub(crate) fn take_chain(source: &[u8; 16], hash_key: u64, window: &Window, now_ns: u64) -> bool {
-    window.is_off()
-        || take(&CHAIN_LIMIT, &ChainKey { address: *source, hash_key: hash_key.to_be_bytes() }, |state| {
-            if window.is_over(state, now_ns) { None } else { Some(window.charge(state, now_ns)) }
-        })
+pub(crate) fn take_chain(source: &Source<'_>, hash_key: u64) -> bool {
+    let (window, now_ns) = (&source.settings.limits.chain, source.now_ns);
+    let key = ChainKey { address: *source.address, hash_key: hash_key.to_be_bytes() };
+    let hash = table::join(source.hash, hash_key);
+    let step = |state| if window.is_over(state, now_ns) { None } else { Some(window.charge(state, now_ns)) };
+    window.is_off() || take(&CHAIN_LIMIT, key, hash, source.settings, |state| window.weight(state, now_ns), step)
 }
 
-/// True when the frame's window is full.
+/// True when the window of the frame with this `hash` ([`index::hash`]) is full.
 #[inline(always)]
-pub(crate) fn sequence_is_over(key: &FrameKey, window: &Window, now_ns: u64) -> bool {
+pub(crate) fn sequence_is_over(hash: u64, settings: &Settings, now_ns: u64) -> bool {
+    let window = &settings.limits.sequence;
     if window.is_off() {
         return false;
     }
-    match SEQUENCE_LIMIT.get_ptr(key) {
-        // SAFETY: the pointer is to a live map value; the LRU may reuse it for another key, which misjudges one NACK.
-        Some(place) => window.is_over(unsafe { place.cast::<u64>().read_volatile() }, now_ns),
+    let Some(bucket) = SEQUENCE_LIMIT.get_ptr_mut(index::bucket(hash, settings.limit_mask)) else {
+        return false;
+    };
+    let there = There { bucket, key: FrameKey::new(0, 0) };
+    match table::state(&there, hash) {
+        Some(state) => window.is_over(state, now_ns),
         None => false,
     }
 }
 
 /// Counts in the frame's window.
 #[inline(always)]
-pub(crate) fn charge_sequence(key: &FrameKey, window: &Window, now_ns: u64) {
+pub(crate) fn charge_sequence(key: FrameKey, hash: u64, settings: &Settings, now_ns: u64) {
+    let window = &settings.limits.sequence;
     if !window.is_off() {
-        take(&SEQUENCE_LIMIT, key, |state| Some(window.charge(state, now_ns)));
+        let step = |state| Some(window.charge(state, now_ns));
+        take(&SEQUENCE_LIMIT, key, hash, settings, |state| window.weight(state, now_ns), step);
     }
 }
 
-/// Replaces the state of `key` by what `step` makes of it; false when `step` refuses.
 #[inline(always)]
-fn take<K>(map: &LruHashMap<K, LimitState, ENTRIES>, key: &K, step: impl Fn(u64) -> Option<u64>) -> bool {
-    let Some(place) = map.get_ptr_mut(key) else {
-        if let Some(state) = step(0) {
-            // When two CPUs insert at once one charge is lost; when the map refuses, admitting is the safer side.
-            let _ = map.insert(key, LimitState { state }, 0);
-        }
-        return true;
-    };
-    let place = place.cast::<u64>();
-    for _ in 0..ATTEMPTS {
-        // SAFETY: a live map value of eight aligned bytes.
-        let old = unsafe { place.read_volatile() };
-        let Some(new) = step(old) else { return false };
-        // SAFETY: as above.
-        if unsafe { compare_exchange(place, old, new) } {
-            return true;
-        }
+fn take<K: Copy>(
+    map: &'static Table<K>,
+    key: K,
+    hash: u64,
+    settings: &Settings,
+    weigh: impl Fn(u64) -> u64,
+    step: impl Fn(u64) -> Option<u64>,
+) -> bool {
+    match map.get_ptr_mut(index::bucket(hash, settings.limit_mask)) {
+        Some(bucket) => table::take(&mut There { bucket, key }, hash, weigh, step),
+        None => true,
     }
-    // So contended that the limit is all but reached.
-    false
+}
+
+/// A bucket of a table.
+struct There<K> {
+    bucket: *mut LimitBucket<K>,
+    /// Written where a way is taken.
+    key: K,
+}
+
+impl<K> There<K> {
+    #[inline(always)]
+    fn tag_at(&self, way: usize) -> *mut u64 {
+        // SAFETY: inside the bucket; masked, for the verifier to see it.
+        unsafe { self.bucket.cast::<u64>().add((way & (WAYS - 1)) * 2) }
+    }
+
+    #[inline(always)]
+    fn state_at(&self, way: usize) -> *mut u64 {
+        // SAFETY: as above.
+        unsafe { self.tag_at(way).add(1) }
+    }
+}
+
+impl<K: Copy> table::Bucket for There<K> {
+    #[inline(always)]
+    fn tag(&self, way: usize) -> u64 {
+        // SAFETY: eight aligned bytes of a live map value; volatile because others write them.
+        unsafe { self.tag_at(way).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn state(&self, way: usize) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.state_at(way).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn replace_tag(&mut self, way: usize, old: u64, new: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { compare_exchange(self.tag_at(way), old, new) }
+    }
+
+    #[inline(always)]
+    fn replace_state(&mut self, way: usize, old: u64, new: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { compare_exchange(self.state_at(way), old, new) }
+    }
+
+    #[inline(always)]
+    fn begin(&mut self, way: usize, state: u64) {
+        // SAFETY: as above.
+        unsafe { self.state_at(way).write_volatile(state) };
+        // SAFETY: as above.
+        let keys = unsafe { (&raw mut (*self.bucket).keys).cast::<K>() };
+        // SAFETY: as above. Another CPU may write here too: then what is read is neither's, and nothing depends on it.
+        unsafe { keys.add(way & (WAYS - 1)).write(self.key) };
+    }
 }

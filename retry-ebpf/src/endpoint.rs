@@ -19,10 +19,20 @@ pub(crate) struct Kernel<'a> {
     pub(crate) request: &'a Request,
     /// Hash of its key.
     pub(crate) hash: u64,
+    /// Hash of its source address.
+    pub(crate) source_hash: u64,
     /// The operator's choices.
     pub(crate) policy: Policy,
     /// The packet's own buffer has room for the frame.
     pub(crate) has_room: bool,
+}
+
+impl Kernel<'_> {
+    #[inline(always)]
+    const fn source(&self) -> admit::Source<'_> {
+        let Request { headers, settings, now_ns, .. } = self.request;
+        admit::Source { address: &headers.source, hash: self.source_hash, settings, now_ns: *now_ns }
+    }
 }
 
 impl Endpoint for Kernel<'_> {
@@ -30,26 +40,23 @@ impl Endpoint for Kernel<'_> {
 
     #[inline(always)]
     fn take_address(&mut self) -> bool {
-        let Request { headers, settings, now_ns, .. } = self.request;
-        admit::take_address(&headers.source, &settings.limits.address, *now_ns)
+        admit::take_address(&self.source())
     }
 
     #[inline(always)]
     fn sequence_is_over(&mut self) -> bool {
-        let Request { nack, settings, now_ns, .. } = self.request;
-        admit::sequence_is_over(&nack.key, &settings.limits.sequence, *now_ns)
+        admit::sequence_is_over(self.hash, self.request.settings, self.request.now_ns)
     }
 
     #[inline(always)]
     fn charge_sequence(&mut self) {
         let Request { nack, settings, now_ns, .. } = self.request;
-        admit::charge_sequence(&nack.key, &settings.limits.sequence, *now_ns);
+        admit::charge_sequence(nack.key, self.hash, settings, *now_ns);
     }
 
     #[inline(always)]
     fn take_chain(&mut self) -> bool {
-        let Request { nack, headers, settings, now_ns, .. } = self.request;
-        admit::take_chain(&headers.source, nack.key.hash_key(), &settings.limits.chain, *now_ns)
+        admit::take_chain(&self.source(), self.request.nack.key.hash_key())
     }
 
     #[inline(always)]
@@ -60,8 +67,7 @@ impl Endpoint for Kernel<'_> {
 
     #[inline(always)]
     fn take_group(&mut self, group: u16) -> bool {
-        let Request { headers, settings, now_ns, .. } = self.request;
-        admit::take_group(&headers.source, group, &settings.limits.group, *now_ns)
+        admit::take_group(&self.source(), group)
     }
 
     /// Proves the room by taking it: an ACK must never lead a frame that cannot follow. Packets that a local stack sent

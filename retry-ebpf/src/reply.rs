@@ -11,6 +11,7 @@ use retry_common::abi::{Event, EventKind, Ticket, setting_flag, ticket_role};
 use retry_common::counter::Counter;
 use retry_common::decide::{Policy, Repair, Verdict, decide};
 use retry_common::index;
+use retry_common::table;
 use retry_common::wire::answer::{AckFlags, Answer};
 
 use crate::classify::Request;
@@ -53,7 +54,8 @@ pub(crate) enum Way {
 pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Way {
     let policy = Policy::new(request.settings.flags);
     let hash = index::hash(&request.nack.key, request.settings.hash_seed);
-    let mut kernel = Kernel { ctx, request, hash, policy, has_room: false };
+    let source_hash = table::address_hash(&request.headers.source, request.settings.hash_seed);
+    let mut kernel = Kernel { ctx, request, hash, source_hash, policy, has_room: false };
     match decide(&request.nack, policy, &mut kernel) {
         Verdict::Silence => Way::Drop,
         Verdict::Throttled(bucket) => {

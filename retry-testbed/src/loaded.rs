@@ -21,6 +21,7 @@ use retry_common::{
     holddown::HoldDown,
     index,
     key::FrameKey,
+    table,
     wire::frame::Class,
 };
 use retry_userspace::{
@@ -45,6 +46,7 @@ pub const MULTICAST_HOPS: u8 = 7;
 /// Longest frame that the program may send here.
 pub const MAX_FRAME: u32 = 3_392;
 const HASH_SEED: u64 = 0x5EED;
+const LIMIT_ENTRIES: u32 = 65_536;
 const GROUP_PREFIX: u16 = 0xFF05;
 const GROUP_ID: u16 = 0x000B;
 const EGRESS_PORT: u16 = 9001;
@@ -196,7 +198,6 @@ impl Loaded {
             interfaces: &interfaces,
             egress: &egress,
             sizes,
-            limit_entries: 65_536,
             fill: Some(&JOINED),
             settings,
             debug: false,
@@ -352,6 +353,7 @@ fn settings(interface: u32, sizes: &Sizes, egress_here: bool) -> Settings {
         nack_ifindex: interface,
         bucket_mask: sizes.buckets - 1,
         hold_down_mask: sizes.hold_down_words - 1,
+        limit_mask: table::buckets(LIMIT_ENTRIES) - 1,
         max_frame: MAX_FRAME,
         nack_addr: NACK_ADDRESS.ip().octets(),
         nack_port: NACK_ADDRESS.port().to_be_bytes(),

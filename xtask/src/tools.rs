@@ -111,6 +111,7 @@ const TOOLS: &[Tool] = &[
     program("nft", &["nftables"], &[Use::Fabric]),
     program("ethtool", &["ethtool"], &[Use::Fabric]),
     program("bpftool", &["bpftool"], &[Use::Maps]),
+    program("jq", &["jq"], &[Use::Maps]),
     // The server under another name: the package redis-server would start one of its own on this machine.
     program("redis-check-rdb", &["redis-tools"], &[Use::Redis]),
     program("qemu-system-x86_64", &["qemu-system-x86"], &[Use::Kernels]),
@@ -233,7 +234,7 @@ mod tests {
     #[test]
     fn each_use_asks_for_its_own_tools_only() {
         assert_eq!(names(&[Use::Fabric]), ["ip", "nft", "ethtool"]);
-        assert_eq!(names(&[Use::Maps]), ["bpftool"]);
+        assert_eq!(names(&[Use::Maps]), ["bpftool", "jq"]);
         assert_eq!(names(&[Use::Redis]), ["redis-check-rdb"]);
         assert!(names(&[Use::Kernels]).contains(&"qemu-system-x86_64"));
         assert!(!names(&[Use::Ebpf]).contains(&"ip"));

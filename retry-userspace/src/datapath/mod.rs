@@ -1,5 +1,6 @@
 //! The kernel side: load, attach, pin, settings, counters. The only module that knows aya and names maps.
 
+mod groups;
 mod pins;
 
 use std::collections::BTreeSet;
@@ -15,9 +16,9 @@ use aya::programs::{ProgramError, ProgramFd, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use retry_common::abi::{self, Event};
 use retry_common::counter::Counters;
-use retry_common::limit::TokenBucket;
 
 use crate::framelog::{Memory, Pages, Sizes};
+pub use groups::KernelGroups;
 use pins::{Pins, pin_error};
 
 /// The object for the kernel, built by `cargo xtask build-ebpf`; empty when the daemon was built without it.
@@ -84,8 +85,6 @@ pub struct Request<'a> {
     pub egress: &'a [EgressInterface],
     /// Sizes of the frame log.
     pub sizes: Sizes,
-    /// Entries of each limit table.
-    pub limit_entries: u32,
     /// The groups whose frames the kernel stores, by index; `None` leaves them to the daemon.
     pub fill: Option<&'a [u16]>,
     /// The settings; the lease in them is replaced by [`Datapath::renew_lease`].
@@ -211,8 +210,8 @@ impl Datapath {
         let counters =
             PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?).map_err(|_| DatapathError::Map(map::COUNTERS))?;
         let events = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?).map_err(|_| DatapathError::Map(map::EVENTS))?;
-        let groups =
-            HashMap::try_from(taken(&mut ebpf, map::GROUP_LIMIT)?).map_err(|_| DatapathError::Map(map::GROUP_LIMIT))?;
+        let mask = request.settings.limit_mask;
+        let groups = mapped(&ebpf, map::GROUP_LIMIT, KernelGroups::len(mask))?;
         let sources =
             HashMap::try_from(taken(&mut ebpf, map::SOURCES)?).map_err(|_| DatapathError::Map(map::SOURCES))?;
         let fill = request.fill.map(|groups| load_fill(&mut ebpf, groups)).transpose()?;
@@ -222,7 +221,7 @@ impl Datapath {
             settings,
             counters,
             events: Some(Events(events)),
-            groups: Some(KernelGroups(std::sync::Mutex::new(groups))),
+            groups: Some(KernelGroups::new(groups, mask, request.settings.hash_seed)),
             sources: Some(KernelSources(sources)),
             fill,
             _links: links,
@@ -274,44 +273,6 @@ impl Datapath {
     /// The kernel's log lines, for `aya_log`'s reader; only with `debug`.
     pub fn log_lines(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
         aya_log::EbpfLogger::init(&mut self.ebpf).ok()
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-#[repr(transparent)]
-struct GroupKeyBytes(abi::GroupKey);
-// SAFETY: byte arrays without padding.
-unsafe impl aya::Pod for GroupKeyBytes {}
-
-#[derive(Clone, Copy, Debug)]
-#[repr(transparent)]
-struct LimitWord(abi::LimitState);
-// SAFETY: one u64.
-unsafe impl aya::Pod for LimitWord {}
-
-/// The kernel's table of the limit of (source, group).
-pub struct KernelGroups(std::sync::Mutex<HashMap<MapData, GroupKeyBytes, LimitWord>>);
-
-impl KernelGroups {
-    /// Takes a token of (source, group); true when there was one.
-    ///
-    /// The kernel may take a token between our look and our write; then one of the two is not charged.
-    pub fn take(&self, source: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
-        if bucket.is_off() {
-            return true;
-        }
-        let key = GroupKeyBytes(abi::GroupKey { address: source, group: group.to_be_bytes(), reserved: [0; 2] });
-        let mut table = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let state = table.get(&key, 0).map_or(0, |word| word.0.state);
-        match bucket.take(state, now_ns) {
-            Some(state) => {
-                if let Err(error) = table.insert(key, LimitWord(abi::LimitState { state }), 0) {
-                    tracing::trace!(%error, "a token was not charged");
-                }
-                true
-            }
-            None => false,
-        }
     }
 }
 
@@ -392,7 +353,7 @@ fn load(request: &Request<'_>) -> Result<Ebpf, DatapathError> {
         .map_max_entries(map::HOLD_DOWN, request.sizes.hold_down_words)
         .override_global("AYA_LOG_LEVEL", &log_level, true);
     for name in map::LIMITS {
-        loader.map_max_entries(name, request.limit_entries);
+        loader.map_max_entries(name, request.settings.limit_mask + 1);
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(chain(&error)))?;
     for name in ["retry_role", "retry_nack"] {

@@ -1,4 +1,5 @@
-//! The limit tables of the socket path: bounded, least recently used out first, as the kernel's are.
+//! The limit tables of the socket path: bounded, least recently used out first. The kernel's are those of
+//! [`retry_common::table`].
 
 use std::hash::Hash;
 use std::num::NonZeroUsize;

@@ -61,7 +61,7 @@ impl Memory {
     }
 
     /// Reads a plain value at `offset`. Torn values are possible where another side writes: callers check versions.
-    pub(super) fn read<T: Copy>(&self, offset: usize) -> T {
+    pub(crate) fn read<T: Copy>(&self, offset: usize) -> T {
         let place = self.at(offset, size_of::<T>()).cast::<T>();
         // SAFETY: inside the mapping and aligned as our layout is; `T` is made of integers.
         unsafe { place.read_volatile() }

@@ -51,7 +51,6 @@ pub(super) fn open_datapath(
         interfaces: &interfaces,
         egress: &egress,
         sizes,
-        limit_entries: settings.limits.table_entries,
         fill: filled.as_deref(),
         settings: abi,
         debug: settings.telemetry.debug,

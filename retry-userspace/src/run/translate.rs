@@ -8,6 +8,7 @@ use retry_common::abi::{self, setting_flag};
 use retry_common::group::{self, Sharding, SourceMode};
 use retry_common::holddown::HoldDown;
 use retry_common::limit::{TokenBucket, Window};
+use retry_common::table;
 use retry_common::wire::frame::Class;
 
 use crate::beacon;
@@ -60,6 +61,7 @@ pub(super) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
         nack_ifindex: fabric.nack.index,
         bucket_mask: sizes.buckets - 1,
         hold_down_mask: sizes.hold_down_words - 1,
+        limit_mask: table::buckets(limits.table_entries) - 1,
         max_frame: fabric.max_frame(),
         nack_addr: fabric.nack_addr.octets(),
         nack_port: settings.nack.port.to_be_bytes(),
@@ -73,7 +75,7 @@ pub(super) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
         multicast_hop_limit: settings.egress.hop_limit,
         shard_bits: settings.ingress.shard_bits.get(),
         beef_bits: settings.ingress.beef.unwrap_or_default().get(),
-        reserved: [0; 2],
+        reserved: [0; 6],
     }
 }
 

@@ -203,7 +203,7 @@ pub struct Limits {
     pub group_burst: u32,
     /// `rl-throttle-response`: say THROTTLED. Default no. Never for the limit of an address.
     pub throttle_response: bool,
-    /// `limit-table-entries`: entries of each limit table. Default 65536. When full, the least recently used goes.
+    /// `limit-table-entries`: entries of each limit table. Default 65536. When full, who has used least of a limit goes.
     pub table_entries: u32,
 }
 

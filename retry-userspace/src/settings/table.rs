@@ -329,7 +329,7 @@ const LIMITS: &[Flag] = &[
         "limit-table-entries",
         "65536",
         "Entries of each limit table, 1024 to 16777216.",
-        "Memory is taken at start; when full, who asked longest ago is forgotten.",
+        "Memory is taken at start; when full, who has used least of a limit is forgotten.",
     ),
 ];
 
