@@ -81,7 +81,7 @@ pub trait Endpoint {
     fn look_up(&mut self) -> Option<Self::Frame>;
     /// Takes a token of (source, group).
     fn take_group(&mut self, group: u16) -> bool;
-    /// True when this path can send the frame itself.
+    /// True when this path can send the frame itself, in these ways.
     fn can_send(&mut self, frame: &Self::Frame, multicast: bool, unicast: bool) -> bool;
     /// Claims the multicast of the frame.
     fn claim_multicast(&mut self) -> Multicast;
@@ -204,20 +204,20 @@ pub fn found<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoint
 pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoint: &mut E) -> Verdict<E::Frame> {
     let unicast = policy.has(setting_flag::UNICAST) || nack.proxied();
     let multicast = policy.has(setting_flag::MULTICAST);
-    let can_send = endpoint.can_send(&frame, multicast, unicast);
-    // Who hands over must not claim what another path sends. But what is held down needs no frame, so that this path
-    // can answer it whether it could send or not.
-    let claim = match (multicast, can_send) {
-        (false, _) => None,
-        (true, true) => Some(endpoint.claim_multicast()),
-        (true, false) => Some(endpoint.peek_multicast()),
-    };
-    if !can_send && (unicast || matches!(claim, None | Some(Multicast::Claimed))) {
-        // Whoever takes over has no window of ours to charge: without this, frames that are handed over had no limit.
+    let holder = if multicast { Some(endpoint.peek_multicast()) } else { None };
+    // What is held down needs no frame, costs nothing, and is answered by whoever looks at it.
+    let repairs = matches!(holder, Some(Multicast::Claimed));
+    if repairs || unicast {
+        // Also when the frame is handed over: whoever takes over has no window of ours to charge. And before the packet is
+        // grown: an atomic step waits until all that was written before has reached the cache.
         endpoint.charge_sequence();
-        return Verdict::HandOver(frame);
+        if !endpoint.can_send(&frame, repairs, unicast) {
+            return Verdict::HandOver(frame);
+        }
     }
     let mut plan = Repair { multicast: false, unicast, held: false, ack: policy.acks() };
+    // Who hands over must not claim what another path sends, so this comes last.
+    let claim = if repairs { Some(endpoint.claim_multicast()) } else { holder };
     match claim {
         None => {}
         Some(Multicast::Claimed) => plan.multicast = true,
@@ -229,9 +229,6 @@ pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoin
             plan.held = true;
             endpoint.count(Counter::RetransmitDedup);
         }
-    }
-    if plan.multicast || plan.unicast {
-        endpoint.charge_sequence();
     }
     Verdict::Repair(frame, plan)
 }

@@ -185,7 +185,7 @@ fn what_the_store_has_goes_on_at_the_groups_limit() {
     let mut world = World { address: false, sequence_over: true, chain: false, ..HIT };
     let policy = Policy::new(set::UNICAST | set::STORE);
     assert!(matches!(found(&nack(0, 1), policy, Frame(7), &mut world), Verdict::Repair(Frame(7), _)));
-    assert_eq!(world.steps, [Count(Counter::CacheHits), Group(7), CanSend, SequenceCharge]);
+    assert_eq!(world.steps, [Count(Counter::CacheHits), Group(7), SequenceCharge, CanSend]);
     let mut world = World { group: false, ..HIT };
     assert_eq!(found(&nack(0, 1), policy, Frame(7), &mut world), Verdict::Silence);
     assert_eq!(world.steps, [Count(Counter::CacheHits), Group(7), Count(Counter::LimitedGroup)]);
@@ -194,29 +194,30 @@ fn what_the_store_has_goes_on_at_the_groups_limit() {
 #[test]
 fn a_hit_by_mode() {
     let none = Repair { multicast: false, unicast: false, held: false, ack: true };
-    let head = [Count(Counter::CacheHits), Group(7), CanSend];
+    let head = [Count(Counter::CacheHits), Group(7)];
+    let with_multicast = [Peek, SequenceCharge, CanSend, Claim];
     for (flags, proxied, plan, tail) in [
-        (set::MULTICAST, 0, Repair { multicast: true, ..none }, vec![Claim, SequenceCharge]),
-        (set::UNICAST, 0, Repair { unicast: true, ..none }, vec![SequenceCharge]),
-        (BOTH, 0, Repair { multicast: true, unicast: true, ..none }, vec![Claim, SequenceCharge]),
+        (set::MULTICAST, 0, Repair { multicast: true, ..none }, &with_multicast[..]),
+        (set::UNICAST, 0, Repair { unicast: true, ..none }, &[SequenceCharge, CanSend]),
+        (BOTH, 0, Repair { multicast: true, unicast: true, ..none }, &with_multicast[..]),
         // Another endpoint gets its copy whatever the mode.
-        (set::MULTICAST, 1, Repair { multicast: true, unicast: true, ..none }, vec![Claim, SequenceCharge]),
+        (set::MULTICAST, 1, Repair { multicast: true, unicast: true, ..none }, &with_multicast[..]),
         (
             BOTH | set::SUPPRESS_ACK,
             0,
             Repair { multicast: true, unicast: true, held: false, ack: false },
-            vec![Claim, SequenceCharge],
+            &with_multicast[..],
         ),
     ] {
         let (verdict, steps) = run(HIT, flags, &nack(proxied, 1));
         assert_eq!(verdict, Verdict::Repair(Frame(7), plan));
-        assert_eq!(steps, after(&[&head[..], &tail].concat()));
+        assert_eq!(steps, after(&[&head[..], tail].concat()));
     }
 }
 
 #[test]
 fn a_multicast_that_just_left_is_held_down() {
-    let head = [Count(Counter::CacheHits), Group(7), CanSend, Claim];
+    let head = [Count(Counter::CacheHits), Group(7), Peek];
     for (multicast, counter) in
         [(Multicast::HeldByUs, Counter::RetransmitHeldDown), (Multicast::HeldByAnother, Counter::RetransmitDedup)]
     {
@@ -231,7 +232,7 @@ fn a_multicast_that_just_left_is_held_down() {
         let (verdict, steps) = run(held, BOTH, &nack(0, 1));
         let plan = Repair { multicast: false, unicast: true, held: true, ack: true };
         assert_eq!(verdict, Verdict::Repair(Frame(7), plan));
-        assert_eq!(steps, after(&[&head[..], &[Count(counter), SequenceCharge]].concat()));
+        assert_eq!(steps, after(&[&head[..], &[SequenceCharge, CanSend, Count(counter)]].concat()));
         assert_eq!(plan.ack_flags(false, true), Some(3));
     }
 }
@@ -240,10 +241,10 @@ fn a_multicast_that_just_left_is_held_down() {
 fn what_cannot_be_sent_here_is_handed_over_unclaimed_and_charged() {
     let (verdict, steps) = run(World { can_send: false, ..HIT }, BOTH, &nack(0, 1));
     assert_eq!(verdict, Verdict::HandOver(Frame(7)));
-    assert_eq!(steps, after(&[Count(Counter::CacheHits), Group(7), CanSend, Peek, SequenceCharge]));
+    assert_eq!(steps, after(&[Count(Counter::CacheHits), Group(7), Peek, SequenceCharge, CanSend]));
     let (verdict, steps) = run(World { can_send: false, ..HIT }, set::UNICAST, &nack(0, 1));
     assert_eq!(verdict, Verdict::HandOver(Frame(7)));
-    assert_eq!(steps, after(&[Count(Counter::CacheHits), Group(7), CanSend, SequenceCharge]));
+    assert_eq!(steps, after(&[Count(Counter::CacheHits), Group(7), SequenceCharge, CanSend]));
 }
 
 /// An ACK alone needs no frame, and costs nothing.
@@ -256,7 +257,7 @@ fn what_is_held_down_is_answered_by_who_cannot_send() {
         let (verdict, steps) = run(held.clone(), set::MULTICAST, &nack(0, 1));
         let plan = Repair { multicast: false, unicast: false, held: true, ack: true };
         assert_eq!(verdict, Verdict::Repair(Frame(7), plan));
-        assert_eq!(steps, after(&[Count(Counter::CacheHits), Group(7), CanSend, Peek, Count(counter)]));
+        assert_eq!(steps, after(&[Count(Counter::CacheHits), Group(7), Peek, Count(counter)]));
         // With a copy to send it is not.
         for (flags, nack) in [(BOTH, nack(0, 1)), (set::MULTICAST, nack(1, 1))] {
             assert_eq!(run(held.clone(), flags, &nack).0, Verdict::HandOver(Frame(7)));
@@ -288,7 +289,7 @@ fn an_admitted_nack_is_not_asked_for_its_limits_again() {
     let mut world = World { address: false, sequence_over: true, chain: false, group: false, ..HIT };
     let verdict = repair(&nack(0, 1), Policy::new(set::UNICAST), Frame(7), &mut world);
     assert!(matches!(verdict, Verdict::Repair(..)));
-    assert_eq!(world.steps, [CanSend, SequenceCharge]);
+    assert_eq!(world.steps, [SequenceCharge, CanSend]);
 }
 
 fn any_multicast() -> impl Strategy<Value = Multicast> {
@@ -341,16 +342,16 @@ fn table(world: &World, flags: u32, nack: &Nack) -> (Verdict<Frame>, Vec<Step>) 
         return (verdict, steps);
     };
 
-    steps.push(CanSend);
     let unicast = on(set::UNICAST) || proxied;
-    if on(set::MULTICAST) {
-        steps.push(if world.can_send { Claim } else { Peek });
+    let repairs = on(set::MULTICAST) && world.multicast == Multicast::Claimed;
+    steps.extend(on(set::MULTICAST).then_some(Peek));
+    if repairs || unicast {
+        steps.extend([SequenceCharge, CanSend]);
+        if !world.can_send {
+            return (Verdict::HandOver(frame), steps);
+        }
     }
-    let is_held = on(set::MULTICAST) && world.multicast != Multicast::Claimed;
-    if !world.can_send && (unicast || !is_held) {
-        steps.push(SequenceCharge);
-        return (Verdict::HandOver(frame), steps);
-    }
+    steps.extend(repairs.then_some(Claim));
     let (multicast, held_by) = match (on(set::MULTICAST), world.multicast) {
         (false, _) => (false, None),
         (true, Multicast::Claimed) => (true, None),
@@ -358,7 +359,6 @@ fn table(world: &World, flags: u32, nack: &Nack) -> (Verdict<Frame>, Vec<Step>) 
         (true, Multicast::HeldByAnother) => (false, Some(Counter::RetransmitDedup)),
     };
     steps.extend(held_by.map(Count));
-    steps.extend((multicast || unicast).then_some(SequenceCharge));
     let plan = Repair { multicast, unicast, held: held_by.is_some(), ack: !on(set::SUPPRESS_ACK) };
     (Verdict::Repair(frame, plan), steps)
 }
@@ -380,7 +380,7 @@ proptest! {
         let verdict = decide(&nack, Policy::new(flags), &mut world);
         prop_assert_eq!((verdict, &world.steps), (expected.0, &expected.1));
         // Whoever says whether it can send is asked for what would be sent.
-        let wanted = (flags & set::MULTICAST != 0, flags & set::UNICAST != 0 || nack_flags % 2 == 1);
+        let wanted = (flags & set::MULTICAST != 0 && multicast == Multicast::Claimed, flags & set::UNICAST != 0 || nack_flags % 2 == 1);
         prop_assert_eq!(world.wanted, expected.1.contains(&CanSend).then_some(wanted));
     }
 

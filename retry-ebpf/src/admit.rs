@@ -39,6 +39,15 @@ pub(crate) struct Source<'a> {
     pub(crate) now_ns: u64,
 }
 
+/// Fetches the cache line of the frame's window.
+#[inline(always)]
+pub(crate) fn touch(hash: u64, settings: &Settings) {
+    if let Some(bucket) = SEQUENCE_LIMIT.get_ptr(index::bucket(hash, settings.limit_mask)) {
+        // SAFETY: the first tag; volatile, or nothing would be loaded.
+        unsafe { bucket.cast::<u64>().read_volatile() };
+    }
+}
+
 /// Takes a token of the source address; true when there was one.
 #[inline(always)]
 pub(crate) fn take_address(source: &Source<'_>) -> bool {

@@ -23,8 +23,6 @@ pub(crate) struct Kernel<'a> {
     pub(crate) source_hash: u64,
     /// The operator's choices.
     pub(crate) policy: Policy,
-    /// The packet's own buffer has room for the frame.
-    pub(crate) has_room: bool,
 }
 
 impl Kernel<'_> {
@@ -70,8 +68,8 @@ impl Endpoint for Kernel<'_> {
         admit::take_group(&self.source(), group)
     }
 
-    /// Proves the room by taking it: an ACK must never lead a frame that cannot follow. Packets that a local stack sent
-    /// over veth have none; then the clones, which always have, carry the frames and the original becomes the ACK.
+    /// A frame without an ACK leaves in the packet itself, whose room is proved by taking it. With an ACK there is a clone,
+    /// which always has room.
     #[inline(always)]
     fn can_send(&mut self, record: &Record, multicast: bool, _unicast: bool) -> bool {
         let settings = self.request.settings;
@@ -81,13 +79,15 @@ impl Endpoint for Kernel<'_> {
         {
             return false;
         }
+        if self.policy.acks() {
+            return true;
+        }
         let before = packet::length(self.ctx);
-        self.has_room = packet::resize(self.ctx, packet_len(self.request.ip_offset, record.length));
-        if !self.has_room {
-            return self.policy.acks();
+        if !packet::resize(self.ctx, packet_len(self.request.ip_offset, record.length)) {
+            return false;
         }
         // A frame alone is written in place, so it keeps its room.
-        !(multicast || self.policy.acks()) || packet::resize(self.ctx, before)
+        !multicast || packet::resize(self.ctx, before)
     }
 
     #[inline(always)]

@@ -118,6 +118,15 @@ pub(crate) fn look_up(key: &FrameKey, hash: u64, settings: &Settings, now_ns: u6
     if record.1 != *key || now_ns >= record.2 { None } else { Some(record.0) }
 }
 
+/// Fetches the index's cache line of this `hash`.
+#[inline(always)]
+pub(crate) fn touch(hash: u64, settings: &Settings) {
+    if let Some(bucket) = INDEX.get_ptr(index::bucket(hash, settings.bucket_mask)) {
+        // SAFETY: the first entry; volatile, or nothing would be loaded.
+        unsafe { bucket.cast::<u64>().read_volatile() };
+    }
+}
+
 /// The record at `slot` with its key and its end of life, unless it is being written.
 #[inline(always)]
 pub(crate) fn read(slot: u32) -> Option<(Record, FrameKey, u64)> {

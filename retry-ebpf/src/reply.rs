@@ -19,7 +19,7 @@ use crate::endpoint::Kernel;
 use crate::log::{self, Record};
 use crate::rewrite::{Ends, packet_len, swap_macs, write_answer, write_frame};
 use crate::role::{TICKET, next_nonce};
-use crate::{count, packet, sample};
+use crate::{admit, count, packet, sample};
 
 /// The most entries of a devmap: interfaces for multicast, and the NACK's twice.
 const ENTRIES: usize = 18;
@@ -54,8 +54,12 @@ pub(crate) enum Way {
 pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Way {
     let policy = Policy::new(request.settings.flags);
     let hash = index::hash(&request.nack.key, request.settings.hash_seed);
+    // Both lines are most often cold. Loaded here they come at the same time; later, each would wait for the atomic step of the
+    // limit before it.
+    log::touch(hash, request.settings);
+    admit::touch(hash, request.settings);
     let source_hash = table::address_hash(&request.headers.source, request.settings.hash_seed);
-    let mut kernel = Kernel { ctx, request, hash, source_hash, policy, has_room: false };
+    let mut kernel = Kernel { ctx, request, hash, source_hash, policy };
     match decide(&request.nack, policy, &mut kernel) {
         Verdict::Silence => Way::Drop,
         Verdict::Throttled(bucket) => {
@@ -73,10 +77,7 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Way {
         }
         Verdict::AskStore => hand_over(ctx, request, EventKind::Store),
         Verdict::HandOver(_) => hand_over(ctx, request, EventKind::Send),
-        Verdict::Repair(record, plan) => {
-            let has_room = kernel.has_room;
-            repair(ctx, request, &record, plan, has_room)
-        }
+        Verdict::Repair(record, plan) => repair(ctx, request, &record, plan),
     }
 }
 
@@ -104,7 +105,7 @@ fn hand_over(ctx: &XdpContext, request: &Request, kind: EventKind) -> Way {
 }
 
 #[inline(always)]
-fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair, has_room: bool) -> Way {
+fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) -> Way {
     let ack = plan.ack_flags(plan.multicast, plan.unicast);
     let devmap = match (ack, plan.unicast, plan.multicast) {
         (None, false, false) => return Way::Drop,
@@ -120,6 +121,13 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair, ha
         (None, true, true) => &UNI_MULTI,
     };
     let here = request.settings.flags & setting_flag::EGRESS_HERE != 0;
+    // An ACK must never lead a frame that cannot follow. Packets that a local stack sent over veth have no room: then the
+    // clones carry the frames, and the original becomes the ACK.
+    let before = packet::length(ctx);
+    let has_room = packet::resize(ctx, packet_len(request.ip_offset, record.length));
+    if has_room && !packet::resize(ctx, before) {
+        return Way::Failed;
+    }
     let ticket = Ticket {
         nonce: next_nonce(),
         version: record.version,
