@@ -36,6 +36,7 @@ impl Policy {
     }
 
     /// True when repairs are multicast.
+    #[inline(always)]
     pub const fn multicasts(self) -> bool {
         self.has(setting_flag::MULTICAST)
     }

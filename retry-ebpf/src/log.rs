@@ -118,9 +118,13 @@ pub(crate) fn look_up(key: &FrameKey, hash: u64, settings: &Settings, now_ns: u6
     if record.1 != *key || now_ns >= record.2 { None } else { Some(record.0) }
 }
 
-/// Fetches the index's cache line of this `hash`.
+/// Fetches the cache lines of this `hash`: the index's, and that of the last multicast where there are any.
 #[inline(always)]
-pub(crate) fn touch(hash: u64, settings: &Settings) {
+pub(crate) fn touch(hash: u64, settings: &Settings, multicasts: bool) {
+    if multicasts && let Some(word) = HOLD_DOWN.get_ptr(index::bucket(hash, settings.hold_down_mask)) {
+        // SAFETY: a live map value; volatile, or nothing would be loaded.
+        unsafe { word.read_volatile() };
+    }
     if let Some(bucket) = INDEX.get_ptr(index::bucket(hash, settings.bucket_mask)) {
         // SAFETY: the first entry; volatile, or nothing would be loaded.
         unsafe { bucket.cast::<u64>().read_volatile() };

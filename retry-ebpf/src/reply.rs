@@ -37,6 +37,7 @@ static ACK_UNI_MULTI: DevMap<ENTRIES> = DevMap::new();
 static MULTICAST: DevMap<ENTRIES> = DevMap::new();
 #[btf_map]
 static UNI_MULTI: DevMap<ENTRIES> = DevMap::new();
+
 /// What becomes of the packet.
 pub(crate) enum Way {
     /// To the stack.
@@ -54,9 +55,9 @@ pub(crate) enum Way {
 pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Way {
     let policy = Policy::new(request.settings.flags);
     let hash = index::hash(&request.nack.key, request.settings.hash_seed);
-    // Both lines are most often cold. Loaded here they come at the same time; later, each would wait for the atomic step of the
-    // limit before it.
-    log::touch(hash, request.settings);
+    // These lines are most often cold. Loaded here they come at the same time; later, each would wait for the atomic step of
+    // the limit before it.
+    log::touch(hash, request.settings, policy.multicasts());
     admit::touch(hash, request.settings);
     let source_hash = table::address_hash(&request.headers.source, request.settings.hash_seed);
     let mut kernel = Kernel { ctx, request, hash, source_hash, policy };
@@ -125,6 +126,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
     // clones carry the frames, and the original becomes the ACK.
     let before = packet::length(ctx);
     let has_room = packet::resize(ctx, packet_len(request.ip_offset, record.length));
+    // Given back, for clones are copies: of the room they would cost more than this and taking it again.
     if has_room && !packet::resize(ctx, before) {
         return Way::Failed;
     }

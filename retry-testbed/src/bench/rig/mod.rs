@@ -59,6 +59,7 @@ impl Rig {
         let server_napi = napi::threaded(&fabric.host("endpoint")?.ns, SERVER_CORE)?;
         let client_napi = napi::threaded(&host.ns, LOAD_CORE)?;
         napi::moderate(&host.ns, true)?;
+        urgent(client_napi, true)?;
         let mut client = Ebpf::load_file(object()?).context("load the bench's kernel object")?;
         for name in ["bench_count", "bench_nacks", "bench_frames"] {
             program(&mut client, name)?.load()?;
