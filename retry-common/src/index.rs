@@ -9,17 +9,29 @@ use crate::key::FrameKey;
 /// Entries of a bucket: one cache line.
 pub const BUCKET_ENTRIES: usize = 8;
 
-/// The hash that index, hold-down table and tags are cut from. `seed` is drawn at start, so that nobody can
+/// Frames of a flow whose buckets stand side by side, in the order of their numbers: a page of memory.
+const NEIGHBOURS: u64 = 64;
+/// A bit from which on all that is cut from a hash as a tag has it.
+const TAG_BITS_FROM: u32 = 40;
+
+/// The hash that index, hold-down table, windows and tags are cut from. `seed` is drawn at start, so that nobody can
 /// choose keys which fall into one bucket.
+///
+/// [`NEIGHBOURS`] frames in a row share all but few bits, the lowest of which count on: whoever stores a flow or asks for a
+/// burst of it walks through memory, and does not jump.
 #[inline(always)]
 pub const fn hash(key: &FrameKey, seed: u64) -> u64 {
     // The finaliser of MurmurHash3 around each half: every input bit reaches every output bit.
-    let mut h = (key.hash_key() ^ seed).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    h ^= h >> 33;
-    h = (h ^ key.seq_num()).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    let mut flow = (key.hash_key() ^ seed).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    flow ^= flow >> 33;
+    let mut h = (flow ^ (key.seq_num() / NEIGHBOURS)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     h ^= h >> 33;
     h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    h ^ (h >> 33)
+    h ^= h >> 33;
+    // The tags of neighbours differ too, for where there are fewer buckets.
+    h ^= (key.seq_num() % NEIGHBOURS) << TAG_BITS_FROM;
+    // Each flow begins elsewhere, or numbers chosen 64 apart would all fall into one part of the buckets.
+    (h & !(NEIGHBOURS - 1)) | (flow.wrapping_add(key.seq_num()) % NEIGHBOURS)
 }
 
 /// The bucket of a hash; `mask` is the number of buckets less one, a power of two less one.
@@ -79,6 +91,27 @@ mod tests {
         // Two a bucket on average; a Poisson tail beyond 10 is one in 10^5.
         assert!(load.iter().max() <= Some(&10), "{load:?}");
         assert!(load.iter().filter(|n| **n == 0).count() < 200);
+    }
+
+    #[test]
+    fn neighbours_stand_side_by_side() {
+        for flow in 0..100 {
+            let places: std::vec::Vec<u32> = (64..128).map(|seq| bucket(hash(&FrameKey::new(flow, seq), 9), 4095)).collect();
+            let page = places[0] / 64;
+            assert!(places.iter().all(|place| place / 64 == page));
+            assert!(places.windows(2).all(|pair| pair[1] == pair[0] + 1 || (pair[0] % 64, pair[1] % 64) == (63, 0)));
+        }
+        let starts: std::collections::HashSet<u32> =
+            (0..100).map(|flow| bucket(hash(&FrameKey::new(flow, 64), 9), 4095) % 64).collect();
+        assert!(starts.len() > 32, "{starts:?}");
+    }
+
+    #[test]
+    fn hashes_of_many_frames_differ() {
+        let mut seen = std::collections::HashSet::new();
+        for flow in 0..40 {
+            assert!((0..5_000).all(|seq| seen.insert(hash(&FrameKey::new(flow, seq), 1))));
+        }
     }
 
     #[test]

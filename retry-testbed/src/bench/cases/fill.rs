@@ -37,6 +37,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const KEPT: usize = 500_000;
 
 pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
+    for rig in [&rigs.subject, &rigs.plain] {
+        rig.napi_first(true)?;
+    }
+    let found = compare(name, settings, rigs);
+    for rig in [&rigs.subject, &rigs.plain] {
+        rig.napi_first(false)?;
+    }
+    found
+}
+
+fn compare(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
     let fabrics = (rigs.subject.fabric(), rigs.plain.fabric());
     let mut found = Found::default();
     let mut by_daemon: Option<Vec<f64>> = None;

@@ -48,7 +48,6 @@ pub(crate) struct Rig {
     seen: PerCpuArray<MapData, u64>,
     samples: Array<MapData, Sample>,
     server_napi: i32,
-    client_napi: i32,
 }
 
 impl Rig {
@@ -59,6 +58,7 @@ impl Rig {
         let server_napi = napi::threaded(&fabric.host("endpoint")?.ns, SERVER_CORE)?;
         let client_napi = napi::threaded(&host.ns, LOAD_CORE)?;
         napi::moderate(&host.ns, true)?;
+        // It shares a core with the generator: what it does not take in at once is lost.
         urgent(client_napi, true)?;
         let mut client = Ebpf::load_file(object()?).context("load the bench's kernel object")?;
         for name in ["bench_count", "bench_nacks", "bench_frames"] {
@@ -77,7 +77,6 @@ impl Rig {
             fabric,
             client,
             server_napi,
-            client_napi,
         })
     }
 
@@ -107,10 +106,14 @@ impl Rig {
         Ok(Reflector { _object: object, reflected })
     }
 
-    /// Makes the client's end a measuring one: no moderation, and its NAPI thread runs before all others; or ends that.
+    /// Makes the client's end a measuring one, without moderation; or ends that.
     pub(crate) fn attentive(&self, on: bool) -> Result<()> {
-        napi::moderate(&self.client()?.ns, !on)?;
-        urgent(self.client_napi, on)
+        napi::moderate(&self.client()?.ns, !on)
+    }
+
+    /// Lets the server's NAPI run before all threads, as the softirq does in whose place it stands; or ends that.
+    pub(crate) fn napi_first(&self, on: bool) -> Result<()> {
+        urgent(self.server_napi, on)
     }
 
     fn answers(&self) -> Result<Answers> {
