@@ -100,6 +100,10 @@ struct Cursor {
 const NS_PER_MS: u64 = 1_000_000;
 /// The part of a lane that may be kept free.
 const AHEAD_SHARE: u32 = 16;
+/// Records that are dropped before the kernel is told of the room.
+const GIVEN_AT_ONCE: u32 = 64;
+/// How many records ahead the header is asked for.
+const FETCH_AHEAD: u32 = 8;
 
 impl Writer {
     pub(super) fn new(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Self {
@@ -218,11 +222,13 @@ impl Writer {
     pub fn follow(&mut self, now_ns: u64, most: usize, mut tell: impl FnMut(Followed<'_>)) -> bool {
         let mut whole = true;
         for lane in 0..self.lanes.len() {
-            if self.lanes[lane].followed == self.head(lane).load(Ordering::Acquire) {
+            // Looked at once: each look takes its line from the CPU that stores.
+            let head = self.head(lane).load(Ordering::Acquire);
+            if self.lanes[lane].followed == head {
                 continue;
             }
             for _ in 0..most {
-                let Some((slot, header)) = self.next_followed(lane) else { break };
+                let Some((slot, header)) = self.next_followed(lane, head) else { break };
                 if header.flags & (record_flag::KERNEL | record_flag::FILLER) == record_flag::KERNEL {
                     let is_new = self.adopt(slot, &header);
                     let (key, life_ms) = (header.key, header.life_ms);
@@ -246,8 +252,21 @@ impl Writer {
     pub fn make_ahead(&mut self, slots: u32, now_ns: u64) {
         for lane in 0..self.lanes.len() {
             let wanted = slots.min(self.lanes[lane].slots / AHEAD_SHARE);
-            while self.free(lane) < wanted && self.lanes[lane].tail != self.lanes[lane].followed {
-                self.evict(lane, now_ns, Counter::EvictedLap);
+            // The head is looked at now and then only: each look takes its line from the CPU that stores.
+            loop {
+                let free = self.free(lane);
+                let Cursor { tail, followed, slots: lane_slots, .. } = self.lanes[lane];
+                if free >= wanted || tail == followed {
+                    break;
+                }
+                for _ in 0..GIVEN_AT_ONCE {
+                    let dropped = place::distance(tail, self.lanes[lane].tail, lane_slots);
+                    if free + dropped >= wanted || self.lanes[lane].tail == followed {
+                        break;
+                    }
+                    self.drop_oldest(lane, now_ns, Counter::EvictedLap);
+                }
+                self.give_room(lane);
             }
             self.publish(lane);
         }
@@ -277,10 +296,10 @@ impl Writer {
         }
     }
 
-    /// The next record of the lane that is not followed yet, once it is whole.
-    fn next_followed(&self, lane: usize) -> Option<(u32, RecordHeader)> {
+    /// The next record of the lane before `head` that is not followed yet, once it is whole.
+    fn next_followed(&self, lane: usize, head: u64) -> Option<(u32, RecordHeader)> {
         let followed = self.lanes[lane].followed;
-        if followed == self.head(lane).load(Ordering::Acquire) {
+        if followed == head {
             return None;
         }
         let slot = self.slot(lane, followed);
@@ -290,7 +309,7 @@ impl Writer {
 
     /// Goes on over this writer's own records, if nothing else is in between.
     fn walk_own(&mut self, lane: usize) {
-        while let Some((_, header)) = self.next_followed(lane) {
+        while let Some((_, header)) = self.next_followed(lane, self.head(lane).load(Ordering::Acquire)) {
             if header.flags & record_flag::KERNEL != 0 {
                 break;
             }
@@ -300,9 +319,11 @@ impl Writer {
     }
 
     fn pass(&mut self, lane: usize, header: &RecordHeader) {
+        let slots = record_slots(header);
         let cursor = &mut self.lanes[lane];
-        cursor.followed = place::after(cursor.followed, record_slots(header), cursor.slots);
+        cursor.followed = place::after(cursor.followed, slots, cursor.slots);
         cursor.records += 1;
+        self.fetch_beyond(lane, self.lanes[lane].followed, slots);
     }
 
     /// True when this writer has counted the record in.
@@ -432,6 +453,21 @@ impl Writer {
 
     /// Drops the oldest record of the lane, which has been followed; true when it could still be found.
     fn evict(&mut self, lane: usize, now_ns: u64, reason: Counter) -> bool {
+        let was_live = self.drop_oldest(lane, now_ns, reason);
+        self.give_room(lane);
+        was_live
+    }
+
+    /// Lets others write where records were dropped.
+    fn give_room(&self, lane: usize) {
+        let limit = place::lap_later(self.lanes[lane].tail);
+        // Nobody may still read as a record what the kernel writes over next.
+        fence(Ordering::SeqCst);
+        self.word(lane, offset_of!(Lane, limit)).store(limit, Ordering::Release);
+    }
+
+    /// Drops the oldest record of a lane; true when it was findable. Its room is not given to others yet.
+    fn drop_oldest(&mut self, lane: usize, now_ns: u64, reason: Counter) -> bool {
         let slot = self.slot(lane, self.lanes[lane].tail);
         let header = self.header(slot);
         let mut was_live = false;
@@ -443,14 +479,23 @@ impl Writer {
             }
         }
         self.pages.ring.word(slot_offset(slot)).store(0, Ordering::Release);
+        let slots = record_slots(&header);
         let cursor = &mut self.lanes[lane];
-        cursor.tail = place::after(cursor.tail, record_slots(&header), cursor.slots);
+        cursor.tail = place::after(cursor.tail, slots, cursor.slots);
         cursor.records = cursor.records.saturating_sub(1);
-        let limit = place::lap_later(cursor.tail);
-        // Nobody may still read as a record what the kernel writes over next.
-        fence(Ordering::SeqCst);
-        self.word(lane, offset_of!(Lane, limit)).store(limit, Ordering::Release);
+        self.fetch_beyond(lane, self.lanes[lane].tail, slots);
         was_live
+    }
+
+    /// Asks for the header of the record some places beyond `place`, if those between are as long as the last one, of `slots`.
+    ///
+    /// The chain of headers is read from one to the next, and each was last touched by another CPU or long ago: waited for
+    /// one by one, they cost more than all the rest.
+    fn fetch_beyond(&self, lane: usize, place: u64, slots: u32) {
+        let beyond = place::slot(place).saturating_add(slots * FETCH_AHEAD);
+        if beyond < self.lanes[lane].slots {
+            self.pages.ring.fetch(slot_offset(self.lanes[lane].first_slot + beyond));
+        }
     }
 
     /// Puts `slot` into the hash's bucket: over the entry with its tag, else in an empty place, else in the oldest's.

@@ -200,27 +200,41 @@ impl Fill {
 
     /// Follows what the kernel has stored since the last call, and makes room ahead of it. True when there was anything.
     pub fn follow(&self) -> bool {
-        let mut any = false;
+        let (mut new, mut again) = (0, 0);
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let now_ns = monotonic_ns();
         writer.follow(now_ns, FOLLOW, |followed| {
-            any = true;
-            self.count_followed(&followed);
+            if followed.is_new { new += 1 } else { again += 1 }
+            self.tell_of(&followed);
         });
         writer.make_ahead(AHEAD_SLOTS, now_ns);
         self.count_evictions(&mut writer);
-        any
+        self.add_followed(new, again);
+        new + again > 0
     }
 
     fn count_followed(&self, followed: &Followed<'_>) {
-        self.counters.one(Counter::FramesReceived);
+        self.add_followed(u64::from(followed.is_new), u64::from(!followed.is_new));
+        self.tell_of(followed);
+    }
+
+    /// Counts frames that the kernel stored, and copies of such that it stored as well.
+    fn add_followed(&self, new: u64, again: u64) {
+        for (counter, many) in [
+            (Counter::FramesReceived, new + again),
+            (Counter::FrameDuplicate, again),
+            (Counter::FramesCached, new),
+            (Counter::FilledByKernel, new),
+            (StoredFrom::Multicast.counter(), new),
+        ] {
+            self.counters.add(counter, many);
+        }
+    }
+
+    fn tell_of(&self, followed: &Followed<'_>) {
         if !followed.is_new {
-            self.counters.one(Counter::FrameDuplicate);
             return;
         }
-        self.counters.one(Counter::FramesCached);
-        self.counters.one(Counter::FilledByKernel);
-        self.counters.one(StoredFrom::Multicast.counter());
         if let Some(tell) = &self.on_stored {
             tell(followed.key, followed.life_ms, followed.bytes);
         }

@@ -31,6 +31,9 @@ const KERNEL: Target = Target::Ratio(4.0);
 const FLOODED: Target = Target::AtLeast(1.5e6);
 /// Where the search begins and ends, frames a second.
 const RANGE: (f64, f64) = (5e3, 4e6);
+/// How often a rate that loses is tried: at a million a second a queue of 256 packets overflows when anything holds up the
+/// core for a quarter of a millisecond.
+const ATTEMPTS: u32 = 4;
 /// Time for one search.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Frames that the plain server keeps.
@@ -112,40 +115,25 @@ fn highest(
     before: Option<f64>,
     stored: &dyn Fn() -> Result<u64>,
 ) -> Result<f64> {
-    let mut best: Option<f64> = None;
-    let mut rate = before.unwrap_or(60e3);
-    let mut over: Option<f64> = None;
-    let trials = if settings.quick { 5 } else { 7 };
-    let mut done = 0;
     let start = Instant::now();
     let patience = if settings.quick { PATIENCE / 2 } else { PATIENCE };
+    let mut best = 0.0f64;
+    // What was offered without loss, and what was not; what is reached may be less, where the generator was held up.
+    let (mut kept, mut lost): (Option<f64>, Option<f64>) = (None, None);
+    let mut rate = before.unwrap_or(RANGE.1 / 16.0);
     // The first trials find one that loses nothing, whatever they take.
-    while done < trials && (best.is_none() || start.elapsed() < patience) {
-        // While one end is open, trials are steps towards it and do not count as halvings.
-        // A queue of 256 packets overflows when somebody else holds the core for a few milliseconds: twice is a limit.
-        let got = match trial(rig, settings, next, rate, stored)? {
-            Some(reached) => Some(reached),
-            None => trial(rig, settings, next, rate, stored)?,
-        };
-        match got {
-            Some(reached) => best = Some(best.unwrap_or(0.0).max(reached)),
-            None => over = Some(over.map_or(rate, |over| over.min(rate))),
+    while kept.is_none() || start.elapsed() < patience {
+        match attempts(rig, settings, next, rate, stored)? {
+            Some(reached) => {
+                best = best.max(reached);
+                kept = Some(rate);
+            }
+            None => lost = Some(rate),
         }
-        rate = match (best, over) {
-            (Some(best), Some(over)) if best < over => {
-                done += 1;
-                if over / best < 1.03 {
-                    break;
-                }
-                f64::midpoint(best, over)
-            }
-            // What was lost at a lower rate than was kept at was noise: the lower one is forgotten.
-            (Some(best), Some(_)) => {
-                done += 1;
-                over = None;
-                best * 1.1
-            }
-            (Some(best), None) => best * 1.25,
+        rate = match (kept, lost) {
+            (Some(kept), Some(lost)) if lost / kept < 1.05 => break,
+            (Some(kept), Some(lost)) => f64::midpoint(kept, lost),
+            (Some(kept), None) => kept * 1.4,
             (None, _) => rate / 1.5,
         };
         ensure!(rate >= RANGE.0, "frames are lost at {rate:.0} a second");
@@ -153,7 +141,23 @@ fn highest(
             break;
         }
     }
-    best.ok_or_else(|| anyhow::anyhow!("no rate without loss was found"))
+    Ok(best)
+}
+
+/// Offers frames at a rate, some times. Returns the rate reached when one of these lost none.
+fn attempts(
+    rig: &mut Rig,
+    settings: &Settings,
+    next: &mut u64,
+    rate: f64,
+    stored: &dyn Fn() -> Result<u64>,
+) -> Result<Option<f64>> {
+    for _ in 0..ATTEMPTS {
+        if let Some(reached) = trial(rig, settings, next, rate, stored)? {
+            return Ok(Some(reached));
+        }
+    }
+    Ok(None)
 }
 
 /// Offers frames at a rate. Returns the rate reached when none was lost.

@@ -22,7 +22,8 @@ const FLOOD: f64 = 3.5e6;
 fn batch(rate: Option<f64>) -> u32 {
     match rate {
         Some(rate) if rate < 500e3 => 8,
-        _ => 64,
+        Some(_) => 16,
+        None => 64,
     }
 }
 
