@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_map;
 /// Looks at the clock while a packet is not due: about 20 ns each, so that a rate down to 20,000 a second is kept.
 const MOST_LOOKS: u32 = 4096;
 /// How far a generator may fall behind before what it owes is forgotten: a pause is not made up for by a burst.
-const PATIENCE_NS: u64 = 20_000;
+const PATIENCE_NS: u64 = 50_000;
 /// Packets between two stamps of the time at full rate.
 const STAMP_EVERY: u64 = 256;
 

@@ -1,10 +1,13 @@
 //! Fill: the highest rate of frames that is stored without losing one, beside the plain server's receive-and-store.
 //!
-//! Searched by halving, each rate tried again when it loses; a rate counts when all frames of a trial are stored by the time
-//! that the generator's call returns, about 30 ms after the last of them. Whoever stops the server's core for longer than a
-//! queue of 256 packets lasts ends such a trial, so this is a figure of the machine as much as of the program. So besides: what
-//! is stored, and what CPU time each frame takes, when the generator offers all that it can; what the server does not take in
-//! is lost in the queue.
+//! Searched by halving; a rate counts when one of four trials has all its frames stored by the time that the generator's
+//! call returns, about 30 ms after the last of them. What holds up the server's core for longer than a queue of 256 packets
+//! lasts ends a trial, so this is a figure of the machine as much as of the program: NAPI runs before the threads meanwhile,
+//! as the softirq does in whose place it stands, and the core is kept from going to sleep. All that the server does, NAPI
+//! and threads, is on one core.
+//!
+//! Besides: what is stored, and what CPU time each frame takes, when the generator offers all that it can; what the server
+//! does not take in is lost in the queue.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +17,7 @@ use super::Found;
 use crate::bench::{
     Settings,
     plain::Plain,
-    rig::{Rig, on_load_core},
+    rig::{Awake, Rig, on_core, thread_of},
     rigs::Rigs,
     row::{Row, Target},
     subject::{self, IN_XDP, UNICAST},
@@ -27,8 +30,8 @@ const WAYS: &[(&str, &[&str])] = &[("daemon", &["-fill", "daemon"]), ("kernel", 
 const DAEMON: Target = Target::Ratio(1.0);
 /// The kernel's fill beside the daemon's.
 const KERNEL: Target = Target::Ratio(4.0);
-/// What the kernel stores when it is offered all that the generator can, frames a second.
-const FLOODED: Target = Target::AtLeast(1.5e6);
+/// What the kernel stores without loss, frames a second.
+const LOSSLESS: Target = Target::AtLeast(1.5e6);
 /// Where the search begins and ends, frames a second.
 const RANGE: (f64, f64) = (5e3, 4e6);
 /// How often a rate that loses is tried: at a million a second a queue of 256 packets overflows when anything holds up the
@@ -43,7 +46,9 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
     for rig in [&rigs.subject, &rigs.plain] {
         rig.napi_first(true)?;
     }
+    let awake = Awake::new()?;
     let found = compare(name, settings, rigs);
+    drop(awake);
     for rig in [&rigs.subject, &rigs.plain] {
         rig.napi_first(false)?;
     }
@@ -56,13 +61,13 @@ fn compare(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
     let mut by_daemon: Option<Vec<f64>> = None;
     for (way, flags) in WAYS {
         let mut daemon = subject::start(&settings.binary, &fabrics.0, &[UNICAST, IN_XDP, flags])?;
-        on_load_core(daemon.child().id(), "follow")?;
+        let follower = thread_of(daemon.child().id(), "follow")?;
         let plain = Plain::filling(&fabrics.1, KEPT, LENGTH)?;
         let stored = || Ok(daemon.metrics()?.count("bre_frames_cached_total", &[]));
         let (mut next, mut plain_next) = (1, 1);
         let (mut rates, mut references) = (Vec::new(), Vec::new());
         let (mut last, mut plain_last) = (None, None);
-        let (mut flooded, mut times) = (Vec::new(), Vec::new());
+        let (mut flooded, mut times, mut follows) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..settings.rounds {
             let rate = highest(&mut rigs.subject, settings, &mut next, last, &stored)?;
             last = Some(rate);
@@ -70,14 +75,23 @@ fn compare(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
             let rate = highest(&mut rigs.plain, settings, &mut plain_next, plain_last, &|| Ok(plain.stored()))?;
             plain_last = Some(rate);
             references.push(rate);
-            let (rate, nanoseconds) = flood(&mut rigs.subject, settings, &mut next, &stored)?;
+            let followed = follower.map(on_core).transpose()?;
+            // A NAPI that never ends would leave nothing of the core to the threads.
+            rigs.subject.napi_first(false)?;
+            let flood = flood(&mut rigs.subject, settings, &mut next, &stored);
+            rigs.subject.napi_first(true)?;
+            let (rate, kept, nanoseconds) = flood?;
             flooded.push(rate);
             times.push(nanoseconds);
+            if let (Some(thread), Some(before)) = (follower, followed) {
+                follows.push((on_core(thread)? - before).as_secs_f64() * 1e9 / as_f64(kept));
+            }
         }
         let case = format!("{name}: {way}");
         if let Some(by_daemon) = &by_daemon {
             found.rows.push(Row::beside(&*case, "frames/s", &rates, ("the daemon's fill", by_daemon), KERNEL));
-            found.rows.push(Row::alone(format!("{case}, flooded"), "frames/s", &flooded, FLOODED));
+            found.rows.push(Row::alone(&*case, "frames/s", &rates, LOSSLESS));
+            found.rows.push(Row::alone(format!("{case}, flooded"), "frames/s", &flooded, Target::None));
         } else {
             found.rows.push(Row::beside(&*case, "frames/s", &rates, ("plain", &references), DAEMON));
             found.rows.push(Row::alone(format!("{case}, flooded"), "frames/s", &flooded, Target::None));
@@ -85,12 +99,16 @@ fn compare(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
             by_daemon = Some(rates);
         }
         found.rows.push(Row::alone(format!("{case}, flooded: NAPI's CPU time"), "ns", &times, Target::None));
+        if follower.is_some() {
+            let case = format!("{case}, flooded: CPU time of the thread that follows");
+            found.rows.push(Row::alone(case, "ns", &follows, Target::None));
+        }
     }
     Ok(found)
 }
 
-/// Offers frames as fast as the generator goes. Returns what is stored a second, and the CPU time of the server's NAPI for each.
-fn flood(rig: &mut Rig, settings: &Settings, next: &mut u64, stored: &dyn Fn() -> Result<u64>) -> Result<(f64, f64)> {
+/// Offers frames as fast as the generator goes. Returns what is stored a second, and in all, and the CPU time of the server's NAPI for each.
+fn flood(rig: &mut Rig, settings: &Settings, next: &mut u64, stored: &dyn Fn() -> Result<u64>) -> Result<(f64, u64, f64)> {
     let count: u32 = if settings.quick { 500_000 } else { 1_000_000 };
     let (before, napi) = (stored()?, rig.server_napi_time()?);
     let active = rig.send_frames(*next, count, LENGTH, None)?;
@@ -99,7 +117,7 @@ fn flood(rig: &mut Rig, settings: &Settings, next: &mut u64, stored: &dyn Fn() -
     let kept = stored()? - before;
     *next += u64::from(count);
     ensure!((1..=u64::from(count)).contains(&kept), "{kept} frames stored of {count} sent");
-    Ok((as_f64(kept) / active.as_secs_f64(), napi.as_secs_f64() * 1e9 / as_f64(kept)))
+    Ok((as_f64(kept) / active.as_secs_f64(), kept, napi.as_secs_f64() * 1e9 / as_f64(kept)))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are below 2^53")]

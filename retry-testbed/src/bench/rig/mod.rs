@@ -24,7 +24,7 @@ use retry_testbed::{
 pub(crate) use self::{
     answers::Answers,
     load::{Load, Stretch},
-    napi::{LOAD_CORE, SERVER_CORE, on_core, on_load_core, on_server_core, pin, urgent},
+    napi::{Awake, LOAD_CORE, SERVER_CORE, on_core, on_server_core, pin, thread_of, urgent},
     priority::Raised,
     template::{Ask, FLOW, frame},
 };
