@@ -174,7 +174,9 @@ impl<K: Copy> table::Bucket for There<K> {
         unsafe { self.state_at(way).write_volatile(state) };
         // SAFETY: as above.
         let keys = unsafe { (&raw mut (*self.bucket).keys).cast::<K>() };
+        // SAFETY: inside the bucket, as the mask says.
+        let key = unsafe { keys.add(way & (WAYS - 1)) };
         // SAFETY: as above. Another CPU may write here too: then what is read is neither's, and nothing depends on it.
-        unsafe { keys.add(way & (WAYS - 1)).write(self.key) };
+        unsafe { key.write(self.key) };
     }
 }

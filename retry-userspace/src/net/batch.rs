@@ -23,11 +23,17 @@ const CONTROL: usize = space(PKTINFO) + space(4) + space(4);
 /// The kernel takes at most this many messages a call (UIO_MAXIOV).
 const MOST: usize = 1024;
 
+/// What stands between two buffers, in bytes: an odd number of cache lines. Short datagrams in buffers 64 KiB apart would all
+/// want the same few places of the cache.
+const STAGGER: usize = 9 * 64;
+
 /// Buffers for the datagrams of one system call, used again by the next.
 ///
 /// A buffer's memory is touched when a datagram first fills it, so long buffers cost address space and not memory.
 pub struct Batch {
     buffer_len: usize,
+    /// From one buffer to the next.
+    stride: usize,
     buffers: Vec<u8>,
     controls: Vec<[u8; CONTROL]>,
     sources: Vec<libc::sockaddr_in6>,
@@ -70,7 +76,8 @@ impl Batch {
         let header: libc::mmsghdr = unsafe { zeroed() };
         Self {
             buffer_len,
-            buffers: vec![0; count * buffer_len],
+            stride: buffer_len + STAGGER,
+            buffers: vec![0; count * (buffer_len + STAGGER)],
             controls: vec![[0; CONTROL]; count],
             sources: vec![source; count],
             vectors: vec![empty; count],
@@ -125,11 +132,9 @@ impl Batch {
     }
 
     fn prepare(&mut self) {
-        let buffers = self.buffers.chunks_exact_mut(self.buffer_len.max(1));
-        // A buffer length of 0 leaves no chunks: such headers keep empty vectors.
-        for (vector, buffer) in self.vectors.iter_mut().zip(buffers) {
+        for (vector, buffer) in self.vectors.iter_mut().zip(self.buffers.chunks_exact_mut(self.stride)) {
             vector.iov_base = buffer.as_mut_ptr().cast();
-            vector.iov_len = buffer.len();
+            vector.iov_len = self.buffer_len;
         }
         let rest = self.vectors.iter_mut().zip(&mut self.controls).zip(&mut self.sources);
         for (header, ((vector, control), source)) in self.headers.iter_mut().zip(rest) {
@@ -146,7 +151,7 @@ impl Batch {
 
     fn datagram(&self, at: usize) -> Datagram<'_> {
         let header = &self.headers[at];
-        let start = at * self.buffer_len;
+        let start = at * self.stride;
         let length = usize::try_from(header.msg_len).unwrap_or(usize::MAX).min(self.buffer_len);
         let mut datagram = Datagram {
             bytes: &self.buffers[start..start + length],
