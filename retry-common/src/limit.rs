@@ -42,10 +42,10 @@ impl TokenBucket {
         Some(arrival.wrapping_add(self.interval_ns))
     }
 
-    /// What would be forgotten with `state`: nanoseconds until all tokens are back.
+    /// What would be forgotten with `state`, to be compared: when all tokens are back. Below 2^61 for 70 years of the clock.
     #[inline(always)]
-    pub const fn weight(&self, state: u64, now_ns: u64) -> u64 {
-        state.saturating_sub(now_ns)
+    pub const fn weight(&self, state: u64) -> u64 {
+        state & ((1 << 61) - 1)
     }
 }
 
@@ -102,11 +102,19 @@ impl Window {
         (period << (2 * COUNT_BITS)) | (previous << COUNT_BITS) | present
     }
 
-    /// What would be forgotten with `state`: events of the present and the previous period.
+    /// What would be forgotten with `state`, to be compared: the events that may still count at `now_ns`. Below 2^21.
+    ///
+    /// Without a branch, for [`crate::table`].
     #[inline(always)]
     pub const fn weight(&self, state: u64, now_ns: u64) -> u64 {
-        let (_, previous, present, _) = self.roll(state, now_ns);
-        previous + present
+        let period = match now_ns.checked_div(self.window_ns) {
+            Some(number) => number & PERIOD_MASK,
+            None => 0,
+        };
+        // 0 to 2 are the next period, of a CPU whose clock is ahead, the present and the previous one.
+        let age = (period + 1).wrapping_sub(state >> (2 * COUNT_BITS)) & PERIOD_MASK;
+        let counts = age.wrapping_sub(3) >> 63;
+        ((state & COUNT_MASK) + ((state >> COUNT_BITS) & COUNT_MASK)) * counts
     }
 
     /// (period, previous count, present count, nanoseconds into the period) at `now_ns`.
@@ -171,6 +179,18 @@ mod tests {
         }
         assert!(window.is_over(state, boundary - 1));
         assert_eq!(window.charge(state, boundary - 1), window.charge(state, boundary));
+    }
+
+    #[test]
+    fn what_is_past_weighs_nothing() {
+        let window = Window::new(4, 100 * MS);
+        let start = 7_700 * MS;
+        let state = window.charge(window.charge(0, start), start);
+        assert_eq!(window.weight(state, start), 2);
+        assert_eq!(window.weight(state, start - 1), 2);
+        assert_eq!(window.weight(state, start + 199 * MS), 2);
+        assert_eq!(window.weight(state, start + 200 * MS), 0);
+        assert_eq!(window.weight(0, start), 0);
     }
 
     #[test]

@@ -4,11 +4,15 @@
 //! are taken a new key takes the way whose state weighs least: that of somebody who has all tokens back, if there is one. So
 //! a flood of keys that come once pushes out keys that came once; who is over a limit is remembered longest.
 
+use core::hint::black_box;
+
 /// Ways of a bucket: one cache line.
 pub const WAYS: usize = 4;
+/// Bits of the number of a way.
+const WAY_BITS: u32 = WAYS.trailing_zeros();
 
 /// How often a word that other CPUs keep changing is tried again.
-const ATTEMPTS: usize = 4;
+const ATTEMPTS: usize = 2;
 
 /// Buckets of a table for `entries` keys: twice as many ways, because keys spread unevenly. A power of two.
 pub const fn buckets(entries: u32) -> u32 {
@@ -55,29 +59,14 @@ pub trait Bucket {
     fn begin(&mut self, way: usize, state: u64);
 }
 
-/// The way of a tag.
-enum Found {
-    /// It has this one.
-    Has(usize),
-    /// It may take this one, whose tag is this.
-    MayTake(usize, u64),
-}
-
 /// The state of the key with this `hash`; `None` when the table does not know it.
 #[inline(always)]
 pub fn state<B: Bucket>(bucket: &B, hash: u64) -> Option<u64> {
-    let mut way = 0;
-    while way < WAYS {
-        if bucket.tag(way) == tag(hash) {
-            return Some(bucket.state(way));
-        }
-        way += 1;
-    }
-    None
+    find(bucket, tag(hash)).map(|way| bucket.state(way))
 }
 
 /// Replaces the state of the key with this `hash` by what `step` makes of it; false when `step` refuses. A key that the table
-/// does not know begins with 0, in the place of whose state `weigh` makes least.
+/// does not know begins with 0, in the place of the state that `weigh` makes lightest. Weights are below 2^61.
 ///
 /// Where two CPUs take one way at once a charge is lost, or falls on another key.
 #[inline(always)]
@@ -87,50 +76,67 @@ pub fn take<B: Bucket>(
     weigh: impl Fn(u64) -> u64,
     step: impl Fn(u64) -> Option<u64>,
 ) -> bool {
-    match find(bucket, tag(hash), weigh) {
-        Found::Has(way) => {
-            for _ in 0..ATTEMPTS {
-                let old = bucket.state(way);
-                let Some(new) = step(old) else { return false };
-                if bucket.replace_state(way, old, new) {
-                    return true;
-                }
+    if let Some(way) = find(bucket, tag(hash)) {
+        for _ in 0..ATTEMPTS {
+            let old = bucket.state(way);
+            let Some(new) = step(old) else { return false };
+            if bucket.replace_state(way, old, new) {
+                return true;
             }
-            // So contended that the limit is all but reached.
-            false
         }
-        Found::MayTake(way, old) => {
-            if let Some(state) = step(0)
-                && bucket.replace_tag(way, old, tag(hash))
-            {
-                bucket.begin(way, state);
-            }
-            // When somebody else was quicker, admitting is the safer side.
-            true
-        }
+        // So contended that the limit is all but reached.
+        return false;
     }
+    let way = lightest(bucket, weigh);
+    let old = bucket.tag(way);
+    if let Some(state) = step(0)
+        && bucket.replace_tag(way, old, tag(hash))
+    {
+        bucket.begin(way, state);
+    }
+    // When somebody else was quicker, admitting is the safer side.
+    true
 }
 
+/// The way that has this tag.
+///
+/// Without a branch for each way: the kernel's verifier would follow all that comes after it once for each of them.
 #[inline(always)]
-fn find<B: Bucket>(bucket: &B, tag: u64, weigh: impl Fn(u64) -> u64) -> Found {
-    let (mut lightest, mut its_tag, mut its_weight) = (0, 0, u64::MAX);
+fn find<B: Bucket>(bucket: &B, tag: u64) -> Option<usize> {
+    let (mut has, mut found) = (0, 0);
     let mut way = 0;
     while way < WAYS {
-        let there = bucket.tag(way);
-        if there == tag {
-            return Found::Has(way);
-        }
-        if there == 0 {
-            // Nobody stands behind an empty way.
-            return Found::MayTake(way, 0);
-        }
-        let weight = weigh(bucket.state(way));
-        if weight < its_weight {
-            (lightest, its_tag, its_weight) = (way, there, weight);
-        }
+        let is = is_zero(bucket.tag(way) ^ tag);
+        has |= is;
+        found |= is * way;
         way += 1;
     }
-    Found::MayTake(lightest, its_tag)
+    if has == 0 { None } else { Some(found) }
+}
+
+/// 1 for 0, and 0 for all else.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "one bit")]
+fn is_zero(word: u64) -> usize {
+    // Boxed, or the compiler would see what this is, and make the branch that BPF has for it.
+    let either_sign = word | black_box(word.wrapping_neg());
+    (either_sign >> 63) as usize ^ 1
+}
+
+/// The way whose state weighs least, the first of several; an empty one weighs nothing.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the lowest two bits")]
+fn lightest<B: Bucket>(bucket: &B, weigh: impl Fn(u64) -> u64) -> usize {
+    let mut least = weigh(bucket.state(0)) << WAY_BITS;
+    let mut way = 1;
+    while way < WAYS {
+        let other = (weigh(bucket.state(way)) << WAY_BITS) | way as u64;
+        // The lesser of both, as in `find`: the difference if it is below 0, else nothing.
+        let difference = other.wrapping_sub(least);
+        least = least.wrapping_add(difference & black_box(difference >> 63).wrapping_neg());
+        way += 1;
+    }
+    least as usize & (WAYS - 1)
 }
 
 #[cfg(test)]
@@ -173,7 +179,7 @@ mod tests {
     }
 
     fn take_token(plain: &mut Plain, hash: u64, bucket: &TokenBucket, now_ns: u64) -> bool {
-        take(plain, hash, |state| bucket.weight(state, now_ns), |state| bucket.take(state, now_ns))
+        take(plain, hash, |state| bucket.weight(state), |state| bucket.take(state, now_ns))
     }
 
     #[test]
@@ -210,6 +216,16 @@ mod tests {
             assert!(take_token(&mut plain, stranger, &bucket, now));
         }
         assert!(!take_token(&mut plain, 1, &bucket, now));
+    }
+
+    #[test]
+    fn the_lightest_is_the_first_of_the_least() {
+        let of = |states: [u64; WAYS]| lightest(&Plain(states.map(|state| (1, state))), |state| state);
+        assert_eq!(of([5, 4, 3, 2]), 3);
+        assert_eq!(of([2, 3, 4, 5]), 0);
+        assert_eq!(of([7, 1, 1, 7]), 1);
+        assert_eq!(of([0; WAYS]), 0);
+        assert_eq!(of([(1 << 61) - 1, (1 << 61) - 1, (1 << 61) - 2, 1 << 60]), 3);
     }
 
     #[test]

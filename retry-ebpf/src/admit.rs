@@ -67,7 +67,7 @@ pub(crate) fn take_group(source: &Source<'_>, group: u16) -> bool {
 fn take_token<K: Copy>(map: &'static Table<K>, key: K, hash: u64, bucket: &TokenBucket, source: &Source<'_>) -> bool {
     let now_ns = source.now_ns;
     bucket.is_off()
-        || take(map, key, hash, source.settings, |state| bucket.weight(state, now_ns), |state| bucket.take(state, now_ns))
+        || take(map, key, hash, source.settings, |state| bucket.weight(state), |state| bucket.take(state, now_ns))
 }
 
 /// Counts in the window of the source address and flow; true when there was room.

@@ -86,7 +86,9 @@ fn generate(ctx: &XdpContext) -> Option<()> {
     sum = 2 * sum + ((source >> 16) & 0xffff) + (source & 0xffff) + u64::from(without);
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
+    // 0 would say that there is no checksum.
+    let checksum = if sum == 0xffff { 0xffff } else { !(sum as u16) };
     // SAFETY: inside the packet.
-    unsafe { place.write_unaligned((!(sum as u16)).to_be()) };
+    unsafe { place.write_unaligned(checksum.to_be()) };
     Some(())
 }

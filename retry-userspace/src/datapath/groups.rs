@@ -40,7 +40,7 @@ impl KernelGroups {
         let offset = index::bucket(hash, self.mask) as usize * size_of::<Entry>();
         let key = GroupKey { address: source, group: group.to_be_bytes(), reserved: [0; 2] };
         let mut there = There { memory: &self.memory, offset, key };
-        table::take(&mut there, hash, |state| bucket.weight(state, now_ns), |state| bucket.take(state, now_ns))
+        table::take(&mut there, hash, |state| bucket.weight(state), |state| bucket.take(state, now_ns))
     }
 }
 
