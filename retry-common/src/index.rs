@@ -96,7 +96,8 @@ mod tests {
     #[test]
     fn neighbours_stand_side_by_side() {
         for flow in 0..100 {
-            let places: std::vec::Vec<u32> = (64..128).map(|seq| bucket(hash(&FrameKey::new(flow, seq), 9), 4095)).collect();
+            let places: std::vec::Vec<u32> =
+                (64..128).map(|seq| bucket(hash(&FrameKey::new(flow, seq), 9), 4095)).collect();
             let page = places[0] / 64;
             assert!(places.iter().all(|place| place / 64 == page));
             assert!(places.windows(2).all(|pair| pair[1] == pair[0] + 1 || (pair[0] % 64, pair[1] % 64) == (63, 0)));

@@ -116,7 +116,6 @@ fn find<B: Bucket>(bucket: &B, tag: u64) -> Option<usize> {
 
 /// 1 for 0, and 0 for all else.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "one bit")]
 fn is_zero(word: u64) -> usize {
     // Boxed, or the compiler would see what this is, and make the branch that BPF has for it.
     let either_sign = word | black_box(word.wrapping_neg());

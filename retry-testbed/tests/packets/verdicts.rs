@@ -446,7 +446,8 @@ fn what_is_held_down_is_answered_here_whoever_sends_the_frame() {
             }
             // The copy is ours where only the multicast would have been the daemon's.
             let copied = &[NackRequests, CacheHits, UnicastRetransmits, RetransmitDedup, AcksSent];
-            let copy = if flags == strict { asks(ask, Out::Clones(0x03, ACK | UNI | LEADS), copied) } else { handed_over };
+            let copy =
+                if flags == strict { asks(ask, Out::Clones(0x03, ACK | UNI | LEADS), copied) } else { handed_over };
             scene.play("held, and a copy wanted", &copy.flags(PROXIED));
         }
     });

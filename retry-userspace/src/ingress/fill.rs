@@ -204,7 +204,11 @@ impl Fill {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let now_ns = monotonic_ns();
         writer.follow(now_ns, FOLLOW, |followed| {
-            if followed.is_new { new += 1 } else { again += 1 }
+            if followed.is_new {
+                new += 1
+            } else {
+                again += 1
+            }
             self.tell_of(&followed);
         });
         writer.make_ahead(AHEAD_SLOTS, now_ns);

@@ -37,6 +37,8 @@ const RANGE: (f64, f64) = (5e3, 4e6);
 /// How often a rate that loses is tried: at a million a second a queue of 256 packets overflows when anything holds up the
 /// core for a quarter of a millisecond.
 const ATTEMPTS: u32 = 4;
+/// How long a trial is.
+const TRIAL: Duration = Duration::from_millis(150);
 /// Time for one search.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Frames that the plain server keeps.
@@ -108,7 +110,12 @@ fn compare(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
 }
 
 /// Offers frames as fast as the generator goes. Returns what is stored a second, and in all, and the CPU time of the server's NAPI for each.
-fn flood(rig: &mut Rig, settings: &Settings, next: &mut u64, stored: &dyn Fn() -> Result<u64>) -> Result<(f64, u64, f64)> {
+fn flood(
+    rig: &mut Rig,
+    settings: &Settings,
+    next: &mut u64,
+    stored: &dyn Fn() -> Result<u64>,
+) -> Result<(f64, u64, f64)> {
     let count: u32 = if settings.quick { 500_000 } else { 1_000_000 };
     let (before, napi) = (stored()?, rig.server_napi_time()?);
     let active = rig.send_frames(*next, count, LENGTH, None)?;
@@ -141,7 +148,7 @@ fn highest(
     let mut rate = before.unwrap_or(RANGE.1 / 16.0);
     // The first trials find one that loses nothing, whatever they take.
     while kept.is_none() || start.elapsed() < patience {
-        match attempts(rig, settings, next, rate, stored)? {
+        match attempts(rig, next, rate, stored)? {
             Some(reached) => {
                 best = best.max(reached);
                 kept = Some(rate);
@@ -163,15 +170,9 @@ fn highest(
 }
 
 /// Offers frames at a rate, some times. Returns the rate reached when one of these lost none.
-fn attempts(
-    rig: &mut Rig,
-    settings: &Settings,
-    next: &mut u64,
-    rate: f64,
-    stored: &dyn Fn() -> Result<u64>,
-) -> Result<Option<f64>> {
+fn attempts(rig: &mut Rig, next: &mut u64, rate: f64, stored: &dyn Fn() -> Result<u64>) -> Result<Option<f64>> {
     for _ in 0..ATTEMPTS {
-        if let Some(reached) = trial(rig, settings, next, rate, stored)? {
+        if let Some(reached) = trial(rig, next, rate, stored)? {
             return Ok(Some(reached));
         }
     }
@@ -180,15 +181,8 @@ fn attempts(
 
 /// Offers frames at a rate. Returns the rate reached when none was lost.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below the end of the range")]
-fn trial(
-    rig: &mut Rig,
-    settings: &Settings,
-    next: &mut u64,
-    rate: f64,
-    stored: &dyn Fn() -> Result<u64>,
-) -> Result<Option<f64>> {
-    let time = Duration::from_millis(if settings.quick { 150 } else { 400 });
-    let count = (rate * time.as_secs_f64()) as u32;
+fn trial(rig: &mut Rig, next: &mut u64, rate: f64, stored: &dyn Fn() -> Result<u64>) -> Result<Option<f64>> {
+    let count = (rate * TRIAL.as_secs_f64()) as u32;
     let before = stored()?;
     let active = rig.send_frames(*next, count, LENGTH, Some(rate))?;
     let kept = stored()? - before;
