@@ -1,6 +1,8 @@
 //! The limits, in tables of bounded size ([`retry_common::table`]): a spoofed flood pushes out what means least and grows
 //! nothing. The only file with map-value pointers into them.
 
+use core::hint::black_box;
+
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::btf_map;
 use retry_common::abi::{AddressKey, ChainKey, GroupKey, LimitBucket, Settings};
@@ -122,6 +124,13 @@ fn take<K: Copy>(
     }
 }
 
+/// A way, for the verifier to see that it is one. Boxed, or LLVM, which knows it, would leave the mask away; Linux 6.1 forgets
+/// the bounds of what was put together by OR.
+#[inline(always)]
+fn masked(way: usize) -> usize {
+    black_box(way) & (WAYS - 1)
+}
+
 /// A bucket of a table.
 struct There<K> {
     bucket: *mut LimitBucket<K>,
@@ -132,8 +141,8 @@ struct There<K> {
 impl<K> There<K> {
     #[inline(always)]
     fn tag_at(&self, way: usize) -> *mut u64 {
-        // SAFETY: inside the bucket; masked, for the verifier to see it.
-        unsafe { self.bucket.cast::<u64>().add((way & (WAYS - 1)) * 2) }
+        // SAFETY: inside the bucket.
+        unsafe { self.bucket.cast::<u64>().add(masked(way) * 2) }
     }
 
     #[inline(always)]
@@ -175,7 +184,7 @@ impl<K: Copy> table::Bucket for There<K> {
         // SAFETY: as above.
         let keys = unsafe { (&raw mut (*self.bucket).keys).cast::<K>() };
         // SAFETY: inside the bucket, as the mask says.
-        let key = unsafe { keys.add(way & (WAYS - 1)) };
+        let key = unsafe { keys.add(masked(way)) };
         // SAFETY: as above. Another CPU may write here too: then what is read is neither's, and nothing depends on it.
         unsafe { key.write(self.key) };
     }

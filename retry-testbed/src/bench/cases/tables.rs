@@ -121,7 +121,7 @@ fn fill(rig: &mut Rig, daemon: &Daemon<'_>, sizes: &[u64], settings: &Settings) 
     let start = Instant::now();
     let most = sizes.last().copied().unwrap_or(0);
     let patience = if settings.quick { PATIENCE / 4 } else { PATIENCE };
-    let (mut held, mut rate) = (0, 250e3);
+    let (mut held, mut rate) = (0, 1e6);
     while held < most && start.elapsed() < patience {
         let chunk = CHUNK.min(most - held);
         let chunk = if held == 0 { sizes.first().copied().unwrap_or(chunk) } else { chunk };
