@@ -8,10 +8,10 @@
 pub(crate) unsafe fn compare_exchange(place: *mut u64, old: u64, new: u64) -> bool {
     #[cfg(target_arch = "bpf")]
     {
-        use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+        use core::intrinsics::AtomicOrdering::SeqCst;
+        use core::intrinsics::atomic_cxchg;
         // SAFETY: the caller's promise.
-        let (_, done) =
-            unsafe { atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(place, old, new) };
+        let (_, done) = unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(place, old, new) };
         done
     }
     #[cfg(not(target_arch = "bpf"))]

@@ -6,6 +6,8 @@
 //!
 //! A place is taken by compare-exchange on the lane's head, within the room that the daemon has made. What is there nobody
 //! else writes, and nobody reads before its version stands. The daemon follows and counts.
+//!
+//! Longer than most files: whether a frame is plain is one question, and each of its checks bounds what the next may read.
 
 use core::hint::black_box;
 

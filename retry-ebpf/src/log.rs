@@ -2,6 +2,8 @@
 //!
 //! The kernel reads records that stand and never writes into them: its store could land in a record that the writer has
 //! lapped. It writes new ones, at places that it has taken from a lane's free room.
+//!
+//! Longer than most files, because it is the only one: reading and appending rest on the same versions and the same bounds.
 
 use core::hint::black_box;
 use core::sync::atomic::{Ordering, compiler_fence};

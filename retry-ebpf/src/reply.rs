@@ -2,6 +2,9 @@
 //!
 //! XDP is one packet in, one out, except for a devmap broadcast, which clones the packet to every entry. The main program
 //! leaves a [`Ticket`] in the packet and broadcasts; [`crate::role`] does the rest.
+//!
+//! Longer than most files: every verdict is carried out here and counted where it has been, and the devmaps that it chooses
+//! among stand beside the choice.
 
 use aya_ebpf::bindings::BPF_F_BROADCAST;
 use aya_ebpf::btf_maps::DevMap;

@@ -1,23 +1,29 @@
 //! The kernel side: load, attach, pin, settings, counters. The only module that knows aya and names maps.
 
+mod attach;
+mod error;
+mod events;
+mod fill;
 mod groups;
 mod pins;
 
-use std::collections::BTreeSet;
-use std::net::Ipv6Addr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf};
+use aya::maps::{DevMap, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::programs::Xdp;
 use aya::programs::links::FdLink;
-use aya::programs::{ProgramError, ProgramFd, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
-use retry_common::abi::{self, Event};
+use retry_common::abi;
 use retry_common::counter::Counters;
 
 use crate::framelog::{Memory, Pages, Sizes};
+use attach::attach;
+pub use error::DatapathError;
+pub use events::Events;
+pub use fill::{KernelFill, KernelSources};
 pub use groups::KernelGroups;
 use pins::{Pins, pin_error};
 
@@ -93,68 +99,6 @@ pub struct Request<'a> {
     pub debug: bool,
 }
 
-/// Why there is no kernel side. Each line says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum DatapathError {
-    /// No object embedded.
-    #[error("this binary was built without its kernel program: build it with `cargo xtask build`")]
-    NoObject,
-    /// The directory of pins is not on bpffs.
-    #[error(
-        "-bpffs {path}: no BPF file system there ({why}): mount one with `mount -t bpf bpffs /sys/fs/bpf`, or name another directory"
-    )]
-    NoBpffs {
-        /// The directory.
-        path: String,
-        /// What was found.
-        why: String,
-    },
-    /// Another daemon serves this interface.
-    #[error("another daemon serves {interface} in this network namespace: it holds {directory}")]
-    Locked {
-        /// The directory that it holds.
-        directory: String,
-        /// The interface.
-        interface: String,
-    },
-    /// A pin could not be made.
-    #[error(
-        "cannot pin at {path}: {why} (run as root, or name a -bpffs directory on a BPF file system that this user may write)"
-    )]
-    Pin {
-        /// The path.
-        path: String,
-        /// The system's words.
-        why: String,
-    },
-    /// The kernel refused the object.
-    #[error(
-        "the kernel refused the program: {0} (it needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or root, and Linux 6.1 or later)"
-    )]
-    Load(String),
-    /// A map is missing or has another type.
-    #[error("the kernel program has no usable map {0}")]
-    Map(&'static str),
-    /// A map could not be filled or mapped.
-    #[error("map {map}: {why}")]
-    Fill {
-        /// Its name.
-        map: &'static str,
-        /// The system's words.
-        why: String,
-    },
-    /// An interface refused the program.
-    #[error("{interface} does not take the program in {mode} mode: {why}")]
-    Attach {
-        /// The interface.
-        interface: String,
-        /// The mode.
-        mode: &'static str,
-        /// What the system said and what to do.
-        why: String,
-    },
-}
-
 /// The kernel side at work. Dropping it detaches and unpins.
 pub struct Datapath {
     pages: Arc<Pages>,
@@ -214,7 +158,7 @@ impl Datapath {
         let groups = mapped(&ebpf, map::GROUP_LIMIT, KernelGroups::len(mask))?;
         let sources =
             HashMap::try_from(taken(&mut ebpf, map::SOURCES)?).map_err(|_| DatapathError::Map(map::SOURCES))?;
-        let fill = request.fill.map(|groups| load_fill(&mut ebpf, groups)).transpose()?;
+        let fill = request.fill.map(|groups| fill::load(&mut ebpf, groups)).transpose()?;
         let links = attach(&mut ebpf, request, &pins)?;
         Ok(Self {
             pages,
@@ -273,73 +217,6 @@ impl Datapath {
     /// The kernel's log lines, for `aya_log`'s reader; only with `debug`.
     pub fn log_lines(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
         aya_log::EbpfLogger::init(&mut self.ebpf).ok()
-    }
-}
-
-/// The switch of the kernel's fill.
-pub struct KernelFill {
-    programs: ProgramArray<MapData>,
-    program: ProgramFd,
-}
-
-impl KernelFill {
-    /// Lets the kernel store frames, or leaves them to the sockets.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn switch(&mut self, on: bool) -> Result<(), DatapathError> {
-        let done = if on { self.programs.set(0, &self.program, 0) } else { self.programs.clear_index(&0) };
-        done.map_err(|error| DatapathError::Fill { map: map::FILL, why: chain(&error) })
-    }
-}
-
-/// The kernel's table of named sources.
-pub struct KernelSources(HashMap<MapData, [u8; 16], u8>);
-
-impl KernelSources {
-    /// Makes the table say `wanted`. Sources that stay are not touched.
-    ///
-    /// # Errors
-    /// The kernel refuses, or there is no room: then frames of that source are left to the sockets.
-    pub fn set(&mut self, wanted: &BTreeSet<Ipv6Addr>) -> Result<(), DatapathError> {
-        let refused = |error: MapError| DatapathError::Fill { map: map::SOURCES, why: chain(&error) };
-        let there: Vec<[u8; 16]> = self.0.keys().collect::<Result<_, _>>().map_err(refused)?;
-        for source in there.iter().filter(|source| !wanted.contains(&Ipv6Addr::from(**source))) {
-            self.0.remove(source).map_err(refused)?;
-        }
-        for source in wanted.iter().map(Ipv6Addr::octets).filter(|source| !there.contains(source)) {
-            self.0.insert(source, 1, 0).map_err(refused)?;
-        }
-        Ok(())
-    }
-}
-
-/// NACKs that the kernel hands over.
-pub struct Events(RingBuf<MapData>);
-
-impl Events {
-    /// The next one, if there is one.
-    pub fn take(&mut self) -> Option<Event> {
-        let item = self.0.next()?;
-        let bytes: &[u8] = &item;
-        if bytes.len() < size_of::<Event>() {
-            return None;
-        }
-        // SAFETY: long enough, as just checked, and made of integers.
-        Some(unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() })
-    }
-}
-
-impl AsFd for Events {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor lives as long as the ring buffer, which `self` owns.
-        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
-    }
-}
-
-impl AsRawFd for Events {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
     }
 }
 
@@ -408,28 +285,6 @@ fn fill_devmaps(ebpf: &mut Ebpf, request: &Request<'_>) -> Result<(), DatapathEr
     back.set(0, here, Some(&role), 0).map_err(|error| DatapathError::Fill { map: map::BACK, why: chain(&error) })
 }
 
-/// Loads the program that stores frames of these groups.
-fn load_fill(ebpf: &mut Ebpf, groups: &[u16]) -> Result<KernelFill, DatapathError> {
-    let refused = |map| move |error: MapError| DatapathError::Fill { map, why: chain(&error) };
-    let mut words = vec![0u64; 1 << 10];
-    for group in groups {
-        words[usize::from(group >> 6)] |= 1 << (group & 63);
-    }
-    let map = ebpf.map_mut(map::JOINED).ok_or(DatapathError::Map(map::JOINED))?;
-    let mut joined: Array<_, u64> = Array::try_from(map).map_err(|_| DatapathError::Map(map::JOINED))?;
-    for (place, word) in (0u32..).zip(words) {
-        if word != 0 {
-            joined.set(place, word, 0).map_err(refused(map::JOINED))?;
-        }
-    }
-    let program = program(ebpf, "retry_fill")?;
-    program.load().map_err(|error| DatapathError::Load(chain(&error)))?;
-    let program =
-        program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|error| DatapathError::Load(chain(&error)))?;
-    let programs = ProgramArray::try_from(taken(ebpf, map::FILL)?).map_err(|_| DatapathError::Map(map::FILL))?;
-    Ok(KernelFill { programs, program })
-}
-
 fn fill_egress(ebpf: &mut Ebpf, request: &Request<'_>) -> Result<HashMap<MapData, u32, EgressValue>, DatapathError> {
     let mut map = HashMap::try_from(taken(ebpf, map::EGRESS)?).map_err(|_| DatapathError::Map(map::EGRESS))?;
     for egress in request.egress {
@@ -437,53 +292,6 @@ fn fill_egress(ebpf: &mut Ebpf, request: &Request<'_>) -> Result<HashMap<MapData
             .map_err(|error| DatapathError::Fill { map: map::EGRESS, why: chain(&error) })?;
     }
     Ok(map)
-}
-
-fn attach(ebpf: &mut Ebpf, request: &Request<'_>, pins: &Pins) -> Result<Vec<FdLink>, DatapathError> {
-    let (mode, mode_name) = match request.mode {
-        Mode::Native => (XdpMode::Driver, "native"),
-        Mode::Skb => (XdpMode::Skb, "skb"),
-    };
-    let program = program(ebpf, "retry_nack")?;
-    let path = pins.path("retry_nack");
-    program.pin(&path).map_err(|error| pin_error(&path, &error))?;
-    let mut links = Vec::new();
-    for (name, ifindex) in request.interfaces {
-        let refused = |why: String| DatapathError::Attach { interface: name.clone(), mode: mode_name, why };
-        let id = program.attach_to_if_index(*ifindex, mode).map_err(|error| refused(explain(&error)))?;
-        let link = program.take_link(id).map_err(|error| refused(chain(&error)))?;
-        // Without a link there is nothing to pin, and nothing that ends with the daemon.
-        let link = FdLink::try_from(link).map_err(|_| {
-            refused(
-                "its kernel offers no BPF link for it: the driver has no native XDP; use -xdp skb or -xdp off"
-                    .to_owned(),
-            )
-        })?;
-        let path = pins.path(&format!("link-{name}"));
-        let pinned = link.pin(&path).map_err(|error| pin_error(&path, &error))?;
-        links.push(FdLink::from(pinned));
-    }
-    Ok(links)
-}
-
-/// What the system said about an attach, and what to do.
-fn explain(error: &ProgramError) -> String {
-    let errno = match error {
-        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
-    };
-    let advice = match errno {
-        Some(libc::EBUSY) => {
-            "another XDP program is attached: remove it with `ip link set dev IFACE xdp off`, or use -xdp off"
-        }
-        Some(libc::ERANGE) => {
-            "its MTU is too large for native XDP (veth 3520, virtio 3506, ixgbe 3050, i40e and ice 3046 bytes): lower it, or use -xdp skb or -xdp off"
-        }
-        Some(libc::EOPNOTSUPP) => "the driver has no native XDP, or not at this MTU: use -xdp skb or -xdp off",
-        Some(libc::EPERM) => "CAP_NET_ADMIN and CAP_BPF are missing: run as root or grant them",
-        _ => "use -xdp skb or -xdp off",
-    };
-    format!("{}; {advice}", chain(error))
 }
 
 /// An error with its causes, in one line.

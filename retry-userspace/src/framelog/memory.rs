@@ -6,6 +6,8 @@ use std::sync::atomic::AtomicU64;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
+const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
+
 /// A mapping of whole pages, unmapped on drop.
 #[derive(Debug)]
 pub struct Memory {
@@ -23,8 +25,7 @@ impl Memory {
     pub fn of_map(map: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         let pages = whole_pages(len)?;
         // SAFETY: a new mapping of a descriptor that is open; nothing else is replaced.
-        let start =
-            unsafe { mmap(None, pages, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, map, 0) }?;
+        let start = unsafe { mmap(None, pages, READ_WRITE, MapFlags::MAP_SHARED, map, 0) }?;
         Ok(Self { start, len: pages.get() })
     }
 
@@ -32,9 +33,7 @@ impl Memory {
     pub fn plain(len: usize) -> io::Result<Self> {
         let pages = whole_pages(len)?;
         // SAFETY: a new anonymous mapping; nothing else is replaced.
-        let start = unsafe {
-            mmap_anonymous(None, pages, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
-        }?;
+        let start = unsafe { mmap_anonymous(None, pages, READ_WRITE, MapFlags::MAP_PRIVATE) }?;
         Ok(Self { start, len: pages.get() })
     }
 
