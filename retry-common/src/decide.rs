@@ -82,8 +82,8 @@ pub trait Endpoint {
     fn look_up(&mut self) -> Option<Self::Frame>;
     /// Takes a token of (source, group).
     fn take_group(&mut self, group: u16) -> bool;
-    /// True when this path can send the frame itself, in these ways.
-    fn can_send(&mut self, frame: &Self::Frame, multicast: bool, unicast: bool) -> bool;
+    /// True when this path can send the frame itself; `multicast` when that is among the ways.
+    fn can_send(&mut self, frame: &Self::Frame, multicast: bool) -> bool;
     /// Claims the multicast of the frame.
     fn claim_multicast(&mut self) -> Multicast;
     /// What a claim would say, without making it: [`Multicast::Claimed`] when nobody holds the frame.
@@ -212,7 +212,7 @@ pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoin
         // Also when the frame is handed over: whoever takes over has no window of ours to charge. And before the packet is
         // grown: an atomic step waits until all that was written before has reached the cache.
         endpoint.charge_sequence();
-        if !endpoint.can_send(&frame, repairs, unicast) {
+        if !endpoint.can_send(&frame, repairs) {
             return Verdict::HandOver(frame);
         }
     }

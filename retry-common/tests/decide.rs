@@ -42,8 +42,8 @@ struct World {
     group: bool,
     can_send: bool,
     multicast: Multicast,
-    /// What [`Endpoint::can_send`] was asked for: multicast, unicast.
-    wanted: Option<(bool, bool)>,
+    /// What [`Endpoint::can_send`] was asked for: with multicast or not.
+    wanted: Option<bool>,
     steps: Vec<Step>,
 }
 
@@ -85,8 +85,8 @@ impl Endpoint for World {
         self.steps.push(Group(group));
         self.group
     }
-    fn can_send(&mut self, _frame: &Frame, multicast: bool, unicast: bool) -> bool {
-        self.wanted = Some((multicast, unicast));
+    fn can_send(&mut self, _frame: &Frame, multicast: bool) -> bool {
+        self.wanted = Some(multicast);
         self.steps.push(CanSend);
         self.can_send
     }
@@ -380,7 +380,7 @@ proptest! {
         let verdict = decide(&nack, Policy::new(flags), &mut world);
         prop_assert_eq!((verdict, &world.steps), (expected.0, &expected.1));
         // Whoever says whether it can send is asked for what would be sent.
-        let wanted = (flags & set::MULTICAST != 0 && multicast == Multicast::Claimed, flags & set::UNICAST != 0 || nack_flags % 2 == 1);
+        let wanted = flags & set::MULTICAST != 0 && multicast == Multicast::Claimed;
         prop_assert_eq!(world.wanted, expected.1.contains(&CanSend).then_some(wanted));
     }
 

@@ -71,7 +71,7 @@ impl Endpoint for Kernel<'_> {
     /// A frame without an ACK leaves in the packet itself, whose room is proved by taking it. With an ACK there is a clone,
     /// which always has room.
     #[inline(always)]
-    fn can_send(&mut self, record: &Record, multicast: bool, _unicast: bool) -> bool {
+    fn can_send(&mut self, record: &Record, multicast: bool) -> bool {
         let settings = self.request.settings;
         if !record.fits(settings.max_frame)
             || settings.flags & setting_flag::DAEMON_FRAMES != 0

@@ -131,7 +131,7 @@ impl Endpoint for At<'_> {
         take(&mut self.model.groups, (self.listener, group), self.model.most.group)
     }
 
-    fn can_send(&mut self, frame: &Frame, multicast: bool, _unicast: bool) -> bool {
+    fn can_send(&mut self, frame: &Frame, multicast: bool) -> bool {
         match self.sends {
             Sends::All => true,
             Sends::None => false,

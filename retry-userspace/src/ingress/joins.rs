@@ -211,10 +211,9 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::net::batch::Batch;
+    use crate::ingress::testing::take_all;
     use crate::net::multicast::{self, Egress};
-    use crate::net::readiness::Readiness;
-    use crate::net::testing::{Pair, QUIET, in_namespace, ip};
+    use crate::net::testing::{Pair, in_namespace, ip};
 
     const PORT: u16 = 9001;
 
@@ -233,18 +232,8 @@ mod tests {
 
     /// Everything that arrives until nothing does for a while: (socket, destination, bytes).
     fn drain<'a>(fds: impl IntoIterator<Item = BorrowedFd<'a>>) -> Vec<(usize, Ipv6Addr, Vec<u8>)> {
-        let fds: Vec<_> = fds.into_iter().collect();
-        let mut readiness = Readiness::new(fds.iter().copied());
-        let mut batch = Batch::new(64, 2048);
         let mut all = Vec::new();
-        while readiness.wait(QUIET).expect("no error") > 0 {
-            for at in readiness.ready() {
-                batch.recv_now(&fds[at]).expect("received");
-                for one in batch.datagrams() {
-                    all.push((at, one.destination.expect("asked for"), one.bytes.to_vec()));
-                }
-            }
-        }
+        take_all(fds, |at, one| all.push((at, one.destination.expect("asked for"), one.bytes.to_vec())));
         all
     }
 

@@ -155,9 +155,9 @@ pub fn successor_advice(successor: &Successor, shard_bits: u8, ssm: bool) -> Opt
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use retry_common::wire::manifest::Groups;
 
     use super::*;
+    use crate::ingress::testing;
 
     const S: u64 = NS_PER_S;
 
@@ -169,22 +169,9 @@ mod tests {
         last.iter().map(|last| ip(*last)).collect()
     }
 
-    fn manifest<'a>(sources: &'a [[u8; 16]], epoch_s: u32, flags: u8) -> Manifest<'a> {
-        Manifest {
-            flags,
-            source: [0; 16],
-            instance_id: 7,
-            epoch_s,
-            ttl_s: 10,
-            interval_s: 3,
-            shard_bits: 2,
-            role: 1,
-            generation_id: [1; 16],
-            groups: Groups::None,
-            sources,
-            successor: None,
-            rest: &[],
-        }
+    /// Good for 10 s.
+    fn manifest(sources: &[[u8; 16]], epoch_s: u32, flags: u8) -> Manifest<'_> {
+        Manifest { ttl_s: 10, ..testing::manifest(sources, epoch_s, flags) }
     }
 
     fn known() -> Sources {

@@ -14,13 +14,14 @@ use nix::sched::{CloneFlags, unshare};
 use retry_common::counter::Counter;
 use retry_common::group::{BeefBits, ShardBits, Sharding};
 use retry_common::wire::MAGIC;
+use retry_common::wire::manifest::{Groups, Manifest};
 use socket2::Socket;
 use tokio::runtime::Runtime;
 
 use super::fill::{Fill, FillRules};
 use crate::counters::UserCounters;
 use crate::framelog::{self, Log, Pages, Sizes};
-use crate::net::batch::Batch;
+use crate::net::batch::{Batch, Datagram};
 use crate::net::multicast::{self, Egress};
 use crate::net::options;
 use crate::net::readiness::Readiness;
@@ -65,19 +66,43 @@ impl Publisher {
     }
 }
 
-/// Everything that arrives until nothing does for a while: (source, destination).
-pub(super) fn drain<'a>(fds: impl IntoIterator<Item = BorrowedFd<'a>>) -> Vec<(Ipv6Addr, Ipv6Addr)> {
+/// Takes everything that arrives until nothing does for a while, with the place of its socket among `fds`.
+pub(super) fn take_all<'a>(fds: impl IntoIterator<Item = BorrowedFd<'a>>, mut take: impl FnMut(usize, Datagram<'_>)) {
     let fds: Vec<_> = fds.into_iter().collect();
     let mut readiness = Readiness::new(fds.iter().copied());
     let mut batch = Batch::new(64, 2048);
-    let mut all = Vec::new();
     while readiness.wait(QUIET).expect("no error") > 0 {
         for at in readiness.ready() {
             batch.recv_now(&fds[at].as_fd()).expect("received");
-            all.extend(batch.datagrams().map(|one| (*one.source.ip(), one.destination.expect("asked for"))));
+            batch.datagrams().for_each(|one| take(at, one));
         }
     }
+}
+
+/// Everything that arrives until nothing does for a while: (source, destination).
+pub(super) fn drain<'a>(fds: impl IntoIterator<Item = BorrowedFd<'a>>) -> Vec<(Ipv6Addr, Ipv6Addr)> {
+    let mut all = Vec::new();
+    take_all(fds, |_, one| all.push((*one.source.ip(), one.destination.expect("asked for"))));
     all
+}
+
+/// A manifest that names these sources, good for ten minutes.
+pub(super) const fn manifest(sources: &[[u8; 16]], epoch_s: u32, flags: u8) -> Manifest<'_> {
+    Manifest {
+        flags,
+        source: [0; 16],
+        instance_id: 7,
+        epoch_s,
+        ttl_s: 600,
+        interval_s: 3,
+        shard_bits: 2,
+        role: 1,
+        generation_id: [1; 16],
+        groups: Groups::None,
+        sources,
+        successor: None,
+        rest: &[],
+    }
 }
 
 /// Waits until `happened`, as long as a busy machine may take.

@@ -147,7 +147,7 @@ pub async fn run(
             },
             log.clone(),
             Arc::clone(&counters),
-            kernel_groups.map(|groups| -> Box<dyn GroupLimit> { Box::new(reach::KernelGroups(groups)) }),
+            kernel_groups.map(|groups| -> Box<dyn GroupLimit> { Box::new(groups) }),
         ),
         sender: Sender::new(
             Arc::clone(&socket),

@@ -14,7 +14,7 @@ use super::translate::{dedups, is_deduped, repeat_after};
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
-use crate::datapath;
+use crate::datapath::KernelGroups;
 use crate::engine::GroupLimit;
 use crate::framelog::Log;
 use crate::nack::beyond::Reply;
@@ -100,11 +100,8 @@ impl Claims for StoreClaims {
     }
 }
 
-/// The kernel's limit of (source, group), for the engine.
-pub(super) struct KernelGroups(pub(super) datapath::KernelGroups);
-
 impl GroupLimit for KernelGroups {
     fn take_group(&self, source: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
-        self.0.take(source, group, bucket, now_ns)
+        self.take(source, group, bucket, now_ns)
     }
 }

@@ -2,11 +2,11 @@ use std::net::UdpSocket;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
-use retry_common::wire::manifest::{FLAG_SHUTDOWN, Groups};
+use retry_common::wire::manifest::FLAG_SHUTDOWN;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::ingress::testing::{Dns, IMPATIENT, count, with_dns};
+use crate::ingress::testing::{Dns, IMPATIENT, count, manifest, with_dns};
 use crate::net::testing::SOON;
 
 fn ip(last: u16) -> Ipv6Addr {
@@ -33,24 +33,6 @@ fn config() -> Config {
         own: Some(ip(99)),
         shard_bits: 2,
         is_ssm: true,
-    }
-}
-
-fn manifest<'a>(sources: &'a [[u8; 16]], epoch_s: u32, flags: u8) -> Manifest<'a> {
-    Manifest {
-        flags,
-        source: [0; 16],
-        instance_id: 7,
-        epoch_s,
-        ttl_s: 600,
-        interval_s: 3,
-        shard_bits: 2,
-        role: 1,
-        generation_id: [1; 16],
-        groups: Groups::None,
-        sources,
-        successor: None,
-        rest: &[],
     }
 }
 

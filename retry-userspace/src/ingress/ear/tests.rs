@@ -3,13 +3,11 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
-use retry_common::wire::manifest::Groups;
-
 use super::*;
 use crate::beacon::BEACON_PORT;
 use crate::ingress::control::Config;
 use crate::ingress::listening::{Place, Status};
-use crate::ingress::testing::{Publisher, count, eventually, source};
+use crate::ingress::testing::{self, Publisher, count, eventually, source};
 use crate::net::nack_socket::{self, NackSocket};
 use crate::net::testing::{Pair, SOON, in_namespace};
 use crate::settings::{Host, Ssm};
@@ -96,21 +94,7 @@ fn advert() -> Vec<u8> {
 
 fn manifest(epoch_s: u32) -> Vec<u8> {
     let sources = [source(2).octets()];
-    let manifest = Manifest {
-        flags: 0,
-        source: [0; 16],
-        instance_id: 7,
-        epoch_s,
-        ttl_s: 600,
-        interval_s: 3,
-        shard_bits: 2,
-        role: 1,
-        generation_id: [1; 16],
-        groups: Groups::None,
-        sources: &sources,
-        successor: None,
-        rest: &[],
-    };
+    let manifest = testing::manifest(&sources, epoch_s, 0);
     let mut bytes = vec![0; 200];
     let length = manifest.write(&mut bytes).expect("room");
     bytes.truncate(length);
@@ -191,7 +175,7 @@ fn the_nack_socket_keeps_its_datagrams() {
         }
         eventually("the ADVERTs", || scene.adverts().len() == 20);
         assert_eq!(scene.count(Counter::AdvertsRefused), 0);
-        let at_the_other = crate::ingress::testing::drain(later.fds());
+        let at_the_other = testing::drain(later.fds());
         assert_eq!(at_the_other.len(), 20);
         assert!(at_the_other.iter().all(|(_, destination)| *destination == ASM));
     });
