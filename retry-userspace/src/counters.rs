@@ -27,6 +27,16 @@ impl UserCounters {
         }
     }
 
+    /// Adds what one thread has counted by itself: one atomic step for many.
+    pub fn add_all(&self, tally: &Counters) {
+        for (counter, place) in Counter::ALL.iter().zip(&self.0) {
+            match tally.get(*counter) {
+                0 => {}
+                many => _ = place.fetch_add(many, Ordering::Relaxed),
+            }
+        }
+    }
+
     /// All of them at one time, or nearly.
     pub fn snapshot(&self) -> Counters {
         let mut block = Counters::default();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use retry_common::counter::Counter;
+use retry_common::counter::{Counter, Counters};
 use retry_common::group::Sharding;
 use retry_common::key::FrameKey;
 use retry_common::wire::frame::{Class, Frame};
@@ -36,6 +36,8 @@ const AHEAD_SLOTS: u32 = (8 << 20) / 64;
 /// System calls that read a leaving socket empty: more than its buffer holds, so that a source that goes on sending into it
 /// does not hold up the others.
 const LAST_ROUNDS: usize = 1_024;
+/// Frames stored before others get at the log.
+const TURN: usize = 256;
 /// Expired records dropped in one go, so that the fill waits for no long sweep.
 const SWEEP: usize = 4_096;
 
@@ -169,24 +171,23 @@ impl Fill {
 
     /// Stores a batch; `lost` is what the socket had dropped before it, as the kernel counts since the socket was opened.
     fn take(&self, batch: &Batch, lost: &mut u32) {
-        let mut overflow = 0;
+        let mut tally = Counters::default();
         let admitted = batch.datagrams().filter_map(|datagram| {
-            overflow += u64::from(datagram.dropped.wrapping_sub(*lost));
+            *tally.get_mut(Counter::FrameSocketOverflow) += u64::from(datagram.dropped.wrapping_sub(*lost));
             *lost = datagram.dropped;
-            self.admit(datagram.bytes, datagram.source)
+            self.admit(datagram.bytes, datagram.source, &mut tally)
         });
         // All that needs no lock is done before it is taken: others receive too.
         let frames: Vec<NewFrame<'_>> = admitted.collect();
-        self.counters.add(Counter::FrameSocketOverflow, overflow);
-        if frames.is_empty() {
-            return;
+        for turn in frames.chunks(TURN) {
+            let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            let now_ns = monotonic_ns();
+            for frame in turn {
+                self.store(&mut writer, frame, StoredFrom::Multicast, now_ns, &mut tally);
+            }
+            count_evictions(&mut writer, &mut tally);
         }
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let now_ns = monotonic_ns();
-        for frame in &frames {
-            self.store(&mut writer, frame, StoredFrom::Multicast, now_ns);
-        }
-        self.count_evictions(&mut writer);
+        self.counters.add_all(&tally);
     }
 
     /// Follows the kernel until `shutdown`.
@@ -200,44 +201,26 @@ impl Fill {
 
     /// Follows what the kernel has stored since the last call, and makes room ahead of it. True when there was anything.
     pub fn follow(&self) -> bool {
-        let (mut new, mut again) = (0, 0);
+        let mut tally = Counters::default();
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let now_ns = monotonic_ns();
-        writer.follow(now_ns, FOLLOW, |followed| {
-            if followed.is_new {
-                new += 1
-            } else {
-                again += 1
-            }
-            self.tell_of(&followed);
-        });
+        writer.follow(now_ns, FOLLOW, |followed| self.take_followed(&followed, &mut tally));
         writer.make_ahead(AHEAD_SLOTS, now_ns);
-        self.count_evictions(&mut writer);
-        self.add_followed(new, again);
-        new + again > 0
+        count_evictions(&mut writer, &mut tally);
+        drop(writer);
+        self.counters.add_all(&tally);
+        tally.get(Counter::FramesReceived) > 0
     }
 
-    fn count_followed(&self, followed: &Followed<'_>) {
-        self.add_followed(u64::from(followed.is_new), u64::from(!followed.is_new));
-        self.tell_of(followed);
-    }
-
-    /// Counts frames that the kernel stored, and copies of such that it stored as well.
-    fn add_followed(&self, new: u64, again: u64) {
-        for (counter, many) in [
-            (Counter::FramesReceived, new + again),
-            (Counter::FrameDuplicate, again),
-            (Counter::FramesCached, new),
-            (Counter::FilledByKernel, new),
-            (StoredFrom::Multicast.counter(), new),
-        ] {
-            self.counters.add(counter, many);
-        }
-    }
-
-    fn tell_of(&self, followed: &Followed<'_>) {
+    /// Counts a frame that the kernel stored, or a copy of such that it stored as well.
+    fn take_followed(&self, followed: &Followed<'_>, tally: &mut Counters) {
+        count(tally, Counter::FramesReceived);
         if !followed.is_new {
+            count(tally, Counter::FrameDuplicate);
             return;
+        }
+        for counter in [Counter::FramesCached, Counter::FilledByKernel, StoredFrom::Multicast.counter()] {
+            count(tally, counter);
         }
         if let Some(tell) = &self.on_stored {
             tell(followed.key, followed.life_ms, followed.bytes);
@@ -246,38 +229,46 @@ impl Fill {
 
     /// Takes the frame of `key` out; true when there was one.
     pub fn remove(&self, key: &FrameKey) -> bool {
+        let mut tally = Counters::default();
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        writer.remove(key, monotonic_ns(), |followed| self.count_followed(&followed))
+        let removed = writer.remove(key, monotonic_ns(), |followed| self.take_followed(&followed, &mut tally));
+        self.counters.add_all(&tally);
+        removed
     }
 
     /// Drops what has outlived its time; for a timer.
     pub fn sweep(&self) {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.expire(monotonic_ns(), SWEEP);
-        self.count_evictions(&mut writer);
+        let mut tally = Counters::default();
+        count_evictions(&mut writer, &mut tally);
+        self.counters.add_all(&tally);
     }
 
     /// Takes in one datagram from the network.
     pub(super) fn store_now(&self, bytes: &[u8], source: SocketAddrV6, from: StoredFrom, now_ns: u64) {
-        let Some(frame) = self.admit(bytes, source) else { return };
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.store(&mut writer, &frame, from, now_ns);
-        self.count_evictions(&mut writer);
+        let mut tally = Counters::default();
+        if let Some(frame) = self.admit(bytes, source, &mut tally) {
+            let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            self.store(&mut writer, &frame, from, now_ns, &mut tally);
+            count_evictions(&mut writer, &mut tally);
+        }
+        self.counters.add_all(&tally);
     }
 
     /// What came from the network, if it is to be stored; what is wrong with it is counted.
-    fn admit<'a>(&self, bytes: &'a [u8], source: SocketAddrV6) -> Option<NewFrame<'a>> {
-        self.counters.one(Counter::FramesReceived);
+    fn admit<'a>(&self, bytes: &'a [u8], source: SocketAddrV6, tally: &mut Counters) -> Option<NewFrame<'a>> {
+        count(tally, Counter::FramesReceived);
         if source.port() == self.rules.own_port && self.rules.own_sources.contains(source.ip()) {
-            self.counters.one(Counter::FrameOwnRepair);
+            count(tally, Counter::FrameOwnRepair);
             return None;
         }
-        self.read(bytes, None, None).map_err(|refused| self.counters.one(refused.counter())).ok()
+        self.read(bytes, None, None).map_err(|refused| count(tally, refused.counter())).ok()
     }
 
-    fn store(&self, writer: &mut Writer, frame: &NewFrame<'_>, from: StoredFrom, now_ns: u64) {
-        if let Err(refused) = self.put_in(writer, frame, from, now_ns) {
-            self.counters.one(refused.counter());
+    fn store(&self, writer: &mut Writer, frame: &NewFrame<'_>, from: StoredFrom, now_ns: u64, tally: &mut Counters) {
+        if let Err(refused) = self.put_in(writer, frame, from, now_ns, tally) {
+            count(tally, refused.counter());
         }
     }
 
@@ -311,9 +302,11 @@ impl Fill {
         from: StoredFrom,
     ) -> Result<Put, Refused> {
         let frame = self.read(bytes, key, life_ms)?;
+        let mut tally = Counters::default();
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let outcome = self.put_in(&mut writer, &frame, from, monotonic_ns());
-        self.count_evictions(&mut writer);
+        let outcome = self.put_in(&mut writer, &frame, from, monotonic_ns(), &mut tally);
+        count_evictions(&mut writer, &mut tally);
+        self.counters.add_all(&tally);
         outcome
     }
 
@@ -338,20 +331,27 @@ impl Fill {
         Ok(NewFrame { key, class, group, life_ms, daemon_only, bytes })
     }
 
-    fn put_in(&self, writer: &mut Writer, frame: &NewFrame<'_>, from: StoredFrom, now_ns: u64) -> Result<Put, Refused> {
-        let put = writer.put(frame, now_ns, |followed| self.count_followed(&followed));
+    fn put_in(
+        &self,
+        writer: &mut Writer,
+        frame: &NewFrame<'_>,
+        from: StoredFrom,
+        now_ns: u64,
+        tally: &mut Counters,
+    ) -> Result<Put, Refused> {
+        let put = writer.put(frame, now_ns, |followed| self.take_followed(&followed, tally));
         match put {
             Put::Stored | Put::Replaced => {
-                self.counters.one(Counter::FramesCached);
-                self.counters.one(from.counter());
+                count(tally, Counter::FramesCached);
+                count(tally, from.counter());
                 if put == Put::Replaced {
-                    self.counters.one(Counter::FrameReplaced);
+                    count(tally, Counter::FrameReplaced);
                 }
                 if let Some(tell) = self.on_stored.as_ref().filter(|_| from != StoredFrom::Store) {
                     tell(frame.key, frame.life_ms, frame.bytes);
                 }
             }
-            Put::Duplicate => self.counters.one(Counter::FrameDuplicate),
+            Put::Duplicate => count(tally, Counter::FrameDuplicate),
             Put::TooLarge => return Err(Refused::TooLarge),
         }
         Ok(put)
@@ -360,11 +360,15 @@ impl Fill {
     fn life_ms(&self, class: Class) -> u32 {
         self.rules.life_ms.get(class as usize).copied().unwrap_or(0)
     }
+}
 
-    fn count_evictions(&self, writer: &mut Writer) {
-        for reason in writer.drain_evictions() {
-            self.counters.one(reason);
-        }
+fn count(tally: &mut Counters, counter: Counter) {
+    *tally.get_mut(counter) += 1;
+}
+
+fn count_evictions(writer: &mut Writer, tally: &mut Counters) {
+    for reason in writer.drain_evictions() {
+        count(tally, reason);
     }
 }
 

@@ -20,6 +20,16 @@ pub const RECEIVE_BUFFER: usize = 16 << 20;
 /// Kernel setting that limits the joins of one socket.
 const OPTMEM_MAX: &str = "net.core.optmem_max";
 
+/// How sockets hand over what arrives.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Delivery {
+    /// Datagram by datagram, each with its destination address.
+    Single,
+    /// Without destinations, and with neighbours of one sender to one group merged where the kernel does that (UDP_GRO), which
+    /// saves most of what a datagram costs it. What it drops then counts as one, too.
+    Merged,
+}
+
 /// Why the groups could not be joined.
 #[derive(Debug, Error)]
 pub enum JoinError {
@@ -109,24 +119,32 @@ pub struct Joins {
 }
 
 impl Joins {
+    /// Joins each of `groups` once on the interface of index `interface`, on UDP port `port`, datagram by datagram.
+    ///
+    /// # Errors
+    /// As [`Joins::open_for`].
+    pub fn open(interface: u32, port: u16, groups: &[Ipv6Addr]) -> Result<Self, JoinError> {
+        Self::open_for(Delivery::Single, interface, port, groups)
+    }
+
     /// Joins each of `groups` once on the interface of index `interface`, on UDP port `port`.
     ///
     /// A socket holds as many joins as `net.core.optmem_max` has room for (about 2,340 at 128 KiB); the next takes over from there.
     ///
     /// # Errors
     /// [`JoinError`]; none of the joins stays.
-    pub fn open(interface: u32, port: u16, groups: &[Ipv6Addr]) -> Result<Self, JoinError> {
+    pub fn open_for(delivery: Delivery, interface: u32, port: u16, groups: &[Ipv6Addr]) -> Result<Self, JoinError> {
         // Joined on two sockets, a group's datagrams would arrive twice.
         let mut seen = HashSet::with_capacity(groups.len());
         let groups: Vec<Ipv6Addr> = groups.iter().copied().filter(|group| seen.insert(*group)).collect();
         let fail = |source| JoinError::no_socket(port, source);
-        let (mut socket, receive_buffer) = open_socket(interface, port).map_err(fail)?;
+        let (mut socket, receive_buffer) = open_socket(delivery, interface, port).map_err(fail)?;
         let mut sockets = Vec::new();
         let mut on_this_socket = 0;
         for (joined, &group) in groups.iter().enumerate() {
             let mut result = socket.join_multicast_v6(&group, interface);
             if on_this_socket > 0 && result.as_ref().is_err_and(has_no_room) {
-                let (next, _) = open_socket(interface, port).map_err(fail)?;
+                let (next, _) = open_socket(delivery, interface, port).map_err(fail)?;
                 sockets.push(std::mem::replace(&mut socket, next));
                 on_this_socket = 0;
                 result = socket.join_multicast_v6(&group, interface);
@@ -176,12 +194,15 @@ impl Joins {
     }
 }
 
-pub(super) fn open_socket(interface: u32, port: u16) -> io::Result<(Socket, ReceiveBuffer)> {
+pub(super) fn open_socket(delivery: Delivery, interface: u32, port: u16) -> io::Result<(Socket, ReceiveBuffer)> {
     let socket = options::udp_socket()?;
     // Set before the bind, so that nothing of other sockets' groups or interfaces is queued in between.
     options::own_groups_only(&socket)?;
     options::bind_to_interface(&socket, interface)?;
-    options::tell_destination(&socket)?;
+    match delivery {
+        Delivery::Single => options::tell_destination(&socket)?,
+        Delivery::Merged => options::take_merged(&socket)?,
+    }
     options::tell_dropped(&socket)?;
     let receive_buffer = options::set_receive_buffer(&socket, RECEIVE_BUFFER)?;
     socket.bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0).into())?;

@@ -15,12 +15,14 @@ use std::thread;
 
 use socket2::Socket;
 
-use super::joins::{JoinError, Joins};
+use super::joins::{Delivery, JoinError, Joins};
 use super::ssm::SourceJoins;
 
 /// Where is listened.
 #[derive(Clone, Debug)]
 pub struct Place {
+    /// How datagrams are handed over.
+    pub delivery: Delivery,
     /// Index of the interface.
     pub interface: u32,
     /// UDP port.
@@ -34,9 +36,10 @@ pub struct Place {
 impl Place {
     /// This place's groups dealt out to `shares` places, one after the other; to fewer when there are fewer groups.
     fn split(self, shares: usize) -> Vec<Self> {
-        let Self { interface, port, any_source, by_source } = self;
+        let Self { delivery, interface, port, any_source, by_source } = self;
         let shares = shares.clamp(1, any_source.len().max(by_source.len()).max(1));
-        let mut places = vec![Self { interface, port, any_source: Vec::new(), by_source: Vec::new() }; shares];
+        let mut places =
+            vec![Self { delivery, interface, port, any_source: Vec::new(), by_source: Vec::new() }; shares];
         deal(any_source, &mut places, |place| &mut place.any_source);
         deal(by_source, &mut places, |place| &mut place.by_source);
         places
@@ -195,11 +198,12 @@ struct Share {
 impl Keeper {
     /// Joins the any-source groups of one more share.
     fn open_share(&mut self, place: &Place) -> Result<Listening, JoinError> {
-        let Place { interface, port, any_source, by_source } = place;
-        let fixed = if any_source.is_empty() { None } else { Some(Joins::open(*interface, *port, any_source)?) };
+        let Place { delivery, interface, port, any_source, by_source } = place;
+        let fixed =
+            if any_source.is_empty() { None } else { Some(Joins::open_for(*delivery, *interface, *port, any_source)?) };
         self.fixed += fixed.as_ref().map_or(0, |joins| joins.fds().len());
         let board = Arc::new(Board { status: Arc::clone(&self.status), ..Board::default() });
-        let joins = SourceJoins::new(*interface, *port, by_source);
+        let joins = SourceJoins::new(*delivery, *interface, *port, by_source);
         self.shares.push(Share { joins, board: Arc::clone(&board) });
         Ok(Listening { fixed, by_source: Vec::new(), board, seen: 0 })
     }

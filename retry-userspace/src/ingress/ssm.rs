@@ -13,12 +13,13 @@ use std::sync::Arc;
 
 use socket2::Socket;
 
-use super::joins::{self, JoinError};
+use super::joins::{self, Delivery, JoinError};
 use crate::net::options;
 
 /// The (source, group) pairs joined on one interface and UDP port. Dropping it leaves them, once nobody else holds a socket.
 #[derive(Debug)]
 pub struct SourceJoins {
+    delivery: Delivery,
     interface: u32,
     port: u16,
     groups: Vec<Ipv6Addr>,
@@ -51,11 +52,11 @@ struct Refused {
 impl SourceJoins {
     /// No source yet: sockets are opened as sources come.
     #[must_use]
-    pub fn new(interface: u32, port: u16, groups: &[Ipv6Addr]) -> Self {
+    pub fn new(delivery: Delivery, interface: u32, port: u16, groups: &[Ipv6Addr]) -> Self {
         // Joined on two sockets, a group's datagrams would arrive twice.
         let mut seen = HashSet::with_capacity(groups.len());
         let groups = groups.iter().copied().filter(|group| seen.insert(*group)).collect();
-        Self { interface, port, groups, rows: Vec::new() }
+        Self { delivery, interface, port, groups, rows: Vec::new() }
     }
 
     /// Joins every group from `source`; nothing to do when it is joined.
@@ -109,7 +110,7 @@ impl SourceJoins {
         let mut cells: Vec<Cell> = Vec::new();
         let mut at = 0;
         while at < self.groups.len() {
-            let (socket, _) = joins::open_socket(self.interface, self.port)
+            let (socket, _) = joins::open_socket(self.delivery, self.interface, self.port)
                 .map_err(|error| JoinError::no_socket(self.port, error))?;
             let mut cell = Cell { socket: Arc::new(socket), groups: at..at };
             match cell.extend(self.interface, &self.groups, source) {

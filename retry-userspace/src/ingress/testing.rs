@@ -64,6 +64,13 @@ impl Publisher {
         let egress = Egress { interface: self.interface, source: from, port: self.port, hop_limit: 1 };
         multicast::send(&self.socket, &egress, to, bytes).expect("sent");
     }
+
+    /// Sends datagrams of `each` bytes, which a socket that takes them so gets as one.
+    pub(super) fn send_train(&self, from: Ipv6Addr, to: Ipv6Addr, bytes: &[u8], each: i32) {
+        options::send_segments(&self.socket, each).expect("an option");
+        self.send(from, to, bytes);
+        options::send_segments(&self.socket, 0).expect("an option");
+    }
 }
 
 /// Takes everything that arrives until nothing does for a while, with the place of its socket among `fds`.

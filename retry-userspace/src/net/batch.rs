@@ -17,8 +17,8 @@ pub const SHUTDOWN_POLL: Duration = Duration::from_millis(100);
 /// Longest UDP datagram: a buffer of this length never truncates.
 pub const LONGEST_DATAGRAM: usize = 1 << 16;
 
-/// Room for `IPV6_PKTINFO`, `IPV6_HOPLIMIT` and `SO_RXQ_OVFL`.
-const CONTROL: usize = space(PKTINFO) + space(4) + space(4);
+/// Room for `IPV6_PKTINFO`, `IPV6_HOPLIMIT`, `SO_RXQ_OVFL` and `UDP_GRO`.
+const CONTROL: usize = space(PKTINFO) + space(4) + space(4) + space(4);
 
 /// The kernel takes at most this many messages a call (UIO_MAXIOV).
 const MOST: usize = 1024;
@@ -126,9 +126,9 @@ impl Batch {
         }
     }
 
-    /// The datagrams of the last receive, in the order of their arrival.
-    pub fn datagrams(&self) -> impl ExactSizeIterator<Item = Datagram<'_>> {
-        (0..self.received).map(|at| self.datagram(at))
+    /// The datagrams of the last receive, in the order of their arrival. What the kernel had merged is taken apart again.
+    pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
+        (0..self.received).flat_map(|at| self.message(at).split())
     }
 
     fn prepare(&mut self) {
@@ -149,10 +149,11 @@ impl Batch {
         }
     }
 
-    fn datagram(&self, at: usize) -> Datagram<'_> {
+    fn message(&self, at: usize) -> Message<'_> {
         let header = &self.headers[at];
         let start = at * self.stride;
         let length = usize::try_from(header.msg_len).unwrap_or(usize::MAX).min(self.buffer_len);
+        let mut each = None;
         let mut datagram = Datagram {
             bytes: &self.buffers[start..start + length],
             source: message::from_raw(&self.sources[at]),
@@ -172,10 +173,32 @@ impl Batch {
                     datagram.hop_limit = number(control.data).and_then(|value| u8::try_from(value).ok());
                 }
                 (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => datagram.dropped = number(control.data).unwrap_or_default(),
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    each = number(control.data).and_then(|length| usize::try_from(length).ok());
+                }
                 _ => {}
             }
         }
-        datagram
+        Message { whole: datagram, each: each.unwrap_or(length).max(1) }
+    }
+}
+
+/// What one receive has filled a buffer with.
+struct Message<'a> {
+    /// With the bytes of all its datagrams.
+    whole: Datagram<'a>,
+    /// Bytes of each of them; the last may be shorter.
+    each: usize,
+}
+
+impl<'a> Message<'a> {
+    fn split(self) -> impl Iterator<Item = Datagram<'a>> {
+        let Self { whole, each } = self;
+        let count = whole.bytes.len().div_ceil(each).max(1);
+        (0..count).map(move |at| {
+            let (start, end) = (at * each, ((at + 1) * each).min(whole.bytes.len()));
+            Datagram { bytes: &whole.bytes[start..end], ..whole }
+        })
     }
 }
 
@@ -231,6 +254,29 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_merged_is_taken_apart() {
+        let (receiver, _) = receiver(1 << 20);
+        options::take_merged(&receiver).expect("an option");
+        let sender = sender(&receiver);
+        sender.send(b"before").expect("sent");
+        // Loopback carries what is to be segmented as it is, like a receiver that merges.
+        options::send_segments(&sender, 100).expect("an option");
+        let bytes: Vec<u8> = (0..950).map(|at| u8::try_from(at % 251).expect("small")).collect();
+        sender.send(&bytes).expect("sent");
+        options::send_segments(&sender, 0).expect("an option");
+        sender.send(b"").expect("sent");
+        let mut batch = Batch::new(8, 2048);
+        assert_eq!(batch.recv(&receiver, SOON).expect("received"), 3, "messages");
+        let got: Vec<_> = batch.datagrams().map(|one| one.bytes).collect();
+        let mut wanted: Vec<&[u8]> = vec![b"before"];
+        wanted.extend(bytes.chunks(100));
+        wanted.push(b"");
+        assert_eq!(got, wanted);
+        let from = sender.local_addr().expect("bound");
+        assert!(batch.datagrams().all(|one| std::net::SocketAddr::from(one.source) == from));
+    }
+
+    #[test]
     fn a_datagram_longer_than_the_buffer_says_so() {
         let (receiver, _) = receiver(1 << 20);
         let sender = sender(&receiver);
@@ -256,7 +302,7 @@ mod tests {
         assert_eq!(batch.recv(&receiver, Duration::from_millis(30)).expect("no error"), 0);
         let waited = start.elapsed();
         assert!(waited >= Duration::from_millis(30) && waited < Duration::from_secs(2), "{waited:?}");
-        assert_eq!(batch.datagrams().len(), 0);
+        assert_eq!(batch.datagrams().count(), 0);
         assert_eq!(batch.recv_now(&receiver).expect("no error"), 0);
     }
 
@@ -315,7 +361,7 @@ mod tests {
         let mut batch = Batch::new(64, 2048);
         let mut received = 0;
         while batch.recv(&receiver, QUIET).expect("received") > 0 {
-            received += u32::try_from(batch.datagrams().len()).expect("few");
+            received += u32::try_from(batch.datagrams().count()).expect("few");
         }
         assert!(received > 0 && received < COUNT, "{received}");
         assert_eq!(options::dropped(&receiver).expect("a count"), COUNT - received);

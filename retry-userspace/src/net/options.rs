@@ -73,6 +73,17 @@ pub(crate) fn tell_dropped(socket: &impl AsFd) -> io::Result<()> {
     set(socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1)
 }
 
+/// Neighbours of one sender to one address may come as one, with their length (udp(7), UDP_GRO).
+pub(crate) fn take_merged(socket: &impl AsFd) -> io::Result<()> {
+    set(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
+}
+
+/// What is sent goes out as datagrams of this length, the last one shorter (udp(7), UDP_SEGMENT); 0 is off.
+#[cfg(test)]
+pub(crate) fn send_segments(socket: &impl AsFd, length: libc::c_int) -> io::Result<()> {
+    set(socket, libc::SOL_UDP, libc::UDP_SEGMENT, length)
+}
+
 /// The socket receives only the groups that it joined itself, not those of every socket of the host.
 pub(crate) fn own_groups_only(socket: &impl AsFd) -> io::Result<()> {
     set(socket, libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)

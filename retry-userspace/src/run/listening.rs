@@ -18,7 +18,7 @@ use crate::datapath::KernelSources;
 use crate::fabric::Fabric;
 use crate::ingress::control::{self, Control};
 use crate::ingress::ear::Ear;
-use crate::ingress::joins::JoinError;
+use crate::ingress::joins::{Delivery, JoinError};
 use crate::ingress::listening::{Listening, OnJoined, Place};
 use crate::settings::Settings;
 
@@ -51,7 +51,9 @@ pub(super) fn data(
         SourceMode::Asm => (groups, Vec::new()),
         SourceMode::Ssm => (Vec::new(), groups),
     };
-    let place = Place { interface: fabric.ingress.index, port: settings.ingress.listen_port, any_source, by_source };
+    let delivery = Delivery::Merged;
+    let place =
+        Place { delivery, interface: fabric.ingress.index, port: settings.ingress.listen_port, any_source, by_source };
     let tell = kernel.map(|mut kernel| -> OnJoined {
         Box::new(move |sources| {
             if let Err(error) = kernel.set(sources) {
@@ -87,7 +89,8 @@ pub(super) fn start_control(
             groups
         }
     };
-    let place = Place { interface: fabric.ingress.index, port: BEACON_PORT, any_source, by_source };
+    let delivery = Delivery::Single;
+    let place = Place { delivery, interface: fabric.ingress.index, port: BEACON_PORT, any_source, by_source };
     let advert_registry = Arc::clone(registry);
     let ear = Ear {
         listening: Listening::open(place, &BTreeSet::new(), wanted)?,

@@ -6,6 +6,7 @@ use std::thread;
 use super::*;
 use crate::beacon::BEACON_PORT;
 use crate::ingress::control::Config;
+use crate::ingress::joins::Delivery;
 use crate::ingress::listening::{Place, Status};
 use crate::ingress::testing::{self, Publisher, count, eventually, source};
 use crate::net::nack_socket::{self, NackSocket};
@@ -50,6 +51,7 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
         let config = Config { ssm, own: None, shard_bits: 2, is_ssm: true };
         let control = Arc::new(Control::new(config, Arc::clone(&counters)));
         let place = Place {
+            delivery: Delivery::Single,
             interface: pair.far.index,
             port: BEACON_PORT,
             any_source: vec![ASM],
@@ -162,8 +164,13 @@ fn the_nack_socket_keeps_its_datagrams() {
         })
         .expect("opened");
         let (_wanted, sets) = channel();
-        let place =
-            Place { interface: pair.far.index, port: BEACON_PORT, any_source: vec![ASM], by_source: Vec::new() };
+        let place = Place {
+            delivery: Delivery::Single,
+            interface: pair.far.index,
+            port: BEACON_PORT,
+            any_source: vec![ASM],
+            by_source: Vec::new(),
+        };
         let later = Listening::open(place, &BTreeSet::new(), sets).expect("joined");
         let mut batch = Batch::new(64, 2048);
         for number in 0..20_u8 {

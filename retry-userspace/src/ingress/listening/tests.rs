@@ -15,7 +15,13 @@ use crate::ingress::testing::{
 use crate::net::testing::{Pair, in_namespace};
 
 fn place(pair: &Pair) -> Place {
-    Place { interface: pair.far.index, port: PORT, any_source: Vec::new(), by_source: (0..64).map(group).collect() }
+    Place {
+        delivery: Delivery::Single,
+        interface: pair.far.index,
+        port: PORT,
+        any_source: Vec::new(),
+        by_source: (0..64).map(group).collect(),
+    }
 }
 
 fn set(last: impl IntoIterator<Item = u16>) -> BTreeSet<Ipv6Addr> {
@@ -79,6 +85,11 @@ fn sources_that_stay_lose_nothing_while_others_come_and_go() {
     });
 }
 
+/// As [`place`], for frames.
+fn merged(pair: &Pair) -> Place {
+    Place { delivery: Delivery::Merged, ..place(pair) }
+}
+
 /// What several threads stored, in the words of [`several_threads_store_what_one_would`].
 #[derive(Debug, PartialEq)]
 struct Stored {
@@ -86,10 +97,11 @@ struct Stored {
     counts: [u64; 6],
 }
 
-/// A source that stays sends [`FRAMES`] frames to eight groups, while others come and go.
+/// A source that stays sends [`FRAMES`] frames to eight groups, each other 16 of them so that they arrive as one, while others
+/// come and go.
 fn stored_by(pair: &Pair, threads: usize) -> Stored {
     let (sender, wanted) = mpsc::channel();
-    let shares = Listening::open_shares(place(pair), threads, &set([1]), wanted, None).expect("joined");
+    let shares = Listening::open_shares(merged(pair), threads, &set([1]), wanted, None).expect("joined");
     assert_eq!(shares.len(), threads);
     let (status, (fill, log)) = (shares[0].status(), fill_and_log());
     let stop = AtomicBool::new(false);
@@ -106,11 +118,13 @@ fn stored_by(pair: &Pair, threads: usize) -> Stored {
             scope.spawn(move || fill.run(&mut share, stop).expect("no error"));
         }
         let sending = scope.spawn(|| {
-            for seq in 1..=FRAMES {
-                publisher.send(source(1), group(u16::try_from(seq % 8).expect("small")), &bytes(seq));
-                if seq % 16 == 0 {
-                    thread::sleep(Duration::from_micros(500));
+            for first in (1..=FRAMES).step_by(32) {
+                for seq in first..first + 16 {
+                    publisher.send(source(1), group(u16::try_from(seq % 8).expect("small")), &bytes(seq));
                 }
+                let train: Vec<u8> = (first + 16..first + 32).flat_map(bytes).collect();
+                publisher.send_train(source(1), group(u16::try_from(first / 32 % 8).expect("small")), &train, 100);
+                thread::sleep(Duration::from_millis(1));
             }
         });
         for others in [2..3, 2..40, 30..40, 2..2] {
@@ -208,7 +222,7 @@ fn a_source_is_joined_in_every_share_or_in_none() {
 fn what_a_leaving_source_had_sent_is_stored() {
     in_namespace("what_a_leaving_source_had_sent_is_stored", |pair| {
         let (sender, wanted) = mpsc::channel();
-        let mut listening = Listening::open(place(&pair), &set([1]), wanted).expect("joined");
+        let mut listening = Listening::open(merged(&pair), &set([1]), wanted).expect("joined");
         let (fill, publisher) = (fill(), Publisher::new(&pair, PORT));
         for seq in 1..=200 {
             publisher.send(source(1), group(0), &frame(1, seq));

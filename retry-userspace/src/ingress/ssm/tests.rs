@@ -30,7 +30,7 @@ fn each_pair_arrives_once_whatever_comes_and_goes() {
         add_sources(100);
         let groups: Vec<_> = (0..50).map(group).collect();
         // Asked for twice, joined once.
-        let mut joins = SourceJoins::new(pair.far.index, PORT, &[&groups[..], &groups[..2]].concat());
+        let mut joins = SourceJoins::new(Delivery::Single, pair.far.index, PORT, &[&groups[..], &groups[..2]].concat());
         for last in 1..=100 {
             joins.join(source(last)).expect("joined");
             joins.join(source(last)).expect("nothing to do");
@@ -74,7 +74,7 @@ fn groups_and_sources_are_spread_as_the_kernel_has_room() {
         }
         add_sources(30);
         let groups: Vec<_> = (0..10).map(group).collect();
-        let mut joins = SourceJoins::new(pair.far.index, PORT, &groups);
+        let mut joins = SourceJoins::new(Delivery::Single, pair.far.index, PORT, &groups);
         let error = joins.join(source(1)).expect_err("no room");
         assert_eq!(
             error.to_string(),
@@ -87,7 +87,7 @@ fn groups_and_sources_are_spread_as_the_kernel_has_room() {
         // only for some of them once more, so that a refused source has to be taken back. More rows in either case.
         for optmem_max in ["1000", "3000"] {
             fs::write("/proc/sys/net/core/optmem_max", optmem_max).expect("own namespace");
-            let mut joins = SourceJoins::new(pair.far.index, PORT, &groups);
+            let mut joins = SourceJoins::new(Delivery::Single, pair.far.index, PORT, &groups);
             for last in 1..=30 {
                 joins.join(source(last)).expect("joined");
             }
@@ -102,7 +102,7 @@ fn groups_and_sources_are_spread_as_the_kernel_has_room() {
 fn a_wrong_source_is_named_and_changes_nothing() {
     in_namespace("a_wrong_source_is_named_and_changes_nothing", |pair| {
         let groups = [group(0), "fd00::1".parse().expect("an address")];
-        let mut joins = SourceJoins::new(pair.far.index, PORT, &groups);
+        let mut joins = SourceJoins::new(Delivery::Single, pair.far.index, PORT, &groups);
         let error = joins.join(source(1)).expect_err("no group");
         assert!(error.to_string().starts_with("cannot join fd00::1 from fd01::1 on interface far: "), "{error}");
         assert_eq!(joins.sockets().count(), 0);
