@@ -48,6 +48,19 @@ const fn sum_16(bytes: &[u8; 16]) -> u64 {
     (high >> 32) + (high & 0xffff_ffff) + (low >> 32) + (low & 0xffff_ffff)
 }
 
+/// What stands in the checksum field of a UDP datagram over IPv6 that a device is to finish: the sum of the pseudo-header
+/// (RFC 8200 section 8.1), not inverted. `payload_len` is in bytes.
+#[inline(always)]
+pub const fn udp_ipv6_unfinished(source: &[u8; 16], destination: &[u8; 16], payload_len: u16) -> u16 {
+    fold(pseudo_header(source, destination, payload_len))
+}
+
+#[inline(always)]
+const fn pseudo_header(source: &[u8; 16], destination: &[u8; 16], payload_len: u16) -> u64 {
+    const UDP: u64 = 17;
+    sum_16(source) + sum_16(destination) + UDP + payload_len as u64 + 8
+}
+
 /// The checksum field of a UDP datagram over IPv6 whose payload has `payload_len` bytes and the sum `payload_partial`.
 #[inline(always)]
 pub const fn udp_ipv6(
@@ -58,13 +71,10 @@ pub const fn udp_ipv6(
     payload_len: u16,
     payload_partial: u16,
 ) -> u16 {
-    const UDP: u64 = 17;
-    let length = payload_len as u64 + 8;
     // The length stands in the pseudo-header and in the UDP header.
-    let sum = sum_16(source)
-        + sum_16(destination)
-        + UDP
-        + 2 * length
+    let sum = pseudo_header(source, destination, payload_len)
+        + payload_len as u64
+        + 8
         + source_port as u64
         + destination_port as u64
         + payload_partial as u64;

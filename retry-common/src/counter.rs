@@ -70,7 +70,7 @@ counters! {
     FrameUndecodable frame_undecodable User = "bre_frames_dropped_total" [reason = "decode_error"] "Datagrams on the data port that are no frame.";
     FrameUnnumbered frame_unnumbered User = "bre_frames_dropped_total" [reason = "no_sequence"] "Frames without a sequence number: received, not cached.";
     FrameOwnRepair frame_own_repair User = "bre_frames_dropped_total" [reason = "own_repair"] "Our own multicast repairs heard again: not cached.";
-    FrameSocketOverflow frame_socket_overflow User = "bre_frames_dropped_total" [reason = "socket_overflow"] "Datagrams that the kernel lost because the receive buffer was full.";
+    FrameSocketOverflow frame_socket_overflow User = "bre_frames_dropped_total" [reason = "socket_overflow"] "Datagrams that the kernel lost because the receive buffer was full; neighbours that it had merged count as one.";
     FrameTooLarge frame_too_large User = "bre_frames_dropped_total" [reason = "too_large"] "Frames that no record can hold.";
     FrameDuplicate frame_duplicate User = "bre_cache_duplicates_total" [kind = "same"] "Frames heard again with the same bytes: the first record stays.";
     FrameReplaced frame_replaced User = "bre_cache_duplicates_total" [kind = "replaced"] "Frames heard again with other bytes: the newest stays.";

@@ -9,13 +9,11 @@
 //!
 //! Longer than most files: whether a frame is plain is one question, and each of its checks bounds what the next may read.
 
-use core::hint::black_box;
-
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, ProgramArray};
-use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_ktime_get_ns};
+use aya_ebpf::btf_maps::{Array, HashMap, ProgramArray};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
-use retry_common::abi::{KERNEL_FRAME_MAX, RecordHeader, Settings, record_flag, setting_flag};
+use retry_common::abi::{RecordHeader, Settings, record_flag, setting_flag};
 use retry_common::checksum;
 use retry_common::group::{self, BeefBits, ShardBits, Sharding};
 use retry_common::index;
@@ -31,9 +29,6 @@ static JOINED: Array<u64, 1024> = Array::new();
 #[btf_map]
 static SOURCES: HashMap<[u8; 16], u8, 8192> = HashMap::new();
 
-/// A frame, to be summed.
-#[btf_map]
-static SCRATCH: PerCpuArray<[u8; 4096], 1> = PerCpuArray::new();
 /// `retry_fill`, where the kernel stores frames; else empty.
 #[btf_map]
 static FILL: ProgramArray<1> = ProgramArray::new();
@@ -42,10 +37,6 @@ static FILL: ProgramArray<1> = ProgramArray::new();
 const UDP: u8 = 17;
 /// Where the frame starts. Tagged frames are other interfaces'.
 const FRAME: usize = ETHERNET_LEN + IP_UDP_LEN;
-/// Bytes that the kernel sums in one call (Linux before 6.12 takes no more).
-const SUM_STEP: usize = 512;
-/// Calls that the longest frame takes.
-const SUM_STEPS: usize = KERNEL_FRAME_MAX.div_ceil(SUM_STEP);
 
 /// Goes on to the program that stores frames, with a packet for an IPv6 group; comes back where there is none.
 #[inline(always)]
@@ -74,6 +65,8 @@ pub(crate) fn store(ctx: &XdpContext) -> Option<()> {
         return None;
     }
     let (key, class) = (head.cache_key()?, head.class()?);
+    let lane = u32::from(matches!(class, Class::Block | Class::Subtree | Class::Anchor));
+
     let sharding = Sharding { shard: ShardBits::new(settings.shard_bits)?, beef: BeefBits::new(settings.beef_bits)? };
     let group = head.group_index(&sharding)?;
     let life_ms = settings.life_ms[match class {
@@ -91,36 +84,36 @@ pub(crate) fn store(ctx: &XdpContext) -> Option<()> {
     let hash = index::hash(&key, settings.hash_seed);
     let entry = log::empty_entry(hash, settings)?;
 
-    let sum = sum(ctx, length)?;
-    let (source_port, port) = (u16::from_be_bytes(headers.source_port), u16::from_be_bytes(headers.destination_port));
-    let checksum = checksum::udp_ipv6(&headers.source, &headers.destination, source_port, port, length, sum);
-    // Also what a virtual interface left for hardware to compute: the stack knows that it is right.
-    if headers.checksum != checksum.to_be_bytes() {
-        return None;
-    }
-    let lane = u32::from(matches!(class, Class::Block | Class::Subtree | Class::Anchor));
     let place = log::reserve(lane, u32::from(length))?;
     // From here on the place is ours to fill in, whatever comes.
-    let written = log::copy_in(ctx, &place, FRAME, u64::from(length));
+    let sum = log::copy_in(ctx, &place, FRAME, u64::from(length));
+    let is_right = sum.is_some_and(|sum| headers.checksum == checksum(&headers, length, sum).to_be_bytes());
     let header = RecordHeader {
         version: 0,
         expires_ns: now_ns + u64::from(life_ms) * 1_000_000,
         key,
         length: u32::from(length),
         life_ms,
-        partial: sum,
+        partial: sum.unwrap_or(0),
         group,
         class: class as u8,
-        flags: if written { record_flag::KERNEL } else { record_flag::FILLER },
+        flags: if is_right { record_flag::KERNEL } else { record_flag::FILLER },
         reserved: [0; 2],
     };
     log::commit(&place, &header);
-    if !written {
+    if !is_right {
         return None;
     }
     // If another CPU was quicker the daemon finds this record without an entry, and makes one.
     log::enter(entry, index::entry(hash, place.slot));
     Some(())
+}
+
+/// The UDP checksum of a frame with this sum.
+#[inline(always)]
+fn checksum(headers: &IpUdp, length: u16, sum: u16) -> u16 {
+    let (source_port, port) = (u16::from_be_bytes(headers.source_port), u16::from_be_bytes(headers.destination_port));
+    checksum::udp_ipv6(&headers.source, &headers.destination, source_port, port, length, sum)
 }
 
 /// Length of the datagram's payload, if it is one that a joined socket would receive.
@@ -161,6 +154,11 @@ fn admit(ctx: &XdpContext, headers: &IpUdp, settings: &Settings) -> Option<u16> 
     {
         return None;
     }
+    // What a virtual interface left for hardware to compute: the stack knows that it is right.
+    let unfinished = checksum::udp_ipv6_unfinished(&headers.source, &headers.destination, length);
+    if headers.checksum == unfinished.to_be_bytes() || headers.checksum == [0, 0] {
+        return None;
+    }
     Some(length)
 }
 
@@ -171,48 +169,4 @@ fn joined_index(destination: u128, settings: &Settings) -> Option<u16> {
     let (prefix, id) = (u16::from_be_bytes(settings.group_prefix), u16::from_be_bytes(settings.group_id));
     let index = destination as u16;
     if destination == u128::from_be_bytes(group::address(prefix, id, index)) { Some(index) } else { None }
-}
-
-/// The sum of the datagram's payload.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "lengths are below 4096, sums folded")]
-fn sum(ctx: &XdpContext, length: u16) -> Option<u16> {
-    let scratch = SCRATCH.get_ptr_mut(0)?.cast::<u8>();
-    let bounded = black_box(u64::from(length) & 0xfff);
-    if bounded > KERNEL_FRAME_MAX as u64 {
-        return None;
-    }
-    let bounded = black_box(bounded);
-    if bounded < HEAD_LEN as u64 {
-        return None;
-    }
-    // Linux 6.1 forgets what it learnt of a register when a copy of it stands on the stack.
-    let bounded = black_box(bounded);
-    // SAFETY: the scratch is longer than the longest frame.
-    if !unsafe { packet::load(ctx, FRAME, scratch, bounded) } {
-        return None;
-    }
-    // What the last word of four bytes has too many.
-    // SAFETY: as above; there are four bytes more than the longest frame.
-    let behind = unsafe { scratch.add(bounded as usize) }.cast::<[u8; 4]>();
-    // SAFETY: as above.
-    unsafe { behind.write_unaligned([0; 4]) };
-    let rounded = u32::from(length).next_multiple_of(4);
-    let mut sum = 0u32;
-    for step in 0..SUM_STEPS {
-        let done = (step * SUM_STEP) as u32;
-        if rounded <= done {
-            break;
-        }
-        let part = black_box(u64::from(rounded - done));
-        let part = if part > SUM_STEP as u64 { SUM_STEP as u64 } else { part };
-        // SAFETY: inside the scratch.
-        let from = unsafe { scratch.add(step * SUM_STEP) };
-        // SAFETY: `part` bytes inside the scratch.
-        let next = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast(), part as u32, sum) };
-        // Below zero is an error.
-        sum = u32::try_from(next).ok()?;
-    }
-    // The helper adds words as this machine reads them.
-    Some(u16::from_be(checksum::fold(u64::from(sum))))
 }

@@ -9,12 +9,14 @@ use core::hint::black_box;
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use aya_ebpf::btf_maps::{Array, RingBuf};
+use aya_ebpf::helpers::generated::bpf_csum_diff;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use retry_common::abi::{
     Bucket, Event, KERNEL_FRAME_MAX, LAYOUT, Lane, RECORD_HEADER_LEN, RecordHeader, SEGMENT_LEN, SEGMENT_SLOTS,
     SEGMENT_TAIL, SLOT_LEN, Segment, Settings, record_flag,
 };
+use retry_common::checksum;
 use retry_common::holddown::Claim;
 use retry_common::index;
 use retry_common::key::FrameKey;
@@ -25,6 +27,11 @@ use crate::packet;
 
 /// Below the shortest header of a frame that is cached. Bytes.
 const SHORTEST_FRAME: u64 = 64;
+
+/// Bytes that the kernel sums in one call (Linux before 6.12 takes no more).
+const SUM_STEP: usize = 512;
+/// Calls that the longest frame takes.
+const SUM_STEPS: usize = KERNEL_FRAME_MAX.div_ceil(SUM_STEP);
 
 /// `BPF_F_MMAPABLE` (linux/bpf.h).
 const MMAPABLE: usize = 1024;
@@ -267,25 +274,57 @@ pub(crate) fn reserve(lane: u32, length: u32) -> Option<Place> {
     None
 }
 
-/// Copies `length` bytes of the packet at `offset` behind the header at `place`.
+/// Copies `length` bytes of the packet at `offset` behind the header at `place`, and returns their sum.
 #[inline(always)]
-pub(crate) fn copy_in(ctx: &XdpContext, place: &Place, offset: usize, length: u64) -> bool {
-    let Some(header) = header(place.slot) else {
-        return false;
-    };
+pub(crate) fn copy_in(ctx: &XdpContext, place: &Place, offset: usize, length: u64) -> Option<u16> {
+    let header = header(place.slot)?;
     // As in `copy_frame`.
     let length = black_box(length & 0xfff);
     if length > KERNEL_FRAME_MAX as u64 {
-        return false;
+        return None;
     }
     let length = black_box(length);
     if length < SHORTEST_FRAME {
-        return false;
+        return None;
     }
+    // Linux 6.1 forgets what it learnt of a register when a copy of it stands on the stack.
+    let length = black_box(length);
     // SAFETY: `header` leaves a page less than its own length behind it, and a frame is shorter than that.
     let to = unsafe { header.cast_mut().cast::<u8>().add(RECORD_HEADER_LEN) };
-    // SAFETY: as above; nobody else writes or reads there.
-    unsafe { packet::load(ctx, offset, to, length) }
+    // What is summed are whole words: of the last one, zeros are to stay where the frame has ended.
+    // SAFETY: as above; nobody else writes or reads there, and the word begins inside the frame.
+    let last = unsafe { to.add(black_box((length - 1) & 0xffc) as usize) }.cast::<u32>();
+    // SAFETY: as above; a record's bytes are aligned to 16.
+    unsafe { last.write(0) };
+    // SAFETY: as above.
+    if !unsafe { packet::load(ctx, offset, to, length) } {
+        return None;
+    }
+    sum(to, length as u32)
+}
+
+/// The sum of the `length` bytes at `bytes`, and of zeros up to a multiple of four.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "lengths are below 4096")]
+fn sum(bytes: *mut u8, length: u32) -> Option<u16> {
+    let rounded = length.next_multiple_of(4);
+    let mut sum = 0u32;
+    for step in 0..SUM_STEPS {
+        let done = (step * SUM_STEP) as u32;
+        if rounded <= done {
+            break;
+        }
+        let part = black_box(u64::from(rounded - done));
+        let part = if part > SUM_STEP as u64 { SUM_STEP as u64 } else { part };
+        // SAFETY: less than the longest frame, which `bytes` has room for, and a step more.
+        let from = unsafe { bytes.add(step * SUM_STEP) };
+        // SAFETY: `part` bytes of the record.
+        let next = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, from.cast(), part as u32, sum) };
+        // Below zero is an error.
+        sum = u32::try_from(next).ok()?;
+    }
+    // The helper adds words as this machine reads them.
+    Some(u16::from_be(checksum::fold(u64::from(sum))))
 }
 
 /// Lets the record at `place` stand, with this header but for its version.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::rig::{Load, Raised, Reflector, Rig, Stretch};
+use super::rig::{Load, Raised, Reflector, Rig, ShortLists, Stretch};
 use anyhow::Result;
 
 /// What a server on a socket is offered first, a second, and the most that it is offered.
@@ -21,15 +21,24 @@ pub(crate) struct Rigs {
     pub(crate) socket: Rig,
     reflects: Reflector,
     _raised: Raised,
+    _lists: ShortLists,
 }
 
 impl Rigs {
     /// Makes them and attaches the reflector.
     pub(crate) fn new() -> Result<Self> {
-        let raised = Raised::new()?;
+        let (raised, lists) = (Raised::new()?, ShortLists::new()?);
         let reflector = Rig::new()?;
         let reflects = reflector.reflector()?;
-        Ok(Self { reflector, subject: Rig::new()?, plain: Rig::new()?, socket: Rig::new()?, reflects, _raised: raised })
+        Ok(Self {
+            reflector,
+            subject: Rig::new()?,
+            plain: Rig::new()?,
+            socket: Rig::new()?,
+            reflects,
+            _raised: raised,
+            _lists: lists,
+        })
     }
 
     /// Loads the reflector as fast as it goes. Returns how many packets it sent back.

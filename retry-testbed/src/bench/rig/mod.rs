@@ -4,6 +4,7 @@
 mod answers;
 mod load;
 mod napi;
+mod pages;
 mod priority;
 mod samples;
 mod template;
@@ -25,6 +26,7 @@ pub(crate) use self::{
     answers::Answers,
     load::{Load, Stretch},
     napi::{Awake, LOAD_CORE, SERVER_CORE, on_core, on_server_core, pin, thread_of, urgent},
+    pages::ShortLists,
     priority::Raised,
     template::{Ask, FLOW, frame},
 };
