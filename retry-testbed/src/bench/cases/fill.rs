@@ -37,6 +37,8 @@ const RANGE: (f64, f64) = (5e3, 4e6);
 /// How often a rate that loses is tried: at a million a second a queue of 256 packets overflows when anything holds up the
 /// core for a quarter of a millisecond.
 const ATTEMPTS: u32 = 4;
+/// The same with `--quick`.
+const QUICK_ATTEMPTS: u32 = 2;
 /// How long a trial is.
 const TRIAL: Duration = Duration::from_millis(150);
 /// Time for one search.
@@ -141,14 +143,14 @@ fn highest(
     stored: &dyn Fn() -> Result<u64>,
 ) -> Result<f64> {
     let start = Instant::now();
-    let patience = if settings.quick { PATIENCE / 2 } else { PATIENCE };
+    let (patience, most) = if settings.quick { (PATIENCE / 5, QUICK_ATTEMPTS) } else { (PATIENCE, ATTEMPTS) };
     let mut best = 0.0f64;
     // What was offered without loss, and what was not; what is reached may be less, where the generator was held up.
     let (mut kept, mut lost): (Option<f64>, Option<f64>) = (None, None);
     let mut rate = before.unwrap_or(RANGE.1 / 16.0);
     // The first trials find one that loses nothing, whatever they take.
     while kept.is_none() || start.elapsed() < patience {
-        match attempts(rig, next, rate, stored)? {
+        match attempts(rig, next, rate, most, stored)? {
             Some(reached) => {
                 best = best.max(reached);
                 kept = Some(rate);
@@ -169,9 +171,15 @@ fn highest(
     Ok(best)
 }
 
-/// Offers frames at a rate, some times. Returns the rate reached when one of these lost none.
-fn attempts(rig: &mut Rig, next: &mut u64, rate: f64, stored: &dyn Fn() -> Result<u64>) -> Result<Option<f64>> {
-    for _ in 0..ATTEMPTS {
+/// Offers frames at a rate, `most` times at most. Returns the rate reached when one of these lost none.
+fn attempts(
+    rig: &mut Rig,
+    next: &mut u64,
+    rate: f64,
+    most: u32,
+    stored: &dyn Fn() -> Result<u64>,
+) -> Result<Option<f64>> {
+    for _ in 0..most {
         if let Some(reached) = trial(rig, next, rate, stored)? {
             return Ok(Some(reached));
         }

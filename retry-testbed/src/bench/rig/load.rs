@@ -18,12 +18,13 @@ use super::{
 /// Packets a second of a generator at full rate, about: a stretch is one call of that length, for a call idles for about
 /// 27 ms.
 const FLOOD: f64 = 3.5e6;
-/// Packets that a generator makes before it hands them over: few at a moderate pace, which is evener so.
+/// Packets that a generator makes before it hands them over: few at a pace, which is evener so; else as many as the kernel
+/// allows, for its pool of pages is that long, and what the pool has no room for goes by the page allocator.
 fn batch(rate: Option<f64>) -> u32 {
     match rate {
         Some(rate) if rate < 500e3 => 8,
         Some(_) => 16,
-        None => 64,
+        None => 256,
     }
 }
 
