@@ -6,7 +6,7 @@ use super::rig::{Load, Raised, Reflector, Rig, ShortLists, Stretch};
 use anyhow::Result;
 
 /// What a server on a socket is offered first, a second, and the most that it is offered.
-const FIRST_OFFER: f64 = 80e3;
+const FIRST_OFFER: f64 = 120e3;
 const LAST_OFFER: f64 = 1e6;
 
 /// The rigs of one run.

@@ -8,7 +8,7 @@ use retry_testbed::{daemon::Daemon, fabric::Fabric};
 use super::rig::{Rig, on_server_core};
 
 /// Frames a second at which a cache is filled before a case: what every daemon here takes in without loss.
-const FILL_RATE: f64 = 60_000.0;
+const FILL_RATE: f64 = 150_000.0;
 
 /// Every daemon: on the one interface there is, without beacons of its own.
 const ALWAYS: &[&str] = &["-mc-iface", "eth0", "-egress-iface", "eth0", "-beacon-enabled=false", "-cache-ttl", "1h"];

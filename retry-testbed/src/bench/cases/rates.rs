@@ -195,7 +195,7 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut R
             best_offer(&mut rigs.socket, &Stretch { ack_leads: false, ..full }, case.count).context("-xdp off")?;
     }
 
-    let idle = idle_share(&daemon)?;
+    let idle = if case.daemon { idle_share(&daemon)? } else { 0.0 };
     let (mut reflected, mut answered, mut plainly, mut socketed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut plain_times = Vec::new();
     let (mut busy, mut packets, mut pairs) = (Vec::new(), 0, 0);
