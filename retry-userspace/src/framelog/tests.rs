@@ -331,6 +331,29 @@ fn the_oldest_go_at_the_end_of_their_life_or_when_there_are_too_many() {
     assert_eq!(writer.drain_evictions().collect::<Vec<_>>(), [Counter::EvictedExpired; 3]);
 }
 
+/// The kernel writes where the lane's limit says that there is room, so that has to follow what is dropped.
+#[test]
+fn room_that_is_made_ahead_is_given() {
+    const ROOM: u32 = 1_000;
+    let (pages, mut writer, _) = over(Sizes::new(1, 1), 0);
+    let bytes = [7; 1_000];
+    let full = |writer: &mut Writer| writer.drain_evictions().next().is_some();
+    for seq in 1.. {
+        put(&mut writer, &frame(FrameKey::new(1, seq), Class::Tx, &bytes), START);
+        if full(&mut writer) {
+            break;
+        }
+    }
+    let lane = || -> Lane { pages.lanes.read(0) };
+    let free = |lane: Lane| lane.slots - place::distance(lane.tail, lane.head, lane.slots);
+    assert!(free(lane()) < ROOM);
+    writer.make_ahead(ROOM, START);
+    let after = lane();
+    assert!((ROOM..ROOM + 100).contains(&free(after)), "{}", free(after));
+    assert_eq!(after.limit, place::lap_later(after.tail));
+    assert!(full(&mut writer), "what made way is counted");
+}
+
 #[test]
 fn what_is_removed_is_gone_at_once_and_counted_once() {
     let (pages, mut writer, log) = over(Sizes::new(1, 1), 0);
