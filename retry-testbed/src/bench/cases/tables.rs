@@ -12,7 +12,7 @@ use super::Found;
 use crate::bench::{
     Settings,
     report::Curve,
-    rig::{Ask, Rig, Stretch},
+    rig::{Ask, Awake, Rig, Stretch},
     rigs::Rigs,
     row::{Row, Target},
     stats::Spread,
@@ -41,7 +41,12 @@ pub(super) fn frames(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result
     let flags: &[&[&str]] = &[UNICAST, LIMITS_OUT_OF_REACH, &["-suppress-ack", "-cache-memory", memory], IN_XDP];
     let daemon = subject::start(&settings.binary, &fabric, flags)?;
     let mut found = Found::default();
+    // As in the case of the fill: a frame that is lost has to be sent again with its whole chunk.
+    rigs.subject.napi_first(true)?;
+    let awake = Awake::new()?;
     let held = fill(&mut rigs.subject, &daemon, sizes, settings)?;
+    drop(awake);
+    rigs.subject.napi_first(false)?;
     let fitting: Vec<u64> = sizes.iter().copied().filter(|size| *size <= held).collect();
     for size in sizes.iter().filter(|size| **size > held) {
         found.notes.push(format!("{size} frames are left out: the fill reached {held} in {} s", PATIENCE.as_secs()));
