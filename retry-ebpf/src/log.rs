@@ -276,6 +276,7 @@ pub(crate) fn reserve(lane: u32, length: u32) -> Option<Place> {
 
 /// Copies `length` bytes of the packet at `offset` behind the header at `place`, and returns their sum.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "lengths are below 4096")]
 pub(crate) fn copy_in(ctx: &XdpContext, place: &Place, offset: usize, length: u64) -> Option<u16> {
     let header = header(place.slot)?;
     // As in `copy_frame`.

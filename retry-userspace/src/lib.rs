@@ -20,6 +20,7 @@ pub mod engine;
 pub mod fabric;
 pub mod framelog;
 pub mod ingress;
+pub mod limits;
 pub mod nack;
 pub mod net;
 pub mod proxy;

@@ -141,6 +141,7 @@ impl Policies {
             limits: self.limits(),
             hold_down: self.hold_down(),
             limit_entries: 1_024,
+            hash_seed: 0x5eed,
         }
     }
 
@@ -205,8 +206,9 @@ impl Sides {
         let limits = policies.limits();
         self.loaded.set(Settings { flags: policies.flags, limits, hold_down: policies.hold_down(), ..self.base });
         let (own, joint) = (Arc::new(UserCounters::default()), Arc::new(UserCounters::default()));
-        let engine = Engine::new(policies.rules(), self.log.clone(), Arc::clone(&own), None);
-        let daemon = Engine::new(policies.rules(), self.loaded.log().clone(), Arc::clone(&joint), None);
+        let engine = Engine::new(policies.rules(), self.log.clone(), Arc::clone(&own), None).expect("memory");
+        let daemon =
+            Engine::new(policies.rules(), self.loaded.log().clone(), Arc::clone(&joint), None).expect("memory");
         let mut keys: Vec<FrameKey> =
             policies.frames.iter().map(|frame| frame.key).chain(policies.absent.iter().copied()).collect();
         // Few keys in some conversations, so that their limits are reached.

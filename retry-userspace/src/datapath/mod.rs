@@ -4,7 +4,6 @@ mod attach;
 mod error;
 mod events;
 mod fill;
-mod groups;
 mod pins;
 
 use std::os::fd::AsFd;
@@ -20,11 +19,11 @@ use retry_common::abi;
 use retry_common::counter::Counters;
 
 use crate::framelog::{Memory, Pages, Sizes};
+use crate::limits::{GroupTable, LimitTable};
 use attach::attach;
 pub use error::DatapathError;
 pub use events::Events;
 pub use fill::{KernelFill, KernelSources};
-pub use groups::KernelGroups;
 use pins::{Pins, pin_error};
 
 /// The object for the kernel, built by `cargo xtask build-ebpf`; empty when the daemon was built without it.
@@ -105,7 +104,7 @@ pub struct Datapath {
     settings: Memory,
     counters: PerCpuArray<MapData, CounterBlock>,
     events: Option<Events>,
-    groups: Option<KernelGroups>,
+    groups: Option<GroupTable>,
     sources: Option<KernelSources>,
     fill: Option<KernelFill>,
     _links: Vec<FdLink>,
@@ -155,7 +154,7 @@ impl Datapath {
             PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?).map_err(|_| DatapathError::Map(map::COUNTERS))?;
         let events = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?).map_err(|_| DatapathError::Map(map::EVENTS))?;
         let mask = request.settings.limit_mask;
-        let groups = mapped(&ebpf, map::GROUP_LIMIT, KernelGroups::len(mask))?;
+        let groups = mapped(&ebpf, map::GROUP_LIMIT, LimitTable::<abi::GroupKey>::len(mask))?;
         let sources =
             HashMap::try_from(taken(&mut ebpf, map::SOURCES)?).map_err(|_| DatapathError::Map(map::SOURCES))?;
         let fill = request.fill.map(|groups| fill::load(&mut ebpf, groups)).transpose()?;
@@ -165,7 +164,7 @@ impl Datapath {
             settings,
             counters,
             events: Some(Events(events)),
-            groups: Some(KernelGroups::new(groups, mask, request.settings.hash_seed)),
+            groups: Some(GroupTable::new(LimitTable::new(groups, mask), request.settings.hash_seed)),
             sources: Some(KernelSources(sources)),
             fill,
             _links: links,
@@ -200,7 +199,7 @@ impl Datapath {
     }
 
     /// The kernel's limit of (source, group), for NACKs that it admitted up to there; can be taken once.
-    pub fn take_groups(&mut self) -> Option<KernelGroups> {
+    pub fn take_groups(&mut self) -> Option<GroupTable> {
         self.groups.take()
     }
 

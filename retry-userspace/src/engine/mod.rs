@@ -3,6 +3,7 @@
 
 mod tables;
 
+use std::io;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ pub struct Rules {
     pub hold_down: HoldDown,
     /// Entries of each limit table.
     pub limit_entries: u32,
+    /// What their hashes begin with, which nobody outside knows.
+    pub hash_seed: u64,
 }
 
 /// Who charged a NACK before it came to wait for an answer from elsewhere.
@@ -58,13 +61,17 @@ pub struct Engine {
 
 impl Engine {
     /// An engine over the frames of `log`; `kernel_groups` where there is a kernel side.
+    ///
+    /// # Errors
+    /// The limit tables cannot be mapped.
     pub fn new(
         rules: Rules,
         log: Log,
         counters: Arc<UserCounters>,
         kernel_groups: Option<Box<dyn GroupLimit>>,
-    ) -> Self {
-        Self { rules, tables: Tables::new(rules.limit_entries), kernel_groups, log, counters }
+    ) -> io::Result<Self> {
+        let tables = Tables::new(rules.limit_entries, rules.hash_seed)?;
+        Ok(Self { rules, tables, kernel_groups, log, counters })
     }
 
     /// What shapes the answers.

@@ -1,85 +1,64 @@
-//! The limit tables of the socket path: bounded, least recently used out first. The kernel's are those of
-//! [`retry_common::table`].
+//! The limits of the socket path, in tables of the same kind as the kernel's.
 
-use std::hash::Hash;
-use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
+use std::io;
 
-use lru::LruCache;
-use retry_common::abi::{AddressKey, ChainKey, GroupKey};
+use retry_common::abi::{AddressKey, ChainKey};
 use retry_common::key::FrameKey;
 use retry_common::limit::{TokenBucket, Window};
+use retry_common::{index, table};
 
-/// Keys to the state words of `retry_common::limit`.
-#[derive(Debug)]
-struct Table<K: Hash + Eq>(Mutex<LruCache<K, u64>>);
-
-impl<K: Hash + Eq> Table<K> {
-    fn new(entries: NonZeroUsize) -> Self {
-        Self(Mutex::new(LruCache::new(entries)))
-    }
-
-    /// Replaces the state of `key` by what `step` makes of it; false, and nothing changed, when `step` refuses.
-    fn take(&self, key: K, step: impl FnOnce(u64) -> Option<u64>) -> bool {
-        // A panic elsewhere leaves whole words behind.
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = table.get_or_insert_mut(key, || 0);
-        match step(*state) {
-            Some(new) => {
-                *state = new;
-                true
-            }
-            None => false,
-        }
-    }
-
-    fn peek(&self, key: &K) -> u64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied().unwrap_or(0)
-    }
-}
+use crate::limits::{GroupTable, LimitTable};
 
 /// The four tables.
 #[derive(Debug)]
 pub(super) struct Tables {
-    address: Table<AddressKey>,
-    sequence: Table<FrameKey>,
-    chain: Table<ChainKey>,
-    group: Table<GroupKey>,
+    seed: u64,
+    address: LimitTable<AddressKey>,
+    sequence: LimitTable<FrameKey>,
+    chain: LimitTable<ChainKey>,
+    group: GroupTable,
 }
 
 impl Tables {
-    pub(super) fn new(entries: u32) -> Self {
-        let entries = usize::try_from(entries).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
-        Self {
-            address: Table::new(entries),
-            sequence: Table::new(entries),
-            chain: Table::new(entries),
-            group: Table::new(entries),
-        }
+    /// Tables for `entries` keys each, whose hashes begin with `seed`.
+    ///
+    /// # Errors
+    /// What mapping their memory returns.
+    pub(super) fn new(entries: u32, seed: u64) -> io::Result<Self> {
+        Ok(Self {
+            seed,
+            address: LimitTable::plain(entries)?,
+            sequence: LimitTable::plain(entries)?,
+            chain: LimitTable::plain(entries)?,
+            group: GroupTable::new(LimitTable::plain(entries)?, seed),
+        })
     }
 
     pub(super) fn take_address(&self, address: [u8; 16], bucket: &TokenBucket, now_ns: u64) -> bool {
-        bucket.is_off() || self.address.take(AddressKey { address }, |state| bucket.take(state, now_ns))
+        let hash = table::address_hash(&address, self.seed);
+        self.address.take_token(AddressKey { address }, hash, bucket, now_ns)
     }
 
     pub(super) fn take_group(&self, address: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
-        let key = GroupKey { address, group: group.to_be_bytes(), reserved: [0; 2] };
-        bucket.is_off() || self.group.take(key, |state| bucket.take(state, now_ns))
+        self.group.take(address, group, bucket, now_ns)
     }
 
     pub(super) fn take_chain(&self, address: [u8; 16], hash_key: u64, window: &Window, now_ns: u64) -> bool {
+        let hash = table::join(table::address_hash(&address, self.seed), hash_key);
         let key = ChainKey { address, hash_key: hash_key.to_be_bytes() };
-        window.is_off()
-            || self.chain.take(key, |state| (!window.is_over(state, now_ns)).then(|| window.charge(state, now_ns)))
+        let step = |state| (!window.is_over(state, now_ns)).then(|| window.charge(state, now_ns));
+        window.is_off() || self.chain.take(key, hash, |state| window.weight(state, now_ns), step)
     }
 
     pub(super) fn sequence_is_over(&self, key: FrameKey, window: &Window, now_ns: u64) -> bool {
-        !window.is_off() && window.is_over(self.sequence.peek(&key), now_ns)
+        let state = || self.sequence.state(key, index::hash(&key, self.seed));
+        !window.is_off() && state().is_some_and(|state| window.is_over(state, now_ns))
     }
 
     pub(super) fn charge_sequence(&self, key: FrameKey, window: &Window, now_ns: u64) {
         if !window.is_off() {
-            self.sequence.take(key, |state| Some(window.charge(state, now_ns)));
+            let step = |state| Some(window.charge(state, now_ns));
+            self.sequence.take(key, index::hash(&key, self.seed), |state| window.weight(state, now_ns), step);
         }
     }
 }
@@ -88,18 +67,39 @@ impl Tables {
 mod tests {
     use super::*;
 
+    const NOW: u64 = 5_000_000_000;
+
+    fn tables() -> Tables {
+        Tables::new(1_024, 7).expect("memory")
+    }
+
     #[test]
-    fn a_table_forgets_the_least_recently_used() {
-        let tables = Tables::new(2);
-        let bucket = TokenBucket::new(1, 1);
-        let now = 5_000_000_000;
-        let address = |n: u8| [n; 16];
-        assert!(tables.take_address(address(1), &bucket, now));
-        assert!(!tables.take_address(address(1), &bucket, now));
-        assert!(tables.take_address(address(2), &bucket, now));
-        assert!(!tables.take_address(address(1), &bucket, now));
-        // 2 is the oldest now and makes room.
-        assert!(tables.take_address(address(3), &bucket, now));
-        assert!(tables.take_address(address(2), &bucket, now));
+    fn each_limit_is_counted_by_its_own_key() {
+        let (tables, bucket, window) = (tables(), TokenBucket::new(1, 1), Window::new(1, 1_000_000_000));
+        let (one, other) = ([1; 16], [2; 16]);
+        assert!(tables.take_address(one, &bucket, NOW) && !tables.take_address(one, &bucket, NOW));
+        assert!(tables.take_address(other, &bucket, NOW));
+        assert!(tables.take_group(one, 1, &bucket, NOW) && !tables.take_group(one, 1, &bucket, NOW));
+        assert!(tables.take_group(one, 2, &bucket, NOW) && tables.take_group(other, 1, &bucket, NOW));
+        assert!(tables.take_chain(one, 1, &window, NOW) && !tables.take_chain(one, 1, &window, NOW));
+        assert!(tables.take_chain(one, 2, &window, NOW) && tables.take_chain(other, 1, &window, NOW));
+        let (key, next) = (FrameKey::new(1, 1), FrameKey::new(1, 2));
+        assert!(!tables.sequence_is_over(key, &window, NOW));
+        tables.charge_sequence(key, &window, NOW);
+        assert!(tables.sequence_is_over(key, &window, NOW) && !tables.sequence_is_over(next, &window, NOW));
+        // A window later all is as before.
+        assert!(!tables.sequence_is_over(key, &window, NOW + 2_000_000_000));
+        assert!(tables.take_chain(one, 1, &window, NOW + 2_000_000_000));
+    }
+
+    #[test]
+    fn a_limit_that_is_off_counts_nothing() {
+        let (tables, bucket, window) = (tables(), TokenBucket::default(), Window::default());
+        let key = FrameKey::new(1, 1);
+        for _ in 0..1_000 {
+            tables.charge_sequence(key, &window, NOW);
+            assert!(tables.take_address([1; 16], &bucket, NOW) && tables.take_group([1; 16], 1, &bucket, NOW));
+            assert!(tables.take_chain([1; 16], 1, &window, NOW) && !tables.sequence_is_over(key, &window, NOW));
+        }
     }
 }

@@ -34,6 +34,14 @@ pub enum StartError {
         /// The system's words.
         source: io::Error,
     },
+    /// The limit tables' memory cannot be had.
+    #[error("-limit-table-entries {entries}: cannot map the limit tables: {source}")]
+    Limits {
+        /// Entries asked for.
+        entries: u32,
+        /// The system's words.
+        source: io::Error,
+    },
     /// The groups cannot be joined.
     #[error(transparent)]
     Join(#[from] JoinError),

@@ -144,11 +144,13 @@ pub async fn run(
                 limits: abi.limits,
                 hold_down: abi.hold_down,
                 limit_entries: settings.limits.table_entries,
+                hash_seed,
             },
             log.clone(),
             Arc::clone(&counters),
             kernel_groups.map(|groups| -> Box<dyn GroupLimit> { Box::new(groups) }),
-        ),
+        )
+        .map_err(|source| StartError::Limits { entries: settings.limits.table_entries, source })?,
         sender: Sender::new(
             Arc::clone(&socket),
             route(settings, &fabric),

@@ -14,9 +14,9 @@ use super::translate::{dedups, is_deduped, repeat_after};
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
-use crate::datapath::KernelGroups;
 use crate::engine::GroupLimit;
 use crate::framelog::Log;
+use crate::limits::GroupTable;
 use crate::nack::beyond::Reply;
 use crate::proxy::{self, BoxFuture, Claims, NoClaims, Recovery};
 use crate::settings::{Backend, DedupMode, Settings};
@@ -100,7 +100,7 @@ impl Claims for StoreClaims {
     }
 }
 
-impl GroupLimit for KernelGroups {
+impl GroupLimit for GroupTable {
     fn take_group(&self, source: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
         self.take(source, group, bucket, now_ns)
     }

@@ -1,5 +1,8 @@
-//! The kernel's table of the limit of (source, group), which the daemon charges too.
+//! Limit tables in memory that threads share, and the kernel with them where it is a map's: [`retry_common::table`] over
+//! atomic words.
 
+use std::io;
+use std::marker::PhantomData;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,51 +12,95 @@ use retry_common::{index, table};
 
 use crate::framelog::Memory;
 
-type Entry = LimitBucket<GroupKey>;
-
-/// The kernel's table of the limit of (source, group).
+/// A limit table with keys of type `K`.
 #[derive(Debug)]
-pub struct KernelGroups {
+pub(crate) struct LimitTable<K> {
     memory: Memory,
     /// Number of buckets less one.
     mask: u32,
-    seed: u64,
+    key: PhantomData<fn() -> K>,
 }
 
-impl KernelGroups {
-    /// The table in `memory`, of `mask` + 1 buckets; its hashes begin with `seed`.
-    pub(super) const fn new(memory: Memory, mask: u32, seed: u64) -> Self {
-        Self { memory, mask, seed }
+impl<K: Copy> LimitTable<K> {
+    /// The table in `memory`, of `mask` + 1 buckets.
+    pub(crate) const fn new(memory: Memory, mask: u32) -> Self {
+        Self { memory, mask, key: PhantomData }
+    }
+
+    /// A table for `entries` keys, in memory of its own, which it takes as it is used.
+    ///
+    /// # Errors
+    /// What mapping the memory returns.
+    pub(crate) fn plain(entries: u32) -> io::Result<Self> {
+        let mask = table::buckets(entries) - 1;
+        Ok(Self::new(Memory::plain(Self::len(mask))?, mask))
     }
 
     /// Bytes of a table.
-    pub(super) const fn len(mask: u32) -> usize {
-        (mask as usize + 1) * size_of::<Entry>()
+    pub(crate) const fn len(mask: u32) -> usize {
+        (mask as usize + 1) * size_of::<LimitBucket<K>>()
+    }
+
+    /// As [`table::take`], for `key`, whose hash is `hash`.
+    pub(crate) fn take(
+        &self,
+        key: K,
+        hash: u64,
+        weigh: impl Fn(u64) -> u64,
+        step: impl Fn(u64) -> Option<u64>,
+    ) -> bool {
+        table::take(&mut self.there(key, hash), hash, weigh, step)
+    }
+
+    /// Takes a token of `key`; true when there was one.
+    pub(crate) fn take_token(&self, key: K, hash: u64, bucket: &TokenBucket, now_ns: u64) -> bool {
+        bucket.is_off() || self.take(key, hash, |state| bucket.weight(state), |state| bucket.take(state, now_ns))
+    }
+
+    /// The state of `key`, whose hash is `hash`; `None` when the table does not know it.
+    pub(crate) fn state(&self, key: K, hash: u64) -> Option<u64> {
+        table::state(&self.there(key, hash), hash)
+    }
+
+    fn there(&self, key: K, hash: u64) -> There<'_, K> {
+        let offset = index::bucket(hash, self.mask) as usize * size_of::<LimitBucket<K>>();
+        There { memory: &self.memory, offset, key }
+    }
+}
+
+/// The limit of (source, group): the daemon's own, or the kernel's, which the daemon charges too.
+#[derive(Debug)]
+pub struct GroupTable {
+    table: LimitTable<GroupKey>,
+    seed: u64,
+}
+
+impl GroupTable {
+    /// Over `table`, whose hashes begin with `seed`.
+    pub(crate) const fn new(table: LimitTable<GroupKey>, seed: u64) -> Self {
+        Self { table, seed }
     }
 
     /// Takes a token of (source, group); true when there was one.
     pub fn take(&self, source: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
-        if bucket.is_off() {
-            return true;
-        }
         let hash = table::join(table::address_hash(&source, self.seed), u64::from(group));
-        let offset = index::bucket(hash, self.mask) as usize * size_of::<Entry>();
         let key = GroupKey { address: source, group: group.to_be_bytes(), reserved: [0; 2] };
-        let mut there = There { memory: &self.memory, offset, key };
-        table::take(&mut there, hash, |state| bucket.weight(state), |state| bucket.take(state, now_ns))
+        self.table.take_token(key, hash, bucket, now_ns)
     }
 }
 
-struct There<'a> {
+/// A bucket of a table.
+struct There<'a, K> {
     memory: &'a Memory,
-    /// Where the bucket stands.
+    /// Where it stands.
     offset: usize,
-    key: GroupKey,
+    /// Written where a way is taken.
+    key: K,
 }
 
-impl There<'_> {
+impl<K> There<'_, K> {
     fn word(&self, way: usize, field: usize) -> &AtomicU64 {
-        self.memory.word(self.offset + offset_of!(Entry, ways) + way * size_of::<LimitWay>() + field)
+        self.memory.word(self.offset + offset_of!(LimitBucket<K>, ways) + way * size_of::<LimitWay>() + field)
     }
 
     fn tag_word(&self, way: usize) -> &AtomicU64 {
@@ -65,7 +112,7 @@ impl There<'_> {
     }
 }
 
-impl table::Bucket for There<'_> {
+impl<K: Copy> table::Bucket for There<'_, K> {
     fn tag(&self, way: usize) -> u64 {
         self.tag_word(way).load(Ordering::SeqCst)
     }
@@ -84,7 +131,7 @@ impl table::Bucket for There<'_> {
 
     fn begin(&mut self, way: usize, state: u64) {
         self.state_word(way).store(state, Ordering::SeqCst);
-        self.memory.write(self.offset + offset_of!(Entry, keys) + way * size_of::<GroupKey>(), self.key);
+        self.memory.write(self.offset + offset_of!(LimitBucket<K>, keys) + way * size_of::<K>(), self.key);
     }
 }
 
@@ -92,10 +139,10 @@ impl table::Bucket for There<'_> {
 mod tests {
     use super::*;
 
-    const MASK: u32 = 15;
+    const ENTRIES: u32 = 32;
 
-    fn groups() -> KernelGroups {
-        KernelGroups::new(Memory::plain(KernelGroups::len(MASK)).expect("memory"), MASK, 42)
+    fn groups() -> GroupTable {
+        GroupTable::new(LimitTable::plain(ENTRIES).expect("memory"), 42)
     }
 
     #[test]
@@ -128,8 +175,8 @@ mod tests {
     fn who_reads_the_table_finds_the_key() {
         let groups = groups();
         assert!(groups.take([7; 16], 0x102, &TokenBucket::new(1, 1), 5));
-        let found = (0..=MASK as usize)
-            .map(|place| groups.memory.read::<Entry>(place * size_of::<Entry>()))
+        let found = (0..=groups.table.mask as usize)
+            .map(|place| groups.table.memory.read::<LimitBucket<GroupKey>>(place * size_of::<LimitBucket<GroupKey>>()))
             .find(|entry| entry.ways[0].tag != 0)
             .expect("one bucket is taken");
         assert_eq!(found.keys[0], GroupKey { address: [7; 16], group: [1, 2], reserved: [0; 2] });
