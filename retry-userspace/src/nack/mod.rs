@@ -60,7 +60,7 @@ impl Server {
         loop {
             // Asked before the look: what came in before a shutdown is still answered.
             let last = shutdown.load(Ordering::Relaxed);
-            let received = batch.recv(socket, if last { Duration::ZERO } else { PATIENCE })?;
+            let received = if last { batch.recv_now(socket)? } else { batch.recv_next(socket)? };
             last_batches -= usize::from(last);
             if last && (received == 0 || last_batches == 0) {
                 return Ok(());

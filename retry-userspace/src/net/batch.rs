@@ -103,18 +103,25 @@ impl Batch {
     /// # Errors
     /// What `recvmmsg` returns; a signal or an empty queue is 0, not an error.
     pub fn recv_now(&mut self, socket: &impl AsFd) -> io::Result<usize> {
+        self.receive(socket, libc::MSG_DONTWAIT)
+    }
+
+    /// Receives what is queued at `socket`, waiting for a first datagram as long as its receive timeout (SO_RCVTIMEO) allows.
+    /// 0 means none came. Of several threads that wait so, one wakes for each datagram; of those in a poll, all do.
+    ///
+    /// # Errors
+    /// As [`Batch::recv_now`].
+    pub fn recv_next(&mut self, socket: &impl AsFd) -> io::Result<usize> {
+        self.receive(socket, libc::MSG_WAITFORONE)
+    }
+
+    fn receive(&mut self, socket: &impl AsFd, flags: libc::c_int) -> io::Result<usize> {
         self.received = 0;
         self.prepare();
         let count = libc::c_uint::try_from(self.headers.len()).unwrap_or(0);
         // SAFETY: `prepare` has pointed each of the `count` headers at buffers of this value, with their lengths; they outlive the call.
         let result = unsafe {
-            libc::recvmmsg(
-                socket.as_fd().as_raw_fd(),
-                self.headers.as_mut_ptr(),
-                count,
-                libc::MSG_DONTWAIT,
-                std::ptr::null_mut(),
-            )
+            libc::recvmmsg(socket.as_fd().as_raw_fd(), self.headers.as_mut_ptr(), count, flags, std::ptr::null_mut())
         };
         if let Ok(received) = usize::try_from(result) {
             self.received = received;
@@ -211,6 +218,7 @@ mod tests {
     use std::net::UdpSocket;
     use std::time::Instant;
 
+    use nix::sys::resource::{UsageWho, getrusage};
     use nix::unistd::geteuid;
 
     use super::*;
@@ -304,6 +312,38 @@ mod tests {
         assert!(waited >= Duration::from_millis(30) && waited < Duration::from_secs(2), "{waited:?}");
         assert_eq!(batch.datagrams().count(), 0);
         assert_eq!(batch.recv_now(&receiver).expect("no error"), 0);
+    }
+
+    #[test]
+    fn each_datagram_wakes_one_of_those_who_wait() {
+        const DATAGRAMS: usize = 40;
+        let (receiver, _) = receiver(1 << 20);
+        receiver.set_read_timeout(Some(Duration::from_millis(300))).expect("an option");
+        let sender = sender(&receiver);
+        // How often a thread went to sleep, and what it received.
+        let work = || {
+            let mut batch = Batch::new(4, 64);
+            let mut all = 0;
+            loop {
+                match batch.recv_next(&receiver).expect("received") {
+                    0 => break,
+                    received => all += received,
+                }
+            }
+            (getrusage(UsageWho::RUSAGE_THREAD).expect("ours").voluntary_context_switches(), all)
+        };
+        let (sleeps, received) = std::thread::scope(|scope| {
+            let threads = [work; 5].map(|work| scope.spawn(work));
+            for _ in 0..DATAGRAMS {
+                std::thread::sleep(Duration::from_millis(5));
+                sender.send(b"one").expect("sent");
+            }
+            let all = threads.map(|thread| thread.join().expect("no panic"));
+            all.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+        });
+        assert_eq!(received, DATAGRAMS);
+        // Five would have gone to sleep again after each.
+        assert!(sleeps < 2 * i64::try_from(DATAGRAMS).expect("small"), "{sleeps}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use thiserror::Error;
 
+use super::batch::SHUTDOWN_POLL;
 use super::multicast::{self, Egress};
 use super::options::{self, ReceiveBuffer};
 use super::outbox::Outbox;
@@ -64,6 +65,7 @@ impl NackSocket {
         options::allow_fragments(&socket)?;
         socket.set_multicast_loop_v6(settings.multicast_loop)?;
         socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+        socket.set_read_timeout(Some(SHUTDOWN_POLL))?;
         let receive_buffer = options::set_receive_buffer(&socket, settings.receive_buffer)?;
         let address = SocketAddrV6::new(settings.address, settings.port, 0, 0);
         socket.bind(&address.into()).map_err(|source| OpenError::Bind { address, source })?;
