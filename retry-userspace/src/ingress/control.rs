@@ -67,8 +67,8 @@ impl Control {
         if self.config.is_ssm { self.state().sources.wanted(monotonic_ns()) } else { BTreeSet::new() }
     }
 
-    /// Takes a manifest from the address `from`, received at `now_ns`. Those that say nothing to us are counted; one that
-    /// asks for too much is the operator's affair, who is told once.
+    /// Takes a manifest from the address `from`, received at `now_ns`. Those that are not followed are counted; of one that
+    /// asks for too much the operator is told once besides.
     pub fn hear(&self, manifest: &Manifest<'_>, from: Ipv6Addr, now_ns: u64) {
         let mut state = self.state();
         match state.sources.handle_manifest(manifest, from, now_ns) {
@@ -80,7 +80,7 @@ impl Control {
                     tracing::error!(%from, "a manifest is not followed: all together name too many sources");
                 }
                 state.told_full = true;
-                return;
+                return self.counters.one(Counter::ManifestsFull);
             }
         }
         let successor = manifest.successor.as_ref();

@@ -6,6 +6,7 @@ use retry_common::wire::manifest::FLAG_SHUTDOWN;
 use tokio::runtime::Runtime;
 
 use super::*;
+use crate::ingress::sources::MOST_SOURCES;
 use crate::ingress::testing::{Dns, IMPATIENT, count, manifest, with_dns};
 use crate::net::testing::SOON;
 
@@ -127,4 +128,18 @@ fn with_any_source_manifests_change_nothing() {
     control.hear(&manifest(&three, 1, 0), ip(50), 0);
     assert_eq!(control.wanted(), BTreeSet::new());
     assert_eq!(count(&counters, Counter::ManifestsForeign), 1);
+}
+
+#[test]
+fn a_manifest_that_names_too_many_sources_is_counted() {
+    let counters = Arc::new(UserCounters::default());
+    let control = Control::new(config(), Arc::clone(&counters));
+    let many: Vec<_> = (1..=u16::try_from(MOST_SOURCES).expect("small") + 1).map(|last| ip(last).octets()).collect();
+    for _ in 0..2 {
+        control.hear(&manifest(&many, 1, 0), ip(50), monotonic_ns());
+    }
+    assert_eq!(count(&counters, Counter::ManifestsFull), 2);
+    control.hear(&manifest(&many[1..], 1, 0), ip(50), monotonic_ns());
+    assert_eq!(count(&counters, Counter::ManifestsFull), 2);
+    assert!(control.wanted().contains(&ip(2)));
 }
