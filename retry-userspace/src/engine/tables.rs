@@ -93,6 +93,22 @@ mod tests {
     }
 
     #[test]
+    fn who_is_over_a_limit_is_remembered_longest() {
+        // One bucket.
+        let tables = Tables::new(2, 7).expect("memory");
+        let bucket = TokenBucket::new(1, 10);
+        let (over, once) = ([0xff; 16], [0xfe; 16]);
+        while tables.take_address(over, &bucket, NOW) {}
+        assert!(tables.take_address(once, &bucket, NOW));
+        for flood in 0..1_000_u128 {
+            assert!(tables.take_address(flood.to_be_bytes(), &bucket, NOW));
+        }
+        assert!(!tables.take_address(over, &bucket, NOW));
+        // Who asked once has made room, and begins anew.
+        assert_eq!((0..20).filter(|_| tables.take_address(once, &bucket, NOW)).count(), 10);
+    }
+
+    #[test]
     fn a_limit_that_is_off_counts_nothing() {
         let (tables, bucket, window) = (tables(), TokenBucket::default(), Window::default());
         let key = FrameKey::new(1, 1);
