@@ -41,13 +41,21 @@ pub(crate) struct Source<'a> {
     pub(crate) now_ns: u64,
 }
 
-/// Fetches the cache line of the frame's window.
+/// Fetches the cache lines of the frame's window.
 #[inline(always)]
 pub(crate) fn touch(hash: u64, settings: &Settings) {
     if let Some(bucket) = SEQUENCE_LIMIT.get_ptr(index::bucket(hash, settings.limit_mask)) {
         // SAFETY: the first tag; volatile, or nothing would be loaded.
         unsafe { bucket.cast::<u64>().read_volatile() };
+        touch_keys(bucket);
     }
+}
+
+/// Fetches the line of a bucket's keys. It is written where a way is taken, and whatever is atomic after that waits for it.
+#[inline(always)]
+fn touch_keys<K>(bucket: *const LimitBucket<K>) {
+    // SAFETY: inside the bucket, behind its ways; volatile, or nothing would be loaded.
+    unsafe { bucket.cast::<u64>().add(WAYS * 2).read_volatile() };
 }
 
 /// Takes a token of the source address; true when there was one.
@@ -119,7 +127,10 @@ fn take<K: Copy>(
     step: impl Fn(u64) -> Option<u64>,
 ) -> bool {
     match map.get_ptr_mut(index::bucket(hash, settings.limit_mask)) {
-        Some(bucket) => table::take(&mut There { bucket, key }, hash, weigh, step),
+        Some(bucket) => {
+            touch_keys(bucket);
+            table::take(&mut There { bucket, key }, hash, weigh, step)
+        }
         None => true,
     }
 }

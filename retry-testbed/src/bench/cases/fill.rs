@@ -42,7 +42,7 @@ const QUICK_ATTEMPTS: u32 = 2;
 /// How long a trial is.
 const TRIAL: Duration = Duration::from_millis(150);
 /// Time for one search.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Frames that the plain server keeps.
 const KEPT: usize = 500_000;
 
@@ -143,7 +143,7 @@ fn highest(
     stored: &dyn Fn() -> Result<u64>,
 ) -> Result<f64> {
     let start = Instant::now();
-    let (patience, most) = if settings.quick { (PATIENCE / 5, QUICK_ATTEMPTS) } else { (PATIENCE, ATTEMPTS) };
+    let (patience, most) = if settings.quick { (PATIENCE / 2, QUICK_ATTEMPTS) } else { (PATIENCE, ATTEMPTS) };
     let mut best = 0.0f64;
     // What was offered without loss, and what was not; what is reached may be less, where the generator was held up.
     let (mut kept, mut lost): (Option<f64>, Option<f64>) = (None, None);

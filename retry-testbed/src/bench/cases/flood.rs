@@ -36,7 +36,7 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
     subject::fill(&mut rigs.subject, &daemon, FRAMES, LENGTH)?;
     let capacity = plain_capacity(settings, rigs)?;
 
-    let time = Duration::from_millis(if settings.quick { 300 } else { 1000 });
+    let time = Duration::from_millis(if settings.quick { 300 } else { 750 });
     let known = Ask { first: 1, count: FLOODED, stride: 1, sources: SOURCES };
     let unknown = Ask { first: 1 << 40, ..known };
     let mut found = Found::default();

@@ -34,7 +34,7 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
     let answering = Answering { ack: true, unicast: true, multicast: false };
     let _plain = Plain::answering(&fabrics.1, FRAMES, LENGTH, answering)?;
 
-    let time = Duration::from_millis(if settings.quick { 300 } else { 1000 });
+    let time = Duration::from_millis(if settings.quick { 300 } else { 750 });
     let mut found = Found::default();
     let (mut answered, mut sent) = (0, 0);
     for (rate, called) in RATES {
