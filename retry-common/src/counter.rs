@@ -139,7 +139,7 @@ counters! {
     ManifestsRefused manifests_refused User = "bre_manifests_dropped_total" [reason = "decode_error"] "Shard manifests that cannot be read.";
     ManifestsForeign manifests_foreign User = "bre_manifests_dropped_total" [reason = "source"] "Shard manifests from a source that is not configured.";
     ManifestsStale manifests_stale User = "bre_manifests_dropped_total" [reason = "stale"] "Shard manifests older than one heard before.";
-    ManifestsFull manifests_full User = "bre_manifests_dropped_total" [reason = "too_many_sources"] "Shard manifests that name more sources than all together may.";
+    ManifestsFull manifests_full User = "bre_manifests_dropped_total" [reason = "too_many_sources"] "Shard manifests with more sources, or from more instances, than are kept.";
     ResolveErrors resolve_errors User = "bre_resolve_errors_total" [] "DNS names that could not be resolved: the last answer stands.";
     PassedNoSettings passed_no_settings Kernel = "bre_xdp_passed_total" [reason = "no_settings"] "Packets passed on because the settings map is not filled.";
     PassedLease passed_lease Kernel = "bre_xdp_passed_total" [reason = "lease"] "NACKs passed on because the daemon stopped renewing its lease.";

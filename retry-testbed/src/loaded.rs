@@ -284,6 +284,13 @@ impl Loaded {
         word(0) == version && [word(16).to_ne_bytes(), word(24).to_ne_bytes()].concat() == key.to_bytes()
     }
 
+    /// Leaves ones in all of the ring, as frames of an earlier lap might; for a log that is empty.
+    pub fn soil(&self) {
+        for at in (0..self.pages.sizes.ring_len()).step_by(8) {
+            self.pages.ring.word(at).store(u64::MAX, Ordering::Relaxed);
+        }
+    }
+
     /// Marks a frame as multicast just now by another instance.
     pub fn repaired_by_another(&self, key: FrameKey) {
         let hash = index::hash(&key, HASH_SEED);

@@ -68,6 +68,7 @@ fn class(kind: Kind) -> usize {
 #[test]
 fn frames_of_every_kind_and_length() {
     with_program("frames_of_every_kind_and_length", |loaded| {
+        loaded.soil();
         for kind in Kind::CACHED.into_iter().filter(|kind| *kind != Kind::Bundle) {
             let longest = 3_300 - kind.header_length();
             for length in (12..=40).chain([100, 300, 511, 512, 513, 924, 1_000, 1_360, 1_500, 2_045, longest]) {
