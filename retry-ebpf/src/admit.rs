@@ -54,8 +54,10 @@ pub(crate) fn touch(hash: u64, settings: &Settings) {
 /// Fetches the line of a bucket's keys. It is written where a way is taken, and whatever is atomic after that waits for it.
 #[inline(always)]
 fn touch_keys<K>(bucket: *const LimitBucket<K>) {
-    // SAFETY: inside the bucket, behind its ways; volatile, or nothing would be loaded.
-    unsafe { bucket.cast::<u64>().add(WAYS * 2).read_volatile() };
+    // SAFETY: inside the bucket, behind its ways.
+    let keys = unsafe { bucket.cast::<u64>().add(WAYS * 2) };
+    // SAFETY: as above; volatile, or nothing would be loaded.
+    unsafe { keys.read_volatile() };
 }
 
 /// Takes a token of the source address; true when there was one.
