@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use retry_common::{
     abi::setting_flag,
+    checksum,
     group::{self, BeefBits, ShardBits, Sharding},
     key::FrameKey,
     wire::frame::Frame,
@@ -24,6 +25,8 @@ use retry_userspace::{
 
 use crate::verdicts::with_program;
 
+/// Where the UDP checksum stands in a packet without tags.
+const CHECKSUM_AT: usize = 14 + 40 + 6;
 const SOURCE: Ipv6Addr = Ipv6Addr::new(0xFD10, 0, 0, 0, 0, 0, 0, 0x77);
 
 fn to_group(index: u16, frame: &[u8]) -> PacketBuilder {
@@ -34,8 +37,20 @@ fn to_group(index: u16, frame: &[u8]) -> PacketBuilder {
 
 /// The next frame of a flow of 2 shard bits, in its packet.
 fn next(flow: &mut Flow) -> (FrameKey, PacketBuilder) {
-    let (key, group) = (flow.next_key(), flow.group_index());
-    (key, to_group(group, &flow.next_frame()))
+    loop {
+        let (key, group) = (flow.next_key(), flow.group_index());
+        let packet = to_group(group, &flow.next_frame());
+        if !seems_unfinished(&packet) {
+            return (key, packet);
+        }
+    }
+}
+
+/// One right checksum in 65,536 is what stands where a device is to finish it. Such a frame is the daemon's.
+fn seems_unfinished(packet: &PacketBuilder) -> bool {
+    let length = u16::try_from(packet.payload.len()).expect("short");
+    let unfinished = checksum::udp_ipv6_unfinished(&packet.src.ip().octets(), &packet.dst.ip().octets(), length);
+    packet.build()[CHECKSUM_AT..CHECKSUM_AT + 2] == unfinished.to_be_bytes()
 }
 
 fn tx() -> Flow {
@@ -87,7 +102,7 @@ fn frames_of_every_kind_and_length() {
                 let header = record.header();
                 let life = LIFE_MS[class(kind)];
                 assert_eq!((header.group, header.life_ms), (flow.group_index(), life), "{name}");
-                assert_eq!(header.partial, retry_common::checksum::partial(&packet.payload), "{name}");
+                assert_eq!(header.partial, checksum::partial(&packet.payload), "{name}");
                 assert_eq!(usize::from(header.class), class(kind), "{name}");
                 assert_eq!(loaded.follow(), [(key, life, packet.payload.clone(), true)], "{name}");
             }
@@ -166,6 +181,26 @@ fn what_the_daemon_judges_is_left() {
         left(loaded, "longer than an MTU", &next(&mut Flow::new(Kind::Tx, 2, 2, 300..=300)).1);
         loaded.set(retry_common::abi::Settings { max_frame: shorter, lease_until_ns: 0, ..loaded.settings() });
         left(loaded, "no lease", &next(&mut tx()).1);
+    });
+}
+
+#[test]
+fn a_right_checksum_that_seems_unfinished_is_left() {
+    with_program("a_right_checksum_that_seems_unfinished_is_left", |loaded| {
+        let (_, mut packet) = next(&mut tx());
+        packet.payload.truncate(packet.payload.len() & !1);
+        let length = u32::try_from(packet.payload.len() - 92).expect("short");
+        packet.payload[88..92].copy_from_slice(&length.to_be_bytes());
+        // The last two bytes make it so.
+        let last = packet.payload.len() - 2;
+        let found = (0..=u16::MAX).any(|word| {
+            packet.payload[last..].copy_from_slice(&word.to_be_bytes());
+            seems_unfinished(&packet)
+        });
+        assert!(found, "each checksum has its word");
+        left(loaded, "it seems unfinished", &packet);
+        packet.payload[last] ^= 1;
+        stored(loaded, "it does not", &packet);
     });
 }
 
