@@ -1,5 +1,7 @@
 //! The limits, in tables of bounded size ([`retry_common::table`]): a spoofed flood pushes out what means least and grows
 //! nothing. The only file with map-value pointers into them.
+//!
+//! Longer than most files, because it is the only one: four limits over one kind of bucket, whose bounds the verifier has to see.
 
 use core::hint::black_box;
 

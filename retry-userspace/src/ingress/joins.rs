@@ -123,7 +123,8 @@ impl Joins {
     ///
     /// # Errors
     /// As [`Joins::open_for`].
-    pub fn open(interface: u32, port: u16, groups: &[Ipv6Addr]) -> Result<Self, JoinError> {
+    #[cfg(test)]
+    pub(crate) fn open(interface: u32, port: u16, groups: &[Ipv6Addr]) -> Result<Self, JoinError> {
         Self::open_for(Delivery::Single, interface, port, groups)
     }
 

@@ -90,7 +90,8 @@ impl Batch {
     ///
     /// # Errors
     /// What `recvmmsg` or `poll` returns; a signal or an empty queue is 0, not an error.
-    pub fn recv(&mut self, socket: &impl AsFd, timeout: Duration) -> io::Result<usize> {
+    #[cfg(test)]
+    pub(crate) fn recv(&mut self, socket: &impl AsFd, timeout: Duration) -> io::Result<usize> {
         // Under load the queue is seldom empty: ask it first and save the poll.
         if self.recv_now(socket)? == 0 && Readiness::new([socket.as_fd()]).wait(timeout)? > 0 {
             return self.recv_now(socket);

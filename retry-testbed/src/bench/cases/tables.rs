@@ -44,9 +44,10 @@ pub(super) fn frames(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result
     // As in the case of the fill: a frame that is lost has to be sent again with its whole chunk.
     rigs.subject.napi_first(true)?;
     let awake = Awake::new()?;
-    let held = fill(&mut rigs.subject, &daemon, sizes, settings)?;
+    let held = fill(&mut rigs.subject, &daemon, sizes, settings);
     drop(awake);
     rigs.subject.napi_first(false)?;
+    let held = held?;
     let fitting: Vec<u64> = sizes.iter().copied().filter(|size| *size <= held).collect();
     for size in sizes.iter().filter(|size| **size > held) {
         found.notes.push(format!("{size} frames are left out: the fill reached {held} in {} s", PATIENCE.as_secs()));
