@@ -187,11 +187,23 @@ fn attempts(
     Ok(None)
 }
 
+/// What is stored, once nothing more of an earlier load comes.
+fn settled(stored: &dyn Fn() -> Result<u64>) -> Result<u64> {
+    let mut before = stored()?;
+    loop {
+        std::thread::sleep(Duration::from_millis(20));
+        match stored()? {
+            now if now == before => return Ok(now),
+            now => before = now,
+        }
+    }
+}
+
 /// Offers frames at a rate. Returns the rate reached when none was lost.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below the end of the range")]
 fn trial(rig: &mut Rig, next: &mut u64, rate: f64, stored: &dyn Fn() -> Result<u64>) -> Result<Option<f64>> {
     let count = (rate * TRIAL.as_secs_f64()) as u32;
-    let before = stored()?;
+    let before = settled(stored)?;
     let active = rig.send_frames(*next, count, LENGTH, Some(rate))?;
     let kept = stored()? - before;
     *next += u64::from(count);
