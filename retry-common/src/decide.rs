@@ -74,8 +74,8 @@ pub trait Endpoint {
     fn take_address(&mut self) -> bool;
     /// True when the frame was asked for too often in its window. Charges nothing.
     fn sequence_is_over(&mut self) -> bool;
-    /// Charges the window of the frame.
-    fn charge_sequence(&mut self);
+    /// Charges the window of the frame; false when it is full, because others charged it since it was looked at.
+    fn take_sequence(&mut self) -> bool;
     /// Charges the window of (source, HashKey); false when it is full.
     fn take_chain(&mut self) -> bool;
     /// The frame, if the log has it.
@@ -152,8 +152,7 @@ pub fn decide<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Ver
     }
     // Step 3.
     if endpoint.sequence_is_over() {
-        endpoint.count(Counter::LimitedSequence);
-        return throttled(policy, throttle_bucket::SEQUENCE);
+        return over_sequence(policy, endpoint);
     }
     // Step 4.
     if nack.key.hash_key() != 0 && !endpoint.take_chain() {
@@ -165,8 +164,7 @@ pub fn decide<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Ver
         Some(frame) => found(nack, policy, frame, endpoint),
         None if policy.has(setting_flag::STORE) => {
             // Whoever asks has no window of ours to charge when the answer comes.
-            endpoint.charge_sequence();
-            Verdict::AskStore
+            if endpoint.take_sequence() { Verdict::AskStore } else { over_sequence(policy, endpoint) }
         }
         None => missed(nack, policy, endpoint),
     }
@@ -177,8 +175,8 @@ pub fn decide<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Ver
 pub fn missed<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
     endpoint.count(Counter::CacheMisses);
     let say = !policy.has(setting_flag::SUPPRESS_MISS);
-    if say {
-        endpoint.charge_sequence();
+    if say && !endpoint.take_sequence() {
+        return over_sequence(policy, endpoint);
     }
     if policy.has(setting_flag::RECOVERY) && !nack.proxied() {
         Verdict::Recover { say }
@@ -211,7 +209,9 @@ pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoin
     if repairs || unicast {
         // Also when the frame is handed over: whoever takes over has no window of ours to charge. And before the packet is
         // grown: an atomic step waits until all that was written before has reached the cache.
-        endpoint.charge_sequence();
+        if !endpoint.take_sequence() {
+            return over_sequence(policy, endpoint);
+        }
         if !endpoint.can_send(&frame, repairs) {
             return Verdict::HandOver(frame);
         }
@@ -232,6 +232,12 @@ pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoin
         }
     }
     Verdict::Repair(frame, plan)
+}
+
+#[inline(always)]
+fn over_sequence<E: Endpoint>(policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
+    endpoint.count(Counter::LimitedSequence);
+    throttled(policy, throttle_bucket::SEQUENCE)
 }
 
 #[inline(always)]

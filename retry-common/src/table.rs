@@ -55,8 +55,8 @@ pub trait Bucket {
     fn replace_tag(&mut self, way: usize, old: u64, new: u64) -> bool;
     /// Replaces the state if it is `old`; false when it is not.
     fn replace_state(&mut self, way: usize, old: u64, new: u64) -> bool;
-    /// Gives a way that was just taken its first state, and writes the key beside it for who reads the table.
-    fn begin(&mut self, way: usize, state: u64);
+    /// Writes the key of a way that was just taken, for who reads the table.
+    fn write_key(&mut self, way: usize);
 }
 
 /// The state of the key with this `hash`; `None` when the table does not know it.
@@ -68,7 +68,8 @@ pub fn state<B: Bucket>(bucket: &B, hash: u64) -> Option<u64> {
 /// Replaces the state of the key with this `hash` by what `step` makes of it; false when `step` refuses. A key that the table
 /// does not know begins with 0, in the place of the state that `weigh` makes lightest. Weights are below 2^61.
 ///
-/// Where two CPUs take one way at once a charge is lost, or falls on another key.
+/// Nothing is lost where CPUs charge one key at once, its first time included; where they take one way for different keys,
+/// one of them is admitted and not remembered.
 #[inline(always)]
 pub fn take<B: Bucket>(
     bucket: &mut B,
@@ -76,29 +77,51 @@ pub fn take<B: Bucket>(
     weigh: impl Fn(u64) -> u64,
     step: impl Fn(u64) -> Option<u64>,
 ) -> bool {
-    if let Some(way) = find(bucket, tag(hash)) {
-        for _ in 0..ATTEMPTS {
-            let old = bucket.state(way);
-            let Some(new) = step(old) else { return false };
-            if bucket.replace_state(way, old, new) {
-                return true;
+    let way = match find(bucket, tag(hash)) {
+        Some(way) => way,
+        None => {
+            let Some(first) = step(0) else { return false };
+            match enter(bucket, tag(hash), weigh, first) {
+                Some(way) => way,
+                None => return true,
             }
         }
-        // So contended that the limit is all but reached.
-        return false;
+    };
+    for _ in 0..ATTEMPTS {
+        let old = bucket.state(way);
+        let Some(new) = step(old) else { return false };
+        if bucket.replace_state(way, old, new) {
+            return true;
+        }
     }
-    let way = lightest(bucket, weigh);
-    let old = bucket.tag(way);
-    if let Some(state) = step(0)
-        && bucket.replace_tag(way, old, tag(hash))
-    {
-        bucket.begin(way, state);
-    }
-    // When somebody else was quicker, admitting is the safer side.
-    true
+    // So contended that the limit is all but reached.
+    false
 }
 
-/// The way that has this tag.
+/// Gives the key with this `tag` a way and its first state. The way, still to be charged, where another CPU was quicker to
+/// do so.
+#[inline(always)]
+fn enter<B: Bucket>(bucket: &mut B, tag: u64, weigh: impl Fn(u64) -> u64, first: u64) -> Option<usize> {
+    let way = lightest(bucket, weigh);
+    let (old, forgotten) = (bucket.tag(way), bucket.state(way));
+    // Again, now that the way is chosen: whoever comes after this look sees the same weights, chooses the same way, and one of
+    // us fails to take it. Otherwise a key could have two.
+    if let Some(way) = find(bucket, tag) {
+        return Some(way);
+    }
+    if bucket.replace_tag(way, old, tag) {
+        bucket.write_key(way);
+        // Fails when the key was charged since its tag stands there: then both charges count.
+        if bucket.replace_state(way, forgotten, first) { None } else { Some(way) }
+    } else if bucket.tag(way) == tag {
+        Some(way)
+    } else {
+        // Another key has it. Admitting without remembering is the safer side.
+        None
+    }
+}
+
+/// The way that has this tag, the first of several.
 ///
 /// Without a branch for each way: the kernel's verifier would follow all that comes after it once for each of them.
 #[inline(always)]
@@ -106,7 +129,7 @@ fn find<B: Bucket>(bucket: &B, tag: u64) -> Option<usize> {
     let (mut has, mut found) = (0, 0);
     let mut way = 0;
     while way < WAYS {
-        let is = is_zero(bucket.tag(way) ^ tag);
+        let is = is_zero(bucket.tag(way) ^ tag) & (has ^ 1);
         has |= is;
         found |= is * way;
         way += 1;
@@ -143,6 +166,7 @@ mod tests {
     use super::*;
     use crate::limit::{TokenBucket, Window};
     use proptest::prelude::*;
+    use std::cell::{Cell, RefCell};
     use std::collections::HashMap;
     use std::vec::Vec;
 
@@ -172,9 +196,7 @@ mod tests {
             }
             is
         }
-        fn begin(&mut self, way: usize, state: u64) {
-            self.0[way].1 = state;
-        }
+        fn write_key(&mut self, _: usize) {}
     }
 
     fn take_token(plain: &mut Plain, hash: u64, bucket: &TokenBucket, now_ns: u64) -> bool {
@@ -239,6 +261,85 @@ mod tests {
         assert!(!take_token(&mut plain, 4, &bucket, 4 * SECOND_NS + 2));
         assert!(!take_token(&mut plain, 5, &bucket, 4 * SECOND_NS + 2));
         assert_eq!(plain.0.map(|(tag, _)| tag ^ (1 << 63)), [5, 2, 3, 4]);
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Moment {
+        /// Between the look at the tags and that at the weights.
+        Looked,
+        /// Before the way is taken.
+        Chosen,
+        /// After it.
+        Taken,
+    }
+
+    /// A bucket where another CPU takes for `other` at one moment of ours.
+    struct Raced {
+        plain: RefCell<Plain>,
+        other: Cell<Option<u64>>,
+        at: Moment,
+    }
+
+    impl Raced {
+        fn new(other: u64, at: Moment) -> Self {
+            Self { plain: RefCell::default(), other: Cell::new(Some(other)), at }
+        }
+
+        fn reach(&self, moment: Moment) {
+            if moment == self.at
+                && let Some(other) = self.other.take()
+            {
+                assert!(charge(&mut *self.plain.borrow_mut(), other));
+            }
+        }
+    }
+
+    impl Bucket for Raced {
+        fn tag(&self, way: usize) -> u64 {
+            self.plain.borrow().tag(way)
+        }
+        fn state(&self, way: usize) -> u64 {
+            self.reach(Moment::Looked);
+            self.plain.borrow().state(way)
+        }
+        fn replace_tag(&mut self, way: usize, old: u64, new: u64) -> bool {
+            self.reach(Moment::Chosen);
+            self.plain.borrow_mut().replace_tag(way, old, new)
+        }
+        fn replace_state(&mut self, way: usize, old: u64, new: u64) -> bool {
+            self.plain.borrow_mut().replace_state(way, old, new)
+        }
+        fn write_key(&mut self, _: usize) {
+            self.reach(Moment::Taken);
+        }
+    }
+
+    /// Adds one to the state, up to 5.
+    fn charge<B: Bucket>(bucket: &mut B, hash: u64) -> bool {
+        take(bucket, hash, |state| state, |state| (state < 5).then(|| state + 1))
+    }
+
+    #[test]
+    fn two_cpus_that_charge_a_new_key_at_once_both_count() {
+        for moment in [Moment::Looked, Moment::Chosen, Moment::Taken] {
+            let mut raced = Raced::new(9, moment);
+            assert!(charge(&mut raced, 9));
+            assert_eq!(raced.plain.borrow().0, [(tag(9), 2), (0, 0), (0, 0), (0, 0)], "{moment:?}");
+            assert_eq!((0..5).filter(|_| charge(&mut raced, 9)).count(), 3);
+        }
+    }
+
+    #[test]
+    fn of_two_ways_of_one_key_the_first_counts() {
+        let plain = Plain([(tag(8), 1), (tag(9), 2), (tag(9), 3), (0, 0)]);
+        assert_eq!(state(&plain, 9), Some(2));
+    }
+
+    #[test]
+    fn who_comes_second_to_a_way_is_admitted_and_not_remembered() {
+        let mut raced = Raced::new(8, Moment::Chosen);
+        assert!(charge(&mut raced, 9));
+        assert_eq!(raced.plain.borrow().0, [(tag(8), 1), (0, 0), (0, 0), (0, 0)]);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 use retry_common::abi::setting_flag as set;
 use retry_common::counter::Counter;
-use retry_common::decide::{Endpoint, Found, Multicast, Policy, Repair, Verdict, decide, found, missed, repair};
+use retry_common::decide::{
+    Endpoint, Found, Multicast, Policy, Repair, Verdict, decide, found, missed, repair, throttle_bucket,
+};
 use retry_common::key::FrameKey;
 use retry_common::wire::nack::Nack;
 
@@ -37,6 +39,8 @@ impl Found for Frame {
 struct World {
     address: bool,
     sequence_over: bool,
+    /// Others have taken the last of the window since it was looked at.
+    sequence_taken: bool,
     chain: bool,
     frame: Option<Frame>,
     group: bool,
@@ -50,6 +54,7 @@ struct World {
 const HIT: World = World {
     address: true,
     sequence_over: false,
+    sequence_taken: false,
     chain: true,
     frame: Some(Frame(7)),
     group: true,
@@ -70,8 +75,9 @@ impl Endpoint for World {
         self.steps.push(SequenceCheck);
         self.sequence_over
     }
-    fn charge_sequence(&mut self) {
+    fn take_sequence(&mut self) -> bool {
         self.steps.push(SequenceCharge);
+        !self.sequence_taken
     }
     fn take_chain(&mut self) -> bool {
         self.steps.push(Chain);
@@ -140,6 +146,27 @@ fn over_the_other_limits_is_silence_or_throttled() {
         assert_eq!((verdict, &steps), (Verdict::Silence, &expected));
         let (verdict, steps) = run(world, BOTH | set::THROTTLE_RESPONSE, &nack(0, 1));
         assert_eq!((verdict, &steps), (Verdict::Throttled(bucket), &expected));
+    }
+}
+
+/// Several look at the window before one of them takes the last of it.
+#[test]
+fn who_comes_too_late_for_the_window_is_over_it() {
+    let taken = World { sequence_taken: true, ..HIT };
+    let missing = World { frame: None, ..taken.clone() };
+    let limited = [SequenceCharge, Count(Counter::LimitedSequence)];
+    let cases = [
+        (&taken, set::UNICAST, vec![Count(Counter::CacheHits), Group(7)]),
+        (&taken, set::MULTICAST, vec![Count(Counter::CacheHits), Group(7), Peek]),
+        (&missing, BOTH, vec![Count(Counter::CacheMisses)]),
+        (&missing, BOTH | set::RECOVERY, vec![Count(Counter::CacheMisses)]),
+        (&missing, BOTH | set::STORE, vec![]),
+    ];
+    for (world, flags, before) in cases {
+        let expected = after(&[&before[..], &limited].concat());
+        assert_eq!(run(world.clone(), flags, &nack(0, 1)), (Verdict::Silence, expected.clone()));
+        let said = Verdict::Throttled(throttle_bucket::SEQUENCE);
+        assert_eq!(run(world.clone(), flags | set::THROTTLE_RESPONSE, &nack(0, 1)), (said, expected));
     }
 }
 

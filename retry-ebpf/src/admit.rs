@@ -111,14 +111,12 @@ pub(crate) fn sequence_is_over(hash: u64, settings: &Settings, now_ns: u64) -> b
     }
 }
 
-/// Counts in the frame's window.
+/// Counts in the frame's window; true when there was room.
 #[inline(always)]
-pub(crate) fn charge_sequence(key: FrameKey, hash: u64, settings: &Settings, now_ns: u64) {
+pub(crate) fn take_sequence(key: FrameKey, hash: u64, settings: &Settings, now_ns: u64) -> bool {
     let window = &settings.limits.sequence;
-    if !window.is_off() {
-        let step = |state| Some(window.charge(state, now_ns));
-        take(&SEQUENCE_LIMIT, key, hash, settings, |state| window.weight(state, now_ns), step);
-    }
+    let step = |state| if window.is_over(state, now_ns) { None } else { Some(window.charge(state, now_ns)) };
+    window.is_off() || take(&SEQUENCE_LIMIT, key, hash, settings, |state| window.weight(state, now_ns), step)
 }
 
 #[inline(always)]
@@ -193,9 +191,7 @@ impl<K: Copy> table::Bucket for There<K> {
     }
 
     #[inline(always)]
-    fn begin(&mut self, way: usize, state: u64) {
-        // SAFETY: as above.
-        unsafe { self.state_at(way).write_volatile(state) };
+    fn write_key(&mut self, way: usize) {
         // SAFETY: as above.
         let keys = unsafe { (&raw mut (*self.bucket).keys).cast::<K>() };
         // SAFETY: inside the bucket, as the mask says.

@@ -47,9 +47,9 @@ impl Endpoint for Kernel<'_> {
     }
 
     #[inline(always)]
-    fn charge_sequence(&mut self) {
+    fn take_sequence(&mut self) -> bool {
         let Request { nack, settings, now_ns, .. } = self.request;
-        admit::charge_sequence(nack.key, self.hash, settings, *now_ns);
+        admit::take_sequence(nack.key, self.hash, settings, *now_ns)
     }
 
     #[inline(always)]

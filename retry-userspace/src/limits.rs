@@ -129,8 +129,7 @@ impl<K: Copy> table::Bucket for There<'_, K> {
         self.state_word(way).compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    fn begin(&mut self, way: usize, state: u64) {
-        self.state_word(way).store(state, Ordering::SeqCst);
+    fn write_key(&mut self, way: usize) {
         self.memory.write(self.offset + offset_of!(LimitBucket<K>, keys) + way * size_of::<K>(), self.key);
     }
 }

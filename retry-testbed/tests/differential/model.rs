@@ -113,10 +113,8 @@ impl Endpoint for At<'_> {
         most != 0 && self.model.sequences.get(&self.key).is_some_and(|asked| *asked >= most)
     }
 
-    fn charge_sequence(&mut self) {
-        if !self.admitted {
-            *self.model.sequences.entry(self.key).or_default() += 1;
-        }
+    fn take_sequence(&mut self) -> bool {
+        self.admitted || take(&mut self.model.sequences, self.key, self.model.most.sequence)
     }
 
     fn take_chain(&mut self) -> bool {

@@ -147,11 +147,9 @@ impl Endpoint for Case<'_> {
         self.engine.tables.sequence_is_over(self.nack.key, &self.engine.rules.limits.sequence, self.now_ns)
     }
 
-    fn charge_sequence(&mut self) {
-        if self.admitted.is_some() {
-            return;
-        }
-        self.engine.tables.charge_sequence(self.nack.key, &self.engine.rules.limits.sequence, self.now_ns);
+    fn take_sequence(&mut self) -> bool {
+        self.admitted.is_some()
+            || self.engine.tables.take_sequence(self.nack.key, &self.engine.rules.limits.sequence, self.now_ns)
     }
 
     fn take_chain(&mut self) -> bool {

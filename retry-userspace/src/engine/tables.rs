@@ -46,8 +46,7 @@ impl Tables {
     pub(super) fn take_chain(&self, address: [u8; 16], hash_key: u64, window: &Window, now_ns: u64) -> bool {
         let hash = table::join(table::address_hash(&address, self.seed), hash_key);
         let key = ChainKey { address, hash_key: hash_key.to_be_bytes() };
-        let step = |state| (!window.is_over(state, now_ns)).then(|| window.charge(state, now_ns));
-        window.is_off() || self.chain.take(key, hash, |state| window.weight(state, now_ns), step)
+        window.is_off() || take_window(&self.chain, key, hash, window, now_ns)
     }
 
     pub(super) fn sequence_is_over(&self, key: FrameKey, window: &Window, now_ns: u64) -> bool {
@@ -55,12 +54,16 @@ impl Tables {
         !window.is_off() && state().is_some_and(|state| window.is_over(state, now_ns))
     }
 
-    pub(super) fn charge_sequence(&self, key: FrameKey, window: &Window, now_ns: u64) {
-        if !window.is_off() {
-            let step = |state| Some(window.charge(state, now_ns));
-            self.sequence.take(key, index::hash(&key, self.seed), |state| window.weight(state, now_ns), step);
-        }
+    pub(super) fn take_sequence(&self, key: FrameKey, window: &Window, now_ns: u64) -> bool {
+        let hash = index::hash(&key, self.seed);
+        window.is_off() || take_window(&self.sequence, key, hash, window, now_ns)
     }
+}
+
+/// Charges the window of `key`; false when it is full.
+fn take_window<K: Copy>(table: &LimitTable<K>, key: K, hash: u64, window: &Window, now_ns: u64) -> bool {
+    let step = |state| (!window.is_over(state, now_ns)).then(|| window.charge(state, now_ns));
+    table.take(key, hash, |state| window.weight(state, now_ns), step)
 }
 
 #[cfg(test)]
@@ -85,11 +88,37 @@ mod tests {
         assert!(tables.take_chain(one, 2, &window, NOW) && tables.take_chain(other, 1, &window, NOW));
         let (key, next) = (FrameKey::new(1, 1), FrameKey::new(1, 2));
         assert!(!tables.sequence_is_over(key, &window, NOW));
-        tables.charge_sequence(key, &window, NOW);
+        assert!(tables.take_sequence(key, &window, NOW) && !tables.take_sequence(key, &window, NOW));
         assert!(tables.sequence_is_over(key, &window, NOW) && !tables.sequence_is_over(next, &window, NOW));
         // A window later all is as before.
         assert!(!tables.sequence_is_over(key, &window, NOW + 2_000_000_000));
         assert!(tables.take_chain(one, 1, &window, NOW + 2_000_000_000));
+    }
+
+    /// Both look before either charges, and a frame's first charge is the one that makes its entry.
+    #[test]
+    fn threads_that_ask_for_one_frame_share_its_window() {
+        const FRAMES: u64 = 2_000;
+        let (tables, window) = (Tables::new(16_384, 7).expect("memory"), Window::new(5, 3_600_000_000_000));
+        let together = std::sync::Barrier::new(2);
+        let ask = || {
+            let asked = (0..FRAMES).map(|seq_num| {
+                let key = FrameKey::new(1, seq_num);
+                together.wait();
+                (0..4)
+                    .filter(|_| !tables.sequence_is_over(key, &window, NOW) && tables.take_sequence(key, &window, NOW))
+                    .count()
+            });
+            asked.collect::<Vec<_>>()
+        };
+        let (one, other) = std::thread::scope(|scope| {
+            let thread = scope.spawn(ask);
+            (ask(), thread.join().expect("no panic"))
+        });
+        let sent: Vec<_> = one.iter().zip(other).map(|(one, other)| one + other).collect();
+        assert!(sent.iter().all(|sent| *sent <= 5), "{:?}", sent.iter().max());
+        // A word that was contended too long refuses.
+        assert!(sent.iter().filter(|sent| **sent == 5).count() > sent.len() * 9 / 10);
     }
 
     #[test]
@@ -113,7 +142,7 @@ mod tests {
         let (tables, bucket, window) = (tables(), TokenBucket::default(), Window::default());
         let key = FrameKey::new(1, 1);
         for _ in 0..1_000 {
-            tables.charge_sequence(key, &window, NOW);
+            assert!(tables.take_sequence(key, &window, NOW));
             assert!(tables.take_address([1; 16], &bucket, NOW) && tables.take_group([1; 16], 1, &bucket, NOW));
             assert!(tables.take_chain([1; 16], 1, &window, NOW) && !tables.sequence_is_over(key, &window, NOW));
         }
