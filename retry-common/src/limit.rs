@@ -86,12 +86,9 @@ impl Window {
     #[inline(always)]
     pub const fn is_over(&self, state: u64, now_ns: u64) -> bool {
         let (_, previous, present, elapsed_ns) = self.roll(state, now_ns);
-        // Below 2^20 × 2^42: a window is at most an hour.
-        let carried = match (previous * self.window_ns.saturating_sub(elapsed_ns)).checked_div(self.window_ns) {
-            Some(carried) => carried,
-            None => 0,
-        };
-        carried + present >= self.max
+        // The share of the previous period that is still in the window, and the present count, reach `max`: both sides times
+        // the length, because a division takes longer. Below 2^20 × 2^42: a window is at most an hour.
+        previous * self.window_ns.saturating_sub(elapsed_ns) >= self.max.saturating_sub(present) * self.window_ns
     }
 
     /// The state after one more event at `now_ns`.
