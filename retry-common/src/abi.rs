@@ -1,7 +1,7 @@
 //! What crosses the kernel boundary: fixed-width integers and byte arrays at asserted offsets.
 //!
-//! The kernel programs and the daemon are built from one tree, but state outlives a process: whoever adopts a pinned map
-//! compares [`LAYOUT`] first.
+//! The kernel programs and the daemon are built from one tree; [`LAYOUT`] in the settings shows a program that maps are of
+//! another layout.
 
 use core::mem::offset_of;
 
@@ -123,7 +123,7 @@ pub struct Limits {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Settings {
-    /// Raised with every change of the settings; 0 = not set, and then nothing is answered.
+    /// Not 0 once the daemon has filled the settings in; at 0 nothing is answered. They do not change while programs run.
     pub generation: u64,
     /// The kernel answers until then, nanoseconds of the monotonic clock. The daemon renews it.
     pub lease_until_ns: u64,
@@ -187,7 +187,7 @@ pub struct Egress {
     pub reserved: [u8; 2],
 }
 
-/// A NACK that the kernel admitted and the daemon answers.
+/// What the kernel tells the daemon of a NACK that it admitted, see [`EventKind`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Event {
@@ -213,7 +213,7 @@ pub enum EventKind {
     Send = 1,
     /// Not in the log; a shared store may have it. Every limit is charged but that of the group, which is not known yet.
     Store = 2,
-    /// Not in the log, MISS is said; upstream endpoints may have it.
+    /// Not in the log, MISS is said unless it is suppressed; upstream endpoints may have it.
     Recover = 3,
     /// No NACK to answer: the kernel multicast this frame, and other instances are to be told.
     Repaired = 4,

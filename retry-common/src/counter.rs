@@ -65,7 +65,7 @@ macro_rules! counters {
 }
 
 counters! {
-    FramesReceived frames_received User = "bre_frames_received_total" [] "Datagrams received on the multicast data port.";
+    FramesReceived frames_received User = "bre_frames_received_total" [] "Datagrams received on the multicast data port and the tee socket, those that the kernel stored included.";
     FramesCached frames_cached User = "bre_frames_cached_total" [] "Frames written to the frame log.";
     FrameUndecodable frame_undecodable User = "bre_frames_dropped_total" [reason = "decode_error"] "Datagrams on the data port that are no frame.";
     FrameUnnumbered frame_unnumbered User = "bre_frames_dropped_total" [reason = "no_sequence"] "Frames without a sequence number: received, not cached.";
@@ -80,6 +80,7 @@ counters! {
     StoredUpstream stored_upstream User = "bre_cache_stored_total" [source = "proxy"] "Frames stored that an upstream endpoint sent.";
     StoredApi stored_api User = "bre_cache_stored_total" [source = "api"] "Frames stored through the management API.";
     FilledByKernel filled_by_kernel User = "bre_fill_kernel_frames_total" [] "Frames heard by multicast that the kernel stored; the others the daemon.";
+    FillRefused fill_refused Kernel = "bre_fill_kernel_refused_total" [reason = "checksum"] "Frames heard by multicast that the kernel refused because their checksum was wrong; each took room in the ring until the lap.";
     EvictedLap evicted_lap User = "bre_cache_evicted_total" [reason = "lap"] "Live frames overwritten because the ring came round.";
     EvictedExpired evicted_expired User = "bre_cache_evicted_total" [reason = "expired"] "Frames dropped at the end of their life.";
     EvictedMaxKeys evicted_max_keys User = "bre_cache_evicted_total" [reason = "max_keys"] "Live frames dropped because of cache-max-keys.";
@@ -141,12 +142,12 @@ counters! {
     ManifestsStale manifests_stale User = "bre_manifests_dropped_total" [reason = "stale"] "Shard manifests older than one heard before.";
     ManifestsFull manifests_full User = "bre_manifests_dropped_total" [reason = "too_many_sources"] "Shard manifests with more sources, or from more instances, than are kept.";
     ResolveErrors resolve_errors User = "bre_resolve_errors_total" [] "DNS names that could not be resolved: the last answer stands.";
-    PassedNoSettings passed_no_settings Kernel = "bre_xdp_passed_total" [reason = "no_settings"] "Packets passed on because the settings map is not filled.";
+    PassedNoSettings passed_no_settings Kernel = "bre_xdp_passed_total" [reason = "no_settings"] "UDP packets passed on because the settings map is not filled.";
     PassedLease passed_lease Kernel = "bre_xdp_passed_total" [reason = "lease"] "NACKs passed on because the daemon stopped renewing its lease.";
     PassedInterface passed_interface Kernel = "bre_xdp_passed_total" [reason = "interface"] "NACKs passed on because they came in by an interface that the kernel does not answer on.";
     PassedSource passed_source Kernel = "bre_xdp_passed_total" [reason = "source"] "NACKs passed on because nobody can be answered at their source.";
     PassedEventsFull passed_events_full Kernel = "bre_xdp_passed_total" [reason = "events_full"] "NACKs passed on because the event ring was full.";
-    HandedOver handed_over Kernel = "bre_xdp_handed_over_total" [] "Admitted NACKs handed to the daemon, which alone can send the frame.";
+    HandedOver handed_over Kernel = "bre_xdp_handed_over_total" [] "NACKs that the kernel admitted and gave to the daemon by the event ring: a frame that the daemon alone can send, or a miss to ask the shared store or an upstream for.";
 }
 
 /// The help line of a metric whose series have several label values; the others have that of their one series.

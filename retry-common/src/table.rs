@@ -2,7 +2,7 @@
 //!
 //! A bucket has four ways, each the hash of a key beside its state. Ways are taken in order and never given back. Where all
 //! are taken a new key takes the way whose state weighs least: that of somebody who has all tokens back, if there is one. So
-//! a flood of keys that come once pushes out keys that came once; who is over a limit is remembered longest.
+//! a flood of keys that come once pushes out keys that came once, and with a burst above 1 who is over a limit outlasts them.
 
 use core::hint::black_box;
 
@@ -10,9 +10,6 @@ use core::hint::black_box;
 pub const WAYS: usize = 4;
 /// Bits of the number of a way.
 const WAY_BITS: u32 = WAYS.trailing_zeros();
-
-/// How often a word that other CPUs keep changing is tried again.
-const ATTEMPTS: usize = 2;
 
 /// Buckets of a table for `entries` keys: twice as many ways, because keys spread unevenly. A power of two.
 pub const fn buckets(entries: u32) -> u32 {
@@ -47,6 +44,8 @@ pub const fn tag(hash: u64) -> u64 {
 
 /// The ways of one bucket, which other CPUs and the daemon change at the same time.
 pub trait Bucket {
+    /// How often a charge is tried when others keep changing the word.
+    const ATTEMPTS: u32;
     /// The tag of a way below [`WAYS`].
     fn tag(&self, way: usize) -> u64;
     /// Its state.
@@ -68,8 +67,8 @@ pub fn state<B: Bucket>(bucket: &B, hash: u64) -> Option<u64> {
 /// Replaces the state of the key with this `hash` by what `step` makes of it; false when `step` refuses. A key that the table
 /// does not know begins with 0, in the place of the state that `weigh` makes lightest. Weights are below 2^61.
 ///
-/// Nothing is lost where CPUs charge one key at once, its first time included; where they take one way for different keys,
-/// one of them is admitted and not remembered.
+/// CPUs that charge one key at once share its tokens, its first charge included. Admitted without being charged is who loses
+/// a way to another key, or the word [`Bucket::ATTEMPTS`] times: there was room each time.
 #[inline(always)]
 pub fn take<B: Bucket>(
     bucket: &mut B,
@@ -79,29 +78,26 @@ pub fn take<B: Bucket>(
 ) -> bool {
     let way = match find(bucket, tag(hash)) {
         Some(way) => way,
-        None => {
-            let Some(first) = step(0) else { return false };
-            match enter(bucket, tag(hash), weigh, first) {
-                Some(way) => way,
-                None => return true,
-            }
-        }
+        None => match enter(bucket, tag(hash), weigh) {
+            Some(way) => way,
+            None => return true,
+        },
     };
-    for _ in 0..ATTEMPTS {
+    let mut attempt = 0;
+    while attempt < B::ATTEMPTS {
         let old = bucket.state(way);
         let Some(new) = step(old) else { return false };
         if bucket.replace_state(way, old, new) {
             return true;
         }
+        attempt += 1;
     }
-    // So contended that the limit is all but reached.
-    false
+    true
 }
 
-/// Gives the key with this `tag` a way and its first state. The way, still to be charged, where another CPU was quicker to
-/// do so.
+/// Gives the key with this `tag` a way, to be charged; `None` when somebody else was quicker to take it.
 #[inline(always)]
-fn enter<B: Bucket>(bucket: &mut B, tag: u64, weigh: impl Fn(u64) -> u64, first: u64) -> Option<usize> {
+fn enter<B: Bucket>(bucket: &mut B, tag: u64, weigh: impl Fn(u64) -> u64) -> Option<usize> {
     let way = lightest(bucket, weigh);
     let (old, forgotten) = (bucket.tag(way), bucket.state(way));
     // Again, now that the way is chosen: whoever comes after this look sees the same weights, chooses the same way, and one of
@@ -109,16 +105,16 @@ fn enter<B: Bucket>(bucket: &mut B, tag: u64, weigh: impl Fn(u64) -> u64, first:
     if let Some(way) = find(bucket, tag) {
         return Some(way);
     }
+    // The state goes first, or another CPU with our key could be charged for what the key before it has used.
+    if forgotten != 0 && !bucket.replace_state(way, forgotten, 0) {
+        return None;
+    }
     if bucket.replace_tag(way, old, tag) {
         bucket.write_key(way);
-        // Fails when the key was charged since its tag stands there: then both charges count.
-        if bucket.replace_state(way, forgotten, first) { None } else { Some(way) }
-    } else if bucket.tag(way) == tag {
-        Some(way)
-    } else {
-        // Another key has it. Admitting without remembering is the safer side.
-        None
+    } else if bucket.tag(way) != tag {
+        return None;
     }
+    Some(way)
 }
 
 /// The way that has this tag, the first of several.
@@ -176,6 +172,8 @@ mod tests {
     struct Plain([(u64, u64); WAYS]);
 
     impl Bucket for Plain {
+        const ATTEMPTS: u32 = 2;
+
         fn tag(&self, way: usize) -> u64 {
             self.0[way].0
         }
@@ -295,6 +293,8 @@ mod tests {
     }
 
     impl Bucket for Raced {
+        const ATTEMPTS: u32 = 2;
+
         fn tag(&self, way: usize) -> u64 {
             self.plain.borrow().tag(way)
         }
@@ -327,6 +327,49 @@ mod tests {
             assert_eq!(raced.plain.borrow().0, [(tag(9), 2), (0, 0), (0, 0), (0, 0)], "{moment:?}");
             assert_eq!((0..5).filter(|_| charge(&mut raced, 9)).count(), 3);
         }
+    }
+
+    #[test]
+    fn nobody_is_charged_for_the_key_that_made_room() {
+        for moment in [Moment::Looked, Moment::Chosen, Moment::Taken] {
+            let mut raced = Raced::new(9, moment);
+            raced.plain.replace(Plain([1, 2, 3, 4].map(|hash| (tag(hash), 4))));
+            assert!(charge(&mut raced, 9));
+            let others = [2, 3, 4].map(|hash| (tag(hash), 4));
+            assert_eq!(raced.plain.borrow().0, [(tag(9), 2), others[0], others[1], others[2]], "{moment:?}");
+        }
+    }
+
+    /// A word that another CPU changes before each of our attempts.
+    struct Contended(Plain);
+
+    impl Bucket for Contended {
+        const ATTEMPTS: u32 = 2;
+
+        fn tag(&self, way: usize) -> u64 {
+            self.0.tag(way)
+        }
+        fn state(&self, way: usize) -> u64 {
+            self.0.state(way)
+        }
+        fn replace_tag(&mut self, way: usize, old: u64, new: u64) -> bool {
+            self.0.replace_tag(way, old, new)
+        }
+        fn replace_state(&mut self, way: usize, old: u64, new: u64) -> bool {
+            self.0.0[way].1 += 1;
+            self.0.replace_state(way, old, new)
+        }
+        fn write_key(&mut self, _: usize) {}
+    }
+
+    #[test]
+    fn who_never_gets_the_word_is_admitted_as_long_as_there_is_room() {
+        let mut contended = Contended(Plain([(tag(9), 0), (0, 0), (0, 0), (0, 0)]));
+        assert!(charge(&mut contended, 9));
+        assert!(charge(&mut contended, 9));
+        assert_eq!(contended.0.0[0].1, 4);
+        assert!(!charge(&mut contended, 9), "the other took the last");
+        assert_eq!(contended.0.0[0].1, 5);
     }
 
     #[test]

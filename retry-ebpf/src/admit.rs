@@ -166,6 +166,8 @@ impl<K> There<K> {
 }
 
 impl<K: Copy> table::Bucket for There<K> {
+    const ATTEMPTS: u32 = 4;
+
     #[inline(always)]
     fn tag(&self, way: usize) -> u64 {
         // SAFETY: eight aligned bytes of a live map value; volatile because others write them.

@@ -15,12 +15,13 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use retry_common::abi::{RecordHeader, Settings, record_flag, setting_flag};
 use retry_common::checksum;
+use retry_common::counter::Counter;
 use retry_common::group::{self, BeefBits, ShardBits, Sharding};
 use retry_common::index;
 use retry_common::wire::frame::{Class, HEAD_LEN, Head};
 
-use crate::log;
 use crate::packet::{self, ETHERNET_LEN, IP_UDP_LEN, IpUdp};
+use crate::{count, log};
 
 /// One bit for each group index: 1 is joined.
 #[btf_map]
@@ -102,6 +103,7 @@ pub(crate) fn store(ctx: &XdpContext) -> Option<()> {
     };
     log::commit(&place, &header);
     if !is_right {
+        count::one(Counter::FillRefused);
         return None;
     }
     // If another CPU was quicker the daemon finds this record without an entry, and makes one.

@@ -349,9 +349,13 @@ pub(crate) fn commit(place: &Place, header: &RecordHeader) {
     unsafe { exchange(there.cast(), place.version) };
 }
 
+/// An entry of a live bucket that was empty when it was looked at.
+#[derive(Clone, Copy)]
+pub(crate) struct EmptyEntry(*mut u64);
+
 /// The first empty entry of the hash's bucket; `None` when there is none, or one has the hash's tag.
 #[inline(always)]
-pub(crate) fn empty_entry(hash: u64, settings: &Settings) -> Option<*mut u64> {
+pub(crate) fn empty_entry(hash: u64, settings: &Settings) -> Option<EmptyEntry> {
     let bucket = INDEX.get_ptr_mut(index::bucket(hash, settings.bucket_mask))?;
     let tag = index::tag(hash);
     let mut empty = None;
@@ -369,14 +373,14 @@ pub(crate) fn empty_entry(hash: u64, settings: &Settings) -> Option<*mut u64> {
         }
     }
     // SAFETY: inside the bucket.
-    Some(unsafe { bucket.cast::<u64>().add(empty? & (index::BUCKET_ENTRIES - 1)) })
+    Some(EmptyEntry(unsafe { bucket.cast::<u64>().add(empty? & (index::BUCKET_ENTRIES - 1)) }))
 }
 
 /// Puts `entry` at an empty place of the index, if it still is empty.
 #[inline(always)]
-pub(crate) fn enter(place: *mut u64, entry: u64) {
-    // SAFETY: `place` is an entry of a live bucket.
-    unsafe { compare_exchange(place, 0, entry) };
+pub(crate) fn enter(place: EmptyEntry, entry: u64) {
+    // SAFETY: an entry of a live bucket, for `empty_entry` alone makes these.
+    unsafe { compare_exchange(place.0, 0, entry) };
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! The XDP programs of retry-endpoint, in the order in which a packet meets them:
 //! [`mod@classify`] → [`retry_common::decide`] over [`endpoint`] ([`admit`], [`log`]) → [`reply`] → [`role`].
 //!
-//! `retry_nack` is attached to interfaces. It is the only place where an XDP action is chosen. `retry_role` is attached
+//! This file alone chooses XDP actions. `retry_nack` is attached to interfaces. `retry_role` is attached
 //! to devmap entries and rewrites each clone into what it is to be: the ACK, the unicast copy or the multicast repair.
 //! `retry_fill` ([`ingress`]) stores the fabric's frames in the log.
 //!
@@ -28,7 +28,6 @@ mod sample;
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use retry_common::counter::Counter;
 
 use crate::classify::{NotOurs, classify};
 use crate::reply::Way;
@@ -56,8 +55,8 @@ fn retry_nack(ctx: XdpContext) -> u32 {
         Way::Pass => xdp_action::XDP_PASS,
         Way::Drop => xdp_action::XDP_DROP,
         Way::Redirected => xdp_action::XDP_REDIRECT,
-        Way::Failed => {
-            count::one(Counter::RetransmitErrors);
+        Way::Failed(counter) => {
+            count::one(counter);
             xdp_action::XDP_DROP
         }
     }
@@ -88,11 +87,11 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Helpers used here are offered to GPL-compatible programs only.
+/// Of our two licences the one that the kernel knows: helpers used here are offered to GPL-compatible programs only.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+static LICENSE: [u8; 7] = *b"GPL v2\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -47,7 +47,8 @@ pub(crate) fn read<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
     if start + size_of::<T>() > ctx.data_end() {
         return None;
     }
-    // SAFETY: the bytes lie inside the packet, and every `T` here is made of byte arrays.
+    // SAFETY: the bytes lie inside the packet, and every `T` that is read here is integers and byte arrays without
+    // padding, for which any bytes are a value.
     Some(unsafe { (start as *const T).read_unaligned() })
 }
 

@@ -49,8 +49,8 @@ pub(crate) enum Way {
     Drop,
     /// Back to the fabric.
     Redirected,
-    /// A redirect that the kernel refused.
-    Failed,
+    /// Nowhere, because the kernel refused to make room or to redirect; what to count.
+    Failed(Counter),
 }
 
 /// Decides on a NACK and rewrites the packet.
@@ -69,15 +69,15 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Way {
         Verdict::Throttled(bucket) => {
             sample::refused(ctx, Counter::ThrottledSent);
             let answer = Answer::Throttled { bucket, seq_num: request.nack.key.seq_num() };
-            back(ctx, request, &answer, Counter::ThrottledSent)
+            back(ctx, request, &answer, (Counter::ThrottledSent, Counter::ThrottledErrors))
         }
-        Verdict::Miss => back(ctx, request, &Answer::Miss, Counter::MissesSent),
+        Verdict::Miss => back(ctx, request, &Answer::Miss, MISS),
         Verdict::Recover { say } => {
-            // The MISS is said either way; a job that finds no room is one that the listener's next NACK brings back.
+            // A job that finds no room is one that the listener's next NACK brings back; the MISS does not wait for it.
             if log::hand_over(&event(ctx, request, EventKind::Recover)) {
                 count::one(Counter::HandedOver);
             }
-            if say { back(ctx, request, &Answer::Miss, Counter::MissesSent) } else { Way::Drop }
+            if say { back(ctx, request, &Answer::Miss, MISS) } else { Way::Drop }
         }
         Verdict::AskStore => hand_over(ctx, request, EventKind::Store),
         Verdict::HandOver(_) => hand_over(ctx, request, EventKind::Send),
@@ -115,7 +115,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
         (None, false, false) => return Way::Drop,
         (Some(flags), false, false) => {
             let answer = Answer::Ack { flags: AckFlags::from_bits(flags), seq_num: request.nack.key.seq_num() };
-            return back(ctx, request, &answer, Counter::AcksSent);
+            return back(ctx, request, &answer, (Counter::AcksSent, Counter::AckErrors));
         }
         (None, true, false) => return unicast_in_place(ctx, request, record),
         (Some(_), true, false) => &ACK_UNICAST,
@@ -131,7 +131,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
     let has_room = packet::resize(ctx, packet_len(request.ip_offset, record.length));
     // Given back, for clones are copies: of the room they would cost more than this and taking it again.
     if has_room && !packet::resize(ctx, before) {
-        return Way::Failed;
+        return Way::Failed(Counter::RetransmitErrors);
     }
     let ticket = Ticket {
         nonce: next_nonce(),
@@ -145,10 +145,10 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
         reserved: [0; 10],
     };
     if packet::write(ctx, request.ip_offset + TICKET, ticket).is_none() {
-        return Way::Failed;
+        return Way::Failed(Counter::RetransmitErrors);
     }
     if devmap.redirect(0, u64::from(BPF_F_BROADCAST)).is_err() {
-        return Way::Failed;
+        return Way::Failed(Counter::RetransmitErrors);
     }
     if ack.is_some() {
         count::one(Counter::AcksSent);
@@ -167,16 +167,19 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
     Way::Redirected
 }
 
+/// What a MISS that left counts, and one that could not.
+const MISS: (Counter, Counter) = (Counter::MissesSent, Counter::MissErrors);
+
 /// A 16-byte answer in the NACK's place, back by the way it came.
 #[inline(always)]
-fn back(ctx: &XdpContext, request: &Request, answer: &Answer, counter: Counter) -> Way {
+fn back(ctx: &XdpContext, request: &Request, answer: &Answer, (sent, failed): (Counter, Counter)) -> Way {
     let ports = Ends::back(&request.headers);
     if write_answer(ctx, request.ip_offset, &ports, request.settings.unicast_hop_limit, answer).is_none()
         || BACK.redirect(0, 0).is_err()
     {
-        return Way::Failed;
+        return Way::Failed(failed);
     }
-    count::one(counter);
+    count::one(sent);
     Way::Redirected
 }
 
@@ -186,7 +189,7 @@ fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Way
     let ends = Ends::back(&request.headers);
     // The room was proved, and given back if a multicast was planned that the hold-down then left out.
     if !packet::resize(ctx, packet_len(request.ip_offset, record.length)) {
-        return Way::Failed;
+        return Way::Failed(Counter::RetransmitErrors);
     }
     if swap_macs(ctx).is_none()
         || write_frame(ctx, request.ip_offset, &ends, request.settings.unicast_hop_limit, record).is_none()
@@ -195,7 +198,7 @@ fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Way
         return Way::Drop;
     }
     if BACK.redirect(0, 0).is_err() {
-        return Way::Failed;
+        return Way::Failed(Counter::RetransmitErrors);
     }
     count::one(Counter::UnicastRetransmits);
     Way::Redirected

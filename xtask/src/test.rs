@@ -110,7 +110,7 @@ fn run_suite(context: &Context, options: &Options, suite: &Suite, tally: &mut Ta
         }
         Kind::Unit => {
             let mut found = binaries::build(context, &["--lib", "--bins"])?;
-            found.extend(tests_of_common(context)?);
+            found.extend(tests_without_root(context)?);
             for binary in found {
                 take(context, options, suite, &binary, tally)?;
             }
@@ -134,20 +134,24 @@ fn take(context: &Context, options: &Options, suite: &Suite, binary: &Binary, ta
     Ok(())
 }
 
-/// The integration tests of retry-common, which need no root: each file by its name, for the selection of packages is always
-/// the same and theirs would come along otherwise.
-fn tests_of_common(context: &Context) -> Result<Vec<Binary>> {
-    let Ok(entries) = std::fs::read_dir(context.root.join("retry-common/tests")) else { return Ok(Vec::new()) };
-    let names: Vec<String> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
-        .filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()))
-        .collect();
-    if names.is_empty() {
-        return Ok(Vec::new());
+/// The integration tests that need no root: each by its name, for the selection of packages is always the same and the
+/// testbed's would come along otherwise.
+fn tests_without_root(context: &Context) -> Result<Vec<Binary>> {
+    let mut names = Vec::new();
+    for package in ["retry-common", "retry-userspace"] {
+        let directory = context.root.join(package).join("tests");
+        let entries = std::fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
+        for entry in entries {
+            let path = entry.with_context(|| format!("read {}", directory.display()))?.path();
+            if path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").is_file() {
+                names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+            }
+        }
     }
     let targets: Vec<&str> = names.iter().flat_map(|name| ["--test", name.as_str()]).collect();
-    binaries::build(context, &targets)
+    let built = binaries::build(context, &targets)?;
+    ensure!(built.len() == names.len(), "{} test targets, and {} built", names.len(), built.len());
+    Ok(built)
 }
 
 fn integration_test(context: &Context, test: &str) -> Result<Binary> {

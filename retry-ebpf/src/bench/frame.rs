@@ -52,10 +52,12 @@ fn generate(ctx: &XdpContext) -> Option<()> {
     if length < 64 {
         return None;
     }
-    store(ctx, 0, template.bytes.as_ptr(), length as u32)?;
+    // SAFETY: a template has `LONGEST` bytes, and `length` is below that.
+    unsafe { store(ctx, 0, template.bytes.as_ptr(), length as u32) }?;
     let bytes = seq.to_be_bytes();
     for place in template.places {
-        store(ctx, place, bytes.as_ptr(), 8)?;
+        // SAFETY: eight bytes.
+        unsafe { store(ctx, place, bytes.as_ptr(), 8) }?;
     }
     let mut sum = (seq >> 48) + ((seq >> 32) & 0xffff) + ((seq >> 16) & 0xffff) + (seq & 0xffff);
     sum = PLACES as u64 * sum + template.sum;
@@ -64,12 +66,18 @@ fn generate(ctx: &XdpContext) -> Option<()> {
     sum = (sum & 0xffff) + (sum >> 16);
     // 0 would say that there is no checksum.
     let checksum = if sum == 0xffff { 0xffff } else { !(sum as u16) };
-    store(ctx, CHECKSUM, checksum.to_be_bytes().as_ptr(), 2)
+    let bytes = checksum.to_be_bytes();
+    // SAFETY: two bytes.
+    unsafe { store(ctx, CHECKSUM, bytes.as_ptr(), 2) }
 }
 
+/// Copies `length` bytes into the packet.
+///
+/// # Safety
+/// `from` points to `length` readable bytes.
 #[inline(always)]
-fn store(ctx: &XdpContext, offset: u32, from: *const u8, length: u32) -> Option<()> {
-    // SAFETY: callers pass memory of at least that length; the helper checks the packet's bounds.
+unsafe fn store(ctx: &XdpContext, offset: u32, from: *const u8, length: u32) -> Option<()> {
+    // SAFETY: the caller's promise; the helper checks the packet's bounds.
     let stored = unsafe { bpf_xdp_store_bytes(ctx.ctx, offset, from.cast_mut().cast(), length) };
     (stored == 0).then_some(())
 }

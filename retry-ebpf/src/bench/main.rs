@@ -19,7 +19,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+static LICENSE: [u8; 7] = *b"GPL v2\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -43,7 +43,7 @@ impl Rigs {
 
     /// Loads the reflector as fast as it goes. Returns how many packets it sent back.
     ///
-    /// Counted at the reflector: the client's end, which shares a core with the generator, does not keep up with it.
+    /// Counted where they are sent, whether the client's end took them in or not.
     pub(crate) fn reflect(&mut self, stretch: &Stretch) -> Result<(Load, u64)> {
         let before = self.reflects.count()?;
         let load = self.reflector.load(stretch)?;

@@ -1,18 +1,20 @@
 //! Start, lease, end: what an operator sees, and what a daemon leaves behind.
 
 use std::fs;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use retry_common::key::FrameKey;
 use retry_testbed::answer::{Answer, nack};
-use retry_testbed::capture::Capture;
+use retry_testbed::capture::{Capture, RawSender};
 use retry_testbed::daemon::Daemon;
 use retry_testbed::fabric::{Fabric, Host, INTERFACE, group};
 use retry_testbed::journal::Journal;
+use retry_testbed::packet::{Checksum, PacketBuilder};
 use retry_testbed::publish::Publisher;
 
 use super::scene::{ask, asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
@@ -101,6 +103,40 @@ fn a_clean_end_leaves_nothing() {
     let last = adverts.last().expect("a last ADVERT");
     assert_eq!(last.payload[31] & 0x04, 0x04, "it says Draining");
     fs::remove_dir(&pins).expect("an empty directory");
+}
+
+/// What the kernel drops within a receiving call must not keep a worker in it.
+#[test]
+fn wrong_checksums_do_not_hold_up_the_end() {
+    const PACKETS: u32 = 1_000;
+    if !is_root("wrong_checksums_do_not_hold_up_the_end") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let mut daemon = Daemon::start(&binary(), &endpoint.ns, &flags("off", &[])).expect("a daemon");
+    let sender = RawSender::open(&client.ns, INTERFACE).expect("root");
+    // Longer ones than 68 bytes are not summed when they come.
+    let mut packet =
+        PacketBuilder::udp(SocketAddrV6::new(client.addr, 5_000, 0, 0), endpoint.nack_address(), &[7; 100]);
+    (packet.src_mac, packet.dst_mac, packet.checksum) = (client.mac, endpoint.mac, Checksum::Value(0x1234));
+    let packet = packet.build();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..PACKETS {
+                if ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                sender.send(&packet).expect("it leaves");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        let status = daemon.end().expect("it ends");
+        ended.store(true, Ordering::Relaxed);
+        assert!(status.success(), "{status}\n{}", daemon.log());
+    });
 }
 
 #[test]

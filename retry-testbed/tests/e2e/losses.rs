@@ -91,7 +91,7 @@ fn frames_that_found_no_room_are_counted() {
     daemon.child().signal(Signal::SIGCONT).expect("it goes on");
     // The kernel tells of what it lost with the next datagram that it has room for.
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    loop {
+    let stored = loop {
         let sent = publish.sent();
         let metrics = daemon.metrics().expect("a scrape");
         let (came, lost) = (
@@ -99,15 +99,16 @@ fn frames_that_found_no_room_are_counted() {
             metrics.count("bre_frames_dropped_total", &[("reason", "socket_overflow")]),
         );
         if lost > 0 && came + lost == sent {
-            break;
+            break came;
         }
         assert!(std::time::Instant::now() < deadline, "{sent} sent, {came} came, {lost} lost\n{}", daemon.log());
         std::thread::sleep(Duration::from_millis(50));
         publish.publish(&mut flow).expect("a frame leaves");
-    }
+    };
     let bytes = flow.next_frame();
     let key = publish.send(group(0), &bytes).expect("a frame leaves").expect("a key");
-    await_count(&daemon, "bre_frames_cached_total", &[], publish.sent());
+    let metrics = await_count(&daemon, "bre_frames_cached_total", &[], stored + 1);
+    assert_eq!(metrics.count("bre_frames_cached_total", &[]), stored + 1);
     let answers = ask(&asker(client), endpoint.nack_address(), &nack(key), 1);
     let by_multicast = Answer::Ack { multicast: true, unicast: false };
     assert_eq!(answers.first().map(|bytes| Answer::parse(bytes, key.seq_num())), Some(Ok(by_multicast)));

@@ -8,6 +8,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use retry_common::{
     abi::setting_flag,
     checksum,
+    counter::Counter,
     group::{self, BeefBits, ShardBits, Sharding},
     key::FrameKey,
     wire::frame::Frame,
@@ -59,9 +60,13 @@ fn tx() -> Flow {
 
 /// Passed on as it came, and not stored.
 fn left(loaded: &mut Loaded, name: &str, packet: &PacketBuilder) {
+    left_and_counted(loaded, name, packet, &[]);
+}
+
+fn left_and_counted(loaded: &mut Loaded, name: &str, packet: &PacketBuilder, counted: &[(Counter, u64)]) {
     let bytes = packet.build();
     let ran = loaded.run(&bytes).expect("a legal length");
-    assert_eq!((ran.action, ran.packet, ran.counted), (Action::Pass, bytes, vec![]), "{name}");
+    assert_eq!((ran.action, ran.packet, &*ran.counted), (Action::Pass, bytes, counted), "{name}");
     assert_eq!(loaded.follow(), [], "{name}");
 }
 
@@ -121,9 +126,7 @@ fn what_a_socket_would_not_receive_is_left() {
             left(loaded, name, &packet);
         };
         left_with("another port", &|packet| packet.dst.set_port(9_002));
-        left_with("a wrong checksum", &|packet| packet.checksum = Checksum::Value(0x1234));
         left_with("a checksum that a device was to finish", &|packet| packet.checksum = Checksum::Partial);
-        left_with("no checksum", &|packet| packet.checksum = Checksum::Value(0));
         left_with("a tag", &|packet| packet.vlans.push((ETHERTYPE_VLAN, 7)));
         left_with("an extension header", &|packet| packet.extensions.push(Extension::HopByHop));
         left_with("another MAC", &|packet| packet.dst_mac = [0x33, 0x33, 0, 0, 0, 1]);
@@ -147,6 +150,22 @@ fn what_a_socket_would_not_receive_is_left() {
             (packet.udp_length, packet.ip_length) = (Some(more), Some(more));
         });
         left_with("IPv4", &|packet| packet.ethertype = 0x0800);
+    });
+}
+
+/// Known only when the frame stands in the ring, whose room is then a filler's.
+#[test]
+fn a_wrong_checksum_is_counted() {
+    with_program("a_wrong_checksum_is_counted", |loaded| {
+        let mut flow = tx();
+        for wrong in [0x1234, 0] {
+            let (_, mut packet) = next(&mut flow);
+            packet.checksum = Checksum::Value(wrong);
+            left_and_counted(loaded, &format!("{wrong:#x}"), &packet, &[(Counter::FillRefused, 1)]);
+        }
+        let (key, packet) = next(&mut flow);
+        stored(loaded, "after them", &packet);
+        assert_eq!(loaded.follow(), [(key, LIFE_MS[0], packet.payload, true)]);
     });
 }
 

@@ -116,9 +116,7 @@ mod tests {
             (ask(), thread.join().expect("no panic"))
         });
         let sent: Vec<_> = one.iter().zip(other).map(|(one, other)| one + other).collect();
-        assert!(sent.iter().all(|sent| *sent <= 5), "{:?}", sent.iter().max());
-        // A word that was contended too long refuses.
-        assert!(sent.iter().filter(|sent| **sent == 5).count() > sent.len() * 9 / 10);
+        assert!(sent.iter().all(|sent| *sent == 5), "{:?} to {:?}", sent.iter().min(), sent.iter().max());
     }
 
     #[test]

@@ -107,11 +107,14 @@ impl Memory {
         unsafe { out.set_len(out.len() + len) };
     }
 
-    /// The `len` bytes at `offset`; for the writer alone, of a record that is whole and that it has not dropped: nobody
-    /// writes there.
-    pub(super) fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+    /// The `len` bytes at `offset`.
+    ///
+    /// # Safety
+    /// Nobody writes there while the slice lives: it is for the writer alone, of a record that is whole and that it has not
+    /// dropped.
+    pub(super) unsafe fn bytes(&self, offset: usize, len: usize) -> &[u8] {
         let place = self.at(offset, len);
-        // SAFETY: inside the mapping, which lives as long as `self`, and nobody writes there.
+        // SAFETY: inside the mapping, which lives as long as `self`; nobody writes there, says the caller.
         unsafe { std::slice::from_raw_parts(place, len) }
     }
 }

@@ -233,8 +233,8 @@ impl Writer {
                     let is_new = self.adopt(slot, &header);
                     let (key, life_ms) = (header.key, header.life_ms);
                     let len = usize::try_from(header.length).unwrap_or(0);
-                    // Nobody writes here before this writer has dropped the record.
-                    let bytes = self.pages.ring.bytes(slot_offset(slot) + RECORD_HEADER_LEN, len);
+                    // SAFETY: a whole record, and nobody writes here before this writer has dropped it.
+                    let bytes = unsafe { self.pages.ring.bytes(slot_offset(slot) + RECORD_HEADER_LEN, len) };
                     tell(Followed { key, life_ms, bytes, is_new });
                 }
                 self.pass(lane, &header);
@@ -550,8 +550,12 @@ impl Writer {
     }
 
     fn has_bytes(&self, slot: u32, header: &RecordHeader, bytes: &[u8]) -> bool {
-        usize::try_from(header.length) == Ok(bytes.len())
-            && self.pages.ring.bytes(slot_offset(slot) + RECORD_HEADER_LEN, bytes.len()) == bytes
+        if usize::try_from(header.length) != Ok(bytes.len()) {
+            return false;
+        }
+        // SAFETY: as in `follow`: the header is one that the index leads to.
+        let there = unsafe { self.pages.ring.bytes(slot_offset(slot) + RECORD_HEADER_LEN, bytes.len()) };
+        there == bytes
     }
 
     /// The place in the index of the entry for exactly this slot.

@@ -66,6 +66,7 @@ impl NackSocket {
         socket.set_multicast_loop_v6(settings.multicast_loop)?;
         socket.set_write_timeout(Some(SEND_TIMEOUT))?;
         socket.set_read_timeout(Some(SHUTDOWN_POLL))?;
+        options::check_before_queueing(&socket)?;
         let receive_buffer = options::set_receive_buffer(&socket, settings.receive_buffer)?;
         let address = SocketAddrV6::new(settings.address, settings.port, 0, 0);
         socket.bind(&address.into()).map_err(|source| OpenError::Bind { address, source })?;

@@ -119,11 +119,10 @@ fn flood(
     stored: &dyn Fn() -> Result<u64>,
 ) -> Result<(f64, u64, f64)> {
     let count: u32 = if settings.quick { 500_000 } else { 1_000_000 };
-    let (before, napi) = (stored()?, rig.server_napi_time()?);
+    let (before, napi) = (settled(stored)?, rig.server_napi_time()?);
     let active = rig.send_frames(*next, count, LENGTH, None)?;
     let napi = rig.server_napi_time()?.saturating_sub(napi);
-    std::thread::sleep(Duration::from_millis(50));
-    let kept = stored()? - before;
+    let kept = settled(stored)? - before;
     *next += u64::from(count);
     ensure!((1..=u64::from(count)).contains(&kept), "{kept} frames stored of {count} sent");
     Ok((as_f64(kept) / active.as_secs_f64(), kept, napi.as_secs_f64() * 1e9 / as_f64(kept)))

@@ -1,8 +1,8 @@
 //! Answers a second at full rate, and the CPU time of each.
 //!
 //! The generator's stretches take turns: reflector, daemon, plain server, daemon by its socket, and again. What the kernel
-//! sends is counted where it is sent, in the reflector and in the daemon's counters: the client's end shares a core with
-//! the generator and does not take in what comes at these rates. It compares the first four of every 4096 that it gets
+//! sends is counted where it is sent, in the reflector and in the daemon's counters, so that what a queue loses on the way
+//! back costs the figure nothing; the share that the client's end counted is in the notes. That end compares the first four of every 4096 that it gets
 //! with what they have to be, and counts what the servers on sockets answer.
 
 use anyhow::{Context as _, Result, ensure};

@@ -62,7 +62,7 @@ pub(super) fn cells(row: &Row) -> [String; 8] {
     ]
 }
 
-/// Three or four significant digits, thousands apart.
+/// Three significant digits, more from 1,000, whose thousands stand apart.
 pub(super) fn figure(value: f64) -> String {
     match value.abs() {
         size if size >= 1000.0 => {
@@ -79,8 +79,10 @@ pub(super) fn figure(value: f64) -> String {
         }
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
-        size if size >= 0.1 || size == 0.0 => format!("{value:.2}"),
-        _ => format!("{value:.4}"),
+        size if size >= 1.0 || size == 0.0 => format!("{value:.2}"),
+        size if size >= 0.1 => format!("{value:.3}"),
+        size if size >= 0.01 => format!("{value:.4}"),
+        _ => format!("{value:.5}"),
     }
 }
 
@@ -93,8 +95,10 @@ mod tests {
         assert_eq!(figure(1_234_567.8), "1 234 568");
         assert_eq!(figure(123.4), "123");
         assert_eq!(figure(12.34), "12.3");
-        assert_eq!(figure(0.456), "0.46");
-        assert_eq!(figure(0.001), "0.0010");
+        assert_eq!(figure(7.9), "7.90");
+        assert_eq!(figure(0.4564), "0.456");
+        assert_eq!(figure(0.01236), "0.0124");
+        assert_eq!(figure(0.001), "0.00100");
         assert_eq!(figure(0.0), "0.00");
     }
 }

@@ -52,7 +52,8 @@ pub(crate) fn thread_of(pid: u32, name: &str) -> Result<Option<i32>> {
 
 /// Lets a thread run before all ordinary ones, or as an ordinary one again; 0 is the calling thread.
 ///
-/// For the measuring end alone: on two cores it would otherwise wait for the generator's time slice.
+/// For the listener, for the client's NAPI, and for the server's NAPI while a cache is filled without loss: each would
+/// otherwise wait for a time slice of whoever shares its core.
 pub(crate) fn urgent(thread: i32, on: bool) -> Result<()> {
     if on { schedule(thread, libc::SCHED_FIFO, 10) } else { schedule(thread, libc::SCHED_OTHER, 0) }
 }

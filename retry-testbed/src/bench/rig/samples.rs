@@ -36,8 +36,8 @@ pub(crate) struct Right {
     pub(crate) first: u64,
     /// How many there are.
     pub(crate) count: u64,
-    /// Whether an ACK goes before its frame: in the kernel, where the frame's room is proved first. A socket's frame
-    /// goes first, for the ACK says what has left.
+    /// Whether an ACK goes before its frame: in the kernel, where the frame's room is proved first, and in the plain server.
+    /// The daemon's socket sends the frame first, for its ACK says what has left.
     pub(crate) ack_leads: bool,
     /// Who asks may be somebody else than the client.
     pub(crate) spoofed: bool,
