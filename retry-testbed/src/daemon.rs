@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -46,6 +46,8 @@ pub struct Daemon<'a> {
     metrics: SocketAddr,
     log: Lines,
     stdout: Lines,
+    /// They end with the pipes.
+    readers: Vec<JoinHandle<()>>,
 }
 
 /// Lines of output, shared with the thread that reads them.
@@ -73,8 +75,7 @@ impl<'a> Daemon<'a> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             if let Some(status) = daemon.child.try_wait()? {
-                // Its last lines may still be in the pipe.
-                thread::sleep(Duration::from_millis(50));
+                daemon.read_to_the_end();
                 bail!("the daemon ended: {status}\n{}", daemon.log());
             }
             match daemon.get("/readyz") {
@@ -93,6 +94,9 @@ impl<'a> Daemon<'a> {
     /// It cannot be started.
     pub fn launch(binary: &Path, ns: &'a Netns, flags: &[impl AsRef<str>]) -> Result<Self> {
         mount_bpffs()?;
+        if flags.iter().any(|flag| flag.as_ref() == "1h") {
+            pass_the_full_hour()?;
+        }
         let mut command = Command::new(binary);
         command
             .args(flags.iter().map(AsRef::as_ref))
@@ -103,13 +107,14 @@ impl<'a> Daemon<'a> {
         let mut child = ns.spawn(command)?;
         let (log, lines) = (Lines::default(), Lines::default());
         let pipes = child.child_mut();
+        let mut readers = Vec::new();
         if let Some(stdout) = pipes.stdout.take() {
-            keep(stdout, vec![Arc::clone(&log), Arc::clone(&lines)]);
+            readers.push(keep(stdout, vec![Arc::clone(&log), Arc::clone(&lines)]));
         }
         if let Some(stderr) = pipes.stderr.take() {
-            keep(stderr, vec![Arc::clone(&log)]);
+            readers.push(keep(stderr, vec![Arc::clone(&log)]));
         }
-        Ok(Self { child, ns, metrics: METRICS.parse()?, log, stdout: lines })
+        Ok(Self { child, ns, metrics: METRICS.parse()?, log, stdout: lines, readers })
     }
 
     /// Its process id.
@@ -172,12 +177,38 @@ impl<'a> Daemon<'a> {
         Ok(CpuTime { process, programs, runs })
     }
 
-    /// Asks it to end (SIGTERM) and returns its exit status; SIGKILL after three seconds.
+    /// Asks it to end (SIGTERM) and returns its exit status; SIGKILL after ten seconds. All that it said is in the log then.
     ///
     /// # Errors
     /// The kernel refuses the wait.
     pub fn end(&mut self) -> Result<std::process::ExitStatus> {
-        self.child.end(Duration::from_secs(3))
+        let status = self.child.end(Duration::from_secs(10))?;
+        self.read_to_the_end();
+        Ok(status)
+    }
+
+    /// Waits until it has ended by itself; what it said is in the log then.
+    ///
+    /// # Errors
+    /// It has not within ten seconds.
+    pub fn wait(&mut self) -> Result<std::process::ExitStatus> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                self.read_to_the_end();
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "the daemon does not end\n{}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Once it has ended: until its last lines are out of the pipes.
+    fn read_to_the_end(&mut self) {
+        for reader in self.readers.drain(..) {
+            // One that panicked has read what it has read.
+            let _ = reader.join();
+        }
     }
 }
 
@@ -246,8 +277,7 @@ fn program_time(pid: u32) -> Result<(Duration, u64)> {
     Ok((Duration::from_nanos(time), runs))
 }
 
-fn keep(pipe: impl Read + Send + 'static, logs: Vec<Lines>) {
-    // Ends by itself when the daemon has closed its end.
+fn keep(pipe: impl Read + Send + 'static, logs: Vec<Lines>) -> JoinHandle<()> {
     thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
             for log in &logs {
@@ -258,5 +288,17 @@ fn keep(pipe: impl Read + Send + 'static, logs: Vec<Lines>) {
                 log.push(line.clone());
             }
         }
-    });
+    })
+}
+
+/// The daemon counts windows of an hour from full hours of the monotonic clock, and right after one admits one more: a test of such
+/// a window begins at least half a minute before.
+fn pass_the_full_hour() -> Result<()> {
+    let hour = Duration::from_secs(3600);
+    let clock = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    let left = hour.as_secs() - Duration::from(clock).as_secs() % hour.as_secs();
+    if left <= 30 {
+        thread::sleep(Duration::from_secs(left));
+    }
+    Ok(())
 }

@@ -22,6 +22,9 @@ pub fn get(ns: &Netns, address: SocketAddr, path: &str) -> Result<(u16, String)>
 /// As [`get`] with another method and no body.
 ///
 /// # Errors
+/// How long the daemon may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// As [`get`].
 pub fn request(ns: &Netns, address: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
     let (status, body) = exchange(ns, address, method, path, &[])?;
@@ -34,9 +37,9 @@ pub fn request(ns: &Netns, address: SocketAddr, method: &str, path: &str) -> Res
 /// As [`get`].
 pub fn exchange(ns: &Netns, address: SocketAddr, method: &str, path: &str, body: &[u8]) -> Result<(u16, Vec<u8>)> {
     ns.enter(|| {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(2)))?;
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
         // Version 1.0: the body ends with the connection and comes in one piece, never in chunks.
         write!(stream, "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n", body.len())?;
         stream.write_all(body)?;

@@ -2,23 +2,33 @@
 //! gets as far as opening a socket or touching an interface, so nothing here needs rights.
 
 use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_retry-endpoint");
+/// XDP on the loopback interface.
+const NATIVE: [&str; 8] = ["-mc-iface", "lo", "-egress-iface", "lo", "-nack-addr", "::1", "-xdp", "native"];
+/// A user without rights.
+const NOBODY: u32 = 65_534;
 
 /// The binary with these arguments and variables, and none of the caller's variables.
 fn start<A: AsRef<OsStr>>(args: &[A], env: &[(&str, &str)]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_retry-endpoint"))
-        .args(args)
-        .env_clear()
-        .envs(env.iter().copied())
-        .stdin(Stdio::null())
-        .output()
-        .expect("the binary starts")
+    finish(Command::new(BINARY).args(args).env_clear().envs(env.iter().copied()))
+}
+
+fn finish(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().expect("the binary starts")
 }
 
 /// The one line of a refusal with this exit code.
 fn refusal<A: AsRef<OsStr>>(code: i32, args: &[A], env: &[(&str, &str)]) -> String {
-    let output = start(args, env);
-    let line = String::from_utf8(output.stderr).expect("text");
+    refused(code, &start(args, env))
+}
+
+fn refused(code: i32, output: &Output) -> String {
+    let line = String::from_utf8(output.stderr.clone()).expect("text");
     assert_eq!(output.status.code(), Some(code), "{line}");
     assert!(output.stdout.is_empty(), "stdout is not for errors");
     assert!(line.starts_with("retry-endpoint: ") && line.ends_with('\n'), "{line:?}");
@@ -29,10 +39,6 @@ fn refusal<A: AsRef<OsStr>>(code: i32, args: &[A], env: &[(&str, &str)]) -> Stri
 /// True when this host has an interface with `::1`.
 fn has_ipv6_loopback() -> bool {
     std::net::UdpSocket::bind("[::1]:0").is_ok()
-}
-
-fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
 }
 
 #[test]
@@ -103,8 +109,7 @@ fn an_address_that_nobody_has_is_named() {
 
 /// What the lines have in common: the setting, and what to do.
 fn native(more: &[&str]) -> String {
-    let args = ["-mc-iface", "lo", "-egress-iface", "lo", "-nack-addr", "::1", "-xdp", "native"];
-    let line = refusal(1, &[&args, more].concat(), &[]);
+    let line = refusal(1, &[&NATIVE, more].concat(), &[]);
     assert!(line.starts_with("retry-endpoint: -xdp native: "), "{line}");
     line
 }
@@ -124,16 +129,22 @@ fn native_without_a_bpf_file_system_says_how_to_get_one() {
     );
 }
 
+/// As nobody, where it is root who runs this.
 #[test]
 fn native_without_rights_does_not_start() {
-    if is_root() {
-        println!("SKIP native_without_rights_does_not_start: runs as root");
-        return;
-    }
     if !has_ipv6_loopback() {
         println!("SKIP native_without_rights_does_not_start: this host has no IPv6 loopback");
         return;
     }
-    let line = native(&[]);
-    assert!(line.contains("root"), "{line}");
+    // Where whoever it is may read and run it.
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("ours");
+    let binary = directory.path().join("retry-endpoint");
+    fs::copy(BINARY, &binary).expect("a copy");
+    let mut command = Command::new(&binary);
+    if nix::unistd::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let line = refused(1, &finish(command.args(NATIVE).env_clear()));
+    assert!(line.starts_with("retry-endpoint: -xdp native: ") && line.contains("root"), "{line}");
 }

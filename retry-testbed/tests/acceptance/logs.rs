@@ -36,7 +36,6 @@ fn json_lines_say_who_wrote_them() {
     ask(&asker(client), endpoint.nack_address(), &nack(FrameKey::new(1, 1)), 1);
     let status = daemon.end().expect("it ends");
     assert!(status.success(), "{status}");
-    std::thread::sleep(Duration::from_millis(50));
     let lines = daemon.stdout();
     assert!(!lines.is_empty() && lines.join("\n") == daemon.log(), "something on stderr:\n{}", daemon.log());
     let lines: Vec<Value> =
@@ -61,7 +60,6 @@ fn text_lines_say_who_wrote_them() {
     let mut daemon =
         Daemon::start(&binary(), &endpoint.ns, &flags("off", &["-instance", "retry-8"])).expect("a daemon");
     assert!(daemon.end().expect("it ends").success());
-    std::thread::sleep(Duration::from_millis(50));
     assert_eq!(daemon.stdout(), Vec::<String>::new(), "text goes to stderr");
     let log = daemon.log();
     assert!(log.lines().count() > 1, "{log}");
@@ -91,7 +89,6 @@ fn the_level_changes_while_it_runs() {
         std::thread::sleep(Duration::from_millis(100));
         let before = daemon.stdout().len();
         assert!(daemon.end().expect("it ends").success());
-        std::thread::sleep(Duration::from_millis(50));
         let lines: Vec<Value> =
             daemon.stdout().split_off(before).iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
         assert_eq!(lines.iter().any(|line| line["level"] == "INFO"), told, "{level}: {lines:?}");

@@ -57,6 +57,7 @@ fn asks(xdp: &str, first: &[&str], second: &[&str], first_lost: &[u64]) -> (Stat
     for _ in 0..12 {
         publish.publish(&mut flow).expect("a frame leaves");
     }
+    counted(&first, "bre_frames_cached_total", &[], 12 - u64::try_from(first_lost.len()).expect("few"));
     counted(&second, "bre_frames_cached_total", &[], 12);
     listener.expect(journal.keys());
     assert!(listener.settle(PATIENCE), "{:?}\n{}\n{}", listener.stats(), first.log(), second.log());

@@ -92,11 +92,11 @@ fn a_neighbour_gets_its_frames() {
         socket
     });
     // It is looked for every second.
-    std::thread::sleep(Duration::from_millis(1_500));
+    std::thread::sleep(Duration::from_millis(3_000));
     assert_eq!(send(), 1);
     let mut buffer = [0; 2_048];
     assert!(neighbour.recv(&mut buffer).is_ok_and(|len| len > 300));
     drop(neighbour);
-    std::thread::sleep(Duration::from_millis(1_500));
+    std::thread::sleep(Duration::from_millis(3_000));
     assert_eq!(send(), 2);
 }

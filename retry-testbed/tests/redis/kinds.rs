@@ -153,11 +153,12 @@ fn a_cluster_and_the_death_of_a_master() {
     let started = runtime.block_on(connected(config(redis(&all), "b")));
     let first = keys[0];
     let before = cluster.master_of(first).expect("served");
+    let late = (1..1_000)
+        .map(|seq| FrameKey::new(0xc2, seq))
+        .find(|key| cluster.master_of(*key).is_ok_and(|at| at == before))
+        .expect("a key of that master");
     cluster.kill(before).expect("killed");
     // Written while nobody serves the slot: it waits, and arrives.
-    let late =
-        (1..).map(|seq| FrameKey::new(0xc2, seq)).find(|key| cluster.master_of(*key).is_ok_and(|at| at == before));
-    let late = late.expect("a key of that master");
     runtime.block_on(async {
         started.store.write(late, super::scene::MINUTE, &super::scene::bytes(late));
     });

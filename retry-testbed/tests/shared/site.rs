@@ -74,8 +74,15 @@ impl Site {
         RedisServer::start(self.host("redis"))
     }
 
-    /// An instance named as its host, over this Redis, that is a member of the groups; later flags win.
+    /// An instance named as its host, connected to this Redis, that is a member of the groups; later flags win.
     pub(crate) fn endpoint(&self, name: &str, xdp: &str, redis: &str, more: &[&str]) -> Daemon<'_> {
+        let daemon = self.unconnected(name, xdp, redis, more);
+        eventually("a connection", || told(&daemon, "connected to the shared store") == 1);
+        daemon
+    }
+
+    /// As [`Site::endpoint`], where Redis may not take the connection.
+    pub(crate) fn unconnected(&self, name: &str, xdp: &str, redis: &str, more: &[&str]) -> Daemon<'_> {
         let mut all = vec!["-instance", name, "-beacon-enabled=false", "-redis-addr", redis];
         all.extend(more);
         self.daemon(name, xdp, &all)
