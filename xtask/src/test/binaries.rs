@@ -18,6 +18,9 @@ use crate::{
 /// selection.
 const PACKAGES: [&str; 4] = ["retry-common", "retry-userspace", "retry-testbed", "xtask"];
 
+/// The longest suite takes three minutes; a test that hangs must not hold up all others for good. Seconds.
+const TIME_LIMIT: &str = "1200";
+
 /// A test binary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Binary {
@@ -65,20 +68,21 @@ fn executable(message: &Value) -> Option<Binary> {
     })
 }
 
-/// Runs one binary to its end.
+/// Runs one binary to its end, or until [`TIME_LIMIT`]: then it counts as broken off.
 ///
 /// # Errors
 /// It cannot be started.
 pub(crate) fn run(context: &Context, binary: &Binary, as_root: bool, filter: &[String]) -> Result<Outcome> {
     let environment = context.program_environment();
+    // A program of its own, because it may have to end one of root's.
     let mut command = if as_root {
-        context.as_root(&binary.path, environment)?
+        context.as_root("timeout", environment)?
     } else {
-        let mut command = Command::new(&binary.path);
+        let mut command = Command::new("timeout");
         command.envs(environment);
         command
     };
-    command.arg("--show-output");
+    command.args(["--signal=KILL", TIME_LIMIT]).arg(&binary.path).arg("--show-output");
     if as_root {
         // Namespaces and programs in the kernel: one test at a time, or they measure each other.
         command.arg("--test-threads=1");
@@ -131,6 +135,8 @@ no message
         let outcome = run("/bin/false").expect("it starts");
         assert!(!outcome.complete);
         assert!(outcome.failures.contains("exit status: 1"), "{}", outcome.failures);
-        assert!(run("/no/such/program").is_err());
+        let outcome = run("/no/such/program").expect("timeout starts");
+        assert!(!outcome.complete);
+        assert!(outcome.failures.contains("No such file"), "{}", outcome.failures);
     }
 }

@@ -41,7 +41,7 @@ impl Drop for Raised {
         if let Some(before) = &self.before
             && let Err(error) = std::fs::write(AUTOGROUP, before)
         {
-            eprintln!("the session keeps nice level {GROUP} (was {before}): {error}");
+            eprintln!("the autogroup keeps nice level {GROUP} (was {before}): {error}");
         }
     }
 }
