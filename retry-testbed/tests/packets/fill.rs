@@ -47,11 +47,18 @@ fn next(flow: &mut Flow) -> (FrameKey, PacketBuilder) {
 
 /// One right checksum in 65,536 is what stands where a device is to finish it. Such a frame is the daemon's.
 fn seems_unfinished(packet: &PacketBuilder) -> bool {
-    let length = u16::try_from(packet.payload.len()).expect("short");
+    let (source, destination) = (packet.src.ip().octets(), packet.dst.ip().octets());
+    right_checksum(packet) == checksum::udp_ipv6_unfinished(&source, &destination, length(packet))
+}
+
+fn right_checksum(packet: &PacketBuilder) -> u16 {
     let (source, destination) = (packet.src.ip().octets(), packet.dst.ip().octets());
     let sum = checksum::partial(&packet.payload);
-    checksum::udp_ipv6(&source, &destination, packet.src.port(), packet.dst.port(), length, sum)
-        == checksum::udp_ipv6_unfinished(&source, &destination, length)
+    checksum::udp_ipv6(&source, &destination, packet.src.port(), packet.dst.port(), length(packet), sum)
+}
+
+fn length(packet: &PacketBuilder) -> u16 {
+    u16::try_from(packet.payload.len()).expect("short")
 }
 
 fn tx() -> Flow {
@@ -126,6 +133,7 @@ fn what_a_socket_would_not_receive_is_left() {
             left(loaded, name, &packet);
         };
         left_with("another port", &|packet| packet.dst.set_port(9_002));
+        left_with("no checksum", &|packet| packet.checksum = Checksum::Value(0));
         left_with("a checksum that a device was to finish", &|packet| packet.checksum = Checksum::Partial);
         left_with("a tag", &|packet| packet.vlans.push((ETHERTYPE_VLAN, 7)));
         left_with("an extension header", &|packet| packet.extensions.push(Extension::HopByHop));
@@ -158,10 +166,10 @@ fn what_a_socket_would_not_receive_is_left() {
 fn a_wrong_checksum_is_counted() {
     with_program("a_wrong_checksum_is_counted", |loaded| {
         let mut flow = tx();
-        for wrong in [0x1234, 0] {
+        for bit in [1, 0x8000] {
             let (_, mut packet) = next(&mut flow);
-            packet.checksum = Checksum::Value(wrong);
-            left_and_counted(loaded, &format!("{wrong:#x}"), &packet, &[(Counter::FillRefused, 1)]);
+            packet.checksum = Checksum::Value(right_checksum(&packet) ^ bit);
+            left_and_counted(loaded, &format!("{bit:#x}"), &packet, &[(Counter::FillRefused, 1)]);
         }
         let (key, packet) = next(&mut flow);
         stored(loaded, "after them", &packet);
