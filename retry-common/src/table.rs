@@ -76,10 +76,10 @@ pub fn take<B: Bucket>(
     weigh: impl Fn(u64) -> u64,
     step: impl Fn(u64) -> Option<u64>,
 ) -> bool {
-    let way = match find(bucket, tag(hash)) {
-        Some(way) => way,
+    let (way, is_new) = match find(bucket, tag(hash)) {
+        Some(way) => (way, false),
         None => match enter(bucket, tag(hash), weigh) {
-            Some(way) => way,
+            Some(entered) => entered,
             None => return true,
         },
     };
@@ -88,6 +88,10 @@ pub fn take<B: Bucket>(
         let old = bucket.state(way);
         let Some(new) = step(old) else { return false };
         if bucket.replace_state(way, old, new) {
+            if is_new {
+                // The last thing: it stands on a line of its own, and an atomic step waits until that has come.
+                bucket.write_key(way);
+            }
             return true;
         }
         attempt += 1;
@@ -95,26 +99,27 @@ pub fn take<B: Bucket>(
     true
 }
 
-/// Gives the key with this `tag` a way, to be charged; `None` when somebody else was quicker to take it.
+/// Gives the key with this `tag` a way, to be charged, and whether it is us who took it; `None` when it is another key's now.
 #[inline(always)]
-fn enter<B: Bucket>(bucket: &mut B, tag: u64, weigh: impl Fn(u64) -> u64) -> Option<usize> {
+fn enter<B: Bucket>(bucket: &mut B, tag: u64, weigh: impl Fn(u64) -> u64) -> Option<(usize, bool)> {
     let way = lightest(bucket, weigh);
     let (old, forgotten) = (bucket.tag(way), bucket.state(way));
     // Again, now that the way is chosen: whoever comes after this look sees the same weights, chooses the same way, and one of
     // us fails to take it. Otherwise a key could have two.
     if let Some(way) = find(bucket, tag) {
-        return Some(way);
+        return Some((way, false));
     }
     // The state goes first, or another CPU with our key could be charged for what the key before it has used.
     if forgotten != 0 && !bucket.replace_state(way, forgotten, 0) {
         return None;
     }
     if bucket.replace_tag(way, old, tag) {
-        bucket.write_key(way);
-    } else if bucket.tag(way) != tag {
-        return None;
+        Some((way, true))
+    } else if bucket.tag(way) == tag {
+        Some((way, false))
+    } else {
+        None
     }
-    Some(way)
 }
 
 /// The way that has this tag, the first of several.
@@ -304,14 +309,14 @@ mod tests {
         }
         fn replace_tag(&mut self, way: usize, old: u64, new: u64) -> bool {
             self.reach(Moment::Chosen);
-            self.plain.borrow_mut().replace_tag(way, old, new)
+            let is_ours = self.plain.borrow_mut().replace_tag(way, old, new);
+            self.reach(Moment::Taken);
+            is_ours
         }
         fn replace_state(&mut self, way: usize, old: u64, new: u64) -> bool {
             self.plain.borrow_mut().replace_state(way, old, new)
         }
-        fn write_key(&mut self, _: usize) {
-            self.reach(Moment::Taken);
-        }
+        fn write_key(&mut self, _: usize) {}
     }
 
     /// Adds one to the state, up to 5.
