@@ -154,6 +154,10 @@ fn linker_command(context: &Context) -> Command {
     if debians_llvm() {
         command.args(["--no-default-features", "--features", LLVM_FEATURE]).env("LLVM_PREFIX", LLVM_PREFIX);
     }
+    // It runs for a second: what counts is how long it takes to build.
+    for (setting, value) in [("LTO", "off"), ("OPT_LEVEL", "1"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")] {
+        command.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
+    }
     command.current_dir(&context.root);
     command
 }
