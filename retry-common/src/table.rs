@@ -76,22 +76,21 @@ pub fn take<B: Bucket>(
     weigh: impl Fn(u64) -> u64,
     step: impl Fn(u64) -> Option<u64>,
 ) -> bool {
-    let (way, is_new) = match find(bucket, tag(hash)) {
-        Some(way) => (way, false),
-        None => match enter(bucket, tag(hash), weigh) {
-            Some(entered) => entered,
-            None => return true,
-        },
+    let way = match find(bucket, tag(hash)) {
+        Some(way) => way,
+        None => {
+            let Some(first) = step(0) else { return false };
+            match enter(bucket, tag(hash), weigh, first) {
+                Some(way) => way,
+                None => return true,
+            }
+        }
     };
     let mut attempt = 0;
     while attempt < B::ATTEMPTS {
         let old = bucket.state(way);
         let Some(new) = step(old) else { return false };
         if bucket.replace_state(way, old, new) {
-            if is_new {
-                // The last thing: it stands on a line of its own, and an atomic step waits until that has come.
-                bucket.write_key(way);
-            }
             return true;
         }
         attempt += 1;
@@ -99,27 +98,27 @@ pub fn take<B: Bucket>(
     true
 }
 
-/// Gives the key with this `tag` a way, to be charged, and whether it is us who took it; `None` when it is another key's now.
+/// Gives the key with this `tag` a way and its `first` state. The way, still to be charged, where somebody else had the same key.
 #[inline(always)]
-fn enter<B: Bucket>(bucket: &mut B, tag: u64, weigh: impl Fn(u64) -> u64) -> Option<(usize, bool)> {
+fn enter<B: Bucket>(bucket: &mut B, tag: u64, weigh: impl Fn(u64) -> u64, first: u64) -> Option<usize> {
     let way = lightest(bucket, weigh);
     let (old, forgotten) = (bucket.tag(way), bucket.state(way));
     // Again, now that the way is chosen: whoever comes after this look sees the same weights, chooses the same way, and one of
     // us fails to take it. Otherwise a key could have two.
     if let Some(way) = find(bucket, tag) {
-        return Some((way, false));
+        return Some(way);
     }
     // The state goes first, or another CPU with our key could be charged for what the key before it has used.
     if forgotten != 0 && !bucket.replace_state(way, forgotten, 0) {
         return None;
     }
-    if bucket.replace_tag(way, old, tag) {
-        Some((way, true))
-    } else if bucket.tag(way) == tag {
-        Some((way, false))
-    } else {
-        None
+    if !bucket.replace_tag(way, old, tag) {
+        return if bucket.tag(way) == tag { Some(way) } else { None };
     }
+    let is_charged = bucket.replace_state(way, 0, first);
+    // The last thing: it stands on a line of its own, and an atomic step waits until that has come.
+    bucket.write_key(way);
+    if is_charged { None } else { Some(way) }
 }
 
 /// The way that has this tag, the first of several.
