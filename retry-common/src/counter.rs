@@ -1,5 +1,7 @@
 //! Every verdict has a counter: its place in the map, its metric name and its labels stand here and nowhere else.
 
+use crate::wire::answer::Answer;
+
 /// A Prometheus series: the metric's name and its labels.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Series {
@@ -148,6 +150,16 @@ counters! {
     PassedSource passed_source Kernel = "bre_xdp_passed_total" [reason = "source"] "NACKs passed on because nobody can be answered at their source.";
     PassedEventsFull passed_events_full Kernel = "bre_xdp_passed_total" [reason = "events_full"] "NACKs passed on because the event ring was full.";
     HandedOver handed_over Kernel = "bre_xdp_handed_over_total" [] "NACKs that the kernel admitted and gave to the daemon by the event ring: a frame that the daemon alone can send, or a miss to ask the shared store or an upstream for.";
+}
+
+/// What an answer counts that left, and what one that could not be sent.
+#[inline(always)]
+pub const fn of_answer(answer: &Answer) -> (Counter, Counter) {
+    match answer {
+        Answer::Ack { .. } => (Counter::AcksSent, Counter::AckErrors),
+        Answer::Miss => (Counter::MissesSent, Counter::MissErrors),
+        Answer::Throttled { .. } => (Counter::ThrottledSent, Counter::ThrottledErrors),
+    }
 }
 
 /// The help line of a metric whose series have several label values; the others have that of their one series.

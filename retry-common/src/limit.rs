@@ -85,18 +85,28 @@ impl Window {
     /// True when one more event at `now_ns` would be too many.
     #[inline(always)]
     pub const fn is_over(&self, state: u64, now_ns: u64) -> bool {
-        let (_, previous, present, elapsed_ns) = self.roll(state, now_ns);
+        self.is_full(&self.roll(state, now_ns))
+    }
+
+    /// The new state after one more event at `now_ns`, `None` when it would be one too many.
+    #[inline(always)]
+    pub const fn take(&self, state: u64, now_ns: u64) -> Option<u64> {
+        let rolled = self.roll(state, now_ns);
+        if self.is_full(&rolled) {
+            return None;
+        }
+        let (period, previous, present, _) = rolled;
+        Some((period << (2 * COUNT_BITS)) | (previous << COUNT_BITS) | (present + 1))
+    }
+
+    /// `rolled` is what [`Window::roll`] returns. A full window has no room for one more, so a count never passes
+    /// [`Window::MAX`].
+    #[inline(always)]
+    const fn is_full(&self, rolled: &(u64, u64, u64, u64)) -> bool {
+        let (_, previous, present, elapsed_ns) = *rolled;
         // The share of the previous period that is still in the window, and the present count, reach `max`: both sides times
         // the length, because a division takes longer. Below 2^20 × 2^42: a window is at most an hour.
         previous * self.window_ns.saturating_sub(elapsed_ns) >= self.max.saturating_sub(present) * self.window_ns
-    }
-
-    /// The state after one more event at `now_ns`.
-    #[inline(always)]
-    pub const fn charge(&self, state: u64, now_ns: u64) -> u64 {
-        let (period, previous, present, _) = self.roll(state, now_ns);
-        let present = if present == COUNT_MASK { present } else { present + 1 };
-        (period << (2 * COUNT_BITS)) | (previous << COUNT_BITS) | present
     }
 
     /// What would be forgotten with `state`, to be compared: the events that may still count at `now_ns`. Below 2^21.
@@ -171,18 +181,20 @@ mod tests {
         let window = Window::new(4, 100 * MS);
         let boundary = 7_700 * MS;
         let mut state = 0;
-        for _ in 0..4 {
-            state = window.charge(state, boundary);
+        for _ in 0..3 {
+            state = window.take(state, boundary).expect("room");
         }
+        assert_eq!(window.take(state, boundary - 1), window.take(state, boundary));
+        state = window.take(state, boundary).expect("room");
         assert!(window.is_over(state, boundary - 1));
-        assert_eq!(window.charge(state, boundary - 1), window.charge(state, boundary));
+        assert_eq!(window.take(state, boundary - 1), None);
     }
 
     #[test]
     fn what_is_past_weighs_nothing() {
         let window = Window::new(4, 100 * MS);
         let start = 7_700 * MS;
-        let state = window.charge(window.charge(0, start), start);
+        let state = window.take(0, start).and_then(|state| window.take(state, start)).expect("room");
         assert_eq!(window.weight(state, start), 2);
         assert_eq!(window.weight(state, start - 1), 2);
         assert_eq!(window.weight(state, start + 199 * MS), 2);
@@ -197,14 +209,14 @@ mod tests {
         let mut state = 0;
         for _ in 0..4 {
             assert!(!window.is_over(state, start));
-            state = window.charge(state, start);
+            state = window.take(state, start).expect("room");
         }
         assert!(window.is_over(state, start));
         // Halfway through the next period half of the old ones still count.
         assert!(window.is_over(state, start + 100 * MS));
         assert!(!window.is_over(state, start + 150 * MS));
-        state = window.charge(state, start + 150 * MS);
-        state = window.charge(state, start + 150 * MS);
+        state = window.take(state, start + 150 * MS).expect("room");
+        state = window.take(state, start + 150 * MS).expect("room");
         assert!(window.is_over(state, start + 150 * MS));
         assert!(!window.is_over(state, start + 400 * MS));
     }
@@ -238,8 +250,10 @@ mod tests {
             for gap in gaps {
                 now += gap;
                 if now / length != period { period = now / length; taken = 0; }
-                if !window.is_over(state, now) {
-                    state = window.charge(state, now);
+                let new = window.take(state, now);
+                prop_assert_eq!(new.is_none(), window.is_over(state, now));
+                if let Some(new) = new {
+                    state = new;
                     taken += 1;
                 }
                 prop_assert!(taken <= max);
@@ -250,7 +264,7 @@ mod tests {
         fn any_state_is_survived(state: u64, now: u64, max: u32, window_ns: u64, rate: u32, burst: u32) {
             let window = Window::new(max, window_ns % (3600 * SECOND_NS));
             let _ = window.is_over(state, now);
-            let _ = window.charge(state, now);
+            let _ = window.take(state, now);
             let _ = TokenBucket::new(rate, burst).take(state, now);
         }
     }

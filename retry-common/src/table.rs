@@ -411,11 +411,10 @@ mod tests {
             let mut now = 3 * SECOND_NS;
             for (hash, gap) in steps {
                 now += gap * 1_000_000;
-                let step = |state| (!window.is_over(state, now)).then(|| window.charge(state, now));
                 let state = states.entry(hash).or_default();
-                let expected = step(*state);
+                let expected = window.take(*state, now);
                 *state = expected.unwrap_or(*state);
-                let got = take(&mut plain, hash, |state| window.weight(state, now), step);
+                let got = take(&mut plain, hash, |state| window.weight(state, now), |state| window.take(state, now));
                 prop_assert_eq!(got, expected.is_some());
                 let held: Vec<u64> = plain.0.iter().filter(|(tag, _)| *tag == super::tag(hash)).map(|(_, s)| *s).collect();
                 prop_assert_eq!(held, [*state]);

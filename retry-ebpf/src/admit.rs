@@ -10,7 +10,7 @@ use aya_ebpf::macros::btf_map;
 use retry_common::abi::{AddressKey, ChainKey, GroupKey, LimitBucket, Settings};
 use retry_common::index;
 use retry_common::key::FrameKey;
-use retry_common::limit::TokenBucket;
+use retry_common::limit::{TokenBucket, Window};
 use retry_common::table::{self, WAYS};
 
 use crate::atomic::compare_exchange;
@@ -90,8 +90,7 @@ pub(crate) fn take_chain(source: &Source<'_>, hash_key: u64) -> bool {
     let (window, now_ns) = (&source.settings.limits.chain, source.now_ns);
     let key = ChainKey { address: *source.address, hash_key: hash_key.to_be_bytes() };
     let hash = table::join(source.hash, hash_key);
-    let step = |state| if window.is_over(state, now_ns) { None } else { Some(window.charge(state, now_ns)) };
-    window.is_off() || take(&CHAIN_LIMIT, key, hash, source.settings, |state| window.weight(state, now_ns), step)
+    take_window(&CHAIN_LIMIT, key, hash, window, source.settings, now_ns)
 }
 
 /// True when the window of the frame with this `hash` ([`index::hash`]) is full.
@@ -114,9 +113,20 @@ pub(crate) fn sequence_is_over(hash: u64, settings: &Settings, now_ns: u64) -> b
 /// Counts in the frame's window; true when there was room.
 #[inline(always)]
 pub(crate) fn take_sequence(key: FrameKey, hash: u64, settings: &Settings, now_ns: u64) -> bool {
-    let window = &settings.limits.sequence;
-    let step = |state| if window.is_over(state, now_ns) { None } else { Some(window.charge(state, now_ns)) };
-    window.is_off() || take(&SEQUENCE_LIMIT, key, hash, settings, |state| window.weight(state, now_ns), step)
+    take_window(&SEQUENCE_LIMIT, key, hash, &settings.limits.sequence, settings, now_ns)
+}
+
+#[inline(always)]
+fn take_window<K: Copy>(
+    map: &'static Table<K>,
+    key: K,
+    hash: u64,
+    window: &Window,
+    settings: &Settings,
+    now_ns: u64,
+) -> bool {
+    window.is_off()
+        || take(map, key, hash, settings, |state| window.weight(state, now_ns), |state| window.take(state, now_ns))
 }
 
 #[inline(always)]

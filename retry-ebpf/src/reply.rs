@@ -11,7 +11,7 @@ use aya_ebpf::btf_maps::DevMap;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use retry_common::abi::{Event, EventKind, Ticket, setting_flag, ticket_role};
-use retry_common::counter::Counter;
+use retry_common::counter::{self, Counter};
 use retry_common::decide::{Policy, Repair, Verdict, decide};
 use retry_common::index;
 use retry_common::table;
@@ -69,15 +69,15 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Way {
         Verdict::Throttled(bucket) => {
             sample::refused(ctx, Counter::ThrottledSent);
             let answer = Answer::Throttled { bucket, seq_num: request.nack.key.seq_num() };
-            back(ctx, request, &answer, (Counter::ThrottledSent, Counter::ThrottledErrors))
+            back(ctx, request, &answer)
         }
-        Verdict::Miss => back(ctx, request, &Answer::Miss, MISS),
+        Verdict::Miss => back(ctx, request, &Answer::Miss),
         Verdict::Recover { say } => {
             // A job that finds no room is one that the listener's next NACK brings back; the MISS does not wait for it.
             if log::hand_over(&event(ctx, request, EventKind::Recover)) {
                 count::one(Counter::HandedOver);
             }
-            if say { back(ctx, request, &Answer::Miss, MISS) } else { Way::Drop }
+            if say { back(ctx, request, &Answer::Miss) } else { Way::Drop }
         }
         Verdict::AskStore => hand_over(ctx, request, EventKind::Store),
         Verdict::HandOver(_) => hand_over(ctx, request, EventKind::Send),
@@ -115,7 +115,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
         (None, false, false) => return Way::Drop,
         (Some(flags), false, false) => {
             let answer = Answer::Ack { flags: AckFlags::from_bits(flags), seq_num: request.nack.key.seq_num() };
-            return back(ctx, request, &answer, (Counter::AcksSent, Counter::AckErrors));
+            return back(ctx, request, &answer);
         }
         (None, true, false) => return unicast_in_place(ctx, request, record),
         (Some(_), true, false) => &ACK_UNICAST,
@@ -167,12 +167,10 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
     Way::Redirected
 }
 
-/// What a MISS that left counts, and one that could not.
-const MISS: (Counter, Counter) = (Counter::MissesSent, Counter::MissErrors);
-
 /// A 16-byte answer in the NACK's place, back by the way it came.
 #[inline(always)]
-fn back(ctx: &XdpContext, request: &Request, answer: &Answer, (sent, failed): (Counter, Counter)) -> Way {
+fn back(ctx: &XdpContext, request: &Request, answer: &Answer) -> Way {
+    let (sent, failed) = counter::of_answer(answer);
     let ports = Ends::back(&request.headers);
     if write_answer(ctx, request.ip_offset, &ports, request.settings.unicast_hop_limit, answer).is_none()
         || BACK.redirect(0, 0).is_err()

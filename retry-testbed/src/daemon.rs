@@ -177,12 +177,12 @@ impl<'a> Daemon<'a> {
         Ok(CpuTime { process, programs, runs })
     }
 
-    /// Asks it to end (SIGTERM) and returns its exit status; SIGKILL after ten seconds. All that it said is in the log then.
+    /// Asks it to end (SIGTERM) and returns its exit status; SIGKILL after three seconds. All that it said is in the log then.
     ///
     /// # Errors
     /// The kernel refuses the wait.
     pub fn end(&mut self) -> Result<std::process::ExitStatus> {
-        let status = self.child.end(Duration::from_secs(10))?;
+        let status = self.child.end(Duration::from_secs(3))?;
         self.read_to_the_end();
         Ok(status)
     }

@@ -55,6 +55,14 @@ impl Publisher {
         Ok(Self { socket, journal, sent: AtomicU64::new(0) })
     }
 
+    /// The port that it sends from.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn port(&self) -> Result<u16> {
+        Ok(self.socket.local_addr()?.port())
+    }
+
     /// Hop limit of what is sent from now on.
     ///
     /// # Errors

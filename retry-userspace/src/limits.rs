@@ -7,7 +7,7 @@ use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use retry_common::abi::{GroupKey, LimitBucket, LimitWay};
-use retry_common::limit::TokenBucket;
+use retry_common::limit::{TokenBucket, Window};
 use retry_common::{index, table};
 
 use crate::framelog::Memory;
@@ -42,19 +42,19 @@ impl<K: Copy> LimitTable<K> {
     }
 
     /// As [`table::take`], for `key`, whose hash is `hash`.
-    pub(crate) fn take(
-        &self,
-        key: K,
-        hash: u64,
-        weigh: impl Fn(u64) -> u64,
-        step: impl Fn(u64) -> Option<u64>,
-    ) -> bool {
+    fn take(&self, key: K, hash: u64, weigh: impl Fn(u64) -> u64, step: impl Fn(u64) -> Option<u64>) -> bool {
         table::take(&mut self.there(key, hash), hash, weigh, step)
     }
 
     /// Takes a token of `key`; true when there was one.
     pub(crate) fn take_token(&self, key: K, hash: u64, bucket: &TokenBucket, now_ns: u64) -> bool {
         bucket.is_off() || self.take(key, hash, |state| bucket.weight(state), |state| bucket.take(state, now_ns))
+    }
+
+    /// Charges the window of `key`; true when there was room.
+    pub(crate) fn take_window(&self, key: K, hash: u64, window: &Window, now_ns: u64) -> bool {
+        window.is_off()
+            || self.take(key, hash, |state| window.weight(state, now_ns), |state| window.take(state, now_ns))
     }
 
     /// The state of `key`, whose hash is `hash`; `None` when the table does not know it.

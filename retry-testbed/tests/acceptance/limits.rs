@@ -115,8 +115,8 @@ fn sequence_limit(xdp: &str) {
 
 /// An ACK for a repair that had just left costs nothing: a hundred listeners that miss one frame use one repair up.
 fn held_down_is_free(xdp: &str) {
-    // Workers that plan the repair at the same time are each charged, and one of them sends it.
-    let limits = ["-repair-holddown", "1h", "-rl-sequence-max", "10", "-rl-sequence-window", "1h"];
+    // Two workers that plan the repair at the same time are both charged, and one of them sends it.
+    let limits = ["-nack-workers", "2", "-repair-holddown", "1h", "-rl-sequence-max", "3", "-rl-sequence-window", "1h"];
     let got = outcome(xdp, &limits, &[FrameKey::new(FLOW, 1); 20]);
     assert_eq!(got.count(Some(Answer::Ack { multicast: true, unicast: false })), 20, "{:?}", got.answers);
     assert_eq!(got.metrics.count("bre_retransmits_total", &[("path", path(xdp))]), 1);

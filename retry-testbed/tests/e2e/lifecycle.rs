@@ -36,7 +36,7 @@ fn a_dead_daemon_stops_answering() {
     }
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
-    let flags = flags("native", &["-xdp-lease", "3s", "-beacon-flags-unicast", "-beacon-flags-multicast=false"]);
+    let flags = flags("native", &["-xdp-lease", "1s", "-beacon-flags-unicast", "-beacon-flags-multicast=false"]);
     let socket = asker(client);
     let hit = || ask(&socket, endpoint.nack_address(), &nack(KEY), 2).len();
     {
@@ -45,7 +45,7 @@ fn a_dead_daemon_stops_answering() {
         assert_eq!(hit(), 2);
         daemon.child().signal(Signal::SIGSTOP).expect("it stops");
         assert_eq!(hit(), 2, "the kernel answers alone while the lease lasts");
-        std::thread::sleep(Duration::from_millis(3_300));
+        std::thread::sleep(Duration::from_millis(1200));
         assert_eq!(hit(), 0, "the lease is over");
         daemon.child().signal(Signal::SIGCONT).expect("it goes on");
         // What was passed on meanwhile waits in its socket and is answered now.
@@ -55,7 +55,7 @@ fn a_dead_daemon_stops_answering() {
         let metrics = daemon.metrics().expect("a scrape");
         assert!(metrics.count("bre_xdp_passed_total", &[("reason", "lease")]) >= 1);
         daemon.child().signal(Signal::SIGKILL).expect("it dies");
-        std::thread::sleep(Duration::from_millis(3_300));
+        std::thread::sleep(Duration::from_millis(1300));
         assert_eq!(hit(), 0, "nobody is left to answer");
         assert!(link(endpoint).contains("xdp"), "its program stays attached, for a successor to find");
     }
@@ -102,8 +102,8 @@ fn a_clean_end_leaves_nothing() {
 /// What the kernel drops within a receiving call must not keep a worker in it.
 #[test]
 fn wrong_checksums_do_not_hold_up_the_end() {
-    // For longer than its end is waited for.
-    const PACKETS: u32 = 3_000;
+    // For five seconds: longer than its end is waited for.
+    const PACKETS: u32 = 1_000;
     if !is_root("wrong_checksums_do_not_hold_up_the_end") {
         return;
     }
@@ -157,12 +157,10 @@ fn the_beacon_tells_where_and_how() {
         ],
     );
     let daemon = Daemon::start(&binary(), &endpoint.ns, &flags).expect("a daemon");
-    let started = std::time::Instant::now();
-    await_count(&daemon, "bre_beacon_adverts_sent_total", &[], 3);
-    assert!(started.elapsed() >= Duration::from_secs(1), "three in {:?}", started.elapsed());
+    std::thread::sleep(Duration::from_millis(1500));
     let adverts: Vec<_> =
         datagrams_from(&capture.take(), endpoint.addr).into_iter().filter(|packet| packet.dst.port() == 9300).collect();
-    assert!(adverts.len() >= 3, "{} ADVERTs", adverts.len());
+    assert!((2..=3).contains(&adverts.len()), "{} ADVERTs in 1.5 s", adverts.len());
     let advert = &adverts[0];
     let beacon: Ipv6Addr = "ff05::b:fffd".parse().expect("an address");
     assert_eq!((*advert.dst.ip(), advert.hop_limit, advert.payload.len()), (beacon, 1, 56));

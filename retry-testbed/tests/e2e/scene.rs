@@ -64,11 +64,11 @@ pub(crate) fn await_count(daemon: &Daemon<'_>, metric: &str, labels: &[(&str, &s
 /// A socket of a listener that asks.
 pub(crate) fn asker(host: &Host) -> UdpSocket {
     let socket = host.ns.enter(|| UdpSocket::bind(SocketAddrV6::new(host.addr, 0, 0, 0))).expect("a socket");
-    socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+    socket.set_read_timeout(Some(Duration::from_millis(300))).expect("a timeout");
     socket
 }
 
-/// Asks for a frame and returns every datagram that comes back to the socket until `wanted` are there or a second is quiet.
+/// Asks for a frame and returns every datagram that comes back to the socket until `wanted` are there or a listener's patience is over.
 pub(crate) fn ask(socket: &UdpSocket, to: SocketAddrV6, nack: &[u8], wanted: usize) -> Vec<Vec<u8>> {
     socket.send_to(nack, to).expect("a NACK leaves");
     let mut answers = Vec::new();

@@ -1,7 +1,5 @@
 //! 200 listeners miss the same frames: one repair serves them all, and everybody is told that it was sent by multicast.
 
-use std::time::Duration;
-
 use retry_testbed::suppression::{self, Counts, Scene};
 
 use super::scene::{binary, is_root};
@@ -18,8 +16,7 @@ fn everybody_recovers(counts: &Counts) {
 
 /// All ask at the same moment, within the hold-down.
 fn at_once(xdp: &str) {
-    // Longer than a worker that loses its core may need for the last of them.
-    let scene = Scene { hold_down: Duration::from_millis(100), ..Scene::at_once(xdp) };
+    let scene = Scene::at_once(xdp);
     let counts = suppression::run(&binary(), &scene).expect("a scene");
     println!("{xdp}, at once: {:.3} copies a frame; {counts:?}", counts.copies_per_frame());
     everybody_recovers(&counts);

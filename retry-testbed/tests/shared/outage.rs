@@ -4,14 +4,16 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::Answer;
+use retry_testbed::answer::{Answer, nack};
 use retry_testbed::daemon::Daemon;
 use retry_testbed::fabric::group;
 use retry_testbed::frames::{Flow, Kind};
 
 use super::redis_server::RedisServer;
 use super::scene::{asker, frame, is_root};
-use super::site::{BY_MULTICAST, LISTENERS_PATIENCE, Site, answer, both_paths, counted, eventually, path, told};
+use super::site::{
+    BY_MULTICAST, LISTENERS_PATIENCE, PATIENCE, Site, answer, both_paths, counted, eventually, path, told,
+};
 
 const FLOW: u64 = 0x000b_a6e5;
 const SHARED: [&str; 2] = ["-cache-backend", "redis"];
@@ -33,13 +35,19 @@ fn hangs(xdp: &str) {
         let traffic = scope.spawn(|| publisher.run(&mut flows, 1_000, Duration::from_secs(3), &stop, |_| 0));
         redis.pause();
         // The first that ask wait for Redis, no longer than a listener does.
-        let late: Vec<_> = (901..=903)
-            .map(|seq_num| {
-                let (socket, asked) = (asker(host), Instant::now());
-                assert_eq!(answer(&socket, to, FrameKey::new(FLOW, seq_num)), Some(Answer::Miss));
-                asked.elapsed()
-            })
-            .collect();
+        let sockets: Vec<_> = (0..3).map(|_| asker(host)).collect();
+        let asked = Instant::now();
+        for (seq_num, socket) in (901..).zip(&sockets) {
+            socket.send_to(&nack(FrameKey::new(FLOW, seq_num)), to).expect("a NACK leaves");
+        }
+        let mut buffer = [0; 64];
+        let mut late = Vec::new();
+        for socket in &sockets {
+            socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            let length = socket.recv(&mut buffer).expect("an answer");
+            assert_eq!(Answer::parse(&buffer[..length], 0), Ok(Answer::Miss));
+            late.push(asked.elapsed());
+        }
         assert!(late.iter().min() < Some(&LISTENERS_PATIENCE), "MISSes after {late:?}");
         let socket = asker(host);
         for _ in 0..200 {

@@ -46,7 +46,7 @@ impl Tables {
     pub(super) fn take_chain(&self, address: [u8; 16], hash_key: u64, window: &Window, now_ns: u64) -> bool {
         let hash = table::join(table::address_hash(&address, self.seed), hash_key);
         let key = ChainKey { address, hash_key: hash_key.to_be_bytes() };
-        window.is_off() || take_window(&self.chain, key, hash, window, now_ns)
+        self.chain.take_window(key, hash, window, now_ns)
     }
 
     pub(super) fn sequence_is_over(&self, key: FrameKey, window: &Window, now_ns: u64) -> bool {
@@ -55,15 +55,8 @@ impl Tables {
     }
 
     pub(super) fn take_sequence(&self, key: FrameKey, window: &Window, now_ns: u64) -> bool {
-        let hash = index::hash(&key, self.seed);
-        window.is_off() || take_window(&self.sequence, key, hash, window, now_ns)
+        self.sequence.take_window(key, index::hash(&key, self.seed), window, now_ns)
     }
-}
-
-/// Charges the window of `key`; false when it is full.
-fn take_window<K: Copy>(table: &LimitTable<K>, key: K, hash: u64, window: &Window, now_ns: u64) -> bool {
-    let step = |state| (!window.is_over(state, now_ns)).then(|| window.charge(state, now_ns));
-    table.take(key, hash, |state| window.weight(state, now_ns), step)
 }
 
 #[cfg(test)]

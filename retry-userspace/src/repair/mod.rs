@@ -5,7 +5,7 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::Arc;
 
-use retry_common::counter::Counter;
+use retry_common::counter::{self, Counter};
 use retry_common::decide::Repair;
 use retry_common::group;
 use retry_common::key::FrameKey;
@@ -80,11 +80,7 @@ impl Sender {
 
     /// Sends one answer.
     pub fn answer(&self, answer: &Answer, to: SocketAddrV6) {
-        let (sent, failed) = match answer {
-            Answer::Ack { .. } => (Counter::AcksSent, Counter::AckErrors),
-            Answer::Miss => (Counter::MissesSent, Counter::MissErrors),
-            Answer::Throttled { .. } => (Counter::ThrottledSent, Counter::ThrottledErrors),
-        };
+        let (sent, failed) = counter::of_answer(answer);
         self.count(self.socket.send_unicast(to, &answer.to_bytes()), sent, failed);
     }
 

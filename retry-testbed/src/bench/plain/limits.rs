@@ -52,11 +52,6 @@ impl Limits {
         self.bucket.take(*state, now_ns).map(|new| *state = new).is_some()
     }
 
-    /// Charges the window of a frame, whose word the frame's entry keeps.
-    pub(super) const fn charge(window: &Window, state: u64, now_ns: u64) -> Option<u64> {
-        if window.is_over(state, now_ns) { None } else { Some(window.charge(state, now_ns)) }
-    }
-
     /// What a frame's window allows.
     pub(super) const fn window(&self) -> Window {
         self.window

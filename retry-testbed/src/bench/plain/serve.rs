@@ -89,7 +89,7 @@ pub(super) fn run(
                 unsafe { outbox.push(answer, *source) };
                 continue;
             };
-            let Some(charged) = Limits::charge(&window, *state, now) else {
+            let Some(charged) = window.take(*state, now) else {
                 continue;
             };
             *state = charged;
