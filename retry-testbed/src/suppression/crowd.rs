@@ -39,28 +39,28 @@ pub(super) struct Plan<'a> {
     pub(super) lost_repairs: u32,
 }
 
-/// When a crowd, or several, sent its NACKs.
+/// When a crowd, or several, sent its NACKs and had its answers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
     /// Before the first one left.
     first: Instant,
-    /// After the last one of those left that ask for the first time.
-    first_time: Instant,
+    /// After the last answer came.
+    answered: Instant,
     /// After the last one of all left.
     pub(super) last: Instant,
 }
 
 impl Asked {
-    /// How long it took until everybody had asked.
+    /// How long it took until everybody had an answer: the endpoint had read all NACKs by then.
     pub(super) fn took(&self) -> Duration {
-        self.first_time - self.first
+        self.answered - self.first
     }
 
     /// This crowd's and another's.
     pub(super) fn and(self, other: Self) -> Self {
         Self {
             first: self.first.min(other.first),
-            first_time: self.first_time.max(other.first_time),
+            answered: self.answered.max(other.answered),
             last: self.last.max(other.last),
         }
     }
@@ -157,7 +157,7 @@ impl Crowd {
             plan,
             places: plan.frames.iter().copied().zip(0..).collect(),
             due,
-            asked: Asked { first: now, first_time: now, last: now },
+            asked: Asked { first: now, answered: now, last: now },
         };
         let mut events = [EpollEvent::empty(); 64];
         while let Some(next) = self.send_what_is_due(&mut round)? {
@@ -170,11 +170,9 @@ impl Crowd {
             for event in events.iter().take(ready) {
                 let at = usize::try_from(event.data() / 2)?;
                 if event.data() % 2 == 0 {
-                    for key in self.read_group(at, plan.lost_repairs)? {
-                        self.close(at, round.places.get(&key), |gap| gap.heard = true);
-                    }
+                    self.read_repairs(at, &round)?;
                 } else {
-                    self.read_answers(at, &round)?;
+                    self.read_answers(at, &mut round)?;
                 }
             }
         }
@@ -212,6 +210,17 @@ impl Crowd {
                 return Ok(Some(when));
             }
             round.due.pop();
+            if gap.asks > 0 || round.plan.asking.is_stopped_by_a_repair() {
+                // One thread serves many listeners. Without this, one that waits for its turn would ask for what it has
+                // already, and the copies that come of that would let all others wait longer.
+                self.read_repairs(at, round)?;
+                self.read_answers(at, round)?;
+            }
+            let member = self.members.get_mut(at).context("a listener")?;
+            let gap = member.gaps.get_mut(place).context("a gap")?;
+            if gap.is_closed(round.plan.asking) {
+                continue;
+            }
             if gap.asks == ATTEMPTS {
                 gap.given_up = true;
                 continue;
@@ -222,9 +231,6 @@ impl Crowd {
             let now = Instant::now();
             self.counts.nacks += 1;
             round.asked.last = now;
-            if gap.asks == 1 {
-                round.asked.first_time = now;
-            }
             // Listeners that lost the same repair do not come back together.
             let backoff = BACKOFF * (1 << (gap.asks - 1).min(2));
             let jitter = backoff.mul_f64(member.random.random_range(0.0..0.5));
@@ -255,7 +261,15 @@ impl Crowd {
         Ok(new)
     }
 
-    fn read_answers(&mut self, at: usize, round: &Playing<'_>) -> Result<()> {
+    /// Reads a listener's group and closes what it asked for.
+    fn read_repairs(&mut self, at: usize, round: &Playing<'_>) -> Result<()> {
+        for key in self.read_group(at, round.plan.lost_repairs)? {
+            self.close(at, round.places.get(&key), |gap| gap.heard = true);
+        }
+        Ok(())
+    }
+
+    fn read_answers(&mut self, at: usize, round: &mut Playing<'_>) -> Result<()> {
         loop {
             let member = self.members.get(at).context("a listener")?;
             let Ok((length, from)) = member.asks.recv_from(&mut self.buffer) else { return Ok(()) };
@@ -267,6 +281,7 @@ impl Crowd {
             let place = key.and_then(|key| round.places.get(key));
             if from == self.endpoint.into() && answer == Ok(Answer::Ack { multicast: true, unicast: false }) {
                 self.counts.acks += 1;
+                round.asked.answered = Instant::now();
                 self.close(at, place, |gap| gap.acked = true);
             } else {
                 complain(&mut self.counts, format!("{answer:?} from {from} for SeqNum {seq_num}"));
@@ -294,8 +309,7 @@ impl Crowd {
 impl Gap {
     /// Whether there is nothing more to wait for.
     const fn is_closed(&self, asking: Asking) -> bool {
-        let silent = matches!(asking, Asking::Spread { stop_when_heard: true, .. });
-        self.given_up || (self.heard && (self.acked || (silent && self.asks == 0)))
+        self.given_up || (self.heard && (self.acked || (asking.is_stopped_by_a_repair() && self.asks == 0)))
     }
 }
 

@@ -53,6 +53,13 @@ pub enum Asking {
     },
 }
 
+impl Asking {
+    /// Whether a listener that hears the repair before its moment does not ask.
+    const fn is_stopped_by_a_repair(self) -> bool {
+        matches!(self, Self::Spread { stop_when_heard: true, .. })
+    }
+}
+
 /// What is played.
 #[derive(Clone, Copy, Debug)]
 pub struct Scene<'a> {
@@ -100,7 +107,7 @@ impl<'a> Scene<'a> {
     pub const fn spread_all_the_same(xdp: &'a str) -> Self {
         let asking = Asking::Spread { over: Duration::from_millis(200), stop_when_heard: false };
         // 200 NACKs for each frame: with more frames the rate of NACKs would be what is measured.
-        Self { asking, frames: 10, ..Self::spread(xdp) }
+        Self { asking, frames: 4, ..Self::spread(xdp) }
     }
 }
 
@@ -115,12 +122,15 @@ pub struct Counts {
     pub copies: u64,
     /// The most copies of one of them.
     pub most_copies: u64,
-    /// Frames whose NACKs did not all leave within the hold-down, because this machine was busy: they do not count.
+    /// Frames whose NACKs were not all answered within the hold-down, because this machine was busy: they do not count.
     pub late_rounds: u64,
-    /// The longest time that the NACKs of one frame took to leave, of the frames that count; only with [`Asking::AtOnce`].
+    /// The longest time from the first NACK for a frame until all were answered, of the frames that count; only with
+    /// [`Asking::AtOnce`].
     pub longest_asking: Duration,
     /// From the first NACK of all to the last.
     pub asking: Duration,
+    /// As long as copies were counted: from before the first NACK until after the last copy.
+    pub counting: Duration,
     /// Pairs of a listener and a frame that it missed, late rounds included.
     pub missed: u64,
     /// Pairs of these whose frame came, with the bytes that were published.
@@ -144,6 +154,12 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// The most copies of one frame that a hold-down allows in the time in which they were counted: one in each.
+    #[must_use]
+    pub fn copies_allowed(&self, hold_down: Duration) -> u64 {
+        u64::try_from(self.counting.as_nanos().div_ceil(hold_down.as_nanos().max(1))).unwrap_or(u64::MAX)
+    }
+
     /// Copies on the wire for each frame that was missed.
     #[must_use]
     pub fn copies_per_frame(&self) -> f64 {
@@ -196,12 +212,15 @@ pub fn run(binary: &Path, scene: &Scene<'_>) -> Result<Counts> {
     let last = rounds.iter().map(|round| round.asked.last).max();
     // A copy too many would come at once; this is for the thread that captures.
     thread::sleep(Duration::from_millis(50));
-    let copies = copies(&capture.take(), endpoint, &journal)?;
+    let captured = capture.take();
+    let counting = started.elapsed();
+    let copies = copies(&captured, endpoint, &journal)?;
     let metrics = daemon.metrics()?;
 
     let mut counts = Counts {
         listeners: u64::from(scene.hosts) * u64::from(scene.listeners),
         asking: last.map_or(Duration::ZERO, |last| last.saturating_duration_since(started)),
+        counting,
         retransmits: metrics.count("bre_retransmits_total", &[]),
         held_down: metrics.count("bre_retransmit_holddown_total", &[]),
         ..Counts::default()
@@ -236,7 +255,7 @@ fn publish_and_lose(
     crowds: &mut [Crowd],
 ) -> Result<Vec<FrameKey>> {
     // A round that this machine disturbs is played again with another frame.
-    let frames = if scene.asking == Asking::AtOnce { 2 * scene.frames } else { scene.frames };
+    let frames = if scene.asking == Asking::AtOnce { 4 * scene.frames } else { scene.frames };
     let mut flow = Flow::new(Kind::Tx, SHARD, 2, 200..=1000);
     let hash_key = flow.hash_key();
     let missed: Vec<u64> = (2..2 + frames).collect();
@@ -275,7 +294,7 @@ struct Round {
 }
 
 impl Round {
-    /// Whether listeners that were to ask at once did not.
+    /// Whether NACKs that were to be read within one hold-down may not have been.
     fn is_late(&self, scene: &Scene<'_>) -> bool {
         scene.asking == Asking::AtOnce && self.asked.took() >= scene.hold_down
     }
