@@ -47,8 +47,11 @@ impl KernelSources {
     }
 }
 
-/// Loads the program that stores frames of these groups.
-pub(super) fn load(ebpf: &mut Ebpf, groups: &[u16]) -> Result<KernelFill, DatapathError> {
+/// The program that stores frames.
+pub(super) const PROGRAM: &str = "retry_fill";
+
+/// Prepares the kernel's fill of these groups; its program is loaded.
+pub(super) fn prepare(ebpf: &mut Ebpf, groups: &[u16]) -> Result<KernelFill, DatapathError> {
     let refused = |map| move |error: MapError| DatapathError::Fill { map, why: chain(&error) };
     let mut words = vec![0u64; 1 << 10];
     for group in groups {
@@ -61,10 +64,10 @@ pub(super) fn load(ebpf: &mut Ebpf, groups: &[u16]) -> Result<KernelFill, Datapa
             joined.set(place, word, 0).map_err(refused(map::JOINED))?;
         }
     }
-    let program = program(ebpf, "retry_fill")?;
-    program.load().map_err(|error| DatapathError::Load(chain(&error)))?;
-    let program =
-        program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|error| DatapathError::Load(chain(&error)))?;
+    let program = program(ebpf, PROGRAM)?
+        .fd()
+        .and_then(|fd| Ok(fd.try_clone()?))
+        .map_err(|error| DatapathError::Load(chain(&error)))?;
     let programs = ProgramArray::try_from(taken(ebpf, map::FILL)?).map_err(|_| DatapathError::Map(map::FILL))?;
     Ok(KernelFill { programs, program })
 }

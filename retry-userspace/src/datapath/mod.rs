@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
 
 use aya::maps::{DevMap, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::Xdp;
@@ -157,7 +158,7 @@ impl Datapath {
         let groups = mapped(&ebpf, map::GROUP_LIMIT, LimitTable::<abi::GroupKey>::len(mask))?;
         let sources =
             HashMap::try_from(taken(&mut ebpf, map::SOURCES)?).map_err(|_| DatapathError::Map(map::SOURCES))?;
-        let fill = request.fill.map(|groups| fill::load(&mut ebpf, groups)).transpose()?;
+        let fill = request.fill.map(|groups| fill::prepare(&mut ebpf, groups)).transpose()?;
         let links = attach(&mut ebpf, request, &pins)?;
         Ok(Self {
             pages,
@@ -232,10 +233,29 @@ fn load(request: &Request<'_>) -> Result<Ebpf, DatapathError> {
         loader.map_max_entries(name, request.settings.limit_mask + 1);
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(chain(&error)))?;
-    for name in ["retry_role", "retry_nack"] {
-        program(&mut ebpf, name)?.load().map_err(|error| DatapathError::Load(chain(&error)))?;
-    }
+    let mut names = vec!["retry_role", "retry_nack"];
+    names.extend(request.fill.map(|_| fill::PROGRAM));
+    verify(&mut ebpf, &names)?;
     Ok(ebpf)
+}
+
+/// Loads programs, each on a thread of its own: the kernel follows every path through each of them, a tenth of a second for the
+/// longest, and follows several at a time for a caller with CAP_PERFMON.
+fn verify(ebpf: &mut Ebpf, names: &[&str]) -> Result<(), DatapathError> {
+    thread::scope(|scope| {
+        let loads: Vec<_> = ebpf
+            .programs_mut()
+            .filter(|(name, _)| names.contains(name))
+            .map(|(name, program)| {
+                scope.spawn(move || {
+                    <&mut Xdp>::try_from(program)
+                        .and_then(Xdp::load)
+                        .map_err(|error| DatapathError::Load(format!("{name}: {}", chain(&error))))
+                })
+            })
+            .collect();
+        loads.into_iter().try_for_each(|load| load.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, DatapathError> {
