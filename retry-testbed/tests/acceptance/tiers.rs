@@ -54,11 +54,14 @@ fn asks(xdp: &str, first: &[&str], second: &[&str], first_lost: &[u64]) -> (Stat
 
     let publish = Publisher::open(&host("publisher").ns, Arc::clone(&journal)).expect("a publisher");
     let mut flow = flow;
-    for _ in 0..12 {
-        publish.publish(&mut flow).expect("a frame leaves");
+    // The sixth shows the client its gap: by then both have what they are asked for.
+    for (published, until) in [(0, 5), (5, 12)] {
+        for _ in published..until {
+            publish.publish(&mut flow).expect("a frame leaves");
+        }
+        counted(&first, "bre_frames_cached_total", &[], until - u64::try_from(first_lost.len()).expect("few"));
+        counted(&second, "bre_frames_cached_total", &[], until);
     }
-    counted(&first, "bre_frames_cached_total", &[], 12 - u64::try_from(first_lost.len()).expect("few"));
-    counted(&second, "bre_frames_cached_total", &[], 12);
     listener.expect(journal.keys());
     assert!(listener.settle(PATIENCE), "{:?}\n{}\n{}", listener.stats(), first.log(), second.log());
     let stats = listener.stop().expect("a listener's counts");
