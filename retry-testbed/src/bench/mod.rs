@@ -52,7 +52,7 @@ impl Settings {
         let directory = options.directory.clone().or_else(|| std::env::var_os(DIRECTORY_VARIABLE).map(PathBuf::from));
         Ok(Self {
             rounds: if quick { 3 } else { 5 },
-            stretch: Duration::from_millis(if quick { 200 } else { 500 }),
+            stretch: Duration::from_millis(if quick { 200 } else { 400 }),
             quick,
             binary: options.daemon.clone().map_or_else(Daemon::binary, Ok)?,
             directory: directory.with_context(|| format!("{DIRECTORY_VARIABLE} does not name a directory"))?,

@@ -42,7 +42,7 @@ const QUICK_ATTEMPTS: u32 = 2;
 /// How long a trial is.
 const TRIAL: Duration = Duration::from_millis(150);
 /// Time for one search.
-const PATIENCE: Duration = Duration::from_millis(1_500);
+const PATIENCE: Duration = Duration::from_millis(1_200);
 /// Frames that the plain server keeps.
 const KEPT: usize = 500_000;
 
