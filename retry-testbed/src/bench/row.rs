@@ -15,13 +15,8 @@ pub(crate) enum Target {
     AtLeast(f64),
     /// The median is at most this.
     AtMost(f64),
-    /// The median is at most this much above the reference's.
-    Above {
-        /// The reference's median.
-        reference: f64,
-        /// How much more is allowed.
-        by: f64,
-    },
+    /// The median is at most this much above the reference: of the differences, round by round, as with the ratio.
+    Above(f64),
     /// None: told for comparison.
     None,
 }
@@ -33,21 +28,34 @@ impl Target {
             Self::RatioAtMost(most) => format!("ratio <= {most}"),
             Self::AtLeast(least) => format!(">= {least} {unit}"),
             Self::AtMost(most) => format!("<= {most} {unit}"),
-            Self::Above { by, .. } => format!("<= reference + {by} {unit}"),
+            Self::Above(by) => format!("<= reference + {by} {unit}"),
             Self::None => "none".to_owned(),
         }
     }
 
-    fn met(self, median: f64, ratio: f64) -> bool {
+    fn met(self, median: f64, beside: Beside<'_>) -> bool {
         match self {
-            Self::Ratio(least) => ratio >= least,
-            Self::RatioAtMost(most) => ratio <= most,
+            Self::Ratio(least) => beside.ratio >= least,
+            Self::RatioAtMost(most) => beside.ratio <= most,
             Self::AtLeast(least) => median >= least,
             Self::AtMost(most) => median <= most,
-            Self::Above { reference, by } => median <= reference + by,
+            Self::Above(by) => beside.difference <= by,
             Self::None => true,
         }
     }
+}
+
+/// What a series stands beside.
+#[derive(Clone, Copy, Debug)]
+struct Beside<'a> {
+    reference: &'a str,
+    ratio: f64,
+    difference: f64,
+}
+
+impl Beside<'_> {
+    /// Alone: nothing is more than itself.
+    const NOTHING: Self = Self { reference: "", ratio: 1.0, difference: 0.0 };
 }
 
 /// One line: a figure beside a reference and a target.
@@ -83,15 +91,16 @@ impl Row {
         target: Target,
     ) -> Self {
         let ratio = Spread::ratio(values, references);
-        Self::new(case.into(), unit, values, reference, ratio, target)
+        let difference = Spread::difference(values, references);
+        Self::new(case.into(), unit, values, Beside { reference, ratio, difference }, target)
     }
 
     /// A series that stands alone.
     pub(crate) fn alone(case: impl Into<String>, unit: &str, values: &[f64], target: Target) -> Self {
-        Self::new(case.into(), unit, values, "", 1.0, target)
+        Self::new(case.into(), unit, values, Beside::NOTHING, target)
     }
 
-    fn new(case: String, unit: &str, values: &[f64], reference: &str, ratio: f64, target: Target) -> Self {
+    fn new(case: String, unit: &str, values: &[f64], beside: Beside<'_>, target: Target) -> Self {
         let Spread { median, min, max } = Spread::of(values.iter().copied());
         Self {
             case,
@@ -99,10 +108,10 @@ impl Row {
             median,
             min,
             max,
-            reference: reference.to_owned(),
-            ratio,
+            reference: beside.reference.to_owned(),
+            ratio: beside.ratio,
             target: target.text(unit),
-            met: target.met(median, ratio),
+            met: target.met(median, beside),
         }
     }
 }
@@ -119,8 +128,8 @@ mod tests {
         assert!(!row(Target::RatioAtMost(0.4)).met);
         assert!(row(Target::AtLeast(20.0)).met);
         assert!(!row(Target::AtMost(19.0)).met);
-        assert!(row(Target::Above { reference: 15.0, by: 5.0 }).met);
-        assert!(!row(Target::Above { reference: 15.0, by: 4.0 }).met);
+        assert!(row(Target::Above(-20.0)).met);
+        assert!(!row(Target::Above(-21.0)).met);
         assert!(row(Target::None).met);
         assert_eq!(row(Target::Ratio(0.5)).target, "ratio >= 0.5");
     }

@@ -28,6 +28,11 @@ impl Spread {
     pub(crate) fn ratio(values: &[f64], references: &[f64]) -> f64 {
         Self::of(values.iter().zip(references).map(|(value, reference)| value / reference)).median
     }
+
+    /// The median of the differences of two series, round by round.
+    pub(crate) fn difference(values: &[f64], references: &[f64]) -> f64 {
+        Self::of(values.iter().zip(references).map(|(value, reference)| value - reference)).median
+    }
 }
 
 #[cfg(test)]
@@ -47,5 +52,12 @@ mod tests {
         // The second round ran at half speed for both.
         let ratio = Spread::ratio(&[50.0, 25.0, 60.0], &[100.0, 50.0, 100.0]);
         assert!((ratio - 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn differences_are_taken_round_by_round() {
+        // In the second round something else took 100 from both.
+        let difference = Spread::difference(&[15.0, 130.0, 18.0], &[10.0, 110.0, 14.0]);
+        assert!((difference - 5.0).abs() < 1e-9);
     }
 }

@@ -11,7 +11,6 @@ use crate::bench::{
     probe::{self, Probe, Probed},
     rigs::Rigs,
     row::{Row, Target},
-    stats::Spread,
     subject::{self, BY_SOCKET, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };
 
@@ -59,8 +58,7 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
             let [reflector, xdp, plain, socket] =
                 [0, 1, 2, 3].map(|who| rounds.iter().map(|round| round[who].micros(quantile)).collect::<Vec<f64>>());
             let case = |who| format!("{name}: {who} at {called} NACK/s, {kind}");
-            let above = Target::Above { reference: Spread::of(reflector.iter().copied()).median, by: more };
-            found.rows.push(Row::beside(case("XDP"), "µs", &xdp, ("reflector", &reflector), above));
+            found.rows.push(Row::beside(case("XDP"), "µs", &xdp, ("reflector", &reflector), Target::Above(more)));
             let most = if kind == "p99" { Target::RatioAtMost(1.5) } else { Target::None };
             found.rows.push(Row::beside(case("-xdp off"), "µs", &socket, ("plain", &plain), most));
             found.rows.push(Row::alone(case("reflector"), "µs", &reflector, Target::None));
