@@ -198,11 +198,22 @@ fn on_fabric(options: &Options, mut traffic: Traffic, stop: &AtomicBool) -> Resu
     traffic.warm_up(&publisher, options.rate, warm_up, stop)?;
     thread::sleep(Duration::from_millis(50));
     let warm = sample()?;
+    // Frames cost more than NACKs together, and never twice the same: a NACK's cost is seen while nothing else comes.
+    traffic::ask(
+        &fabric.host(names.first().context("a listener")?)?.ns,
+        endpoint.nack_address(),
+        &journal.keys(),
+        options.rate,
+    )?;
+    thread::sleep(Duration::from_millis(50));
+    let asked = sample()?;
+    let sample = || sample().map(|now| now.without(&asked));
     let losses = names
         .iter()
         .map(|name| fabric.lose(name, &LossRule::random(options.per_mille())))
         .collect::<Result<Vec<Loss<'_>>>>()?;
-    let view = View::new(options.seconds, mode.as_deref());
+    let cost = asked.cpu_us_per_nack(&warm);
+    let view = View::new(options.seconds, mode.as_deref(), cost);
     let length = Duration::from_secs(options.seconds.into()).saturating_sub(warm_up);
     thread::scope(|scope| -> Result<()> {
         let work = scope.spawn(|| traffic.publish(&publisher, options.rate, length, stop));
@@ -213,7 +224,7 @@ fn on_fabric(options: &Options, mut traffic: Traffic, stop: &AtomicBool) -> Resu
                 next += view.interval();
                 // A scrape that is late once is not the end of the demo.
                 if let Ok(now) = sample() {
-                    view.show(&now, &start, &warm);
+                    view.show(&now, &start);
                 }
             }
         }
@@ -241,10 +252,10 @@ fn on_fabric(options: &Options, mut traffic: Traffic, stop: &AtomicBool) -> Resu
     // Answers to the last NACKs may still be on their way, and the endpoint's counters are read once more.
     thread::sleep(Duration::from_millis(200));
     let end = sample()?;
-    view.show(&end, &start, &warm);
+    view.show(&end, &start);
     view.end();
     drop(program_time);
-    let report = Report::new(&start, &warm, &end, mode, reason, dropped, journal.len());
+    let report = Report::new(&start, cost, &end, mode, reason, dropped, journal.len());
     if !report.recovered_all() {
         view::say(&format!("The end of the endpoint's log:\n{}", tail(&daemon.log())));
     }

@@ -20,7 +20,6 @@ pub(crate) struct Sample {
     pub(crate) together: Stats,
     pub(crate) answered_xdp: u64,
     pub(crate) answered_user: u64,
-    frames_received: u64,
     nacks_seen: u64,
     cached: u64,
     cpu: CpuTime,
@@ -44,33 +43,31 @@ impl Sample {
             together,
             answered_xdp: hits("xdp").saturating_sub(handed_over),
             answered_user: hits("user") + handed_over,
-            frames_received: metrics.count("bre_frames_received_total", &[]),
             nacks_seen: metrics.count("bre_nack_requests_total", &[]),
             cached: metrics.count("bre_frames_cached_total", &[]),
             cpu: daemon.cpu_time()?,
         })
     }
 
-    /// Microseconds of processor time for one NACK between `warm` and this: of the XDP programs where they answer, else of
-    /// the daemon. What frames cost anyway, as seen between `start` and `warm`, is taken off. `None` while nothing was asked.
-    pub(crate) fn cpu_us_per_nack(&self, start: &Self, warm: &Self) -> Option<f64> {
-        let kernel = self.answered_xdp > self.answered_user;
-        let cost = |from: &Self, to: &Self| {
-            let (from, to) =
-                if kernel { (from.cpu.programs, to.cpu.programs) } else { (from.cpu.process, to.cpu.process) };
-            to.saturating_sub(from).as_secs_f64() * 1e6
+    /// The same without the hits that were counted `before`.
+    pub(crate) const fn without(mut self, before: &Self) -> Self {
+        self.answered_xdp = self.answered_xdp.saturating_sub(before.answered_xdp);
+        self.answered_user = self.answered_user.saturating_sub(before.answered_user);
+        self
+    }
+
+    /// Microseconds of processor time for one NACK since `before`, when nothing else came: of the XDP programs where they
+    /// answered, else of the daemon. `None` unless every NACK was a hit.
+    pub(crate) fn cpu_us_per_nack(&self, before: &Self) -> Option<f64> {
+        let nacks = self.nacks_seen - before.nacks_seen;
+        let by_xdp = self.answered_xdp - before.answered_xdp;
+        let hits = by_xdp + self.answered_user - before.answered_user;
+        let time = if by_xdp > hits / 2 {
+            (self.cpu.runs > before.cpu.runs).then(|| self.cpu.programs.saturating_sub(before.cpu.programs))?
+        } else {
+            self.cpu.process.saturating_sub(before.cpu.process)
         };
-        let frames = |from: &Self, to: &Self| float(to.frames_received - from.frames_received);
-        let nacks = float(self.nacks_seen - warm.nacks_seen);
-        if nacks == 0.0 || (kernel && self.cpu.runs == 0) {
-            return None;
-        }
-        let idle = match frames(start, warm) {
-            0.0 => 0.0,
-            count => cost(start, warm) / count,
-        };
-        let all = cost(warm, self) - idle * frames(warm, self);
-        Some((all / nacks).max(0.0))
+        (nacks > 0 && hits == nacks).then(|| time.as_secs_f64() * 1e6 / float(nacks))
     }
 
     /// Share of one processor that the daemon's process took since `start`, in percent.
@@ -117,7 +114,7 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn new(
         start: &Sample,
-        warm: &Sample,
+        cpu_us_per_nack: Option<f64>,
         end: &Sample,
         mode: Option<String>,
         reason: String,
@@ -143,7 +140,7 @@ impl Report {
             },
             xdp_mode: mode.unwrap_or_else(|| "unknown".to_owned()),
             xdp_reason: reason,
-            cpu_us_per_nack: end.cpu_us_per_nack(start, warm).map(cents),
+            cpu_us_per_nack: cpu_us_per_nack.map(cents),
             daemon_cpu_percent: cents(end.daemon_percent(start)),
             dropped_on_links,
             wrong: all.wrong_bytes + all.bad_answers,
@@ -185,7 +182,7 @@ impl Report {
         }
         if let Some(cost) = self.cpu_us_per_nack {
             text += &format!(
-                "A NACK cost {cost:.2} µs of processor time; the daemon used {:.1} % of a core, most of it to take in frames.\n",
+                "A NACK cost {cost:.2} µs of processor time, measured before frames got lost; the daemon used {:.1} % of a core, most of it to take in frames.\n",
                 self.daemon_cpu_percent
             );
         }

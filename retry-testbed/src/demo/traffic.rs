@@ -1,15 +1,24 @@
 //! What the demo publishes: made frames of every version, or the datagrams of a capture.
 
-use std::{net::Ipv6Addr, path::Path, sync::atomic::AtomicBool, time::Duration};
+use std::{
+    net::{Ipv6Addr, SocketAddrV6, UdpSocket},
+    path::Path,
+    sync::atomic::AtomicBool,
+    thread,
+    time::Duration,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use retry_common::{
     group::{BeefBits, ShardBits, Sharding},
+    key::FrameKey,
     wire::frame::Frame,
 };
 use retry_testbed::{
+    answer::nack,
     fabric::group,
     frames::{BEEF_GROUP, BLOCK_GROUP, Flow, Kind, SUBTREE_GROUP},
+    netns::Netns,
     publish::Publisher,
     replay::{self, Datagram},
 };
@@ -23,6 +32,18 @@ pub(crate) enum Traffic {
     Made { flows: Vec<Flow>, transactions: usize },
     /// A capture's datagrams in order.
     Replayed { datagrams: Vec<Datagram>, sharding: Sharding },
+}
+
+/// Asks for frames that are there, four a millisecond, and no more of them than half a second's limit of `rate` allows.
+pub(crate) fn ask(ns: &Netns, endpoint: SocketAddrV6, keys: &[FrameKey], rate: u32) -> Result<()> {
+    let socket = ns.enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)))?;
+    for some in keys[..keys.len().min(usize::try_from(rate / 2)?)].chunks(4) {
+        for key in some {
+            socket.send_to(&nack(*key), endpoint).context("a NACK leaves")?;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 impl Traffic {

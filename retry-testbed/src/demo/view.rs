@@ -29,15 +29,17 @@ pub(crate) fn time(microseconds: u64) -> String {
 pub(crate) struct View {
     seconds: u32,
     mode: String,
+    cost: String,
     terminal: bool,
     drawn: Cell<usize>,
 }
 
 impl View {
-    pub(crate) fn new(seconds: u32, mode: Option<&str>) -> Self {
+    pub(crate) fn new(seconds: u32, mode: Option<&str>, cpu_us_per_nack: Option<f64>) -> Self {
         Self {
             seconds,
             mode: mode.unwrap_or("unknown").to_owned(),
+            cost: cpu_us_per_nack.map_or_else(|| "-".to_owned(), |cost| format!("{cost:.2} µs a NACK")),
             terminal: std::io::stderr().is_terminal(),
             drawn: Cell::new(0),
         }
@@ -49,8 +51,8 @@ impl View {
     }
 
     /// Shows the numbers as they are now.
-    pub(crate) fn show(&self, now: &Sample, start: &Sample, warm: &Sample) {
-        let lines = if self.terminal { self.table(now, start, warm) } else { self.line(now, start, warm) };
+    pub(crate) fn show(&self, now: &Sample, start: &Sample) {
+        let lines = if self.terminal { self.table(now, start) } else { self.line(now, start) };
         let mut text = String::new();
         if self.terminal && self.drawn.get() > 0 {
             // Up to the first line of the picture, and away with it.
@@ -70,7 +72,7 @@ impl View {
         }
     }
 
-    fn table(&self, now: &Sample, start: &Sample, warm: &Sample) -> Vec<String> {
+    fn table(&self, now: &Sample, start: &Sample) -> Vec<String> {
         let elapsed = now.at.duration_since(start.at).as_secs();
         let mut lines = vec![
             format!("{elapsed:>4} s of {}     published {:>9}     XDP {}", self.seconds, now.published, self.mode),
@@ -87,13 +89,13 @@ impl View {
             "answered by XDP {}, by the daemon {}     {}     daemon {:.1} % of a core",
             now.answered_xdp,
             now.answered_user,
-            cost(now, start, warm),
+            self.cost,
             now.daemon_percent(start)
         ));
         lines
     }
 
-    fn line(&self, now: &Sample, start: &Sample, warm: &Sample) -> Vec<String> {
+    fn line(&self, now: &Sample, start: &Sample) -> Vec<String> {
         let elapsed = now.at.duration_since(start.at).as_secs();
         let all = &now.together;
         let mut lines = Vec::new();
@@ -116,14 +118,10 @@ impl View {
             time(all.latency.quantile(0.5)),
             time(all.latency.quantile(0.99)),
             time(all.latency.max()),
-            cost(now, start, warm)
+            self.cost
         ));
         lines
     }
-}
-
-fn cost(now: &Sample, start: &Sample, warm: &Sample) -> String {
-    now.cpu_us_per_nack(start, warm).map_or_else(|| "-".to_owned(), |cost| format!("{cost:.2} µs a NACK"))
 }
 
 fn row(name: &str, stats: &Stats) -> String {
