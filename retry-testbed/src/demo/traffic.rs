@@ -1,4 +1,4 @@
-//! What the demo publishes: made frames of every version, or the datagrams of a capture.
+//! What the demo publishes, made frames of every version or the datagrams of a capture, and what it asks for besides.
 
 use std::{
     net::{Ipv6Addr, SocketAddrV6, UdpSocket},
@@ -34,7 +34,7 @@ pub(crate) enum Traffic {
     Replayed { datagrams: Vec<Datagram>, sharding: Sharding },
 }
 
-/// Asks for frames that are there, four a millisecond, and no more of them than half a second's limit of `rate` allows.
+/// Asks for frames that are there, four a millisecond; for as many at most as are published in half a second.
 pub(crate) fn ask(ns: &Netns, endpoint: SocketAddrV6, keys: &[FrameKey], rate: u32) -> Result<()> {
     let socket = ns.enter(|| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)))?;
     for some in keys[..keys.len().min(usize::try_from(rate / 2)?)].chunks(4) {
