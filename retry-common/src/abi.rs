@@ -10,7 +10,7 @@ use crate::key::FrameKey;
 use crate::limit::{TokenBucket, Window};
 
 /// Version of everything in this file. Raised by any change that makes old maps unreadable.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Bytes of one entry of the ring map. No record straddles two segments.
 pub const SEGMENT_LEN: usize = 1 << 24;
@@ -75,6 +75,8 @@ pub mod record_flag {
     pub const FILLER: u8 = 0x02;
     /// Written by the kernel: the daemon has yet to count it.
     pub const KERNEL: u8 = 0x04;
+    /// A filler in the place of what a writer has reserved and never committed.
+    pub const HOLE: u8 = 0x08;
 }
 
 /// Bits of [`Settings::flags`].
@@ -337,7 +339,9 @@ pub struct Lane {
     /// Place up to which the daemon has read what the kernel wrote; the daemon's.
     pub followed: u64,
     /// Records between tail and followed, fillers included; the daemon's.
-    pub records: u64,
+    pub records: u32,
+    /// Index entries that lead to records of this lane and that the daemon has counted; the daemon's.
+    pub live: u32,
     /// First slot of the lane.
     pub first_slot: u32,
     /// Slots of the lane.
@@ -376,5 +380,7 @@ const _: () = {
     assert!(size_of::<Ticket>() == 32);
     assert!(size_of::<Lane>() == 48);
     assert!(offset_of!(Lane, limit) == 8);
+    assert!(offset_of!(Lane, records) == 32);
+    assert!(offset_of!(Lane, first_slot) == 40);
     assert!(RECORD_HEADER_LEN + KERNEL_FRAME_MAX < SEGMENT_TAIL);
 };

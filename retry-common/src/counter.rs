@@ -74,6 +74,7 @@ counters! {
     FrameOwnRepair frame_own_repair User = "bre_frames_dropped_total" [reason = "own_repair"] "Our own multicast repairs heard again: not cached.";
     FrameSocketOverflow frame_socket_overflow User = "bre_frames_dropped_total" [reason = "socket_overflow"] "Datagrams that the kernel lost because the receive buffer was full; neighbours that it had merged count as one.";
     FrameTooLarge frame_too_large User = "bre_frames_dropped_total" [reason = "too_large"] "Frames that no record can hold.";
+    FrameLogBusy frame_log_busy User = "bre_frames_dropped_total" [reason = "log_busy"] "Frames not stored because the kernel was writing a frame with their key for more than 5 ms.";
     FrameDuplicate frame_duplicate User = "bre_cache_duplicates_total" [kind = "same"] "Frames heard again with the same bytes: the first record stays.";
     FrameReplaced frame_replaced User = "bre_cache_duplicates_total" [kind = "replaced"] "Frames heard again with other bytes: the newest stays.";
     StoredMulticast stored_multicast User = "bre_cache_stored_total" [source = "multicast"] "Frames stored from the multicast ingress.";
@@ -82,11 +83,15 @@ counters! {
     StoredUpstream stored_upstream User = "bre_cache_stored_total" [source = "proxy"] "Frames stored that an upstream endpoint sent.";
     StoredApi stored_api User = "bre_cache_stored_total" [source = "api"] "Frames stored through the management API.";
     FilledByKernel filled_by_kernel User = "bre_fill_kernel_frames_total" [] "Frames heard by multicast that the kernel stored; the others the daemon.";
-    FillRefused fill_refused Kernel = "bre_fill_kernel_refused_total" [reason = "checksum"] "Frames heard by multicast that the kernel refused because their checksum was wrong; each took room in the ring until the lap.";
+    FillRefused fill_refused Kernel = "bre_fill_kernel_refused_total" [reason = "checksum"] "Frames heard by multicast that the kernel refused because their checksum was wrong; the room that they were copied to was given back.";
     EvictedLap evicted_lap User = "bre_cache_evicted_total" [reason = "lap"] "Live frames overwritten because the ring came round.";
     EvictedExpired evicted_expired User = "bre_cache_evicted_total" [reason = "expired"] "Frames dropped at the end of their life.";
     EvictedMaxKeys evicted_max_keys User = "bre_cache_evicted_total" [reason = "max_keys"] "Live frames dropped because of cache-max-keys.";
     EvictedBucket evicted_bucket User = "bre_cache_evicted_total" [reason = "bucket_full"] "Live frames dropped because their index bucket was full.";
+    LogStaleEntries log_stale_entries User = "bre_log_repairs_total" [kind = "stale_entry"] "Index entries removed because their record was not what they said; 0 unless memory was damaged.";
+    LogHoles log_holes User = "bre_log_repairs_total" [kind = "hole"] "Reserved positions of the frame log that no writer committed within half a second, given up.";
+    LogBrokenChains log_broken_chains User = "bre_log_repairs_total" [kind = "broken_chain"] "Times that the chain of records was broken and taken up again at the next whole record; 0 unless memory was damaged.";
+    LogLateCommits log_late_commits Kernel = "bre_log_repairs_total" [kind = "late_commit"] "Frames whose kernel writer was stopped for so long that the daemon had given their position up; not stored.";
     NackRequests nack_requests Both = "bre_nack_requests_total" [] "64-byte datagrams to the NACK port.";
     NackWrongSize nack_wrong_size Both = "bre_nack_dropped_total" [reason = "size"] "Datagrams to the NACK port of another size.";
     NackWrongMagic nack_wrong_magic Both = "bre_nack_dropped_total" [reason = "magic"] "64-byte datagrams to the NACK port without the magic.";
@@ -168,6 +173,7 @@ const FAMILIES: &[(&str, &str)] = &[
     ("bre_cache_duplicates_total", "Frames heard again, by whether their bytes were the same."),
     ("bre_cache_stored_total", "Frames stored in the frame log, by where they came from."),
     ("bre_cache_evicted_total", "Frames dropped from the frame log, by reason."),
+    ("bre_log_repairs_total", "What was found wrong in the frame log and mended, by kind."),
     ("bre_nack_dropped_total", "Datagrams to the NACK port that are no NACK, by reason."),
     ("bre_responses_sent_total", "Answers sent, by type."),
     ("bre_response_send_errors_total", "Answers that could not be sent, by type."),

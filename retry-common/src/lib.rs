@@ -4,7 +4,7 @@
 //! * [`wire`]: datagrams; [`key`], [`group`], [`checksum`], [`crc32c`]: what is computed from them
 //! * [`limit`], [`holddown`]: state word and time in, verdict and state word out
 //! * [`table`]: where the states of limits stand
-//! * [`index`], [`place`], [`abi`]: the frame log's layout
+//! * [`index`], [`place`], [`abi`]: the frame log's layout; [`framelog`]: its protocol
 //! * [`counter`]: every verdict's counter and metric
 //! * [`decide`]: what a NACK gets
 #![no_std]
@@ -18,6 +18,7 @@ pub mod checksum;
 pub mod counter;
 pub mod crc32c;
 pub mod decide;
+pub mod framelog;
 pub mod group;
 pub mod holddown;
 pub mod index;

@@ -22,23 +22,3 @@ pub(crate) unsafe fn compare_exchange(place: *mut u64, old: u64, new: u64) -> bo
         place.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 }
-
-/// Puts `value` at `place`; whoever sees it sees all that was written before.
-///
-/// # Safety
-/// As [`compare_exchange`].
-#[inline(always)]
-pub(crate) unsafe fn exchange(place: *mut u64, value: u64) {
-    #[cfg(target_arch = "bpf")]
-    {
-        use core::intrinsics::{AtomicOrdering, atomic_xchg};
-        // SAFETY: the caller's promise.
-        unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(place, value) };
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    {
-        use core::sync::atomic::{AtomicU64, Ordering};
-        // SAFETY: the caller's promise.
-        unsafe { AtomicU64::from_ptr(place) }.swap(value, Ordering::SeqCst);
-    }
-}

@@ -4,8 +4,9 @@
 //! has an empty place. Everything else is passed on to the daemon's sockets, which know what to do and count it:
 //! duplicates, replaced frames, bundles, frames above the MTU, bad bytes, a lane without room.
 //!
-//! A place is taken by compare-exchange on the lane's head, within the room that the daemon has made. What is there nobody
-//! else writes, and nobody reads before its version stands. The daemon follows and counts.
+//! Room is reserved by compare-exchange on the lane's head, within the limit that the daemon has set
+//! ([`retry_common::framelog`]). No other writer writes there, and no reader believes it before it is committed. The daemon
+//! follows and counts. A frame with a wrong checksum gives its room back.
 //!
 //! Longer than most files: whether a frame is plain is one question, and each of its checks bounds what the next may read.
 
@@ -16,6 +17,7 @@ use aya_ebpf::programs::XdpContext;
 use retry_common::abi::{RecordHeader, Settings, record_flag, setting_flag};
 use retry_common::checksum;
 use retry_common::counter::Counter;
+use retry_common::framelog::{self, Appended};
 use retry_common::group::{self, BeefBits, ShardBits, Sharding};
 use retry_common::index;
 use retry_common::wire::frame::{Class, HEAD_LEN, Head};
@@ -66,7 +68,7 @@ pub(crate) fn store(ctx: &XdpContext) -> Option<()> {
         return None;
     }
     let (key, class) = (head.cache_key()?, head.class()?);
-    let lane = u32::from(matches!(class, Class::Block | Class::Subtree | Class::Anchor));
+    let lane = u32::from(class.lane() == 1);
 
     let sharding = Sharding { shard: ShardBits::new(settings.shard_bits)?, beef: BeefBits::new(settings.beef_bits)? };
     let group = head.group_index(&sharding)?;
@@ -82,33 +84,105 @@ pub(crate) fn store(ctx: &XdpContext) -> Option<()> {
     if now_ns >= log::lease_until_ns(settings) {
         return None;
     }
-    let hash = index::hash(&key, settings.hash_seed);
-    let entry = log::empty_entry(hash, settings)?;
-
-    let place = log::reserve(lane, u32::from(length))?;
-    // From here on the place is ours to fill in, whatever comes.
-    let sum = log::copy_in(ctx, &place, FRAME, u64::from(length));
-    let is_right = sum.is_some_and(|sum| headers.checksum == checksum(&headers, length, sum).to_be_bytes());
-    let header = RecordHeader {
-        version: 0,
-        expires_ns: now_ns + u64::from(life_ms) * 1_000_000,
-        key,
-        length: u32::from(length),
-        life_ms,
-        partial: sum.unwrap_or(0),
-        group,
-        class: class as u8,
-        flags: if is_right { record_flag::KERNEL } else { record_flag::FILLER },
-        reserved: [0; 2],
+    let frame = Frame {
+        ctx,
+        headers: &headers,
+        settings,
+        hash: index::hash(&key, settings.hash_seed),
+        lane,
+        length,
+        header: RecordHeader {
+            version: 0,
+            expires_ns: now_ns + u64::from(life_ms) * 1_000_000,
+            key,
+            length: u32::from(length),
+            life_ms,
+            partial: 0,
+            group,
+            class: class as u8,
+            flags: record_flag::KERNEL,
+            reserved: [0; 2],
+        },
     };
-    log::commit(&place, &header);
-    if !is_right {
-        count::one(Counter::FillRefused);
-        return None;
+    match framelog::append(&frame) {
+        Appended::Stored => Some(()),
+        Appended::Left => None,
+        Appended::Wrong => {
+            count::one(Counter::FillRefused);
+            None
+        }
+        Appended::TooLate => {
+            count::one(Counter::LogLateCommits);
+            None
+        }
     }
-    // If another CPU was quicker the daemon finds this record without an entry, and makes one.
-    log::enter(entry, index::entry(hash, place.slot));
-    Some(())
+}
+
+/// A frame that is to be stored.
+struct Frame<'a> {
+    ctx: &'a XdpContext,
+    headers: &'a IpUdp,
+    settings: &'a Settings,
+    hash: u64,
+    lane: u32,
+    /// Bytes of the frame.
+    length: u16,
+    /// Its record's header, but for version and sum.
+    header: RecordHeader,
+}
+
+impl framelog::Append for Frame<'_> {
+    type Word = log::MapWord;
+    type Bucket = log::MapBucket;
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        u32::from(self.length)
+    }
+
+    #[inline(always)]
+    fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    #[inline(always)]
+    fn bucket(&self) -> Option<log::MapBucket> {
+        log::bucket(self.hash, self.settings)
+    }
+
+    #[inline(always)]
+    fn head(&self) -> Option<log::MapWord> {
+        log::head(self.lane)
+    }
+
+    #[inline(always)]
+    fn limit(&self) -> Option<log::MapWord> {
+        log::limit(self.lane)
+    }
+
+    #[inline(always)]
+    fn lane(&self) -> Option<(u32, u32)> {
+        log::lane_slots(self.lane)
+    }
+
+    #[inline(always)]
+    fn version(&self, slot: u32) -> Option<log::MapWord> {
+        log::version_word(slot)
+    }
+
+    #[inline(always)]
+    fn fill_in(&self, slot: u32, version: u64) -> bool {
+        let Some(partial) = log::copy_in(self.ctx, slot, FRAME, u64::from(self.length)) else {
+            return false;
+        };
+        self.headers.checksum == checksum(self.headers, self.length, partial).to_be_bytes()
+            && log::write_header(slot, &RecordHeader { version, partial, ..self.header }).is_some()
+    }
+
+    #[inline(always)]
+    fn write_filler(&self, slot: u32, position: u64, version: u64, length: u32) {
+        log::write_filler(slot, position, version, length);
+    }
 }
 
 /// The UDP checksum of a frame with this sum.

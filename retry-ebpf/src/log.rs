@@ -1,7 +1,11 @@
 //! The only file with map-value pointers into the frame log: settings, index, records, hold-down table.
 //!
-//! The kernel reads records that stand and never writes into them: its store could land in a record that the writer has
-//! lapped. It writes new ones, at places that it has taken from a lane's free room.
+//! The steps of the log's protocol are `retry_common::framelog`'s; this file gives them the memory. The kernel reads records
+//! that are whole and never writes into them: its store could land in a record that the daemon has dropped. It writes new
+//! ones, at positions that it has reserved in a lane's free room.
+//!
+//! x86 orders loads with loads and stores with stores. Where the processor does not (arm64), the daemon sets [`WEAK_ORDER`]
+//! before the program is verified, and [`order`] takes an atomic step that the processor treats as a full barrier.
 //!
 //! Longer than most files, because it is the only one: reading and appending rest on the same versions and the same bounds.
 
@@ -17,12 +21,12 @@ use retry_common::abi::{
     SEGMENT_TAIL, SLOT_LEN, Segment, Settings, record_flag,
 };
 use retry_common::checksum;
+use retry_common::framelog;
 use retry_common::holddown::Claim;
 use retry_common::index;
 use retry_common::key::FrameKey;
-use retry_common::place;
 
-use crate::atomic::{compare_exchange, exchange};
+use crate::atomic::compare_exchange;
 use crate::packet;
 
 /// Below the shortest header of a frame that is cached. Bytes.
@@ -106,25 +110,15 @@ impl Record {
 /// The record of `key`, if the log holds it and its life is not over.
 #[inline(always)]
 pub(crate) fn look_up(key: &FrameKey, hash: u64, settings: &Settings, now_ns: u64) -> Option<Record> {
-    let bucket = INDEX.get_ptr(index::bucket(hash, settings.bucket_mask))?;
-    let tag = index::tag(hash);
-    let mut found = 0;
-    for i in 0..index::BUCKET_ENTRIES {
-        // SAFETY: `i` stays inside the bucket; volatile because the daemon writes it.
-        let place = unsafe { bucket.cast::<u64>().add(i) };
-        // SAFETY: as above.
-        let entry = unsafe { place.read_volatile() };
-        if index::has_tag(entry, tag) {
-            found = entry;
-            break;
-        }
-    }
-    if found == 0 {
+    let bucket = bucket(hash, settings)?;
+    let (i, entry) = framelog::find(&bucket, index::tag(hash))?;
+    let slot = index::slot(entry);
+    let record = read(slot)?;
+    // Only then is the header that of a record: the entry goes before its record's room is used again.
+    if !framelog::still_leads(&bucket, i, entry) || record.1 != *key || now_ns >= record.2 {
         return None;
     }
-    let slot = index::slot(found);
-    let record = read(slot)?;
-    if record.1 != *key || now_ns >= record.2 { None } else { Some(record.0) }
+    Some(record.0)
 }
 
 /// Fetches the cache lines of this `hash`: the index's, and that of the last multicast where there are any.
@@ -148,10 +142,10 @@ pub(crate) fn read(slot: u32) -> Option<(Record, FrameKey, u64)> {
     if version == 0 || version & 1 != 0 {
         return None;
     }
-    compiler_fence(Ordering::SeqCst);
+    order();
     // SAFETY: `header` points to a whole header; what is torn is found out below.
     let copy = unsafe { header.read_volatile() };
-    compiler_fence(Ordering::SeqCst);
+    order();
     if self::version(header) != version {
         return None;
     }
@@ -182,7 +176,7 @@ pub(crate) fn copy_frame(ctx: &XdpContext, record: &Record, offset: usize) -> bo
     let frame = unsafe { header.cast::<u8>().add(RECORD_HEADER_LEN) };
     // SAFETY: as above.
     let stored = unsafe { packet::store(ctx, offset, frame, length) };
-    compiler_fence(Ordering::SeqCst);
+    order();
     stored && version(header) == record.version
 }
 
@@ -223,62 +217,44 @@ pub(crate) fn hand_over(event: &Event) -> bool {
     EVENTS.output(event, 0).is_ok()
 }
 
-/// A place in a lane that this packet has taken.
-#[derive(Clone, Copy)]
-pub(crate) struct Place {
-    /// Its slot in the ring.
-    pub(crate) slot: u32,
-    /// The version that its record will have.
-    version: u64,
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "64")]
-const SLOT_LEN_32: u32 = SLOT_LEN as u32;
-#[expect(clippy::cast_possible_truncation, reason = "48")]
-const HEADER_LEN_32: u32 = RECORD_HEADER_LEN as u32;
-/// How often a head that other CPUs keep moving is tried again.
-const ATTEMPTS: usize = 4;
-
-/// Takes room for a frame of `length` bytes in a lane; `None` when the daemon has made none.
+/// A word of a lane.
 #[inline(always)]
-pub(crate) fn reserve(lane: u32, length: u32) -> Option<Place> {
+pub(crate) fn head(lane: u32) -> Option<MapWord> {
     let lane = LANES.get_ptr_mut(lane)?;
     // SAFETY: a field of a live map value.
-    let limit_at = unsafe { &raw const (*lane).limit };
-    // SAFETY: as above.
-    let head_at = unsafe { &raw mut (*lane).head };
+    Some(MapWord(unsafe { &raw mut (*lane).head }))
+}
+
+/// As [`head`].
+#[inline(always)]
+pub(crate) fn limit(lane: u32) -> Option<MapWord> {
+    let lane = LANES.get_ptr_mut(lane)?;
+    // SAFETY: a field of a live map value.
+    Some(MapWord(unsafe { &raw mut (*lane).limit }))
+}
+
+/// First slot of a lane, and the number of its slots.
+#[inline(always)]
+pub(crate) fn lane_slots(lane: u32) -> Option<(u32, u32)> {
+    let lane = LANES.get_ptr(lane)?;
     // SAFETY: a live map value; the field never changes.
     let first_slot = unsafe { (*lane).first_slot };
     // SAFETY: as above.
-    let lane_slots = unsafe { (*lane).slots };
-    let slots = (HEADER_LEN_32 + length).div_ceil(SLOT_LEN_32);
-    for _ in 0..ATTEMPTS {
-        // The limit first: it only grows, so it is good for any head that comes later.
-        // SAFETY: fields of a live value; volatile because others write them.
-        let limit = unsafe { limit_at.read_volatile() };
-        // SAFETY: as above.
-        let head = unsafe { head_at.read_volatile() };
-        let taken = place::reserve(head, limit, slots, lane_slots)?;
-        // SAFETY: as above.
-        if unsafe { compare_exchange(head_at, head, taken.end) } {
-            if taken.filler != 0 {
-                let rest = taken.filler * SLOT_LEN_32 - HEADER_LEN_32;
-                let header = RecordHeader { length: rest, flags: record_flag::FILLER, ..RecordHeader::default() };
-                let filler = Place { slot: first_slot + place::slot(head), version: place::version(head) };
-                commit(&filler, &header);
-            }
-            let slot = first_slot + place::slot(taken.start);
-            return Some(Place { slot, version: place::version(taken.start) });
-        }
-    }
-    None
+    Some((first_slot, unsafe { (*lane).slots }))
 }
 
-/// Copies `length` bytes of the packet at `offset` behind the header at `place`, and returns their sum.
+/// The version of the record at `slot`.
+#[inline(always)]
+pub(crate) fn version_word(slot: u32) -> Option<MapWord> {
+    Some(MapWord(header(slot)?.cast_mut().cast()))
+}
+
+/// Copies `length` bytes of the packet at `offset` behind the header at `slot`, which this packet has reserved,
+/// and returns their sum.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "lengths are below 4096")]
-pub(crate) fn copy_in(ctx: &XdpContext, place: &Place, offset: usize, length: u64) -> Option<u16> {
-    let header = header(place.slot)?;
+pub(crate) fn copy_in(ctx: &XdpContext, slot: u32, offset: usize, length: u64) -> Option<u16> {
+    let header = header(slot)?;
     // As in `copy_frame`.
     let length = black_box(length & 0xfff);
     if length > KERNEL_FRAME_MAX as u64 {
@@ -328,59 +304,104 @@ fn sum(bytes: *mut u8, length: u32) -> Option<u16> {
     Some(u16::from_be(checksum::fold(u64::from(sum))))
 }
 
-/// Lets the record at `place` stand, with this header but for its version.
+/// Writes the header of a record at `slot`, which this packet has reserved.
 #[inline(always)]
-pub(crate) fn commit(place: &Place, header: &RecordHeader) {
-    let Some(segment) = RING.get_ptr_mut(place.slot / SEGMENT_SLOTS) else {
+pub(crate) fn write_header(slot: u32, header: &RecordHeader) -> Option<()> {
+    let there = self::header(slot)?;
+    // SAFETY: a header that this packet has reserved: no other writer writes it, and no reader believes it yet.
+    unsafe { there.cast_mut().write_volatile(*header) };
+    Some(())
+}
+
+/// Makes what this packet has reserved at `slot`, with `length` bytes behind the header, a filler.
+#[inline(always)]
+pub(crate) fn write_filler(slot: u32, position: u64, version: u64, length: u32) {
+    let Some(segment) = RING.get_ptr_mut(slot / SEGMENT_SLOTS) else {
         return;
     };
-    let offset = black_box((place.slot % SEGMENT_SLOTS) as usize * SLOT_LEN);
+    let offset = black_box((slot % SEGMENT_SLOTS) as usize * SLOT_LEN);
     // A filler may stand in a segment's last slot.
     if offset > SEGMENT_LEN - SLOT_LEN {
         return;
     }
-    // SAFETY: a slot inside the segment, which nobody else writes or reads.
+    // SAFETY: a slot inside the segment.
     let there = unsafe { segment.cast::<u8>().add(offset).cast::<RecordHeader>() };
-    // SAFETY: as above; slots are aligned to 64 bytes.
-    unsafe { there.write_volatile(*header) };
-    compiler_fence(Ordering::SeqCst);
-    // All that was written before is seen by whoever sees the version.
-    // SAFETY: the version is the first field.
-    unsafe { exchange(there.cast(), place.version) };
+    let header = RecordHeader { version, length, flags: record_flag::FILLER, ..RecordHeader::default() };
+    // SAFETY: as above; slots are aligned to 64 bytes, and no other writer writes what this packet has reserved.
+    unsafe { there.write_volatile(header) };
+    framelog::commit(&MapWord(there.cast()), position);
 }
 
-/// An entry of a live bucket that was empty when it was looked at.
+/// The bucket of a hash.
+#[inline(always)]
+pub(crate) fn bucket(hash: u64, settings: &Settings) -> Option<MapBucket> {
+    INDEX.get_ptr_mut(index::bucket(hash, settings.bucket_mask)).map(|bucket| MapBucket(bucket.cast()))
+}
+
+/// A bucket of the index.
 #[derive(Clone, Copy)]
-pub(crate) struct EmptyEntry(*mut u64);
+pub(crate) struct MapBucket(*mut u64);
 
-/// The first empty entry of the hash's bucket; `None` when there is none, or one has the hash's tag.
-#[inline(always)]
-pub(crate) fn empty_entry(hash: u64, settings: &Settings) -> Option<EmptyEntry> {
-    let bucket = INDEX.get_ptr_mut(index::bucket(hash, settings.bucket_mask))?;
-    let tag = index::tag(hash);
-    let mut empty = None;
-    for i in 0..index::BUCKET_ENTRIES {
-        // SAFETY: `i` stays inside the bucket.
-        let place = unsafe { bucket.cast::<u64>().add(i) };
-        // SAFETY: as above; volatile because others write it.
-        let entry = unsafe { place.read_volatile() };
-        if entry == 0 {
-            if empty.is_none() {
-                empty = Some(i);
-            }
-        } else if index::has_tag(entry, tag) {
-            return None;
-        }
+impl framelog::Bucket for MapBucket {
+    type Word = MapWord;
+
+    #[inline(always)]
+    fn entry(&self, i: usize) -> MapWord {
+        // SAFETY: inside the bucket, as the mask says.
+        MapWord(unsafe { self.0.add(i & (index::BUCKET_ENTRIES - 1)) })
     }
-    // SAFETY: inside the bucket.
-    Some(EmptyEntry(unsafe { bucket.cast::<u64>().add(empty? & (index::BUCKET_ENTRIES - 1)) }))
 }
 
-/// Puts `entry` at an empty place of the index, if it still is empty.
+/// A word of a live map value.
+#[derive(Clone, Copy)]
+pub(crate) struct MapWord(*mut u64);
+
+impl framelog::Word for MapWord {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        // SAFETY: eight aligned bytes of a live map value; volatile because other CPUs and the daemon write them.
+        unsafe { self.0.read_volatile() }
+    }
+
+    #[inline(always)]
+    fn store(&self, value: u64) {
+        // What this makes visible was written before an atomic step of this program, which is a full barrier.
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: as above.
+        unsafe { self.0.write_volatile(value) };
+    }
+
+    #[inline(always)]
+    fn replace(&self, old: u64, new: u64) -> bool {
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: as above.
+        let done = unsafe { compare_exchange(self.0, old, new) };
+        compiler_fence(Ordering::SeqCst);
+        done
+    }
+
+    #[inline(always)]
+    fn fence(&self) {
+        order();
+    }
+}
+
+/// Not 0 where the processor may order loads otherwise than the program does. The verifier knows the value and drops the
+/// branch, so that x86 pays nothing.
+#[unsafe(no_mangle)]
+static WEAK_ORDER: u8 = 0;
+
+/// Orders what was read before with what is read after.
 #[inline(always)]
-pub(crate) fn enter(place: EmptyEntry, entry: u64) {
-    // SAFETY: an entry of a live bucket, for `empty_entry` alone makes these.
-    unsafe { compare_exchange(place.0, 0, entry) };
+fn order() {
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: a value of the object's read-only data; volatile because the daemon sets it before the program is loaded.
+    if unsafe { (&raw const WEAK_ORDER).read_volatile() } != 0 {
+        let mut word = 0u64;
+        // SAFETY: a word of this program's stack. The kernel makes it a fully ordered atomic step (BPF_FETCH).
+        unsafe { compare_exchange(&raw mut word, 0, 0) };
+        compiler_fence(Ordering::SeqCst);
+    }
 }
 
 #[inline(always)]

@@ -93,6 +93,16 @@ impl Class {
         }
     }
 
+    /// The lane of the frame log that its frames go to: 0 for classes that live short, 1 for those that live long, so that
+    /// a burst of transactions cannot push blocks out.
+    #[inline(always)]
+    pub const fn lane(self) -> usize {
+        match self {
+            Self::Tx | Self::Beef => 0,
+            Self::Block | Self::Subtree | Self::Anchor => 1,
+        }
+    }
+
     /// The class of a stored number.
     pub const fn from_u8(class: u8) -> Option<Self> {
         match class {

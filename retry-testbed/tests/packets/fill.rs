@@ -21,7 +21,7 @@ use retry_testbed::{
 };
 use retry_userspace::{
     clock::monotonic_ns,
-    framelog::{self, Log, NewFrame, Pages, Put, Sizes, Writer},
+    framelog::{self, Log, NewFrame, Pages, Put, Removed, Sizes, Writer},
 };
 
 use crate::verdicts::with_program;
@@ -161,16 +161,18 @@ fn what_a_socket_would_not_receive_is_left() {
     });
 }
 
-/// Known only when the frame stands in the ring, whose room is then a filler's.
+/// Known only when the frame has been copied into the ring, whose room is given back then.
 #[test]
-fn a_wrong_checksum_is_counted() {
-    with_program("a_wrong_checksum_is_counted", |loaded| {
+fn a_wrong_checksum_is_counted_and_takes_no_room() {
+    with_program("a_wrong_checksum_is_counted_and_takes_no_room", |loaded| {
         let mut flow = tx();
+        let used = |loaded: &Loaded| loaded.writer().lane_use(monotonic_ns()).map(|lane| lane.used_bytes);
         for bit in [1, 0x8000] {
             let (_, mut packet) = next(&mut flow);
             packet.checksum = Checksum::Value(right_checksum(&packet) ^ bit);
             left_and_counted(loaded, &format!("{bit:#x}"), &packet, &[(Counter::FillRefused, 1)]);
         }
+        assert_eq!(used(loaded), [0, 0]);
         let (key, packet) = next(&mut flow);
         stored(loaded, "after them", &packet);
         assert_eq!(loaded.follow(), [(key, LIFE_MS[0], packet.payload, true)]);
@@ -245,7 +247,7 @@ fn frames_that_are_there_are_the_daemons() {
         assert_eq!(loaded.put(key, 2, &packet.payload, life, false), Put::Duplicate);
         assert_eq!(loaded.put(key, 2, &[1; 100], life, false), Put::Replaced);
         assert_eq!(loaded.writer().live(), 1);
-        assert!(loaded.writer().remove(&key, monotonic_ns(), |_| {}));
+        assert_eq!(loaded.writer().remove(&key, monotonic_ns(), |_| {}), Removed::Yes);
         stored(loaded, "new again", &packet);
         assert_eq!(loaded.follow(), [(key, LIFE_MS[0], packet.payload.clone(), true)]);
         assert_eq!(loaded.writer().live(), 1);

@@ -223,12 +223,15 @@ impl Datapath {
 fn load(request: &Request<'_>) -> Result<Ebpf, DatapathError> {
     // 0 switches every level off, 4 is debug (aya-log's order).
     let log_level: u8 = if request.debug { 4 } else { 0 };
+    // Loads may pass loads on every processor but x86: the program then takes a step that orders them.
+    let weak_order = u8::from(!cfg!(target_arch = "x86_64"));
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries(map::RING, request.sizes.segments())
         .map_max_entries(map::INDEX, request.sizes.buckets)
         .map_max_entries(map::HOLD_DOWN, request.sizes.hold_down_words)
-        .override_global("AYA_LOG_LEVEL", &log_level, true);
+        .override_global("AYA_LOG_LEVEL", &log_level, true)
+        .override_global("WEAK_ORDER", &weak_order, true);
     for name in map::LIMITS {
         loader.map_max_entries(name, request.settings.limit_mask + 1);
     }

@@ -1,8 +1,9 @@
 //! The frame log: one ring that holds frames back to back, and the index to find them.
 //!
-//! The layout is `retry_common::abi`'s; the kernel reads the same pages. One [`Writer`] appends (the oldest end is
-//! overwritten: eviction is a lap), any number of [`Log`] handles read. Frames whose class lives longer (block, subtree,
-//! anchor) have a lane of their own, so that a burst of transactions cannot push them out.
+//! The layout is `retry_common::abi`'s and the protocol `retry_common::framelog`'s; the kernel reads and writes the same
+//! pages. One [`Writer`] appends (the oldest end is overwritten: eviction is a lap), any number of [`Log`] handles read.
+//! Frames whose class lives longer (block, subtree, anchor) have a lane of their own, so that a burst of transactions
+//! cannot push them out.
 
 mod memory;
 mod reader;
@@ -14,11 +15,11 @@ use std::io;
 use std::sync::Arc;
 
 use retry_common::abi::{Bucket, Lane, SEGMENT_LEN, SEGMENT_SLOTS};
-use retry_common::wire::frame::Class;
 
 pub use memory::Memory;
 pub use reader::{Log, Record};
-pub use writer::{Followed, LaneUse, NewFrame, Put, Writer};
+pub use retry_common::framelog::{Followed, LaneUse, NewFrame, Put, Removed};
+pub use writer::Writer;
 
 /// Words of the hold-down table: 2 MiB, 26 s of distinct repairs at 10,000 a second.
 const HOLD_DOWN_WORDS: u32 = 1 << 18;
@@ -85,14 +86,6 @@ impl Sizes {
             (0, self.short_segments * SEGMENT_SLOTS),
             (self.short_segments * SEGMENT_SLOTS, self.long_segments * SEGMENT_SLOTS),
         ]
-    }
-}
-
-/// The lane of a class: 0 for those that live short, 1 for those that live long.
-pub(crate) const fn lane_of(class: Class) -> usize {
-    match class {
-        Class::Tx | Class::Beef => 0,
-        Class::Block | Class::Subtree | Class::Anchor => 1,
     }
 }
 

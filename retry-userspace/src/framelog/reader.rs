@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use retry_common::abi::{Bucket, RECORD_HEADER_LEN, RecordHeader, SLOT_LEN};
 use retry_common::decide::{Found, Multicast};
+use retry_common::framelog;
 use retry_common::holddown::{Claim, HoldDown};
 use retry_common::index;
 use retry_common::key::FrameKey;
@@ -46,10 +47,13 @@ impl Log {
     /// The record of `key`, if the log holds it and its life is not over.
     pub fn look_up(&self, key: &FrameKey, now_ns: u64) -> Option<Record> {
         let hash = index::hash(key, self.hash_seed);
-        let entry = find(&self.pages, hash)?;
+        let bucket = self.pages.entries(hash);
+        let (i, entry) = framelog::find(&bucket, index::tag(hash))?;
         let slot = index::slot(entry);
         let header = read_header(&self.pages, slot)?;
-        (header.key == *key && now_ns < header.expires_ns).then_some(Record { slot, header })
+        // Only then is the header that of a record: the entry goes before its record's room is used again.
+        (framelog::still_leads(&bucket, i, entry) && header.key == *key && now_ns < header.expires_ns)
+            .then_some(Record { slot, header })
     }
 
     /// Appends the frame of `record` to `out`; false, and `out` as before, when the record was overwritten meanwhile.
@@ -116,14 +120,6 @@ impl Log {
     }
 }
 
-/// The entry of the hash's bucket that carries its tag.
-pub(super) fn find(pages: &Pages, hash: u64) -> Option<u64> {
-    let start = bucket_offset(pages, hash);
-    (0..index::BUCKET_ENTRIES)
-        .map(|i| pages.index.word(start + i * 8).load(Ordering::Acquire))
-        .find(|entry| index::has_tag(*entry, index::tag(hash)))
-}
-
 /// Where the hash's bucket starts, bytes.
 pub(super) fn bucket_offset(pages: &Pages, hash: u64) -> usize {
     index::bucket(hash, pages.sizes.buckets - 1) as usize * size_of::<Bucket>()
@@ -144,5 +140,5 @@ fn read_header(pages: &Pages, slot: u32) -> Option<RecordHeader> {
     }
     let header: RecordHeader = pages.ring.read(start);
     fence(Ordering::Acquire);
-    (version.load(Ordering::Relaxed) == before).then_some(header)
+    (version.load(Ordering::Relaxed) == before).then_some(RecordHeader { version: before, ..header })
 }

@@ -16,7 +16,7 @@ use retry_common::wire::frame::{Class, Frame};
 use super::listening::Listening;
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
-use crate::framelog::{Followed, NewFrame, Put, Writer};
+use crate::framelog::{Followed, NewFrame, Put, Removed, Writer};
 use crate::net::batch::{Batch, Readiness};
 
 /// Datagrams taken in one system call.
@@ -98,6 +98,9 @@ pub enum Refused {
     /// No record can hold it.
     #[error("too large for the frame log")]
     TooLarge,
+    /// The kernel is writing a frame with the same key.
+    #[error("the kernel is writing a frame with the same key: try again")]
+    Busy,
 }
 
 impl Refused {
@@ -106,6 +109,7 @@ impl Refused {
             Self::Undecodable => Counter::FrameUndecodable,
             Self::Unnumbered | Self::OtherKey => Counter::FrameUnnumbered,
             Self::TooLarge => Counter::FrameTooLarge,
+            Self::Busy => Counter::FrameLogBusy,
         }
     }
 }
@@ -185,7 +189,7 @@ impl Fill {
             for frame in turn {
                 self.store(&mut writer, frame, StoredFrom::Multicast, now_ns, &mut tally);
             }
-            count_evictions(&mut writer, &mut tally);
+            writer.count_dropped(&mut tally);
         }
         self.counters.add_all(&tally);
     }
@@ -206,7 +210,7 @@ impl Fill {
         let now_ns = monotonic_ns();
         writer.follow(now_ns, FOLLOW, |followed| self.take_followed(&followed, &mut tally));
         writer.make_ahead(AHEAD_SLOTS, now_ns);
-        count_evictions(&mut writer, &mut tally);
+        writer.count_dropped(&mut tally);
         drop(writer);
         self.counters.add_all(&tally);
         tally.get(Counter::FramesReceived) > 0
@@ -227,11 +231,12 @@ impl Fill {
         }
     }
 
-    /// Takes the frame of `key` out; true when there was one.
-    pub fn remove(&self, key: &FrameKey) -> bool {
+    /// Takes the frame of `key` out.
+    pub fn remove(&self, key: &FrameKey) -> Removed {
         let mut tally = Counters::default();
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = writer.remove(key, monotonic_ns(), |followed| self.take_followed(&followed, &mut tally));
+        writer.count_dropped(&mut tally);
         self.counters.add_all(&tally);
         removed
     }
@@ -241,7 +246,7 @@ impl Fill {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.expire(monotonic_ns(), SWEEP);
         let mut tally = Counters::default();
-        count_evictions(&mut writer, &mut tally);
+        writer.count_dropped(&mut tally);
         self.counters.add_all(&tally);
     }
 
@@ -251,7 +256,7 @@ impl Fill {
         if let Some(frame) = self.admit(bytes, source, &mut tally) {
             let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
             self.store(&mut writer, &frame, from, now_ns, &mut tally);
-            count_evictions(&mut writer, &mut tally);
+            writer.count_dropped(&mut tally);
         }
         self.counters.add_all(&tally);
     }
@@ -305,7 +310,7 @@ impl Fill {
         let mut tally = Counters::default();
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = self.put_in(&mut writer, &frame, from, monotonic_ns(), &mut tally);
-        count_evictions(&mut writer, &mut tally);
+        writer.count_dropped(&mut tally);
         self.counters.add_all(&tally);
         outcome
     }
@@ -353,6 +358,7 @@ impl Fill {
             }
             Put::Duplicate => count(tally, Counter::FrameDuplicate),
             Put::TooLarge => return Err(Refused::TooLarge),
+            Put::Busy => return Err(Refused::Busy),
         }
         Ok(put)
     }
@@ -364,12 +370,6 @@ impl Fill {
 
 fn count(tally: &mut Counters, counter: Counter) {
     *tally.get_mut(counter) += 1;
-}
-
-fn count_evictions(writer: &mut Writer, tally: &mut Counters) {
-    for reason in writer.drain_evictions() {
-        count(tally, reason);
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::admin::manage::{
 use crate::admin::{Snapshot, Source};
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::monotonic_ns;
-use crate::framelog::{Log, Put};
+use crate::framelog::{Log, Put, Removed};
 use crate::ingress::fill::{Fill, Refused, StoredFrom};
 use crate::settings::Described;
 use crate::store::{Node, Store, Unavailable};
@@ -77,6 +77,7 @@ impl Backend for Management {
                 Ok(Put::Replaced) => Ok(PutOutcome::Replaced),
                 Ok(Put::Duplicate) => Ok(PutOutcome::Duplicate),
                 Ok(Put::TooLarge) | Err(Refused::TooLarge) => Err(PutError::TooLarge),
+                Ok(Put::Busy) | Err(Refused::Busy) => Err(BackendError(Refused::Busy.to_string()).into()),
                 Err(refused) => Err(PutError::Refused(refused.to_string())),
             }
         })
@@ -89,7 +90,11 @@ impl Backend for Management {
                 Some(store) => store.delete(&key).await.map_err(unavailable)?,
                 None => false,
             };
-            Ok(self.fill.remove(&key) || there)
+            match self.fill.remove(&key) {
+                Removed::Yes => Ok(true),
+                Removed::NotThere => Ok(there),
+                Removed::Busy => Err(BackendError(Refused::Busy.to_string())),
+            }
         })
     }
 

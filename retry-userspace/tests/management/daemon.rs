@@ -16,7 +16,7 @@ use retry_userspace::admin::manage::{
 use retry_userspace::admin::{Snapshot, Source};
 use retry_userspace::beacon::registry::Endpoint;
 use retry_userspace::clock::monotonic_ns;
-use retry_userspace::framelog::{Log, NewFrame, Pages, Put, Sizes, Writer, open};
+use retry_userspace::framelog::{Log, NewFrame, Pages, Put, Removed, Sizes, Writer, open};
 use retry_userspace::settings::{Described, Settings};
 use tokio::sync::Semaphore;
 
@@ -114,6 +114,7 @@ impl Backend for OverLog {
                 Put::Replaced => Ok(PutOutcome::Replaced),
                 Put::Duplicate => Ok(PutOutcome::Duplicate),
                 Put::TooLarge => Err(PutError::TooLarge),
+                Put::Busy => panic!("no kernel writes here"),
             }
         })
     }
@@ -122,7 +123,7 @@ impl Backend for OverLog {
         Box::pin(async move {
             let was_there = self.writer.lock().expect("no panic").remove(&key, monotonic_ns(), |_| {});
             self.store_is_up()?;
-            Ok(was_there)
+            Ok(was_there == Removed::Yes)
         })
     }
 

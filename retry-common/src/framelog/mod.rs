@@ -1,0 +1,118 @@
+//! The frame log's protocol: which writer may write which word when, and what a reader may believe.
+//!
+//! Two kinds of writers append to one ring and one index at the same time. The kernel program runs on any number of CPUs.
+//! The daemon's writer is one thread at a time (a mutex in the daemon). Neither waits for the other on its fast path. All
+//! steps stand here, over the traits [`Word`], [`Bucket`] and [`Memory`], so that the code that is model-checked is the
+//! code that runs in the kernel and in the daemon. `docs/decisions/0012-the-frame-logs-protocol.md` gives the reasons.
+//!
+//! # Words, and who writes them
+//!
+//! | word | kernel program | daemon |
+//! | --- | --- | --- |
+//! | `Lane.head` | compare-exchange forward (`reserve`), or back over its own last reservation (`give_back`) | compare-exchange forward |
+//! | `Lane.limit` | never | store, only forward, after the records before it were dropped |
+//! | `Lane.tail`, `followed`, `records`, `live` | never | store |
+//! | version of a record | odd in its own reservation (`begin`), then compare-exchange to even ([`commit`]) | the same; 0 when it drops the record; compare-exchange from odd to 0 when it gives up a hole |
+//! | header and bytes of a record | only between `begin` and [`commit`] of its own reservation | the same |
+//! | index entry | compare-exchange from 0 to its own record (`enter`), and back to 0 if its commit fails (`withdraw`) | any change of an entry that is not 0; compare-exchange from 0 |
+//!
+//! # One record's life
+//!
+//! 1. `reserve` takes a position by moving the lane's head, within the limit.
+//! 2. `begin` makes the version odd. From here on no reader takes what stands there for a record.
+//! 3. The writer fills in bytes and header. If the frame turns out to be wrong, `give_back` returns the room; if another
+//!    writer has reserved behind it, the record becomes a filler.
+//! 4. The kernel program calls `enter`, *then* [`commit`]. So when the daemon sees an even version, the kernel's entry
+//!    stands or never will: nothing can be entered for a record that the daemon has followed, and what the daemon forgets
+//!    stays forgotten. The daemon commits first and inserts then, for it follows its own records.
+//! 5. The daemon follows records in the order of their positions ([`DaemonWriter::follow`]): it counts each of the
+//!    kernel's, and resolves what two writers entered at once: a bucket ends with one entry per tag.
+//! 6. The daemon alone drops ([`DaemonWriter::expire`], laps, `cache-max-keys`): it empties every entry of the record,
+//!    makes the version 0, and then moves the limit. Only then can the room be reserved again.
+//!
+//! # What a reader may believe
+//!
+//! A reader finds an entry, copies the header between two equal even versions, and believes it only if the entry
+//! still stands afterwards ([`still_leads`]): the entry goes before the room is reused, so bytes of a later frame that look
+//! like a header are never believed. The frame's bytes are void unless the version is the same after the copy.
+//!
+//! The daemon believes an entry only if the record's version is that of a position between tail and head, at this slot, and
+//! the record's key belongs to this bucket and tag. Any other entry is removed and counted.
+//!
+//! # Nothing waits without bound
+//!
+//! `reserve` is tried a fixed number of times. [`DaemonWriter::put`] and [`DaemonWriter::remove`] wait for a kernel writer
+//! only as long as [`Memory::pause`] allows, then give up and count it. A record that stays uncommitted for
+//! [`HOLE_PATIENCE_NS`] becomes a filler (a hole): its version goes from odd to 0 by compare-exchange, so a late commit
+//! fails and its writer withdraws its entry.
+
+mod append;
+mod daemon;
+mod shared;
+
+pub use append::{Append, Appended, append};
+pub use daemon::{DaemonWriter, Dropped, Followed, HOLE_PATIENCE_NS, LaneUse, NewFrame, Put, Removed};
+pub use shared::{commit, find, position_of, still_leads};
+
+use crate::abi::RecordHeader;
+
+/// One aligned 64-bit word that several writers share.
+pub trait Word {
+    /// Reads it; what is read after this is not older (acquire).
+    fn load(&self) -> u64;
+    /// Writes it; what was written before is seen by a reader that sees this (release).
+    fn store(&self, value: u64);
+    /// Writes `new` if the word holds `old`, in one step and as a full barrier; false when it held another value.
+    fn replace(&self, old: u64, new: u64) -> bool;
+    /// What was read or written before this is ordered before what is read or written after it.
+    fn fence(&self);
+}
+
+/// One bucket of the index.
+pub trait Bucket {
+    /// Its entries.
+    type Word: Word;
+    /// How many entries it has: [`crate::index::BUCKET_ENTRIES`], fewer in a model.
+    const ENTRIES: usize = crate::index::BUCKET_ENTRIES;
+    /// The entry `i`, below [`Bucket::ENTRIES`].
+    fn entry(&self, i: usize) -> Self::Word;
+}
+
+/// The memory of a frame log as the daemon's writer sees it.
+pub trait Memory {
+    /// A shared word.
+    type Word<'a>: Word
+    where
+        Self: 'a;
+    /// A bucket of the index.
+    type Bucket<'a>: Bucket
+    where
+        Self: 'a;
+
+    /// [`crate::abi::Lane::head`] of a lane.
+    fn head(&self, lane: usize) -> Self::Word<'_>;
+    /// [`crate::abi::Lane::limit`] of a lane.
+    fn limit(&self, lane: usize) -> Self::Word<'_>;
+    /// Shows where the daemon's writer stands in a lane: what it alone writes of [`crate::abi::Lane`].
+    fn show(&self, lane: usize, tail: u64, followed: u64, records: u32, live: u32);
+    /// The version of the record at `slot`.
+    fn version(&self, slot: u32) -> Self::Word<'_>;
+    /// The header at `slot`, its version aside. It may be torn unless the caller knows that the record is whole.
+    fn header(&self, slot: u32) -> RecordHeader;
+    /// Writes the header at `slot`, its version aside.
+    fn set_header(&self, slot: u32, header: &RecordHeader);
+    /// Writes the bytes of the record at `slot`.
+    fn write_frame(&self, slot: u32, bytes: &[u8]);
+    /// The `len` bytes of the record at `slot`, which is whole and which the caller has not dropped.
+    fn frame(&self, slot: u32, len: usize) -> &[u8];
+    /// The bucket of a hash.
+    fn bucket(&self, hash: u64) -> Self::Bucket<'_>;
+    /// Number of the bucket of a hash, to compare two.
+    fn bucket_number(&self, hash: u64) -> u32;
+    /// Empties each entry of the whole index that `is_void` says true of.
+    fn clear_entries(&self, is_void: &mut dyn FnMut(u64) -> bool);
+    /// Asks for the cache line of the header at `slot`, which is soon read.
+    fn fetch(&self, slot: u32);
+    /// Lets a kernel writer go on; `attempt` counts from 0. False when the caller has waited long enough.
+    fn pause(&self, attempt: u32) -> bool;
+}
