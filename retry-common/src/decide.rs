@@ -1,4 +1,4 @@
-//! The one truth table: what a NACK gets.
+//! The one truth table: what a NACK gets. docs/nack-decision.md numbers its steps.
 //!
 //! [`decide`] runs the checks in their order and says what to send. It reads no clock and keeps no state: what it looks
 //! at and what it charges stands behind [`Endpoint`], which the kernel implements over BPF maps and the daemon over its
@@ -142,7 +142,7 @@ pub enum Verdict<F> {
     HandOver(F),
 }
 
-/// Decides on a NACK: steps 2 to 10 of the table.
+/// Decides on a NACK: steps 2 to 10 of docs/nack-decision.md.
 #[inline(always)]
 pub fn decide<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
     // Step 2: never an answer, or a spoofed flood would be reflected.

@@ -1,4 +1,4 @@
-//! The ADVERT beacon (BRC-126, wire.md): tells listeners that this endpoint is here, where to send NACKs, and when it drains.
+//! The ADVERT beacon (BRC-126, docs/wire-format.md): tells listeners that this endpoint is here, where to send NACKs, and when it drains.
 
 pub mod registry;
 #[cfg(test)]

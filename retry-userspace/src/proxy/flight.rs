@@ -1,7 +1,7 @@
 //! What is under way: jobs by the frame's key, and for each upstream the NACKs that it has not answered, in the order of
 //! sending. Pure.
 //!
-//! A frame carries its key, an ACK and a THROTTLED the SeqNum, a MISS neither (wire.md). So:
+//! A frame carries its key, an ACK and a THROTTLED the SeqNum, a MISS neither (docs/wire-format.md). So:
 //!
 //! * A frame is taken for the job that waits for its key, whoever sends it and however late.
 //! * A MISS is taken for the oldest NACK that its sender has not answered, and that job goes on to the next upstream. It is

@@ -271,7 +271,7 @@ async fn measure_another(shared: &Shared, key: &FrameKey, order: &[Choice]) {
     }
 }
 
-/// How long a THROTTLED of this bucket holds (wire.md).
+/// How long a THROTTLED of this bucket holds (docs/wire-format.md).
 pub(super) const fn hold(bucket: u8) -> Duration {
     Duration::from_millis(125 << (bucket & 0x0f))
 }

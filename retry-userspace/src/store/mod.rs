@@ -29,7 +29,7 @@ use writer::Writer;
 
 pub use claims::Claim;
 
-/// A listener waits 300 ms for the first answer (wire.md): what the store says later is of no use to it.
+/// A listener waits 300 ms for the first answer (docs/wire-format.md): what the store says later is of no use to it.
 const LISTENERS_PATIENCE: Duration = Duration::from_millis(250);
 
 /// What the store is used for.
