@@ -20,7 +20,7 @@ use retry_common::counter::Counter;
 use retry_common::framelog::{self, Appended};
 use retry_common::group::{self, BeefBits, ShardBits, Sharding};
 use retry_common::index;
-use retry_common::wire::frame::{Class, HEAD_LEN, Head};
+use retry_common::wire::frame::{HEAD_LEN, Head};
 
 use crate::packet::{self, ETHERNET_LEN, IP_UDP_LEN, IpUdp};
 use crate::{count, log};
@@ -72,13 +72,7 @@ pub(crate) fn store(ctx: &XdpContext) -> Option<()> {
 
     let sharding = Sharding { shard: ShardBits::new(settings.shard_bits)?, beef: BeefBits::new(settings.beef_bits)? };
     let group = head.group_index(&sharding)?;
-    let life_ms = settings.life_ms[match class {
-        Class::Tx => 0,
-        Class::Block => 1,
-        Class::Subtree => 2,
-        Class::Anchor => 3,
-        Class::Beef => 4,
-    }];
+    let life_ms = class.of(&settings.life_ms);
     // SAFETY: the helper takes nothing and always succeeds.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     if now_ns >= log::lease_until_ns(settings) {

@@ -16,6 +16,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// Where Debian keeps programs of the administrator; a user's PATH often lacks them.
 const ADMIN_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
 
+/// The workspace that this run is for: that of the manifest that cargo has just run, else the one around `here`. Not the one
+/// that this program was compiled in: a copied tree brings its `target` along.
+fn workspace(manifest: Option<PathBuf>, here: &Path) -> Option<PathBuf> {
+    let of_manifest = manifest.as_deref().and_then(Path::parent);
+    of_manifest
+        .into_iter()
+        .chain(here.ancestors())
+        .find(|root| root.join("xtask/Cargo.toml").is_file())
+        .map(Path::to_owned)
+}
+
 /// How a program that needs root is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Privilege {
@@ -44,11 +55,13 @@ impl Context {
     /// Finds the workspace and the way to root.
     ///
     /// # Errors
-    /// The current directory cannot be told.
+    /// The current directory cannot be told, or lies in no workspace with an xtask.
     pub(crate) fn new(no_install: bool) -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in a workspace")?.to_owned();
+        let here = env::current_dir().context("current directory")?;
+        let root = workspace(env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from), &here)
+            .with_context(|| format!("{} lies in no workspace with an xtask", here.display()))?;
         let target = match env::var_os("CARGO_TARGET_DIR").filter(|value| !value.is_empty()) {
-            Some(target) => env::current_dir().context("current directory")?.join(target),
+            Some(target) => here.join(target),
             None => root.join("target"),
         };
         Ok(Self { root, target, no_install, privilege: privilege() })
@@ -295,6 +308,25 @@ pub(crate) fn shown(command: &Command) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_workspace_is_the_one_that_is_run() {
+        let trees = tempfile_tree("workspace");
+        let (one, other) = (trees.join("one"), trees.join("other"));
+        for tree in [&one, &other] {
+            fs::create_dir_all(tree.join("xtask/src")).expect("a directory");
+            fs::write(tree.join("xtask/Cargo.toml"), "").expect("written");
+        }
+        assert_eq!(workspace(Some(one.join("xtask")), &other), Some(one.clone()));
+        assert_eq!(workspace(None, &other.join("xtask/src")), Some(other));
+        assert_eq!(workspace(Some(trees.join("gone/xtask")), &one), Some(one));
+        assert_eq!(workspace(None, Path::new("/")), None);
+        fs::remove_dir_all(trees).expect("cleaned");
+    }
+
+    fn tempfile_tree(name: &str) -> PathBuf {
+        env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()))
+    }
 
     #[test]
     fn what_describes_xtask_is_forgotten_and_what_the_user_set_stays() {

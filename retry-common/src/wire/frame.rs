@@ -103,6 +103,19 @@ impl Class {
         }
     }
 
+    /// The value of this class among one per class, in the order of [`Class::ALL`].
+    #[inline(always)]
+    pub const fn of<T: Copy>(self, each: &[T; 5]) -> T {
+        // Not an index: the kernel program must not contain a panic.
+        match self {
+            Self::Tx => each[0],
+            Self::Block => each[1],
+            Self::Subtree => each[2],
+            Self::Anchor => each[3],
+            Self::Beef => each[4],
+        }
+    }
+
     /// The class of a stored number.
     pub const fn from_u8(class: u8) -> Option<Self> {
         match class {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use retry_common::counter::{Counter, Counters};
 use retry_common::group::Sharding;
 use retry_common::key::FrameKey;
-use retry_common::wire::frame::{Class, Frame};
+use retry_common::wire::frame::Frame;
 
 use super::listening::Listening;
 use crate::clock::monotonic_ns;
@@ -46,7 +46,7 @@ const SWEEP: usize = 4_096;
 pub struct FillRules {
     /// How frames map to groups.
     pub sharding: Sharding,
-    /// Life of each class in milliseconds, in the order of [`Class`].
+    /// Life of each class in milliseconds, in the order of `Class::ALL`.
     pub life_ms: [u32; 5],
     /// The longest frame that the kernel sends; longer ones are the daemon's.
     pub kernel_max: usize,
@@ -331,7 +331,7 @@ impl Fill {
         if wanted.is_some_and(|wanted| *wanted != key) {
             return Err(Refused::OtherKey);
         }
-        let life_ms = life_ms.unwrap_or_else(|| self.life_ms(class));
+        let life_ms = life_ms.unwrap_or_else(|| class.of(&self.rules.life_ms));
         let daemon_only = bytes.len() > self.rules.kernel_max;
         Ok(NewFrame { key, class, group, life_ms, daemon_only, bytes })
     }
@@ -361,10 +361,6 @@ impl Fill {
             Put::Busy => return Err(Refused::Busy),
         }
         Ok(put)
-    }
-
-    fn life_ms(&self, class: Class) -> u32 {
-        self.rules.life_ms.get(class as usize).copied().unwrap_or(0)
     }
 }
 
