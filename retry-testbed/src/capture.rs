@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use pcap_file::pcap::{PcapPacket, PcapWriter};
 
@@ -192,6 +192,8 @@ pub fn write_pcap(path: &Path, packets: &[Captured]) -> Result<()> {
 #[derive(Debug)]
 pub struct RawSender {
     socket: OwnedFd,
+    /// Frames go out behind a `virtio_net_hdr`.
+    has_header: bool,
 }
 
 impl RawSender {
@@ -201,7 +203,17 @@ impl RawSender {
     /// As [`Capture::start`].
     pub fn open(ns: &Netns, interface: &str) -> Result<Self> {
         let socket = open(ns, interface, 0)?;
-        Ok(Self { socket })
+        Ok(Self { socket, has_header: false })
+    }
+
+    /// As [`RawSender::open`], for frames whose UDP checksum the device is to finish ([`RawSender::send_unfinished`]).
+    ///
+    /// # Errors
+    /// As [`Capture::start`].
+    pub fn open_unfinished(ns: &Netns, interface: &str) -> Result<Self> {
+        let socket = open(ns, interface, 0)?;
+        set_option(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+        Ok(Self { socket, has_header: true })
     }
 
     /// Sends one frame.
@@ -209,6 +221,28 @@ impl RawSender {
     /// # Errors
     /// Shorter than an Ethernet header, longer than the interface's MTU, or the interface is down.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
+        ensure!(!self.has_header, "this sender sends unfinished frames only");
+        self.send_bytes(frame)
+    }
+
+    /// Sends one UDP datagram over IPv6 as a local stack does: it says that the device is to finish the checksum, whose field
+    /// holds the sum of the pseudo-header. `udp` is where the UDP header starts.
+    ///
+    /// # Errors
+    /// As [`RawSender::send`]; the sender was opened with [`RawSender::open`].
+    pub fn send_unfinished(&self, frame: &[u8], udp: u16) -> Result<()> {
+        // linux/virtio_net.h: VIRTIO_NET_HDR_F_NEEDS_CSUM; where the checksum lies within the UDP header.
+        const NEEDS_CSUM: u8 = 1;
+        const OFFSET: u16 = 6;
+        ensure!(self.has_header, "this sender sends finished frames only");
+        let mut bytes = vec![NEEDS_CSUM, 0, 0, 0, 0, 0];
+        bytes.extend(udp.to_ne_bytes());
+        bytes.extend(OFFSET.to_ne_bytes());
+        bytes.extend(frame);
+        self.send_bytes(&bytes)
+    }
+
+    fn send_bytes(&self, frame: &[u8]) -> Result<()> {
         nix::sys::socket::send(self.socket.as_raw_fd(), frame, nix::sys::socket::MsgFlags::empty())
             .with_context(|| format!("send a frame of {} bytes", frame.len()))?;
         Ok(())

@@ -37,6 +37,8 @@ pub enum Extension {
     HopByHop,
     /// Destination options, padding only.
     DestinationOptions,
+    /// Hop-by-hop options with a jumbo payload length (RFC 2675).
+    Jumbo(u32),
     /// A routing header of type 0 with no segments left.
     Routing,
     /// A fragment header.
@@ -53,7 +55,7 @@ pub enum Extension {
 impl Extension {
     const fn number(self) -> u8 {
         match self {
-            Self::HopByHop => 0,
+            Self::HopByHop | Self::Jumbo(_) => 0,
             Self::Routing => 43,
             Self::Fragment { .. } => 44,
             Self::DestinationOptions => 60,
@@ -64,6 +66,10 @@ impl Extension {
         match self {
             // PadN of four bytes fills the header.
             Self::HopByHop | Self::DestinationOptions => [next, 0, 1, 4, 0, 0, 0, 0],
+            Self::Jumbo(length) => {
+                let [a, b, c, d] = length.to_be_bytes();
+                [next, 0, 0xC2, 4, a, b, c, d]
+            }
             Self::Routing => [next, 0, 0, 0, 0, 0, 0, 0],
             Self::Fragment { offset, more, id } => {
                 let [hi, lo] = ((offset & 0xFFF8) | u16::from(more)).to_be_bytes();

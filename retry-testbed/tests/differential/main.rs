@@ -3,6 +3,7 @@
 //! Long because three sides are described beside each other.
 
 mod model;
+mod stack;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

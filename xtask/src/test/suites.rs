@@ -32,7 +32,7 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "unit", kind: Kind::Unit, uses: &[Use::Ebpf] },
     Suite { name: "testbed", kind: Kind::Testbed("testbed"), uses: FABRIC },
     Suite { name: "packets", kind: Kind::Testbed("packets"), uses: &[Use::Ebpf] },
-    Suite { name: "differential", kind: Kind::Testbed("differential"), uses: &[Use::Ebpf] },
+    Suite { name: "differential", kind: Kind::Testbed("differential"), uses: FABRIC },
     Suite { name: "maps", kind: Kind::Testbed("maps"), uses: &[Use::Ebpf, Use::Fabric, Use::Maps] },
     Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC },
     Suite { name: "acceptance", kind: Kind::Testbed("acceptance"), uses: FABRIC },
