@@ -173,9 +173,22 @@ pub struct Settings {
     pub shard_bits: u8,
     /// Shard bits of BEEF objects.
     pub beef_bits: u8,
-    /// Zero.
-    pub reserved: [u8; 6],
+    /// MAC of the NACK interface; all zero where it has none, and the destination of NACKs is then not checked. The daemon
+    /// changes it when the interface's changes.
+    pub nack_mac: [u8; 6],
 }
+
+impl Settings {
+    /// The eight-byte word that holds [`Settings::nack_mac`], with another MAC in it: it is changed in one store.
+    #[must_use]
+    pub const fn nack_mac_word(&self, mac: [u8; 6]) -> u64 {
+        let [a, b, c, d, e, f] = mac;
+        u64::from_ne_bytes([self.shard_bits, self.beef_bits, a, b, c, d, e, f])
+    }
+}
+
+/// Where the word of [`Settings::nack_mac_word`] stands in [`Settings`], bytes.
+pub const NACK_MAC_WORD: usize = offset_of!(Settings, shard_bits);
 
 /// How multicast repairs leave by one interface; key of its map is the interface's index.
 #[repr(C)]
@@ -366,6 +379,9 @@ const _: () = {
     assert!(offset_of!(Settings, hold_down) == 88);
     assert!(offset_of!(Settings, layout) == 104);
     assert!(offset_of!(Settings, nack_addr) == 128);
+    assert!(NACK_MAC_WORD == 184);
+    assert!(offset_of!(Settings, beef_bits) == 185);
+    assert!(offset_of!(Settings, nack_mac) == 186);
     assert!(size_of::<Settings>() == 192);
     assert!(size_of::<Egress>() == 24);
     assert!(size_of::<Event>() == 40);

@@ -40,6 +40,13 @@ pub const fn partial_16(bytes: &[u8; 16]) -> u16 {
     fold(sum_16(bytes))
 }
 
+/// The sum of 64 bytes: a NACK.
+#[inline(always)]
+pub const fn partial_64(bytes: &[u8; 64]) -> u16 {
+    let ([a, b, c, d], _) = bytes.as_chunks::<16>() else { return 0 };
+    fold(sum_16(a) + sum_16(b) + sum_16(c) + sum_16(d))
+}
+
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the halves are taken apart")]
 const fn sum_16(bytes: &[u8; 16]) -> u64 {
@@ -133,6 +140,11 @@ mod tests {
         #[test]
         fn sixteen_bytes_are_summed_like_any_others(bytes: [u8; 16]) {
             prop_assert_eq!(partial_16(&bytes), rfc1071(&bytes));
+        }
+
+        #[test]
+        fn sixty_four_bytes_are_summed_like_any_others(bytes: [u8; 64]) {
+            prop_assert_eq!(partial_64(&bytes), rfc1071(&bytes));
         }
 
         #[test]

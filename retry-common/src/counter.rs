@@ -98,6 +98,7 @@ counters! {
     NackWrongType nack_wrong_type Both = "bre_nack_dropped_total" [reason = "type"] "64-byte datagrams to the NACK port of another type.";
     NackRange nack_range Both = "bre_nack_dropped_total" [reason = "range"] "NACKs whose EndSeq differs from StartSeq.";
     NackWrongLength nack_wrong_length Both = "bre_nack_dropped_total" [reason = "length"] "Datagrams to the NACK port whose IPv6 and UDP lengths disagree.";
+    NackWrongChecksum nack_wrong_checksum Kernel = "bre_nack_dropped_total" [reason = "checksum"] "Datagrams of a NACK's size to the NACK port whose UDP checksum is wrong or absent. On the socket path the host's stack drops them before the daemon: Udp6InCsumErrors of /proc/net/snmp6.";
     CacheHits cache_hits Both = "bre_cache_hits_total" [] "NACKs for a frame that the cache holds.";
     CacheMisses cache_misses Both = "bre_cache_misses_total" [] "NACKs for a frame that the cache does not hold.";
     Retransmits retransmits Both = "bre_retransmits_total" [] "Multicast repairs that left, each counted once however many interfaces.";
@@ -152,7 +153,10 @@ counters! {
     PassedNoSettings passed_no_settings Kernel = "bre_xdp_passed_total" [reason = "no_settings"] "UDP packets passed on because the settings map is not filled.";
     PassedLease passed_lease Kernel = "bre_xdp_passed_total" [reason = "lease"] "NACKs passed on because the daemon stopped renewing its lease.";
     PassedInterface passed_interface Kernel = "bre_xdp_passed_total" [reason = "interface"] "NACKs passed on because they came in by an interface that the kernel does not answer on.";
-    PassedSource passed_source Kernel = "bre_xdp_passed_total" [reason = "source"] "NACKs passed on because nobody can be answered at their source.";
+    PassedSource passed_source Kernel = "bre_xdp_passed_total" [reason = "source"] "NACKs passed on because the stack alone knows what becomes of their source: ::/80 (unspecified, loopback, IPv4 in IPv6), a group, an address of this host, or port 0.";
+    PassedMac passed_mac Kernel = "bre_xdp_passed_total" [reason = "mac"] "NACKs passed on because of a MAC: the destination is not the NACK interface's, or the source is no other host's (all zero, a group or our own). The stack drops those for another host.";
+    PassedVlan passed_vlan Kernel = "bre_xdp_passed_total" [reason = "vlan"] "NACKs passed on because they have a VLAN tag: the stack drops those of a VLAN without an interface on this host.";
+    PassedLength passed_length Kernel = "bre_xdp_passed_total" [reason = "length"] "NACKs passed on because the datagram ends before its IPv6 packet.";
     PassedEventsFull passed_events_full Kernel = "bre_xdp_passed_total" [reason = "events_full"] "NACKs passed on because the event ring was full.";
     HandedOver handed_over Kernel = "bre_xdp_handed_over_total" [] "NACKs that the kernel admitted and gave to the daemon by the event ring: a frame that the daemon alone can send, or a miss to ask the shared store or an upstream for.";
 }

@@ -83,7 +83,7 @@ impl Endpoint for Kernel<'_> {
             return true;
         }
         let before = packet::length(self.ctx);
-        if !packet::resize(self.ctx, packet_len(self.request.ip_offset, record.length)) {
+        if !packet::resize(self.ctx, packet_len(record.length)) {
             return false;
         }
         // A frame alone is written in place, so it keeps its room.

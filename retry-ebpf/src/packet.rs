@@ -7,8 +7,10 @@ use aya_ebpf::programs::XdpContext;
 
 /// Length of an Ethernet header without tags.
 pub(crate) const ETHERNET_LEN: usize = 14;
+/// Where the IPv6 header of every NACK that is answered here starts: tagged ones are the stack's.
+pub(crate) const IP: usize = ETHERNET_LEN;
 /// Length of one VLAN tag.
-pub(crate) const VLAN_LEN: usize = 4;
+const VLAN_LEN: usize = 4;
 /// Length of an IPv6 header and a UDP header.
 pub(crate) const IP_UDP_LEN: usize = 48;
 
@@ -102,8 +104,15 @@ pub(crate) unsafe fn load(ctx: &XdpContext, offset: usize, to: *mut u8, length: 
     unsafe { bpf_xdp_load_bytes(ctx.ctx, offset as u32, to.cast(), length as u32) == 0 }
 }
 
-/// Length of the Ethernet header with its tags (0 to 2, 802.1Q and 802.1ad) if an IPv6 packet follows, and the
-/// addresses before the tags.
+/// Destination and source MAC as numbers of 48 bits.
+#[inline(always)]
+pub(crate) fn macs(ctx: &XdpContext) -> Option<(u64, u64)> {
+    // Two words that overlap: of a compare byte by byte LLVM makes loads that the verifier calls misaligned.
+    let (first, second): (u64, u64) = (read(ctx, 0)?, read(ctx, 4)?);
+    Some((u64::from_be(first) >> 16, u64::from_be(second) & 0xffff_ffff_ffff))
+}
+
+/// Length of the Ethernet header with its tags (0 to 2, 802.1Q and 802.1ad) if an IPv6 packet follows.
 #[inline(always)]
 pub(crate) fn ipv6_offset(ctx: &XdpContext) -> Option<usize> {
     const IPV6: [u8; 2] = [0x86, 0xdd];

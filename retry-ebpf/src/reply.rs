@@ -128,7 +128,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
     // An ACK must never lead a frame that cannot follow. Packets that a local stack sent over veth have no room: then the
     // clones carry the frames, and the original becomes the ACK.
     let before = packet::length(ctx);
-    let has_room = packet::resize(ctx, packet_len(request.ip_offset, record.length));
+    let has_room = packet::resize(ctx, packet_len(record.length));
     // Given back, for clones are copies: of the room they would cost more than this and taking it again.
     if has_room && !packet::resize(ctx, before) {
         return Way::Failed(Counter::RetransmitErrors);
@@ -144,7 +144,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
         ack_flags: ack.unwrap_or(0),
         reserved: [0; 10],
     };
-    if packet::write(ctx, request.ip_offset + TICKET, ticket).is_none() {
+    if packet::write(ctx, packet::IP + TICKET, ticket).is_none() {
         return Way::Failed(Counter::RetransmitErrors);
     }
     if devmap.redirect(0, u64::from(BPF_F_BROADCAST)).is_err() {
@@ -172,7 +172,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
 fn back(ctx: &XdpContext, request: &Request, answer: &Answer) -> Way {
     let (sent, failed) = counter::of_answer(answer);
     let ports = Ends::back(&request.headers);
-    if write_answer(ctx, request.ip_offset, &ports, request.settings.unicast_hop_limit, answer).is_none()
+    if write_answer(ctx, &ports, request.settings.unicast_hop_limit, answer).is_none()
         || BACK.redirect(0, 0).is_err()
     {
         return Way::Failed(failed);
@@ -186,11 +186,11 @@ fn back(ctx: &XdpContext, request: &Request, answer: &Answer) -> Way {
 fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Way {
     let ends = Ends::back(&request.headers);
     // The room was proved, and given back if a multicast was planned that the hold-down then left out.
-    if !packet::resize(ctx, packet_len(request.ip_offset, record.length)) {
+    if !packet::resize(ctx, packet_len(record.length)) {
         return Way::Failed(Counter::RetransmitErrors);
     }
     if swap_macs(ctx).is_none()
-        || write_frame(ctx, request.ip_offset, &ends, request.settings.unicast_hop_limit, record).is_none()
+        || write_frame(ctx, &ends, request.settings.unicast_hop_limit, record).is_none()
     {
         count::one(Counter::RepairTorn);
         return Way::Drop;

@@ -31,8 +31,8 @@ impl Ends {
 /// Length of a packet whose UDP payload is a frame of `frame_len` bytes.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "below 4 KiB")]
-pub(crate) fn packet_len(ip_offset: usize, frame_len: u32) -> i32 {
-    (ip_offset + IP_UDP_LEN) as i32 + (frame_len & 0xfff) as i32
+pub(crate) fn packet_len(frame_len: u32) -> i32 {
+    (packet::IP + IP_UDP_LEN) as i32 + (frame_len & 0xfff) as i32
 }
 
 /// Makes the sender the receiver.
@@ -47,7 +47,6 @@ pub(crate) fn swap_macs(ctx: &XdpContext) -> Option<()> {
 #[inline(always)]
 fn write_headers(
     ctx: &XdpContext,
-    ip_offset: usize,
     ends: &Ends,
     hop_limit: u8,
     payload_len: u16,
@@ -64,7 +63,7 @@ fn write_headers(
     let length = (payload_len + 8).to_be_bytes();
     packet::write(
         ctx,
-        ip_offset,
+        packet::IP,
         IpUdp {
             version: [0x60, 0, 0, 0],
             payload_length: length,
@@ -84,7 +83,6 @@ fn write_headers(
 #[inline(always)]
 pub(crate) fn write_answer(
     ctx: &XdpContext,
-    ip_offset: usize,
     ends: &Ends,
     hop_limit: u8,
     answer: &Answer,
@@ -92,24 +90,23 @@ pub(crate) fn write_answer(
     const LEN: u16 = 16;
     const _: () = assert!(LEN as usize == ANSWER_LEN);
     let bytes = answer.to_bytes();
-    if !packet::resize(ctx, packet_len(ip_offset, u32::from(LEN))) {
+    if !packet::resize(ctx, packet_len(u32::from(LEN))) {
         return None;
     }
     swap_macs(ctx)?;
-    write_headers(ctx, ip_offset, ends, hop_limit, LEN, checksum::partial_16(&bytes))?;
-    packet::write(ctx, ip_offset + IP_UDP_LEN, bytes)
+    write_headers(ctx, ends, hop_limit, LEN, checksum::partial_16(&bytes))?;
+    packet::write(ctx, packet::IP + IP_UDP_LEN, bytes)
 }
 
 /// Headers and frame into a packet whose room has been made.
 #[inline(always)]
 pub(crate) fn write_frame(
     ctx: &XdpContext,
-    ip_offset: usize,
     ends: &Ends,
     hop_limit: u8,
     record: &Record,
 ) -> Option<()> {
     let length = u16::try_from(record.length).ok()?;
-    write_headers(ctx, ip_offset, ends, hop_limit, length, record.partial)?;
-    log::copy_frame(ctx, record, ip_offset + IP_UDP_LEN).then_some(())
+    write_headers(ctx, ends, hop_limit, length, record.partial)?;
+    log::copy_frame(ctx, record, packet::IP + IP_UDP_LEN).then_some(())
 }

@@ -13,7 +13,7 @@ use retry_common::group;
 use retry_common::wire::answer::{AckFlags, Answer};
 
 use crate::log;
-use crate::packet::{self, ETHERNET_LEN, IP_UDP_LEN, IpUdp};
+use crate::packet::{self, IP_UDP_LEN, IpUdp};
 use crate::rewrite::{Ends, packet_len, swap_macs, write_answer, write_frame};
 
 /// Addresses of multicast repairs by egress interface.
@@ -31,20 +31,19 @@ const START_SEQ: usize = IP_UDP_LEN + 16;
 #[inline(always)]
 pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
     let settings = log::settings().ok_or(Counter::RetransmitErrors)?;
-    let ip_offset = packet::ipv6_offset(ctx).ok_or(Counter::RetransmitErrors)?;
-    let headers: IpUdp = packet::read(ctx, ip_offset).ok_or(Counter::RetransmitErrors)?;
+    let headers: IpUdp = packet::read(ctx, packet::IP).ok_or(Counter::RetransmitErrors)?;
     if headers.destination_port != settings.nack_port || headers.destination != settings.nack_addr {
         // An answer made in place, which left in one bulk with clones: only these still go to us.
         return Ok(());
     }
-    let ticket: Ticket = packet::read(ctx, ip_offset + TICKET).ok_or(Counter::RetransmitErrors)?;
+    let ticket: Ticket = packet::read(ctx, packet::IP + TICKET).ok_or(Counter::RetransmitErrors)?;
     // SAFETY: the kernel fills the field for programs of devmap entries.
     let egress_ifindex = unsafe { (*ctx.ctx).egress_ifindex };
     let role = if egress_ifindex == settings.nack_ifindex { turn(&ticket) } else { ticket_role::MULTICAST_HERE };
     if role == ticket_role::ACK {
-        let seq_num: [u8; 8] = packet::read(ctx, ip_offset + START_SEQ).ok_or(Counter::RetransmitErrors)?;
+        let seq_num: [u8; 8] = packet::read(ctx, packet::IP + START_SEQ).ok_or(Counter::RetransmitErrors)?;
         let answer = Answer::Ack { flags: AckFlags::from_bits(ticket.ack_flags), seq_num: u64::from_be_bytes(seq_num) };
-        return write_answer(ctx, ip_offset, &Ends::back(&headers), settings.unicast_hop_limit, &answer)
+        return write_answer(ctx, &Ends::back(&headers), settings.unicast_hop_limit, &answer)
             .ok_or(Counter::AckErrors);
     }
     let (record, ..) = log::read(ticket.slot).ok_or(Counter::RepairTorn)?;
@@ -52,11 +51,11 @@ pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
         return Err(Counter::RepairTorn);
     }
     if role == ticket_role::UNICAST {
-        if !packet::resize(ctx, packet_len(ip_offset, record.length)) {
+        if !packet::resize(ctx, packet_len(record.length)) {
             return Err(Counter::RetransmitErrors);
         }
         swap_macs(ctx).ok_or(Counter::RetransmitErrors)?;
-        return write_frame(ctx, ip_offset, &Ends::back(&headers), settings.unicast_hop_limit, &record)
+        return write_frame(ctx, &Ends::back(&headers), settings.unicast_hop_limit, &record)
             .ok_or(Counter::RepairTorn);
     }
     if role != ticket_role::MULTICAST_HERE {
@@ -64,9 +63,7 @@ pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
     }
     // SAFETY: the map is filled before the program is attached and entries are never removed.
     let egress = unsafe { EGRESS.get(egress_ifindex) }.ok_or(Counter::RetransmitErrors)?;
-    // Untagged on the egress interface, for what the NACK's tags mean there nobody knows: all headers are written anew from
-    // the packet's start, so that tags need not be cut off.
-    if !packet::resize(ctx, packet_len(ETHERNET_LEN, record.length)) {
+    if !packet::resize(ctx, packet_len(record.length)) {
         return Err(Counter::RetransmitErrors);
     }
     let group =
@@ -79,8 +76,7 @@ pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
     };
     packet::write(ctx, 0, group::multicast_mac(&group)).ok_or(Counter::RetransmitErrors)?;
     packet::write(ctx, 6, egress.mac).ok_or(Counter::RetransmitErrors)?;
-    packet::write(ctx, 12, [0x86u8, 0xdd]).ok_or(Counter::RetransmitErrors)?;
-    write_frame(ctx, ETHERNET_LEN, &ends, settings.multicast_hop_limit, &record).ok_or(Counter::RepairTorn)
+    write_frame(ctx, &ends, settings.multicast_hop_limit, &record).ok_or(Counter::RepairTorn)
 }
 
 /// The role of this packet among those of its ticket that leave by the NACK's interface.

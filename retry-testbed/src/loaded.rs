@@ -3,6 +3,7 @@
 //! Nothing here needs more than `ip link`: a test can run on a machine that has only busybox.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv6Addr, SocketAddrV6},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
@@ -37,6 +38,11 @@ use crate::{
 
 /// Where the program answers NACKs.
 pub const NACK_ADDRESS: SocketAddrV6 = SocketAddrV6::new(Ipv6Addr::new(0xFD10, 0, 0, 0, 0, 0, 0, 1), 9300, 0, 0);
+/// MAC that NACKs are sent to; not that of the interface, for nothing comes by a wire.
+pub const NACK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// Addresses of this host beside [`NACK_ADDRESS`], as the program is told.
+pub const OWN_ADDRESSES: [Ipv6Addr; 2] =
+    [Ipv6Addr::new(0xFD77, 0, 0, 0, 0, 0, 0, 1), Ipv6Addr::new(0xFE80, 0, 0, 0, 0, 0xFF, 0xFE00, 1)];
 /// Source of multicast repairs; not the NACK address, so that a mix-up shows.
 pub const EGRESS_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xFD10, 0, 0, 0, 0, 0, 0, 0xE);
 /// Hop limit of answers and unicast copies.
@@ -199,6 +205,7 @@ impl Loaded {
             egress: &egress,
             sizes,
             fill: Some(&JOINED),
+            own: &OWN_ADDRESSES.into_iter().chain([*NACK_ADDRESS.ip()]).collect(),
             settings,
             debug: false,
         })?;
@@ -235,6 +242,19 @@ impl Loaded {
     pub fn set(&mut self, settings: Settings) {
         self.settings = settings;
         self.memory.write(0, settings);
+    }
+
+    /// Tells the program the MAC of the NACK interface, as the daemon does when it has changed.
+    pub fn set_nack_mac(&mut self, mac: Option<[u8; 6]>) {
+        self.datapath.set_nack_mac(mac);
+    }
+
+    /// Tells the program the addresses of this host, as the daemon does when one has come or gone.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_own(&mut self, own: &BTreeSet<Ipv6Addr>) -> Result<()> {
+        Ok(self.datapath.set_own(own)?)
     }
 
     /// Where the maps and the program are pinned.
@@ -364,6 +384,7 @@ fn settings(interface: u32, sizes: &Sizes, egress_here: bool) -> Settings {
         max_frame: MAX_FRAME,
         nack_addr: NACK_ADDRESS.ip().octets(),
         nack_port: NACK_ADDRESS.port().to_be_bytes(),
+        nack_mac: NACK_MAC,
         egress_port: EGRESS_PORT.to_be_bytes(),
         life_ms: LIFE_MS,
         ingress_ifindex: interface,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
-use retry_common::key::FrameKey;
+use retry_common::{checksum, key::FrameKey};
 use retry_testbed::{
     answer::nack,
     capture::{Capture, RawSender, is_udp},
@@ -118,7 +118,7 @@ fn vlan() -> Vec<Twist> {
         .collect()
 }
 
-fn checksum() -> Vec<Twist> {
+fn checksums() -> Vec<Twist> {
     let right = |case: &Case| {
         let packet = PacketBuilder { vlans: vec![], extensions: vec![], checksum: Checksum::Right, ..case.packet.clone() };
         let bytes = packet.build();
@@ -228,6 +228,13 @@ fn lengths() -> Vec<Twist> {
     for length in [0, 1, 16, 56, 63, 65, 128, 1_000] {
         twists.push(twist(format!("{length} bytes of payload"), move |case, _| case.packet.payload.resize(length, 0)));
     }
+    twists.push(twist("UDP length 0 under the checksum of the packet's length", |case, _| {
+        let bare = PacketBuilder { vlans: vec![], extensions: vec![], trailer: vec![], ..case.packet.clone() };
+        let bytes = PacketBuilder { checksum: Checksum::Right, udp_length: None, ..bare }.build();
+        let (length, right) = ([bytes[58], bytes[59]], [bytes[60], bytes[61]]);
+        let value = checksum::update(u16::from_be_bytes(right), u16::from_be_bytes(length), 0);
+        (case.packet.udp_length, case.packet.checksum) = (Some(0), Checksum::Value(value));
+    }));
     twists.push(twist("a shorter datagram in a NACK's length", |case, _| {
         case.packet.payload.truncate(56);
         (case.packet.ip_length, case.packet.trailer) = (Some(72), vec![0; 8]);
@@ -331,7 +338,7 @@ fn dimensions() -> Vec<(u32, Vec<Twist>)> {
     vec![
         (15, ethernet()),
         (15, vlan()),
-        (20, checksum()),
+        (20, checksums()),
         (30, sources()),
         (15, lengths()),
         (10, extensions()),
@@ -542,7 +549,9 @@ fn both_paths_answer_the_same_packets() {
         let to = (*case.packet.src.ip(), case.packet.src.port());
         if native.get(&to) != off.get(&to) {
             let (native, off) = (kinds(native, to), kinds(off, to));
-            differences.push(format!("{name}: native {native:x?}, off {off:x?}"));
+            // Those to one port are told apart by nobody, and are many.
+            let text = format!("{name}: native {native:x?}, off {off:x?}");
+            differences.push(text.chars().take(200).collect::<String>());
         }
         *(if off.contains_key(&to) { &mut answered } else { &mut silent }) += 1;
     }

@@ -90,14 +90,11 @@ impl Rig {
         self.loaded.set(Settings { flags: flags | here, hold_down, ..self.plain });
     }
 
-    fn nack(&self, key: FrameKey, flags: u8, tags: u16) -> PacketBuilder {
+    fn nack(&self, key: FrameKey, flags: u8) -> PacketBuilder {
         let source = SocketAddrV6::new(self.client().addr, PORT, 0, 0);
         let mut nack = PacketBuilder::udp(source, NACK_ADDRESS, &nack_with_flags(key, flags));
         nack.src_mac = self.client().mac;
         nack.flow_label = 0x1_2345;
-        for tag in 0..tags {
-            nack = nack.vlan(100 + tag);
-        }
         nack
     }
 
@@ -241,10 +238,10 @@ enum Way {
 }
 
 /// Sends one NACK and compares every packet that comes back.
-fn ask(rig: &mut Rig, plan: Plan, from: From, tags: u16, length: usize) -> Way {
-    let name = format!("{}, {from:?}, {length} bytes, {tags} tags, egress here {}", plan.name, rig.egress_here);
+fn ask(rig: &mut Rig, plan: Plan, from: From, length: usize) -> Way {
+    let name = format!("{}, {from:?}, {length} bytes, egress here {}", plan.name, rig.egress_here);
     let (key, frame) = rig.frame(length);
-    let mut nack = rig.nack(key, u8::from(plan.proxied), tags);
+    let mut nack = rig.nack(key, u8::from(plan.proxied));
     let before = rig.loaded.counters().expect("readable");
     match from {
         From::Raw => rig.sender.send(&nack.build()).expect("sent"),
@@ -303,10 +300,8 @@ fn every_plan_byte_for_byte() {
         let from = if linux(6, 3) { From::Page } else { From::Raw };
         for plan in PLANS {
             rig.set(plan.flags);
-            for tags in 0..=2 {
-                for &length in lengths {
-                    assert_eq!(ask(&mut rig, plan, from, tags, length), Way::AckFirst);
-                }
+            for &length in lengths {
+                assert_eq!(ask(&mut rig, plan, from, length), Way::AckFirst);
             }
         }
     }
@@ -323,10 +318,8 @@ fn a_packet_without_room_carries_the_ack_and_its_clones_the_frames() {
         for plan in PLANS {
             rig.set(plan.flags);
             for length in [66, 400, 1_401, 3_391, 3_392] {
-                seen.push(ask(&mut rig, plan, From::Socket, 0, length));
-                for tags in 0..=2 {
-                    seen.push(ask(&mut rig, plan, From::Raw, tags, length));
-                }
+                seen.push(ask(&mut rig, plan, From::Socket, length));
+                seen.push(ask(&mut rig, plan, From::Raw, length));
             }
         }
     }
@@ -350,7 +343,7 @@ fn sixty_four_nacks_at_once_are_not_mixed_up() {
         let lengths = [66, 67, 80, 400, 1_452, 3_392];
         let frames: Vec<_> = (0..NACKS).map(|number| rig.frame(lengths[number % lengths.len()])).collect();
         let nacks: Vec<PacketBuilder> =
-            frames.iter().map(|(key, _)| rig.nack(*key, u8::from(plan.proxied), 0)).collect();
+            frames.iter().map(|(key, _)| rig.nack(*key, u8::from(plan.proxied))).collect();
         let before = rig.loaded.counters().expect("readable");
         burst(&rig, &nacks);
         let (mut near, mut far) = (Vec::new(), Vec::new());

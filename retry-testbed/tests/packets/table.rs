@@ -118,7 +118,6 @@ fn bucket(burst: u32) -> TokenBucket {
 pub(crate) struct Scene<'a> {
     loaded: &'a mut Loaded,
     number: u16,
-    tags: u16,
     frames: Vec<(FrameKey, Vec<u8>)>,
 }
 
@@ -130,7 +129,7 @@ const FLOW_ZERO: usize = OVERSIZE + 2;
 
 impl<'a> Scene<'a> {
     /// Fresh frames and listeners; the number tells scenes apart.
-    pub(crate) fn new(loaded: &'a mut Loaded, number: u16, tags: u16) -> Self {
+    pub(crate) fn new(loaded: &'a mut Loaded, number: u16) -> Self {
         let mut random = SmallRng::seed_from_u64(u64::from(number));
         let flow = 0xABCD_0000_0000_0000 | u64::from(number);
         let mut frames = Vec::new();
@@ -146,7 +145,7 @@ impl<'a> Scene<'a> {
             loaded.put(key, group(place), &bytes, life, place == OVERSIZE);
             frames.push((key, bytes));
         }
-        Self { loaded, number, tags, frames }
+        Self { loaded, number, frames }
     }
 
     fn wanted(&self, ask: Ask) -> (FrameKey, &[u8]) {
@@ -181,16 +180,13 @@ impl<'a> Scene<'a> {
         packet.traffic_class = 0xB8;
         packet.flow_label = 0x5_4321;
         packet.hop_limit = 3;
-        for tag in 0..self.tags {
-            packet = packet.vlan(0x2064 + tag);
-        }
         packet
     }
 
     /// Sends the NACK of a step and compares what comes of it.
     pub(crate) fn play(&mut self, name: &str, step: &Step) {
         let nack = self.nack(step);
-        let name = format!("{name}, {} tags, {step:?}", self.tags);
+        let name = format!("{name}, {step:?}");
         let ran = self.loaded.run(&nack.build()).expect("a packet of a legal length");
         let events = self.loaded.take_events();
         assert_eq!(ran.counted, once(step.counted), "{name}: counters");

@@ -1,4 +1,4 @@
-//! Every verdict of the truth table, by `BPF_PROG_TEST_RUN`, untagged and behind one and two VLAN tags.
+//! Every verdict of the truth table, by `BPF_PROG_TEST_RUN`.
 //! Long because it is one table.
 
 use retry_common::{
@@ -390,13 +390,11 @@ fn every_verdict() {
         let base = loaded.settings();
         let mut number = 0;
         for case in CASES {
-            for tags in 0..=2 {
-                number += 1;
-                loaded.set(case.settings(base));
-                let mut scene = Scene::new(loaded, number, tags);
-                for step in case.steps {
-                    scene.play(case.name, step);
-                }
+            number += 1;
+            loaded.set(case.settings(base));
+            let mut scene = Scene::new(loaded, number);
+            for step in case.steps {
+                scene.play(case.name, step);
             }
         }
     });
@@ -409,7 +407,7 @@ fn another_instances_repair_silences_ours() {
         let mut settings = case.settings(loaded.settings());
         settings.hold_down = HoldDown { ours_ns: HOLD_NS, others_ns: HOLD_NS };
         loaded.set(settings);
-        let mut scene = Scene::new(loaded, 500, 0);
+        let mut scene = Scene::new(loaded, 500);
         let (first, second) = (scene.key(0), scene.key(1));
         scene.loaded().repaired_by_another(first);
         scene.loaded().repaired_by_another(second);
@@ -433,7 +431,7 @@ fn what_is_held_down_is_answered_here_whoever_sends_the_frame() {
             let mut settings = case.settings(base);
             settings.hold_down = HoldDown { ours_ns: HOLD_NS, others_ns: HOLD_NS };
             loaded.set(settings);
-            let mut scene = Scene::new(loaded, number, 0);
+            let mut scene = Scene::new(loaded, number);
             let handed_over = asks(ask, Out::HandOver(EventKind::Send), &[NackRequests, CacheHits, HandedOver]);
             scene.play("not held", &handed_over);
             let nack = scene.nack(&handed_over).build();
@@ -471,7 +469,7 @@ fn without_settings_or_lease_everything_is_passed_on() {
             for ask in STEPS {
                 number += 1;
                 loaded.set(bad);
-                let scene = Scene::new(loaded, number, 0);
+                let scene = Scene::new(loaded, number);
                 let nack = scene.nack(&asks(ask, Out::Pass, &[])).build();
                 let ran = loaded.run(&nack).expect("a legal length");
                 assert_eq!((ran.action, ran.counted), (Action::Pass, once(counted)), "{name}, {ask:?}");
@@ -481,14 +479,14 @@ fn without_settings_or_lease_everything_is_passed_on() {
         }
         // And the same NACK is answered when all is well.
         loaded.set(good);
-        Scene::new(loaded, 700, 0).play("settings and lease", &asks(Ask::Lack, Out::Miss, MISSED));
+        Scene::new(loaded, 700).play("settings and lease", &asks(Ask::Lack, Out::Miss, MISSED));
     });
 }
 
 #[test]
 fn a_full_event_ring_passes_nacks_to_the_socket() {
     with_program("a_full_event_ring_passes_nacks_to_the_socket", |loaded| {
-        let mut scene = Scene::new(loaded, 800, 1);
+        let mut scene = Scene::new(loaded, 800);
         let step = asks(Ask::Oversize, Out::Pass, &[]);
         let nack = scene.nack(&step).build();
         // An event takes 48 bytes of 256 KiB.

@@ -35,16 +35,25 @@ impl KernelSources {
     /// # Errors
     /// The kernel refuses, or there is no room: then frames of that source are left to the sockets.
     pub fn set(&mut self, wanted: &BTreeSet<Ipv6Addr>) -> Result<(), DatapathError> {
-        let refused = |error: MapError| DatapathError::Fill { map: map::SOURCES, why: chain(&error) };
-        let there: Vec<[u8; 16]> = self.0.keys().collect::<Result<_, _>>().map_err(refused)?;
-        for source in there.iter().filter(|source| !wanted.contains(&Ipv6Addr::from(**source))) {
-            self.0.remove(source).map_err(refused)?;
-        }
-        for source in wanted.iter().map(Ipv6Addr::octets).filter(|source| !there.contains(source)) {
-            self.0.insert(source, 1, 0).map_err(refused)?;
-        }
-        Ok(())
+        set_addresses(&mut self.0, map::SOURCES, wanted)
     }
+}
+
+/// Makes a table of addresses say `wanted`. Addresses that stay are not touched.
+pub(super) fn set_addresses(
+    table: &mut HashMap<MapData, [u8; 16], u8>,
+    name: &'static str,
+    wanted: &BTreeSet<Ipv6Addr>,
+) -> Result<(), DatapathError> {
+    let refused = |error: MapError| DatapathError::Fill { map: name, why: chain(&error) };
+    let there: Vec<[u8; 16]> = table.keys().collect::<Result<_, _>>().map_err(refused)?;
+    for address in there.iter().filter(|address| !wanted.contains(&Ipv6Addr::from(**address))) {
+        table.remove(address).map_err(refused)?;
+    }
+    for address in wanted.iter().map(Ipv6Addr::octets).filter(|address| !there.contains(address)) {
+        table.insert(address, 1, 0).map_err(refused)?;
+    }
+    Ok(())
 }
 
 /// The program that stores frames.

@@ -6,6 +6,8 @@ mod events;
 mod fill;
 mod pins;
 
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,6 +44,7 @@ mod map {
     pub(super) const EGRESS: &str = "EGRESS";
     pub(super) const JOINED: &str = "JOINED";
     pub(super) const SOURCES: &str = "SOURCES";
+    pub(super) const OWN: &str = "OWN";
     pub(super) const FILL: &str = "FILL";
     pub(super) const GROUP_LIMIT: &str = "GROUP_LIMIT";
     pub(super) const LIMITS: [&str; 4] = ["ADDRESS_LIMIT", "SEQUENCE_LIMIT", "CHAIN_LIMIT", GROUP_LIMIT];
@@ -93,6 +96,8 @@ pub struct Request<'a> {
     pub sizes: Sizes,
     /// The groups whose frames the kernel stores, by index; `None` leaves them to the daemon.
     pub fill: Option<&'a [u16]>,
+    /// Addresses of this host; NACKs that claim to come from them are the stack's.
+    pub own: &'a BTreeSet<Ipv6Addr>,
     /// The settings; the lease in them is replaced by [`Datapath::renew_lease`].
     pub settings: abi::Settings,
     /// True for log lines from the kernel.
@@ -103,10 +108,13 @@ pub struct Request<'a> {
 pub struct Datapath {
     pages: Arc<Pages>,
     settings: Memory,
+    /// What was asked for; the MAC in it is that in force.
+    asked: abi::Settings,
     counters: PerCpuArray<MapData, CounterBlock>,
     events: Option<Events>,
     groups: Option<GroupTable>,
     sources: Option<KernelSources>,
+    own: HashMap<MapData, [u8; 16], u8>,
     fill: Option<KernelFill>,
     _links: Vec<FdLink>,
     _egress: HashMap<MapData, u32, EgressValue>,
@@ -158,15 +166,19 @@ impl Datapath {
         let groups = mapped(&ebpf, map::GROUP_LIMIT, LimitTable::<abi::GroupKey>::len(mask))?;
         let sources =
             HashMap::try_from(taken(&mut ebpf, map::SOURCES)?).map_err(|_| DatapathError::Map(map::SOURCES))?;
+        let mut own = HashMap::try_from(taken(&mut ebpf, map::OWN)?).map_err(|_| DatapathError::Map(map::OWN))?;
+        fill::set_addresses(&mut own, map::OWN, request.own)?;
         let fill = request.fill.map(|groups| fill::prepare(&mut ebpf, groups)).transpose()?;
         let links = attach(&mut ebpf, request, &pins)?;
         Ok(Self {
             pages,
             settings,
+            asked: request.settings,
             counters,
             events: Some(Events(events)),
             groups: Some(GroupTable::new(LimitTable::new(groups, mask), request.settings.hash_seed)),
             sources: Some(KernelSources(sources)),
+            own,
             fill,
             _links: links,
             _egress: egress,
@@ -183,6 +195,24 @@ impl Datapath {
     /// Lets the kernel answer until `until_ns` of the monotonic clock.
     pub fn renew_lease(&self, until_ns: u64) {
         self.settings.word(std::mem::offset_of!(abi::Settings, lease_until_ns)).store(until_ns, Ordering::Release);
+    }
+
+    /// Tells the kernel the MAC that NACKs have to be sent to, after the interface's has changed. `None` checks none.
+    ///
+    /// What is sent to the former MAC is the stack's from then on.
+    pub fn set_nack_mac(&mut self, mac: Option<[u8; 6]>) {
+        self.asked.nack_mac = mac.unwrap_or_default();
+        let word = self.asked.nack_mac_word(self.asked.nack_mac);
+        self.settings.word(abi::NACK_MAC_WORD).store(word, Ordering::Relaxed);
+    }
+
+    /// Tells the kernel the addresses of this host, after one has come or gone.
+    ///
+    /// # Errors
+    /// The kernel refuses, or there are more than 1,024: NACKs that claim to come from those left out are answered by the
+    /// interface that they came in by.
+    pub fn set_own(&mut self, own: &BTreeSet<Ipv6Addr>) -> Result<(), DatapathError> {
+        fill::set_addresses(&mut self.own, map::OWN, own)
     }
 
     /// The kernel's counters, all CPUs summed.

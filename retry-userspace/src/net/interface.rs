@@ -1,5 +1,6 @@
 //! Network interfaces: which there are, their addresses, MTU and hop limit.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::Ipv6Addr;
@@ -127,6 +128,17 @@ fn is_global_unicast(ip: Ipv6Addr) -> bool {
         || ip.is_unicast_link_local()
         || ip.is_multicast()
         || ip.to_ipv4_mapped().is_some())
+}
+
+/// The addresses of this host that the stack would not send an answer to by the interface `nack`: those of every interface,
+/// but of the link-local ones only `nack`'s, for the same address may be another host's there.
+#[must_use]
+pub fn own_addresses(all: &[Interface], nack: u32) -> BTreeSet<Ipv6Addr> {
+    all.iter()
+        .flat_map(|interface| interface.addresses.iter().map(move |address| (interface.index, address.ip)))
+        .filter(|(index, ip)| *index == nack || !ip.is_unicast_link_local())
+        .map(|(_, ip)| ip)
+        .collect()
 }
 
 /// The interface that holds `ip`, if one does.
@@ -263,6 +275,16 @@ mod tests {
         assert_eq!(pick(&[("2001:db8::aa", Passing), ("2001:db8::1", Stable)]).as_deref(), Some("2001:db8::1"));
         assert_eq!(pick(&[("2001:db8::aa", Passing)]).as_deref(), Some("2001:db8::aa"));
         assert_eq!(pick(&[("fd10::20", Unusable)]), None);
+    }
+
+    #[test]
+    fn link_local_addresses_of_other_interfaces_may_be_other_hosts() {
+        use AddressState::Stable;
+        let near = with(&[("fd10::1", Stable), ("fe80::1", Stable)]);
+        let far = Interface { index: 3, ..with(&[("fd77::1", Stable), ("fe80::2", Stable)]) };
+        let own = own_addresses(&[near, far], 2);
+        let wanted = ["fd10::1", "fd77::1", "fe80::1"].map(|ip| ip.parse().expect("an address"));
+        assert_eq!(own, BTreeSet::from(wanted));
     }
 
     #[test]

@@ -7,8 +7,9 @@ use retry_common::abi;
 use super::StartError;
 use super::translate::group_indexes;
 use crate::datapath::{Datapath, EgressInterface, Mode, Request};
-use crate::fabric::Fabric;
+use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{Pages, Sizes};
+use crate::net::interface;
 use crate::settings::{FillMode, Settings, XdpMode};
 
 /// The kernel side as asked for, or plain memory, and the reason for what it is.
@@ -44,6 +45,7 @@ pub(super) fn open_datapath(
     };
     let filled = kernel_fills(settings).then(|| group_indexes(settings));
     let interfaces = fabric.attach_to();
+    let own = interface::own_addresses(&interface::list().map_err(FabricError::List)?, fabric.nack.index);
     let request = Request {
         mode,
         bpffs: &settings.xdp.bpffs,
@@ -52,6 +54,7 @@ pub(super) fn open_datapath(
         egress: &egress,
         sizes,
         fill: filled.as_deref(),
+        own: &own,
         settings: abi,
         debug: settings.telemetry.debug,
     };

@@ -75,7 +75,7 @@ pub(super) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
         multicast_hop_limit: settings.egress.hop_limit,
         shard_bits: settings.ingress.shard_bits.get(),
         beef_bits: settings.ingress.beef.unwrap_or_default().get(),
-        reserved: [0; 6],
+        nack_mac: fabric.nack.mac.unwrap_or_default(),
     }
 }
 
