@@ -97,7 +97,7 @@ counters! {
     NackWrongMagic nack_wrong_magic Both = "bre_nack_dropped_total" [reason = "magic"] "64-byte datagrams to the NACK port without the magic.";
     NackWrongType nack_wrong_type Both = "bre_nack_dropped_total" [reason = "type"] "64-byte datagrams to the NACK port of another type.";
     NackRange nack_range Both = "bre_nack_dropped_total" [reason = "range"] "NACKs whose EndSeq differs from StartSeq.";
-    NackWrongLength nack_wrong_length Both = "bre_nack_dropped_total" [reason = "length"] "Datagrams to the NACK port whose IPv6 and UDP lengths disagree.";
+    NackWrongLength nack_wrong_length Both = "bre_nack_dropped_total" [reason = "length"] "Datagrams to the NACK port that are shorter than their IPv6 or UDP length says.";
     NackWrongChecksum nack_wrong_checksum Kernel = "bre_nack_dropped_total" [reason = "checksum"] "Datagrams of a NACK's size to the NACK port whose UDP checksum is wrong or absent. On the socket path the host's stack drops them before the daemon: Udp6InCsumErrors of /proc/net/snmp6.";
     CacheHits cache_hits Both = "bre_cache_hits_total" [] "NACKs for a frame that the cache holds.";
     CacheMisses cache_misses Both = "bre_cache_misses_total" [] "NACKs for a frame that the cache does not hold.";
