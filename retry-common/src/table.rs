@@ -26,6 +26,17 @@ pub const fn address_hash(address: &[u8; 16], seed: u64) -> u64 {
     join(join(seed, upper), lower)
 }
 
+/// Bits of the filter over this host's own addresses.
+pub const OWN_BITS: usize = 1_024;
+
+/// The bit of an address, by its [`address_hash`], in the filter over this host's own addresses. Where it is 0 the address is
+/// another host's; where it is 1 the table has to be asked.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the lowest bits are the number")]
+pub const fn own_bit(hash: u64) -> u32 {
+    (hash & (OWN_BITS as u64 - 1)) as u32
+}
+
 /// The hash of what `hash` stands for together with `word`.
 #[inline(always)]
 pub const fn join(hash: u64, word: u64) -> u64 {

@@ -19,8 +19,6 @@ pub(crate) struct Kernel<'a> {
     pub(crate) request: &'a Request,
     /// Hash of its key.
     pub(crate) hash: u64,
-    /// Hash of its source address.
-    pub(crate) source_hash: u64,
     /// The operator's choices.
     pub(crate) policy: Policy,
 }
@@ -28,8 +26,8 @@ pub(crate) struct Kernel<'a> {
 impl Kernel<'_> {
     #[inline(always)]
     const fn source(&self) -> admit::Source<'_> {
-        let Request { headers, settings, now_ns, .. } = self.request;
-        admit::Source { address: &headers.source, hash: self.source_hash, settings, now_ns: *now_ns }
+        let Request { headers, settings, now_ns, source_hash, .. } = self.request;
+        admit::Source { address: &headers.source, hash: *source_hash, settings, now_ns: *now_ns }
     }
 }
 

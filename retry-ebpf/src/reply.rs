@@ -14,7 +14,6 @@ use retry_common::abi::{Event, EventKind, Ticket, setting_flag, ticket_role};
 use retry_common::counter::{self, Counter};
 use retry_common::decide::{Policy, Repair, Verdict, decide};
 use retry_common::index;
-use retry_common::table;
 use retry_common::wire::answer::{AckFlags, Answer};
 
 use crate::classify::Request;
@@ -62,8 +61,7 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Way {
     // the limit before it.
     log::touch(hash, request.settings, policy.multicasts());
     admit::touch(hash, request.settings);
-    let source_hash = table::address_hash(&request.headers.source, request.settings.hash_seed);
-    let mut kernel = Kernel { ctx, request, hash, source_hash, policy };
+    let mut kernel = Kernel { ctx, request, hash, policy };
     match decide(&request.nack, policy, &mut kernel) {
         Verdict::Silence => Way::Drop,
         Verdict::Throttled(bucket) => {
@@ -172,9 +170,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
 fn back(ctx: &XdpContext, request: &Request, answer: &Answer) -> Way {
     let (sent, failed) = counter::of_answer(answer);
     let ports = Ends::back(&request.headers);
-    if write_answer(ctx, &ports, request.settings.unicast_hop_limit, answer).is_none()
-        || BACK.redirect(0, 0).is_err()
-    {
+    if write_answer(ctx, &ports, request.settings.unicast_hop_limit, answer).is_none() || BACK.redirect(0, 0).is_err() {
         return Way::Failed(failed);
     }
     count::one(sent);
@@ -189,9 +185,7 @@ fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Way
     if !packet::resize(ctx, packet_len(record.length)) {
         return Way::Failed(Counter::RetransmitErrors);
     }
-    if swap_macs(ctx).is_none()
-        || write_frame(ctx, &ends, request.settings.unicast_hop_limit, record).is_none()
-    {
+    if swap_macs(ctx).is_none() || write_frame(ctx, &ends, request.settings.unicast_hop_limit, record).is_none() {
         count::one(Counter::RepairTorn);
         return Way::Drop;
     }

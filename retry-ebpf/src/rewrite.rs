@@ -45,13 +45,7 @@ pub(crate) fn swap_macs(ctx: &XdpContext) -> Option<()> {
 }
 
 #[inline(always)]
-fn write_headers(
-    ctx: &XdpContext,
-    ends: &Ends,
-    hop_limit: u8,
-    payload_len: u16,
-    partial: u16,
-) -> Option<()> {
+fn write_headers(ctx: &XdpContext, ends: &Ends, hop_limit: u8, payload_len: u16, partial: u16) -> Option<()> {
     let checksum = checksum::udp_ipv6(
         &ends.source,
         &ends.destination,
@@ -81,12 +75,7 @@ fn write_headers(
 
 /// An answer in the place of what was there, back to where that came from.
 #[inline(always)]
-pub(crate) fn write_answer(
-    ctx: &XdpContext,
-    ends: &Ends,
-    hop_limit: u8,
-    answer: &Answer,
-) -> Option<()> {
+pub(crate) fn write_answer(ctx: &XdpContext, ends: &Ends, hop_limit: u8, answer: &Answer) -> Option<()> {
     const LEN: u16 = 16;
     const _: () = assert!(LEN as usize == ANSWER_LEN);
     let bytes = answer.to_bytes();
@@ -100,12 +89,7 @@ pub(crate) fn write_answer(
 
 /// Headers and frame into a packet whose room has been made.
 #[inline(always)]
-pub(crate) fn write_frame(
-    ctx: &XdpContext,
-    ends: &Ends,
-    hop_limit: u8,
-    record: &Record,
-) -> Option<()> {
+pub(crate) fn write_frame(ctx: &XdpContext, ends: &Ends, hop_limit: u8, record: &Record) -> Option<()> {
     let length = u16::try_from(record.length).ok()?;
     write_headers(ctx, ends, hop_limit, length, record.partial)?;
     log::copy_frame(ctx, record, packet::IP + IP_UDP_LEN).then_some(())

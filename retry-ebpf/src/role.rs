@@ -43,8 +43,7 @@ pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
     if role == ticket_role::ACK {
         let seq_num: [u8; 8] = packet::read(ctx, packet::IP + START_SEQ).ok_or(Counter::RetransmitErrors)?;
         let answer = Answer::Ack { flags: AckFlags::from_bits(ticket.ack_flags), seq_num: u64::from_be_bytes(seq_num) };
-        return write_answer(ctx, &Ends::back(&headers), settings.unicast_hop_limit, &answer)
-            .ok_or(Counter::AckErrors);
+        return write_answer(ctx, &Ends::back(&headers), settings.unicast_hop_limit, &answer).ok_or(Counter::AckErrors);
     }
     let (record, ..) = log::read(ticket.slot).ok_or(Counter::RepairTorn)?;
     if record.version != ticket.version {
@@ -55,8 +54,7 @@ pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
             return Err(Counter::RetransmitErrors);
         }
         swap_macs(ctx).ok_or(Counter::RetransmitErrors)?;
-        return write_frame(ctx, &Ends::back(&headers), settings.unicast_hop_limit, &record)
-            .ok_or(Counter::RepairTorn);
+        return write_frame(ctx, &Ends::back(&headers), settings.unicast_hop_limit, &record).ok_or(Counter::RepairTorn);
     }
     if role != ticket_role::MULTICAST_HERE {
         return Err(Counter::RetransmitErrors);

@@ -20,9 +20,7 @@ use retry_testbed::{
     fabric::{Fabric, Host, INTERFACE, group},
     journal::Journal,
     loaded::skip,
-    packet::{
-        Checksum, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extension, Packet, PacketBuilder, ParsedPacket, multicast_mac,
-    },
+    packet::{Checksum, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extension, Packet, PacketBuilder, ParsedPacket, multicast_mac},
     publish::Publisher,
 };
 
@@ -120,7 +118,8 @@ fn vlan() -> Vec<Twist> {
 
 fn checksums() -> Vec<Twist> {
     let right = |case: &Case| {
-        let packet = PacketBuilder { vlans: vec![], extensions: vec![], checksum: Checksum::Right, ..case.packet.clone() };
+        let packet =
+            PacketBuilder { vlans: vec![], extensions: vec![], checksum: Checksum::Right, ..case.packet.clone() };
         let bytes = packet.build();
         u16::from_be_bytes([bytes[60], bytes[61]])
     };
@@ -349,11 +348,7 @@ fn dimensions() -> Vec<(u32, Vec<Twist>)> {
 
 fn plain(client: Ipv6Addr, endpoint: Ipv6Addr, port: u16) -> Case {
     let (from, to) = (SocketAddrV6::new(client, port, 0, 0), SocketAddrV6::new(endpoint, 9300, 0, 0));
-    Case {
-        packet: PacketBuilder::udp(from, to, &nack(FrameKey::new(FLOW, 1))),
-        offloaded: false,
-        fragmented: false,
-    }
+    Case { packet: PacketBuilder::udp(from, to, &nack(FrameKey::new(FLOW, 1))), offloaded: false, fragmented: false }
 }
 
 /// One endpoint, the link to it and what it said.
@@ -378,8 +373,7 @@ impl<'a> Side<'a> {
         endpoint.ns.run(&["ip", "-6", "route", "add", "default", "via", &gateway]).expect("a route");
         for neighbour in NEIGHBOURS {
             let mac = "02:00:00:00:00:02";
-            let argv =
-                ["ip", "-6", "neigh", "replace", neighbour, "lladdr", mac, "dev", INTERFACE, "nud", "permanent"];
+            let argv = ["ip", "-6", "neigh", "replace", neighbour, "lladdr", mac, "dev", INTERFACE, "nud", "permanent"];
             endpoint.ns.run(&argv).expect("a neighbour");
         }
         // So that what the client leaves to the device stays unfinished on the way.
@@ -515,8 +509,7 @@ fn both_paths_answer_the_same_packets() {
         (host("endpoint"), host("client"))
     };
     let ((native_end, native_client), (off_end, off_client)) = (hosts(0), hosts(1));
-    let mut sides =
-        [Side::start("native", native_end, native_client), Side::start("off", off_end, off_client)];
+    let mut sides = [Side::start("native", native_end, native_client), Side::start("off", off_end, off_client)];
     let (client, endpoint) = (native_client.addr, native_end.addr);
 
     let cases = draw(client, endpoint, &mut SmallRng::seed_from_u64(seed));

@@ -342,8 +342,7 @@ fn sixty_four_nacks_at_once_are_not_mixed_up() {
         rig.set(plan.flags);
         let lengths = [66, 67, 80, 400, 1_452, 3_392];
         let frames: Vec<_> = (0..NACKS).map(|number| rig.frame(lengths[number % lengths.len()])).collect();
-        let nacks: Vec<PacketBuilder> =
-            frames.iter().map(|(key, _)| rig.nack(*key, u8::from(plan.proxied))).collect();
+        let nacks: Vec<PacketBuilder> = frames.iter().map(|(key, _)| rig.nack(*key, u8::from(plan.proxied))).collect();
         let before = rig.loaded.counters().expect("readable");
         burst(&rig, &nacks);
         let (mut near, mut far) = (Vec::new(), Vec::new());

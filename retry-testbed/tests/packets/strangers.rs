@@ -97,8 +97,10 @@ fn lengths_that_disagree() {
             unanswered(loaded, &name, &both(length).build(), Action::Drop, &[NackWrongSize]);
         }
         // The datagram ends before its packet, or says nothing of its end: the stack cuts it out.
-        let longer = |more: u16| {
-            PacketBuilder { trailer: vec![0; usize::from(more)], ip_length: Some(72 + more), ..good.clone() }
+        let longer = |more: u16| PacketBuilder {
+            trailer: vec![0; usize::from(more)],
+            ip_length: Some(72 + more),
+            ..good.clone()
         };
         for packet in (8..72).chain([0]).map(udp).chain((1..100).map(longer)) {
             let name = format!("UDP {:?}, IPv6 {:?}", packet.udp_length, packet.ip_length);
@@ -281,7 +283,8 @@ fn nacks_of_other_macs_are_the_stacks() {
         let good = nack(loaded, 1_540);
         let to = |dst_mac| PacketBuilder { dst_mac, ..good.clone() };
         let from = |src_mac| PacketBuilder { src_mac, ..good.clone() };
-        let mut others = vec![to([0; 6]), from([0; 6]), from(NACK_MAC), from([0xFF; 6]), from([0x33, 0x33, 0, 0, 0, 1])];
+        let mut others =
+            vec![to([0; 6]), from([0; 6]), from(NACK_MAC), from([0xFF; 6]), from([0x33, 0x33, 0, 0, 0, 1])];
         for byte in 0..6 {
             let mut mac = NACK_MAC;
             mac[byte] ^= 0x40;

@@ -4,6 +4,7 @@ mod attach;
 mod error;
 mod events;
 mod fill;
+mod own;
 mod pins;
 
 use std::collections::BTreeSet;
@@ -27,6 +28,7 @@ use attach::attach;
 pub use error::DatapathError;
 pub use events::Events;
 pub use fill::{KernelFill, KernelSources};
+use own::OwnAddresses;
 use pins::{Pins, pin_error};
 
 /// The object for the kernel, built by `cargo xtask build-ebpf`; empty when the daemon was built without it.
@@ -45,6 +47,7 @@ mod map {
     pub(super) const JOINED: &str = "JOINED";
     pub(super) const SOURCES: &str = "SOURCES";
     pub(super) const OWN: &str = "OWN";
+    pub(super) const OWN_FILTER: &str = "OWN_FILTER";
     pub(super) const FILL: &str = "FILL";
     pub(super) const GROUP_LIMIT: &str = "GROUP_LIMIT";
     pub(super) const LIMITS: [&str; 4] = ["ADDRESS_LIMIT", "SEQUENCE_LIMIT", "CHAIN_LIMIT", GROUP_LIMIT];
@@ -114,7 +117,7 @@ pub struct Datapath {
     events: Option<Events>,
     groups: Option<GroupTable>,
     sources: Option<KernelSources>,
-    own: HashMap<MapData, [u8; 16], u8>,
+    own: OwnAddresses,
     fill: Option<KernelFill>,
     _links: Vec<FdLink>,
     _egress: HashMap<MapData, u32, EgressValue>,
@@ -166,8 +169,8 @@ impl Datapath {
         let groups = mapped(&ebpf, map::GROUP_LIMIT, LimitTable::<abi::GroupKey>::len(mask))?;
         let sources =
             HashMap::try_from(taken(&mut ebpf, map::SOURCES)?).map_err(|_| DatapathError::Map(map::SOURCES))?;
-        let mut own = HashMap::try_from(taken(&mut ebpf, map::OWN)?).map_err(|_| DatapathError::Map(map::OWN))?;
-        fill::set_addresses(&mut own, map::OWN, request.own)?;
+        let mut own = OwnAddresses::new(&mut ebpf, request.settings.hash_seed)?;
+        own.set(request.own)?;
         let fill = request.fill.map(|groups| fill::prepare(&mut ebpf, groups)).transpose()?;
         let links = attach(&mut ebpf, request, &pins)?;
         Ok(Self {
@@ -212,7 +215,7 @@ impl Datapath {
     /// The kernel refuses, or there are more than 1,024: NACKs that claim to come from those left out are answered by the
     /// interface that they came in by.
     pub fn set_own(&mut self, own: &BTreeSet<Ipv6Addr>) -> Result<(), DatapathError> {
-        fill::set_addresses(&mut self.own, map::OWN, own)
+        self.own.set(own)
     }
 
     /// The kernel's counters, all CPUs summed.
