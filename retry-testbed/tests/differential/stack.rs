@@ -48,7 +48,7 @@ const ENDPOINT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 #[derive(Clone)]
 struct Case {
     packet: PacketBuilder,
-    /// By a local stack that leaves the checksum to the device.
+    /// Sent as by a local stack that leaves the checksum to the device.
     offloaded: bool,
     /// As IPv6 fragments.
     fragmented: bool,
@@ -524,9 +524,27 @@ fn both_paths_answer_the_same_packets() {
         }
         sides.iter_mut().for_each(|side| side.catch_up(&ports));
     }
+    // The one difference: what a device was to finish is known to the stack by a mark, and to XDP by its value alone.
+    let forged = Case {
+        packet: PacketBuilder { checksum: Checksum::Partial, ..plain(client, endpoint, 65_000).packet },
+        ..plain(client, endpoint, 65_000)
+    };
+    let last = plain(client, endpoint, 65_001);
+    for side in &mut sides {
+        side.send(&forged);
+        side.send(&last);
+        side.catch_up(&[65_001]);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while sides[0].answers.remove(&(client, 65_000)).is_none() {
+        assert!(Instant::now() < deadline, "native does not answer an unfinished checksum");
+        sides[0].collect();
+    }
+
     let deadline = Instant::now() + PATIENCE;
     loop {
         sides.iter_mut().for_each(Side::collect);
+        sides[0].answers.remove(&(client, 65_000));
         if sides[0].answers == sides[1].answers || Instant::now() > deadline {
             break;
         }
@@ -534,6 +552,7 @@ fn both_paths_answer_the_same_packets() {
     }
     std::thread::sleep(SETTLE);
     sides.iter_mut().for_each(Side::collect);
+    sides[0].answers.remove(&(client, 65_000));
 
     let [native, off] = sides.each_ref().map(|side| &side.answers);
     let mut differences = Vec::new();
