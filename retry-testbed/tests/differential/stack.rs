@@ -57,8 +57,10 @@ struct Case {
 /// A class of one dimension: its name and what it makes of a good NACK.
 struct Twist {
     name: String,
-    apply: Box<dyn Fn(&mut Case, &mut SmallRng)>,
+    apply: Apply,
 }
+
+type Apply = Box<dyn Fn(&mut Case, &mut SmallRng)>;
 
 fn twist(name: impl Into<String>, apply: impl Fn(&mut Case, &mut SmallRng) + 'static) -> Twist {
     Twist { name: name.into(), apply: Box::new(apply) }
@@ -436,8 +438,8 @@ impl<'a> Side<'a> {
 
     fn collect(&mut self) {
         for packet in self.capture.take().iter().filter(|packet| is_udp(&packet.bytes)) {
-            let ParsedPacket { src, dst, vlans, hop_limit, payload, .. } =
-                Packet::check(&packet.bytes).unwrap_or_else(|error| panic!("-xdp {}: {error}", self.name));
+            let checked = Packet::check(&packet.bytes).map_err(|error| format!("-xdp {}: {error}", self.name));
+            let ParsedPacket { src, dst, vlans, hop_limit, payload, .. } = checked.expect("answers are right packets");
             // Beacons are nobody's answer.
             if !dst.ip().is_multicast() {
                 let answers = self.answers.entry((*dst.ip(), dst.port())).or_default();
