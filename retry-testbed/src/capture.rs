@@ -250,7 +250,7 @@ impl RawSender {
 }
 
 /// An AF_PACKET socket bound to an interface; protocol 0 receives nothing.
-fn open(ns: &Netns, interface: &str, protocol: u16) -> Result<OwnedFd> {
+pub(crate) fn open(ns: &Netns, interface: &str, protocol: u16) -> Result<OwnedFd> {
     let index = i32::try_from(ns.interface_index(interface)?)?;
     ns.enter(|| {
         // SAFETY: a system call that takes three numbers.

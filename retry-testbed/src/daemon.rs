@@ -12,8 +12,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{mount::MsFlags, sys::statfs};
+use retry_userspace::verify_log::Report;
 
 use crate::{
+    fabric::INTERFACE,
     http::{self, Metrics},
     netns::{ChildGuard, Netns},
 };
@@ -24,6 +26,8 @@ pub const BINARY_VARIABLE: &str = "RETRY_ENDPOINT_BIN";
 pub const BPFFS: &str = "/sys/fs/bpf";
 /// Where the daemon's HTTP server listens, inside its namespace.
 pub const METRICS: &str = "[::1]:9400";
+/// Where it pins its maps unless it is told otherwise.
+const PINS: &str = "/sys/fs/bpf/retry-endpoint";
 /// Log lines that are kept.
 const LOG_LINES: usize = 2_000;
 
@@ -38,10 +42,17 @@ pub struct CpuTime {
     pub runs: u64,
 }
 
-/// A daemon that runs until this is dropped.
+/// A daemon that runs until this is dropped. Before it is ended its frame log is checked, and a finding is a failure.
 #[derive(Debug)]
 pub struct Daemon<'a> {
     child: ChildGuard,
+    binary: PathBuf,
+    /// Where its pins are, if it has any.
+    pins: PathBuf,
+    /// The rings are so small that the sums of all records are cheap.
+    is_small: bool,
+    /// It was ready once: its pins are all there.
+    was_ready: bool,
     ns: &'a Netns,
     metrics: SocketAddr,
     log: Lines,
@@ -79,7 +90,10 @@ impl<'a> Daemon<'a> {
                 bail!("the daemon ended: {status}\n{}", daemon.log());
             }
             match daemon.get("/readyz") {
-                Ok((200, _)) => return Ok(daemon),
+                Ok((200, _)) => {
+                    daemon.was_ready = true;
+                    return Ok(daemon);
+                }
                 answer if Instant::now() > deadline => {
                     bail!("the daemon is not ready: {answer:?}\n{}", daemon.log())
                 }
@@ -114,7 +128,24 @@ impl<'a> Daemon<'a> {
         if let Some(stderr) = pipes.stderr.take() {
             readers.push(keep(stderr, vec![Arc::clone(&log)]));
         }
-        Ok(Self { child, ns, metrics: METRICS.parse()?, log, stdout: lines, readers })
+        let value = |name: &str| {
+            let at = flags.iter().rposition(|flag| flag.as_ref() == name)?;
+            flags.get(at + 1).map(AsRef::as_ref)
+        };
+        let interface = value("-mc-iface").unwrap_or(INTERFACE);
+        let pins = Path::new(value("-bpffs").unwrap_or(PINS)).join(format!("{interface}-{}", ns.inode()?));
+        Ok(Self {
+            child,
+            binary: binary.to_owned(),
+            pins,
+            is_small: value("-cache-memory") == Some("16m"),
+            was_ready: false,
+            ns,
+            metrics: METRICS.parse()?,
+            log,
+            stdout: lines,
+            readers,
+        })
     }
 
     /// Its process id.
@@ -177,13 +208,52 @@ impl<'a> Daemon<'a> {
         Ok(CpuTime { process, programs, runs })
     }
 
+    /// Where its pins are, if it has any.
+    #[must_use]
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// Checks its frame log with the program's own verb, the bytes of all records with `sums`; `None` when it has no pins.
+    ///
+    /// # Errors
+    /// Something is wrong with the log, or it cannot be read.
+    pub fn verify_log(&self, sums: bool) -> Result<Option<Report>> {
+        if !self.pins.join("INDEX").exists() {
+            return Ok(None);
+        }
+        let mut command = Command::new(&self.binary);
+        command.args(["verify-log", "-json"]).args(sums.then_some("-sums")).arg(&self.pins);
+        let output = command.stdin(Stdio::null()).output().context("start verify-log")?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let report = serde_json::from_str(&stdout).ok().and_then(|mut line: serde_json::Value| {
+            let report = line.get_mut("report")?.take();
+            serde_json::from_value::<Report>(report).ok()
+        });
+        match report {
+            Some(report) if output.status.success() && report.is_clean() => Ok(Some(report)),
+            Some(report) => bail!("the frame log in {} is damaged: {report}", self.pins.display()),
+            None => bail!("verify-log: {}: {stdout}{}", output.status, String::from_utf8_lossy(&output.stderr)),
+        }
+    }
+
+    /// As [`Daemon::verify_log`], if it runs and has been ready.
+    fn verify_at_the_end(&mut self) -> Result<()> {
+        if self.was_ready && self.child.try_wait()?.is_none() {
+            self.verify_log(self.is_small)?;
+        }
+        Ok(())
+    }
+
     /// Asks it to end (SIGTERM) and returns its exit status; SIGKILL after three seconds. All that it said is in the log then.
     ///
     /// # Errors
-    /// The kernel refuses the wait.
+    /// Its frame log was damaged, or the kernel refuses the wait.
     pub fn end(&mut self) -> Result<std::process::ExitStatus> {
+        let verified = self.verify_at_the_end();
         let status = self.child.end(Duration::from_secs(3))?;
         self.read_to_the_end();
+        verified.with_context(|| format!("the daemon's log:\n{}", self.log()))?;
         Ok(status)
     }
 
@@ -212,10 +282,13 @@ impl<'a> Daemon<'a> {
     }
 }
 
+#[expect(clippy::panic, reason = "a damaged log is a failure of the test that ends here")]
 impl Drop for Daemon<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
             eprintln!("the daemon's log:\n{}", self.log());
+        } else if let Err(error) = self.verify_at_the_end() {
+            panic!("{error:#}\nthe daemon's log:\n{}", self.log());
         }
     }
 }

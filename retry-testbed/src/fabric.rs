@@ -153,8 +153,19 @@ impl Fabric {
     /// # Errors
     /// Not root, or one of [`crate::netns::TOOLS`] is missing or refuses.
     pub fn flat(mtu: u16) -> Result<Self> {
+        Self::flat_with_queues(mtu, 1)
+    }
+
+    /// As [`Fabric::flat`] with so many queues in each direction: flows are spread over them, and each is another CPU's.
+    ///
+    /// # Errors
+    /// As [`Fabric::flat`].
+    pub fn flat_with_queues(mtu: u16, queues: u8) -> Result<Self> {
         let mut hosts = vec![Host::new("endpoint", 1)?, Host::new("client", 2)?];
-        veth(&hosts[0].ns, INTERFACE, &hosts[1].ns, INTERFACE)?;
+        let (queues, peer) = (queues.to_string(), hosts[1].ns.name());
+        let each = ["numtxqueues", &queues, "numrxqueues", &queues];
+        let argv = [&["ip", "link", "add", INTERFACE], &each[..], &["type", "veth", "peer", "name", INTERFACE], &each];
+        hosts[0].ns.run(&[&argv.concat()[..], &["netns", peer]].concat())?;
         for host in &mut hosts {
             host.finish(mtu)?;
         }

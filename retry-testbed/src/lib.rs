@@ -1,7 +1,8 @@
 //! What the tests, the demo and the bench stand on. Development only.
 //!
 //! From the ground up: [`netns`] makes namespaces, [`fabric`] joins hosts in them, [`loss`] loses packets on the way.
-//! [`packet`] builds and checks packets, [`capture`] reads and writes them raw. [`frames`] makes frames, [`publish`] sends
+//! [`packet`] builds and checks packets, [`capture`] reads and writes them raw, [`batch`]
+//! many at once. [`frames`] makes frames, [`publish`] sends
 //! them and notes them in the [`journal`], [`listener`] receives them, asks for what it missed ([`answer`]) and compares.
 //! [`announce`] reads ADVERTs and sends shard manifests, [`tee`] hands frames to a daemon on its own host.
 //! [`daemon`] runs the real program and reads its numbers ([`http`]); [`testrun`] runs one packet through an XDP program,
@@ -10,6 +11,7 @@
 
 pub mod announce;
 pub mod answer;
+pub mod batch;
 pub mod capture;
 pub mod daemon;
 pub mod fabric;

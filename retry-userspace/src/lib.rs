@@ -9,6 +9,8 @@
 //! 5. [`engine`] decides as the kernel does; [`repair`] sends.
 //! 6. [`beacon`] announces, [`admin`] shows, [`telemetry`] tells.
 //!
+//! [`verify_log`] checks the log of a daemon that runs, from another process.
+//!
 //! Nothing below imports anything above it; [`datapath`] alone knows aya.
 
 pub mod admin;
@@ -31,5 +33,6 @@ pub mod settings;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod verify_log;
 
 pub use run::{StartError, run};

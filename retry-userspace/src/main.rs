@@ -1,16 +1,18 @@
 //! `retry-endpoint`: parses the settings, starts the daemon, and turns its end into an exit code. `retry-endpoint probe`
-//! asks another one instead.
+//! asks another one instead, and `retry-endpoint verify-log` checks the frame log of one that runs.
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use retry_userspace::proxy::probe;
 use retry_userspace::settings::{Settings, Stop};
-use retry_userspace::{shutdown, telemetry};
+use retry_userspace::{shutdown, telemetry, verify_log};
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|first| first == "probe") {
-        return probe::main(std::env::args_os().skip(2));
+    match std::env::args_os().nth(1) {
+        Some(verb) if verb == "probe" => return probe::main(std::env::args_os().skip(2)),
+        Some(verb) if verb == "verify-log" => return verify_log::main(std::env::args_os().skip(2)),
+        _ => {}
     }
     let settings = match Settings::from_args_and_env(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(settings) => settings,

@@ -5,6 +5,7 @@ mod error;
 mod events;
 mod fill;
 mod own;
+pub mod pinned;
 mod pins;
 
 use std::collections::BTreeSet;

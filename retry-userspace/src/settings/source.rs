@@ -121,7 +121,8 @@ fn command() -> Command {
         .override_usage("retry-endpoint [-name value | -name=value | -switch]...")
         .after_help(
             "One dash or two. A flag beats its variable, a variable beats the default; an empty variable is not set.\n\
-             retry-endpoint probe ADDR: measures how another endpoint answers; retry-endpoint probe -help tells more.",
+             retry-endpoint probe ADDR: measures how another endpoint answers; retry-endpoint probe -help tells more.\n\
+             retry-endpoint verify-log: checks the frame log of a daemon that runs; verify-log -help tells more.",
         );
     GROUPS.iter().fold(command, |command, group| {
         let args = group.flags.iter().map(|flag| arg_of(flag).help_heading(group.title));
