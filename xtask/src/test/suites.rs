@@ -38,6 +38,7 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "acceptance", kind: Kind::Testbed("acceptance"), uses: FABRIC },
     Suite { name: "redis", kind: Kind::Testbed("redis"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis] },
     Suite { name: "shared", kind: Kind::Testbed("shared"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis] },
+    Suite { name: "stress", kind: Kind::Testbed("stress"), uses: FABRIC },
     Suite { name: "kernels", kind: Kind::Kernels("packets"), uses: &[Use::Ebpf, Use::Fabric, Use::Kernels] },
 ];
 
