@@ -1,10 +1,9 @@
 //! The frame log of a daemon that runs, through its pins: opened for reading, so that nothing of it can be changed.
 
-use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,10 +16,6 @@ use retry_common::abi;
 
 use super::{chain, map};
 
-/// `BPF_OBJ_GET` (linux/bpf.h).
-const BPF_OBJ_GET: libc::c_int = 7;
-/// `BPF_F_RDONLY` (linux/bpf.h): the descriptor cannot change the map.
-const BPF_F_RDONLY: u32 = 1 << 3;
 /// What a mapping of a map is rounded to.
 const PAGE: usize = 4096;
 
@@ -163,9 +158,11 @@ unsafe impl Sync for ReadOnly {}
 
 impl ReadOnly {
     fn open(path: &Path, value_size: usize) -> Result<Self, PinnedError> {
-        let refused = |error: io::Error| PinnedError::Open { path: path.display().to_string(), why: error.to_string() };
-        let foreign = |why: String| PinnedError::Foreign { path: path.display().to_string(), why };
-        let data = MapData::from_fd(get(path).map_err(refused)?).map_err(|error| foreign(chain(&error)))?;
+        let shown = || path.display().to_string();
+        let foreign = |why: String| PinnedError::Foreign { path: shown(), why };
+        // Not with BPF_F_RDONLY: the kernel does not map what such a descriptor names (seen on 6.18). The mapping is for
+        // reading alone.
+        let data = MapData::from_pin(path).map_err(|error| PinnedError::Open { path: shown(), why: chain(&error) })?;
         let info = data.info().map_err(|error| foreign(chain(&error)))?;
         if !matches!(info.map_type(), Ok(MapType::Array)) {
             return Err(foreign("it is no array".to_owned()));
@@ -178,7 +175,8 @@ impl ReadOnly {
         }
         let entries = info.max_entries();
         let len = usize::try_from(entries).unwrap_or(0).saturating_mul(value_size);
-        Self::map(data.fd().as_fd(), entries, len).map_err(refused)
+        Self::map(data.fd().as_fd(), entries, len)
+            .map_err(|error| PinnedError::Open { path: shown(), why: format!("mmap: {error}") })
     }
 
     fn map(fd: BorrowedFd<'_>, entries: u32, len: usize) -> io::Result<Self> {
@@ -231,22 +229,4 @@ impl Drop for ReadOnly {
         // harm: this process only reads.
         let _ = unsafe { munmap(self.start, self.mapped) };
     }
-}
-
-/// The map that is pinned at `path`, for reading.
-fn get(path: &Path) -> io::Result<OwnedFd> {
-    /// The part of `union bpf_attr` that the command reads.
-    #[repr(C)]
-    struct Attributes {
-        pathname: u64,
-        bpf_fd: u32,
-        file_flags: u32,
-    }
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let attributes = Attributes { pathname: path.as_ptr().addr() as u64, bpf_fd: 0, file_flags: BPF_F_RDONLY };
-    // SAFETY: the command reads the attributes and the path, which both live until it returns.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attributes, size_of::<Attributes>()) };
-    let fd = i32::try_from(nix::errno::Errno::result(fd)?).map_err(io::Error::other)?;
-    // SAFETY: the kernel just returned this descriptor, and nothing else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
