@@ -10,21 +10,35 @@ use super::material::{Kind, Material, mix};
 use super::scene::{Stage, Wanted, is_root, share, small};
 use super::sender::{Order, Path};
 
-/// What a production fabric delivers on each of its paths, frames a second.
-const RATE: u32 = 50_000;
 /// At full speed.
 const ALL: u32 = 0;
+/// What a production fabric delivers on each of its paths, frames a second.
+const RATE: u32 = 50_000;
+/// Frames a second that the log has already: each goes through the daemon's socket, and before each the daemon looks for what
+/// the kernel has stored up to now.
+const KNOWN: u32 = 150_000;
+/// Numbers of the flow that these belong to.
+const KNOWN_NUMBERS: u64 = 500;
 
-/// Both paths send the same frames in the same order.
-fn both(stage: &Stage, material: &Material, order: Order<'_>, rate: u32, time: Duration, stop: &AtomicBool) {
-    let sent = thread::scope(|scope| {
-        let paths = [4_001, 4_002].map(|port| {
-            let path = Path::open(stage.publisher(), port, material);
-            scope.spawn(move || path.run(order, rate, time, stop))
-        });
-        paths.map(|path| path.join().expect("a path"))
+/// Sends these orders, each on a path of its own, by turns from CPU 0 and CPU 1.
+fn send(stage: &Stage, material: &Material, orders: &[(Order<'_>, u32)], time: Duration, stop: &AtomicBool) {
+    let sent: Vec<u64> = thread::scope(|scope| {
+        let paths: Vec<_> = orders
+            .iter()
+            .zip(0u16..)
+            .map(|((order, rate), number)| {
+                let path = Path::open(stage.publisher(), 4_001 + number, material);
+                scope.spawn(move || path.run(usize::from(number % 2), *order, *rate, time, stop))
+            })
+            .collect();
+        paths.into_iter().map(|path| path.join().expect("a path")).collect()
     });
     println!("sent {sent:?} in {time:?}");
+}
+
+/// Frames of a few numbers, again and again: duplicates, but for the first and those that a lap has overwritten.
+fn known(number: u64) -> (FrameKey, u8) {
+    (FrameKey::new(Kind::Tx.flow(0x7e), 1 + number % KNOWN_NUMBERS), 0)
 }
 
 /// Two paths deliver each frame, and the publisher starts again with the same numbers and the same bytes. All settings are
@@ -38,8 +52,9 @@ fn a_publisher_starts_again() {
     let order = |number: u64| (FrameKey::new(Kind::Tx.flow(0x77), 1 + number), 0);
     let stage = Stage::new();
     let daemon = stage.daemon(&[]);
-    for hundredths in [17, 25] {
-        stage.watch(&daemon, |stop| both(&stage, &material, &order, RATE, share(hundredths), stop));
+    for hundredths in [14, 21] {
+        stage
+            .watch(&daemon, |stop| send(&stage, &material, &[(&order, RATE), (&order, RATE)], share(hundredths), stop));
         daemon.verify_log(true).expect("a right log");
     }
     stage.end(daemon, &material, &Wanted { generations: 1, most: u64::MAX, lives_last: false });
@@ -64,7 +79,7 @@ fn everything_at_once() {
     };
     let stage = Stage::new();
     let daemon = stage.daemon(&small(&["-cache-ttl-tx", "1500ms", "-cache-ttl-block", "500ms"]));
-    let time = share(26);
+    let time = share(27);
     stage.watch(&daemon, |stop| {
         thread::scope(|scope| {
             let others = scope.spawn(|| {
@@ -84,7 +99,8 @@ fn everything_at_once() {
                 }
             });
             let listener = scope.spawn(|| stage.listen(&material, flow, most, generations, time, stop));
-            both(&stage, &material, &order, ALL, time, stop);
+            let orders: [(Order<'_>, u32); 3] = [(&order, ALL), (&known, KNOWN), (&order, RATE)];
+            send(&stage, &material, &orders, time, stop);
             others.join().expect("the other kinds");
             let frames = listener.join().expect("a listener");
             println!("{frames} frames came back");
@@ -101,18 +117,19 @@ fn a_bound_of_keys() {
     }
     let material = Material::random(48..=700);
     let flow = Kind::Tx.flow(0x7a);
-    let order = move |number: u64| {
+    let order = |number: u64| {
         let generation = u8::try_from(number / 100_000 % 2).expect("small");
         (FrameKey::new(flow, 1 + number % 8_000), generation)
     };
     let stage = Stage::new();
     let daemon = stage.daemon(&small(&["-cache-max-keys", "5000"]));
-    stage.watch(&daemon, |stop| both(&stage, &material, &order, ALL, share(8), stop));
+    stage.watch(&daemon, |stop| send(&stage, &material, &[(&order, ALL), (&known, KNOWN)], share(10), stop));
     stage.end(daemon, &material, &Wanted { generations: 2, most: 5_000, lives_last: true });
 }
 
 /// Payloads of a stranger who knows how the ring is laid out: wherever a slot begins there is a header of a record, with the
-/// key of another frame. First on both paths, then on one.
+/// key of another frame. First beside
+/// frames that the log has already, then on one path alone.
 #[test]
 fn payloads_that_look_like_records() {
     if !is_root("payloads_that_look_like_records") {
@@ -127,11 +144,11 @@ fn payloads_that_look_like_records() {
     let stage = Stage::new();
     let daemon = stage.daemon(&small(&[]));
     stage.watch(&daemon, |stop| {
-        both(&stage, &material, &order, ALL, share(14), stop);
+        send(&stage, &material, &[(&order, ALL), (&known, KNOWN)], share(16), stop);
         let path = Path::open(stage.publisher(), 4_004, &material);
         thread::scope(|scope| {
-            let listener = scope.spawn(|| stage.listen(&material, flow, numbers, 2, share(10), stop));
-            let sent = path.run(&order, ALL, share(10), stop);
+            let listener = scope.spawn(|| stage.listen(&material, flow, numbers, 2, share(12), stop));
+            let sent = path.run(0, &order, ALL, share(12), stop);
             println!("sent {sent} on one path, {} frames came back", listener.join().expect("a listener"));
         });
     });

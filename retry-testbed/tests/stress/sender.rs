@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use retry_common::checksum;
 use retry_common::key::FrameKey;
 use retry_testbed::batch::{BATCH, BatchSender};
@@ -41,9 +43,10 @@ impl<'a> Path<'a> {
         Self { material, sender, raw, source: host.addr, mac: host.mac, port }
     }
 
-    /// Sends frames in this order, `rate` a second or as many as go (0), until `time` is over or `stop` is set. Returns how
-    /// many.
-    pub(crate) fn run(&self, order: Order<'_>, rate: u32, time: Duration, stop: &AtomicBool) -> u64 {
+    /// Sends frames in this order from one CPU, `rate` a second or as many as go (0), until `time` is over or `stop` is set.
+    /// Returns how many.
+    pub(crate) fn run(&self, cpu: usize, order: Order<'_>, rate: u32, time: Duration, stop: &AtomicBool) -> u64 {
+        stay_on(cpu);
         let start = Instant::now();
         let (mut number, mut frame) = (0, Vec::new());
         let mut packets = vec![Vec::with_capacity(1_600); BATCH];
@@ -104,6 +107,14 @@ impl<'a> Path<'a> {
             checksum::udp_ipv6(&self.source.octets(), &to.octets(), self.port, DATA_PORT, length, sum).to_be_bytes();
         out[60..62].copy_from_slice(&checksum);
         out.extend_from_slice(frame);
+    }
+}
+
+/// Keeps this thread on one CPU: what it sends is received there too. Where there is none of that number it goes anywhere.
+fn stay_on(cpu: usize) {
+    let mut set = CpuSet::new();
+    if set.set(cpu).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(0), &set);
     }
 }
 

@@ -52,11 +52,12 @@ pub struct LogView<'a, W> {
 
 /// The words of a lane, the one that moves first read first: none of them goes back.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct Words4 {
+struct LaneWords {
     tail: u64,
     followed: u64,
     head: u64,
-    records: u64,
+    records: u32,
+    live: u32,
     first_slot: u32,
     slots: u32,
 }
@@ -122,6 +123,7 @@ impl<W: Words> LogView<'_, W> {
         let mut report = Report { buckets: self.buckets, ..Report::default() };
         let walked = [0, 1].map(|lane| self.walk(lane, sums, &mut report));
         self.check_index(&walked, &mut report);
+        self.check_live(&mut report);
         report.took(start.elapsed());
         report
     }
@@ -154,7 +156,7 @@ impl<W: Words> LogView<'_, W> {
             }
             if is_quiet && !walk.jumped {
                 report.lanes[lane].records_compared = true;
-                if walk.records != before.records {
+                if walk.records != u64::from(before.records) {
                     let detail = format!("lane {lane}: {} counted, {} there", before.records, walk.records);
                     report.find(Kind::Records, detail);
                 }
@@ -171,7 +173,7 @@ impl<W: Words> LogView<'_, W> {
 
     /// Walks a lane once; what breaks the walk, if something does.
     fn walk_once(&self, lane: usize, sums: bool, walk: &mut Walk) -> Option<(Kind, String)> {
-        let Words4 { followed, slots: lane_slots, first_slot, .. } = walk.words;
+        let LaneWords { followed, slots: lane_slots, first_slot, .. } = walk.words;
         let mut at = walk.words.tail;
         let mut bytes = Vec::new();
         while at < followed {
@@ -269,7 +271,7 @@ impl<W: Words> LogView<'_, W> {
         let mut pause = PAUSE;
         let mut what = None;
         for _ in 0..LOOKS {
-            let Words4 { tail, followed, head, first_slot, slots, .. } = self.lane(lane);
+            let LaneWords { tail, followed, head, first_slot, slots, .. } = self.lane(lane);
             let ring_slots = u64::try_from(self.ring.len() / SLOT_LEN).unwrap_or(u64::MAX);
             let inside = slots != 0 && u64::from(first_slot) + u64::from(slots) <= ring_slots;
             let in_order = tail <= followed && followed <= head && head <= place::lap_later(tail);
@@ -287,7 +289,7 @@ impl<W: Words> LogView<'_, W> {
         what
     }
 
-    fn lane(&self, lane: usize) -> Words4 {
+    fn lane(&self, lane: usize) -> LaneWords {
         let word = |field| self.lanes.word(lane * size_of::<Lane>() + field);
         let half = |field: usize| {
             let bytes = word(field & !7).to_ne_bytes();
@@ -295,10 +297,11 @@ impl<W: Words> LogView<'_, W> {
             let half = if field & 7 == 0 { first } else { second };
             u32::from_ne_bytes(half.try_into().unwrap_or_default())
         };
-        Words4 {
+        LaneWords {
             tail: word(offset_of!(Lane, tail)),
             followed: word(offset_of!(Lane, followed)),
-            records: word(offset_of!(Lane, records)),
+            records: half(offset_of!(Lane, records)),
+            live: half(offset_of!(Lane, live)),
             head: word(offset_of!(Lane, head)),
             first_slot: half(offset_of!(Lane, first_slot)),
             slots: half(offset_of!(Lane, slots)),
@@ -334,6 +337,33 @@ impl<W: Words> LogView<'_, W> {
         }
         self.look_again(&mut state, report);
         self.look_at_doubled(&state.doubled, report);
+    }
+
+    /// Compares the daemon's count of live entries with those that are there, once nothing is in flight.
+    fn check_live(&self, report: &mut Report) {
+        let mut pause = PAUSE;
+        let mut wrong = None;
+        for _ in 0..WALKS {
+            let before = [self.lane(0), self.lane(1)];
+            let mut there = 0u64;
+            for bucket in 0..self.buckets {
+                there += (0..BUCKET_ENTRIES).map(|number| u64::from(self.entry((bucket, number)) != 0)).sum::<u64>();
+            }
+            let is_quiet = before.iter().all(|words| words.followed == words.head);
+            if is_quiet && before == [self.lane(0), self.lane(1)] {
+                let counted: u64 = before.iter().map(|words| u64::from(words.live)).sum();
+                report.live_compared = true;
+                if counted == there {
+                    return;
+                }
+                wrong = Some(format!("the daemon counts {counted} entries, {there} are there"));
+            }
+            thread::sleep(pause);
+            pause *= 2;
+        }
+        if let Some(detail) = wrong {
+            report.find(Kind::Live, detail);
+        }
     }
 
     fn first_look(&self, state: &mut Sweep<'_>, at: (u32, usize), entry: u64, report: &mut Report) {
@@ -550,7 +580,7 @@ impl<W: Words> LogView<'_, W> {
 /// One walk over a lane.
 #[derive(Debug)]
 struct Walk {
-    words: Words4,
+    words: LaneWords,
     walked: Walked,
     records: u64,
     fillers: u64,
@@ -561,7 +591,7 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(words: Words4) -> Self {
+    fn new(words: LaneWords) -> Self {
         let starts = vec![0; words.slots as usize / 64 + 1];
         let walked = Walked { from: words.tail, to: words.tail, starts };
         Self { words, walked, records: 0, fillers: 0, sums: 0, torn: Vec::new(), jumped: false }
@@ -593,7 +623,7 @@ enum Read {
 
 /// The state of the walk over the index.
 struct Sweep<'a> {
-    words: [Words4; 2],
+    words: [LaneWords; 2],
     walked: &'a [Walked; 2],
     /// One bit for each slot that an entry leads to.
     taken: Vec<u64>,
@@ -617,7 +647,7 @@ impl Suspect {
     }
 }
 
-impl Words4 {
+impl LaneWords {
     const fn uses(&self, place: u64) -> bool {
         self.tail <= place && place < self.head
     }

@@ -33,6 +33,8 @@ pub enum Kind {
     Chain,
     /// The lane table counts other records than there are.
     Records,
+    /// The daemon counts other entries than there are.
+    Live,
     /// The words of the lane table contradict each other.
     LaneWords,
     /// The bytes of a record have another sum than its header says.
@@ -53,6 +55,7 @@ impl Kind {
             Self::DoubledTag => "doubled_tag",
             Self::Chain => "chain",
             Self::Records => "records",
+            Self::Live => "live",
             Self::LaneWords => "lane_words",
             Self::Torn => "torn",
         }
@@ -85,11 +88,14 @@ pub struct LaneReport {
 
 /// What a check found.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Report {
     /// Buckets of the index.
     pub buckets: u32,
     /// Index entries that are not empty.
     pub entries: u64,
+    /// True when the number of entries was compared with the daemon's; false while it writes all the time.
+    pub live_compared: bool,
     /// Entries whose frame was being written when the check ended.
     pub in_flight: u64,
     /// Short-lived classes, long-lived classes.
@@ -122,10 +128,16 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} entries in {} buckets, checked in {} ms", self.entries, self.buckets, self.took_ms)?;
+        let compared = |compared| if compared { "as counted" } else { "not compared, for they change all the time" };
+        let Self { buckets, entries, took_ms, .. } = self;
+        writeln!(
+            f,
+            "{entries} entries ({}) in {buckets} buckets, checked in {took_ms} ms",
+            compared(self.live_compared)
+        )?;
         for (lane, name) in self.lanes.iter().zip(["short-lived", "long-lived"]) {
             let LaneReport { frames, records, fillers, records_compared, sums } = lane;
-            let compared = if *records_compared { "as counted" } else { "not compared, for they change all the time" };
+            let compared = compared(*records_compared);
             writeln!(f, "{name}: {frames} frames, {records} records ({compared}), {fillers} fillers, {sums} sums")?;
         }
         if self.in_flight > 0 {

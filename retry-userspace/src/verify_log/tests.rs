@@ -125,6 +125,7 @@ fn a_log_that_is_right_has_no_findings() {
     let report = scene.check();
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.entries, 2 * FRAMES);
+    assert!(report.live_compared);
     assert_eq!(report.lanes.map(|lane| lane.frames), [FRAMES; 2]);
     assert_eq!(report.lanes.map(|lane| lane.records), [FRAMES + 1, FRAMES]);
     assert!(report.lanes.iter().all(|lane| lane.records_compared && lane.sums == lane.records));
@@ -140,7 +141,7 @@ fn a_log_that_is_right_has_no_findings() {
 #[test]
 fn each_kind_of_damage_has_its_name() {
     type Damage = fn(&Scene);
-    let cases: [(&str, Damage, &[(Kind, u64)]); 12] = [
+    let cases: [(&str, Damage, &[(Kind, u64)]); 13] = [
         // The second copy of an entry, whose record goes: what issue reports call stale.
         (
             "an entry outlives its record",
@@ -162,17 +163,17 @@ fn each_kind_of_damage_has_its_name() {
                 let entry = scene.pages.index.word(scene.entry_at(key(5))).load(Ordering::Relaxed);
                 scene.set_index(scene.empty_beside(key(5)), entry);
             },
-            &[(Kind::DoubledSlot, 1), (Kind::DoubledTag, 1)],
+            &[(Kind::DoubledSlot, 1), (Kind::DoubledTag, 1), (Kind::Live, 1)],
         ),
         (
             "an entry leads outside the ring",
             |scene| scene.set_index(scene.empty_beside(key(5)), index::entry(Scene::hash(key(999)), u32::MAX)),
-            &[(Kind::Outside, 1)],
+            &[(Kind::Outside, 1), (Kind::Live, 1)],
         ),
         (
             "an entry leads to room that was never written",
             |scene| scene.set_index(scene.empty_beside(key(5)), index::entry(Scene::hash(key(999)), 200_000)),
-            &[(Kind::Dropped, 1)],
+            &[(Kind::Dropped, 1), (Kind::Live, 1)],
         ),
         (
             "an entry leads to bytes that look like another slot's record",
@@ -182,7 +183,7 @@ fn each_kind_of_damage_has_its_name() {
                 scene.pages.ring.write(to as usize * SLOT_LEN, header);
                 scene.set_index(scene.empty_beside(key(5)), index::entry(Scene::hash(key(5)), to));
             },
-            &[(Kind::Outside, 1), (Kind::DoubledTag, 1), (Kind::Torn, 1)],
+            &[(Kind::Outside, 1), (Kind::DoubledTag, 1), (Kind::Live, 1), (Kind::Torn, 1)],
         ),
         (
             "an entry leads into a record, to bytes that look like a header of their own",
@@ -194,7 +195,7 @@ fn each_kind_of_damage_has_its_name() {
                 scene.pages.ring.write(inside as usize * SLOT_LEN, header);
                 scene.set_index(scene.empty_beside(key(5)), index::entry(Scene::hash(key(999)), inside));
             },
-            &[(Kind::OffChain, 1), (Kind::Torn, 1)],
+            &[(Kind::OffChain, 1), (Kind::Live, 1), (Kind::Torn, 1)],
         ),
         (
             "an entry stands in another bucket",
@@ -228,6 +229,13 @@ fn each_kind_of_damage_has_its_name() {
                 scene.lane_word(offset_of!(Lane, records)).fetch_add(1, Ordering::Relaxed);
             },
             &[(Kind::Records, 1)],
+        ),
+        (
+            "the count of entries is another",
+            |scene| {
+                scene.lane_word(offset_of!(Lane, records)).fetch_add(1 << 32, Ordering::Relaxed);
+            },
+            &[(Kind::Live, 1)],
         ),
         (
             "a length that leads nowhere",

@@ -19,7 +19,9 @@ use crate::{
 const PACKAGES: [&str; 4] = ["retry-common", "retry-userspace", "retry-testbed", "xtask"];
 
 /// The longest suite takes three minutes; a test that hangs must not hold up all others for good. Seconds.
-const TIME_LIMIT: &str = "1200";
+const TIME_LIMIT: u64 = 1200;
+/// Seconds of traffic in the suite `stress`, where a developer wants more than its usual ones.
+const STRESS_SECONDS: &str = "RETRY_STRESS_SECONDS";
 
 /// A test binary.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +75,12 @@ fn executable(message: &Value) -> Option<Binary> {
 /// # Errors
 /// It cannot be started.
 pub(crate) fn run(context: &Context, binary: &Binary, as_root: bool, filter: &[String]) -> Result<Outcome> {
-    let environment = context.program_environment();
+    let mut environment = context.program_environment();
+    let mut limit = TIME_LIMIT;
+    if let Some(seconds) = std::env::var_os(STRESS_SECONDS) {
+        limit += seconds.to_str().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        environment.push((STRESS_SECONDS, seconds.into()));
+    }
     // A program of its own, because it may have to end one of root's.
     let mut command = if as_root {
         context.as_root("timeout", environment)?
@@ -82,7 +89,7 @@ pub(crate) fn run(context: &Context, binary: &Binary, as_root: bool, filter: &[S
         command.envs(environment);
         command
     };
-    command.args(["--signal=KILL", TIME_LIMIT]).arg(&binary.path).arg("--show-output");
+    command.args(["--signal=KILL", &limit.to_string()]).arg(&binary.path).arg("--show-output");
     if as_root {
         // Namespaces and programs in the kernel: one test at a time, or they measure each other.
         command.arg("--test-threads=1");
