@@ -12,3 +12,4 @@ mod same_answers;
 mod scene;
 mod settings;
 mod suppression;
+mod verify;

@@ -110,6 +110,7 @@ impl Stage {
     }
 
     /// Runs traffic while the daemon is looked after: it answers in time, and its log is right all the time.
+    #[expect(clippy::panic, reason = "a test's panic is its message")]
     pub(crate) fn watch(&self, daemon: &Daemon<'_>, traffic: impl FnOnce(&AtomicBool)) {
         let (stop, over) = (AtomicBool::new(false), AtomicBool::new(false));
         let trouble = Mutex::new(None);

@@ -49,7 +49,7 @@ impl<'a> Path<'a> {
         stay_on(cpu);
         let start = Instant::now();
         let (mut number, mut frame) = (0, Vec::new());
-        let mut packets = vec![Vec::with_capacity(1_600); BATCH];
+        let mut packets = vec![Vec::new(); BATCH];
         while start.elapsed() < time && !stop.load(Ordering::Relaxed) {
             let due = start.elapsed().as_secs_f64() * f64::from(rate);
             #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]

@@ -35,6 +35,9 @@ const WALKS: u32 = 4;
 /// How often a header that changes is read again at once.
 const READS: u32 = 4;
 
+/// Where an entry stands: its bucket, and its number there.
+type At = (u32, usize);
+
 /// A frame log whose pages others write.
 #[derive(Clone, Copy, Debug)]
 pub struct LogView<'a, W> {
@@ -100,7 +103,7 @@ enum Look {
 /// An entry that did not look right.
 #[derive(Clone, Copy, Debug)]
 struct Suspect {
-    at: (u32, usize),
+    at: At,
     entry: u64,
     look: Look,
     /// How often it looked odd.
@@ -366,7 +369,7 @@ impl<W: Words> LogView<'_, W> {
         }
     }
 
-    fn first_look(&self, state: &mut Sweep<'_>, at: (u32, usize), entry: u64, report: &mut Report) {
+    fn first_look(&self, state: &mut Sweep<'_>, at: At, entry: u64, report: &mut Report) {
         report.entries += 1;
         let look = self.judge(state, at.0, entry);
         if let Look::Right(lane, _) = look {
@@ -456,7 +459,7 @@ impl<W: Words> LogView<'_, W> {
         if doubled.is_empty() {
             return;
         }
-        let mut places: HashMap<u32, Vec<((u32, usize), u64)>> = HashMap::new();
+        let mut places: HashMap<u32, Vec<(At, u64)>> = HashMap::new();
         for bucket in 0..self.buckets {
             for number in 0..BUCKET_ENTRIES {
                 let entry = self.entry((bucket, number));
@@ -533,7 +536,7 @@ impl<W: Words> LogView<'_, W> {
         text
     }
 
-    fn entry(&self, (bucket, number): (u32, usize)) -> u64 {
+    fn entry(&self, (bucket, number): At) -> u64 {
         self.index.word(bucket as usize * size_of::<Bucket>() + number * 8)
     }
 

@@ -141,7 +141,8 @@ fn a_log_that_is_right_has_no_findings() {
 #[test]
 fn each_kind_of_damage_has_its_name() {
     type Damage = fn(&Scene);
-    let cases: [(&str, Damage, &[(Kind, u64)]); 13] = [
+    type Case = (&'static str, Damage, &'static [(Kind, u64)]);
+    let cases: [Case; 13] = [
         // The second copy of an entry, whose record goes: what issue reports call stale.
         (
             "an entry outlives its record",
