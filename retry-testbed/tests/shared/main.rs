@@ -9,6 +9,7 @@ mod scene;
 mod redis_server;
 mod site;
 
+mod clocks;
 mod dedup;
 mod frames;
 mod limits;

@@ -1,5 +1,7 @@
 //! Multicast repairs told between instances (`-dedup-mode eventual`): ours are announced in batches, the others' are
-//! listened for. One message is the instance's name, then for each repair its key and the time of the wall clock.
+//! listened for. One message is the instance's name, then for each repair its key and its age in milliseconds when the message
+//! was written: the wall clocks of instances differ, so no message tells a time. What a message itself takes is not part of
+//! the age.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +12,10 @@ use redis::{RedisResult, Value};
 use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::claims::{claim_value, millis, wall_ms};
+use super::claims::{claim_value, millis};
 use super::fault::is_refusal;
 use super::link::{Link, PULSE};
 use super::target::{Target, within};
@@ -27,12 +30,12 @@ const CHANNEL: &str = "bre:repairs";
 const MOST: usize = 65_536;
 /// Repairs announced in one go.
 const BATCH: usize = 512;
-/// Key and time.
+/// Key and age.
 const ENTRY: usize = 24;
 
 /// Our own repairs, on their way.
 pub(super) struct Announcer {
-    queue: mpsc::Sender<(FrameKey, u64)>,
+    queue: mpsc::Sender<(FrameKey, Instant)>,
     counters: Arc<UserCounters>,
 }
 
@@ -61,7 +64,7 @@ impl Announcer {
     }
 
     pub(super) fn queue(&self, key: FrameKey) {
-        if self.queue.try_send((key, wall_ms())).is_err() {
+        if self.queue.try_send((key, Instant::now())).is_err() {
             self.counters.one(Counter::DedupNotAnnounced);
         }
     }
@@ -76,15 +79,18 @@ struct Task {
 }
 
 impl Task {
-    async fn run(&self, mut repairs: mpsc::Receiver<(FrameKey, u64)>) {
+    async fn run(&self, mut repairs: mpsc::Receiver<(FrameKey, Instant)>) {
         let mut batch = Vec::with_capacity(BATCH);
         while repairs.recv_many(&mut batch, BATCH).await > 0 {
             // The claim stands for instances that claim before they send; the message is for those that listen.
             let mut publish = redis::cmd("PUBLISH");
-            publish.arg(CHANNEL).arg(message(&self.instance, &batch));
-            let claims = join_all(batch.iter().map(async |(key, at)| {
+            let aged: Vec<_> = batch.iter().map(|(key, at)| (*key, at.elapsed())).collect();
+            publish.arg(CHANNEL).arg(message(&self.instance, &aged));
+            let claims = join_all(aged.iter().map(async |(key, age)| {
                 let mut set = redis::cmd("SET");
-                set.arg(dedup_name(key)).arg(claim_value(&self.instance, *at)).arg("PX").arg(millis(self.window));
+                set.arg(dedup_name(key)).arg(claim_value(&self.instance, self.window));
+                // What is left of its life tells its age.
+                set.arg("PX").arg(millis(self.window.saturating_sub(*age)));
                 self.link.ask(&set, self.limit).await
             }));
             let (told, claims) = tokio::join!(self.link.ask(&publish, self.limit), claims);
@@ -172,9 +178,7 @@ impl Listener {
         if instance == self.instance.as_bytes() {
             return;
         }
-        let now = wall_ms();
-        for (key, at) in repairs {
-            let age = Duration::from_millis(now.saturating_sub(at));
+        for (key, age) in repairs {
             if age < self.oldest {
                 self.counters.one(Counter::DedupHeard);
                 (self.on_repair)(key, age);
@@ -183,24 +187,24 @@ impl Listener {
     }
 }
 
-fn message(instance: &str, repairs: &[(FrameKey, u64)]) -> Vec<u8> {
+fn message(instance: &str, repairs: &[(FrameKey, Duration)]) -> Vec<u8> {
     let name = instance.as_bytes();
     let mut bytes = Vec::with_capacity(4 + name.len() + repairs.len() * ENTRY);
     bytes.extend(u32::try_from(name.len()).unwrap_or(0).to_be_bytes());
     bytes.extend(name);
-    for (key, at) in repairs {
+    for (key, age) in repairs {
         bytes.extend(key.to_bytes());
-        bytes.extend(at.to_be_bytes());
+        bytes.extend(u64::try_from(age.as_millis()).unwrap_or(u64::MAX).to_be_bytes());
     }
     bytes
 }
 
-fn read(message: &[u8]) -> Option<(&[u8], impl Iterator<Item = (FrameKey, u64)> + '_)> {
+fn read(message: &[u8]) -> Option<(&[u8], impl Iterator<Item = (FrameKey, Duration)> + '_)> {
     let (length, rest) = message.split_first_chunk::<4>()?;
     let (name, repairs) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
     let entry = |entry: &[u8]| {
-        let (key, at) = entry.split_first_chunk::<16>()?;
-        Some((FrameKey::from_bytes(*key), u64::from_be_bytes(at.try_into().ok()?)))
+        let (key, age) = entry.split_first_chunk::<16>()?;
+        Some((FrameKey::from_bytes(*key), Duration::from_millis(u64::from_be_bytes(age.try_into().ok()?))))
     };
     (repairs.len() % ENTRY == 0).then(|| (name, repairs.chunks_exact(ENTRY).filter_map(entry)))
 }
@@ -214,7 +218,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_message_is_read_back(instance in ".{0,20}", repairs in prop::collection::vec(any::<(u64, u64, u64)>(), 0..5)) {
-            let repairs: Vec<_> = repairs.into_iter().map(|(flow, seq, at)| (FrameKey::new(flow, seq), at)).collect();
+            let repairs: Vec<_> = repairs.into_iter().map(|(flow, seq, age)| (FrameKey::new(flow, seq), Duration::from_millis(age))).collect();
             let bytes = message(&instance, &repairs);
             let (name, read) = read(&bytes).expect("our own");
             prop_assert_eq!(name, instance.as_bytes());

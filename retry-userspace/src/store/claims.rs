@@ -1,7 +1,10 @@
 //! Claims: of a multicast repair (`-dedup-mode strict`), of a recovery from upstream. A claim is a key with a life that
 //! the first instance sets.
+//!
+//! The wall clocks of instances differ, so no claim says when it was made. Its age is what Redis has taken off its life: the
+//! claim says how long it was to live, Redis how long it still will.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use redis::Value;
 use retry_common::counter::Counter;
@@ -38,26 +41,26 @@ impl Store {
 
     async fn claim(&self, key: &FrameKey) -> Result<Claim, Unavailable> {
         let config = &self.0.config;
-        let now = wall_ms();
-        let value = claim_value(&config.instance, now);
+        let name = dedup_name(key);
         let mut set = redis::cmd("SET");
-        set.arg(dedup_name(key)).arg(&value).arg("PX").arg(millis(config.dedup_window));
+        set.arg(&name).arg(claim_value(&config.instance, config.dedup_window));
+        set.arg("PX").arg(millis(config.dedup_window));
         let mut first = set.clone();
         first.arg("NX");
         if self.ask(&first).await? != Value::Nil {
             return Ok(Claim::Ours);
         }
-        let mut get = redis::cmd("GET");
-        get.arg(dedup_name(key));
-        if let Value::BulkString(held) = self.ask(&get).await?
-            && let Some((instance, at)) = read_claim(&held)
+        let (mut get, mut left) = (redis::cmd("GET"), redis::cmd("PTTL"));
+        get.arg(&name);
+        left.arg(&name);
+        if let Ok([Value::BulkString(held), Value::Int(left)]) =
+            <[Value; 2]>::try_from(self.ask_all([&get, &left]).await?)
+            && let Some((instance, life)) = read_claim(&held)
             && instance != config.instance.as_bytes()
+            && let Some(age) = age(life, left)
+            && age < config.repeat_after
         {
-            // A clock that is behind makes a claim look young, never older than it is.
-            let age = Duration::from_millis(now.saturating_sub(at));
-            if age < config.repeat_after {
-                return Ok(Claim::Others { age });
-            }
+            return Ok(Claim::Others { age });
         }
         // Ours, too old to count, gone meanwhile, or none that can be read. Two who take over at once send twice.
         self.ask(&set).await?;
@@ -84,21 +87,24 @@ impl Store {
     }
 }
 
-/// `<wall clock in ms> <instance>`.
-pub(super) fn claim_value(instance: &str, at_ms: u64) -> Vec<u8> {
-    format!("{at_ms} {instance}").into_bytes()
+/// `<life in ms> <instance>`: the life that a fresh claim gets.
+///
+/// Earlier versions wrote the time of their wall clock there. Between them and this one, a claim of the other counts for nothing:
+/// a repair may be sent twice, and none is held back.
+pub(super) fn claim_value(instance: &str, life: Duration) -> Vec<u8> {
+    format!("{} {instance}", millis(life)).into_bytes()
 }
 
-fn read_claim(value: &[u8]) -> Option<(&[u8], u64)> {
+fn read_claim(value: &[u8]) -> Option<(&[u8], Duration)> {
     let end = value.iter().position(|byte| *byte == b' ')?;
-    let at = std::str::from_utf8(&value[..end]).ok()?.parse().ok()?;
-    Some((&value[end + 1..], at))
+    let life = std::str::from_utf8(&value[..end]).ok()?.parse().ok()?;
+    Some((&value[end + 1..], Duration::from_millis(life)))
 }
 
-/// Milliseconds of the wall clock, which instances share as well as they can.
-pub(super) fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+/// How old a claim of this life is that Redis keeps for another `left_ms`. `None` for what Redis keeps for longer than that: the
+/// server's clock was set back, or another server has taken over whose clock is behind. Such a claim must not silence anybody.
+fn age(life: Duration, left_ms: i64) -> Option<Duration> {
+    life.checked_sub(Duration::from_millis(u64::try_from(left_ms).ok()?))
 }
 
 /// A life as Redis takes it: at least a millisecond.
@@ -110,13 +116,26 @@ pub(super) fn millis(life: Duration) -> u64 {
 mod tests {
     use super::*;
 
+    const MINUTE: Duration = Duration::from_secs(60);
+
     #[test]
     fn a_claim_is_read_back() {
-        assert_eq!(read_claim(&claim_value("a b", 17)), Some((&b"a b"[..], 17)));
-        assert_eq!(read_claim(&claim_value("", 0)), Some((&b""[..], 0)));
+        assert_eq!(read_claim(&claim_value("a b", MINUTE)), Some((&b"a b"[..], MINUTE)));
+        assert_eq!(read_claim(&claim_value("", Duration::ZERO)), Some((&b""[..], Duration::from_millis(1))));
         // What the Go program writes counts as nobody's.
         for value in [&b""[..], b"1", b"instance-1", b"x 1"] {
             assert_eq!(read_claim(value), None);
         }
+    }
+
+    #[test]
+    fn the_age_is_what_has_gone_of_the_life() {
+        assert_eq!(age(MINUTE, 59_000), Some(Duration::from_secs(1)));
+        assert_eq!(age(MINUTE, 60_000), Some(Duration::ZERO));
+        // Gone, without an end, or longer than it was to live.
+        assert_eq!([-2, -1, 60_001].map(|left| age(MINUTE, left)), [None; 3]);
+        // A time of the wall clock, as earlier versions wrote it, makes the claim an old one.
+        let (_, life) = read_claim(b"1790000000000 a").expect("a number");
+        assert!(age(life, 59_000).is_some_and(|age| age > MINUTE));
     }
 }
