@@ -7,6 +7,7 @@ mod ingress;
 mod interfaces;
 mod lifecycle;
 mod losses;
+mod pins;
 mod recovery;
 mod same_answers;
 mod scene;

@@ -4,7 +4,7 @@ use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, XdpMode};
 
-use super::pins::{Pins, pin_error};
+use super::pins::Pins;
 use super::{DatapathError, Mode, Request, chain, program};
 
 pub(super) fn attach(ebpf: &mut Ebpf, request: &Request<'_>, pins: &Pins) -> Result<Vec<FdLink>, DatapathError> {
@@ -13,8 +13,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, request: &Request<'_>, pins: &Pins) -> Res
         Mode::Skb => (XdpMode::Skb, "skb"),
     };
     let program = program(ebpf, "retry_nack")?;
-    let path = pins.path("retry_nack");
-    program.pin(&path).map_err(|error| pin_error(&path, &error))?;
+    program.pin(pins.path("retry_nack")).map_err(|error| pins.error("retry_nack", &error))?;
     let mut links = Vec::new();
     for (name, ifindex) in request.interfaces {
         let refused = |why: String| DatapathError::Attach { interface: name.clone(), mode: mode_name, why };
@@ -27,8 +26,8 @@ pub(super) fn attach(ebpf: &mut Ebpf, request: &Request<'_>, pins: &Pins) -> Res
                     .to_owned(),
             )
         })?;
-        let path = pins.path(&format!("link-{name}"));
-        let pinned = link.pin(&path).map_err(|error| pin_error(&path, &error))?;
+        let pin = Pins::link_name(name);
+        let pinned = link.pin(pins.path(&pin)).map_err(|error| pins.error(&pin, &error))?;
         links.push(FdLink::from(pinned));
     }
     Ok(links)

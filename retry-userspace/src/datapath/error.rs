@@ -16,6 +16,18 @@ pub enum DatapathError {
         /// What was found.
         why: String,
     },
+    /// Another user could change what is pinned.
+    #[error("-bpffs {path}: {directory} {why}: {advice}")]
+    Directory {
+        /// The setting.
+        path: String,
+        /// The directory that is refused, on the way to it or below it.
+        directory: String,
+        /// Why it is refused.
+        why: String,
+        /// What to do.
+        advice: &'static str,
+    },
     /// Another daemon serves this interface.
     #[error("another daemon serves {interface} in this network namespace: it holds {directory}")]
     Locked {

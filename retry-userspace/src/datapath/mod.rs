@@ -30,7 +30,7 @@ pub use error::DatapathError;
 pub use events::Events;
 pub use fill::{KernelFill, KernelSources};
 use own::OwnAddresses;
-use pins::{Pins, pin_error};
+use pins::Pins;
 
 /// The object for the kernel, built by `cargo xtask build-ebpf`; empty when the daemon was built without it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("RETRY_EBPF_EMBED"));
@@ -158,8 +158,7 @@ impl Datapath {
         fill_devmaps(&mut ebpf, request)?;
         for (name, map) in ebpf.maps() {
             if !name.starts_with('.') {
-                let path = pins.path(name);
-                map.pin(&path).map_err(|error| pin_error(&path, &error))?;
+                map.pin(pins.path(name)).map_err(|error| pins.error(name, &error))?;
             }
         }
         let egress = fill_egress(&mut ebpf, request)?;
