@@ -73,6 +73,8 @@ counters! {
     FrameUnnumbered frame_unnumbered User = "bre_frames_dropped_total" [reason = "no_sequence"] "Frames without a sequence number: received, not cached.";
     FrameOwnRepair frame_own_repair User = "bre_frames_dropped_total" [reason = "own_repair"] "Our own multicast repairs heard again: not cached.";
     FrameSocketOverflow frame_socket_overflow User = "bre_frames_dropped_total" [reason = "socket_overflow"] "Datagrams that the kernel lost because the receive buffer was full; neighbours that it had merged count as one.";
+    FrameNotJoined frame_not_joined User = "bre_frames_dropped_total" [reason = "not_joined"] "Datagrams on the data port that came by unicast and not by a joined group: not cached.";
+    FrameOtherGroup frame_other_group User = "bre_frames_dropped_total" [reason = "group_index"] "Bundles that name a group other than a joined shard: not cached, for their repair would go there.";
     FrameTooLarge frame_too_large User = "bre_frames_dropped_total" [reason = "too_large"] "Frames that no record can hold.";
     FrameLogBusy frame_log_busy User = "bre_frames_dropped_total" [reason = "log_busy"] "Frames not stored because the kernel was writing a frame with their key for more than 5 ms.";
     FrameDuplicate frame_duplicate User = "bre_cache_duplicates_total" [kind = "same"] "Frames heard again with the same bytes: the first record stays.";

@@ -117,6 +117,13 @@ pub struct Sharding {
     pub beef: BeefBits,
 }
 
+impl Sharding {
+    /// True for the group index of a shard: those are joined by every endpoint.
+    pub const fn has_shard(&self, index: u16) -> bool {
+        index >> self.shard.0 == 0
+    }
+}
+
 /// The address of a group: prefix, ten zero bytes, group id, index.
 #[inline(always)]
 pub const fn address(prefix: u16, group_id: u16, index: u16) -> [u8; 16] {
@@ -168,6 +175,19 @@ mod tests {
         let group = address(0xFF05, 0x000B, 0xFFFE);
         assert_eq!(group, [0xFF, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x0B, 0xFF, 0xFE]);
         assert_eq!(multicast_mac(&group), [0x33, 0x33, 0, 0x0B, 0xFF, 0xFE]);
+    }
+
+    #[test]
+    fn shards_are_the_indices_below_two_to_the_bits() {
+        for bits in 1..=12 {
+            let sharding = Sharding { shard: ShardBits::new(bits).unwrap(), beef: BeefBits::default() };
+            for index in [0, (1 << bits) - 1] {
+                assert!(sharding.has_shard(index), "{bits} bits, {index}");
+            }
+            for index in [1 << bits, BEEF_BASE, SUBTREE_DATA, BEACON, BLOCK, u16::MAX] {
+                assert!(!sharding.has_shard(index), "{bits} bits, {index}");
+            }
+        }
     }
 
     proptest! {

@@ -5,6 +5,7 @@
 mod fill;
 mod ingress;
 mod interfaces;
+mod intruders;
 mod lifecycle;
 mod losses;
 mod pins;

@@ -95,6 +95,9 @@ pub enum Refused {
     /// The frame has another key than the one asked for.
     #[error("a frame with another key")]
     OtherKey,
+    /// It is a bundle that names a group other than the shard groups that are joined: its repair would go there.
+    #[error("a bundle of a group that is no joined shard")]
+    OtherGroup,
     /// No record can hold it.
     #[error("too large for the frame log")]
     TooLarge,
@@ -108,6 +111,7 @@ impl Refused {
         match self {
             Self::Undecodable => Counter::FrameUndecodable,
             Self::Unnumbered | Self::OtherKey => Counter::FrameUnnumbered,
+            Self::OtherGroup => Counter::FrameOtherGroup,
             Self::TooLarge => Counter::FrameTooLarge,
             Self::Busy => Counter::FrameLogBusy,
         }
@@ -179,6 +183,11 @@ impl Fill {
         let admitted = batch.datagrams().filter_map(|datagram| {
             *tally.get_mut(Counter::FrameSocketOverflow) += u64::from(datagram.dropped.wrapping_sub(*lost));
             *lost = datagram.dropped;
+            if !is_joined(datagram.destination) {
+                count(&mut tally, Counter::FramesReceived);
+                count(&mut tally, Counter::FrameNotJoined);
+                return None;
+            }
             self.admit(datagram.bytes, datagram.source, &mut tally)
         });
         // All that needs no lock is done before it is taken: others receive too.
@@ -331,6 +340,10 @@ impl Fill {
         if wanted.is_some_and(|wanted| *wanted != key) {
             return Err(Refused::OtherKey);
         }
+        // All other groups follow from what the frame is, by our own shard bits.
+        if frame.head().bundle.is_some() && !self.rules.sharding.has_shard(group) {
+            return Err(Refused::OtherGroup);
+        }
         let life_ms = life_ms.unwrap_or_else(|| class.of(&self.rules.life_ms));
         let daemon_only = bytes.len() > self.rules.kernel_max;
         Ok(NewFrame { key, class, group, life_ms, daemon_only, bytes })
@@ -362,6 +375,12 @@ impl Fill {
         }
         Ok(put)
     }
+}
+
+/// True for what was sent to a group. The sockets get no other groups than those that they joined (IPV6_MULTICAST_ALL is off), from
+/// no other sources, but they get everything that is sent to the port by unicast.
+fn is_joined(destination: Option<Ipv6Addr>) -> bool {
+    destination.is_some_and(|destination| destination.is_multicast())
 }
 
 fn count(tally: &mut Counters, counter: Counter) {

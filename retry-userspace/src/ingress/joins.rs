@@ -20,13 +20,13 @@ pub const RECEIVE_BUFFER: usize = 16 << 20;
 /// Kernel setting that limits the joins of one socket.
 const OPTMEM_MAX: &str = "net.core.optmem_max";
 
-/// How sockets hand over what arrives.
+/// How sockets hand over what arrives, always with its destination address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Delivery {
-    /// Datagram by datagram, each with its destination address.
+    /// Datagram by datagram.
     Single,
-    /// Without destinations, and with neighbours of one sender to one group merged where the kernel does that (UDP_GRO), which
-    /// saves most of what a datagram costs it. What it drops then counts as one, too.
+    /// With neighbours of one sender to one group merged where the kernel does that (UDP_GRO), which saves most of what a
+    /// datagram costs it. What it drops then counts as one, too.
     Merged,
 }
 
@@ -200,9 +200,10 @@ pub(super) fn open_socket(delivery: Delivery, interface: u32, port: u16) -> io::
     // Set before the bind, so that nothing of other sockets' groups or interfaces is queued in between.
     options::own_groups_only(&socket)?;
     options::bind_to_interface(&socket, interface)?;
-    match delivery {
-        Delivery::Single => options::tell_destination(&socket)?,
-        Delivery::Merged => options::take_merged(&socket)?,
+    // Unicast to the port arrives as well: the destination tells it apart. Merged datagrams have one destination.
+    options::tell_destination(&socket)?;
+    if delivery == Delivery::Merged {
+        options::take_merged(&socket)?;
     }
     options::tell_dropped(&socket)?;
     let receive_buffer = options::set_receive_buffer(&socket, RECEIVE_BUFFER)?;

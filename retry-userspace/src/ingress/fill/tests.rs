@@ -79,6 +79,42 @@ fn what_is_refused_is_not_stored() {
     assert_eq!(count(&fill.counters, Counter::FramesCached), 0);
 }
 
+/// A bundle of one member of 8 bytes that names this group.
+fn bundle(seq: u64, group_index: u16, shard_bits: u8) -> Vec<u8> {
+    let mut bytes = frame(9, seq);
+    bytes.truncate(76);
+    bytes[6] = 0x08;
+    bytes[56..58].copy_from_slice(&group_index.to_be_bytes());
+    bytes[58..60].copy_from_slice(&[shard_bits, 0]);
+    bytes[60..62].copy_from_slice(&1_u16.to_be_bytes());
+    bytes[62..66].copy_from_slice(&10_u32.to_be_bytes());
+    bytes[66..68].copy_from_slice(&8_u16.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn a_bundle_is_stored_when_its_group_is_one_of_our_shards() {
+    let (fill, log, told) = scene();
+    // Two shard bits; what the sender says of its own is not judged.
+    for (seq, (group, bits)) in (1..).zip([(0, 2), (3, 2), (3, 0), (1, 12)]) {
+        let bytes = bundle(seq, group, bits);
+        assert_eq!(fill.put(&bytes, None, StoredFrom::Tee), Ok(Put::Stored), "{group}");
+        let record = log.look_up(&key_of(&bytes), monotonic_ns()).expect("stored");
+        assert_eq!(record.header().group, group);
+    }
+    told.lock().expect("no panic").clear();
+    for (seq, group) in (100..).zip([4, 0x0FFF, 0x1000, 0xFFFB, 0xFFFD, 0xFFFE, 0xFFFF]) {
+        let bytes = bundle(seq, group, 2);
+        for from in [StoredFrom::Store, StoredFrom::Upstream, StoredFrom::Api] {
+            assert_eq!(fill.put(&bytes, None, from), Err(Refused::OtherGroup), "{group:#x}");
+        }
+        fill.store_now(&bytes, "[fd01::1]:9000".parse().expect("an address"), StoredFrom::Tee, monotonic_ns());
+        assert!(log.look_up(&key_of(&bytes), monotonic_ns()).is_none());
+    }
+    assert!(told.lock().expect("no panic").is_empty());
+    assert_eq!(count(&fill.counters, Counter::FrameOtherGroup), 7);
+}
+
 #[test]
 fn a_publisher_that_started_again_replaces_its_frame_and_is_told() {
     let (fill, _, told) = scene();

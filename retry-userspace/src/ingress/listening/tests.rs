@@ -172,6 +172,31 @@ fn several_threads_store_what_one_would() {
     });
 }
 
+/// What comes from another source or to another group does not come up at all, to sockets that take datagrams merged too.
+#[test]
+fn only_what_is_joined_is_stored() {
+    in_namespace("only_what_is_joined_is_stored", |pair| {
+        let any_source = Place { any_source: merged(&pair).by_source, by_source: Vec::new(), ..merged(&pair) };
+        for (place, stranger_is_heard) in [(merged(&pair), false), (any_source, true)] {
+            let (_sender, wanted) = mpsc::channel();
+            let mut listening = Listening::open(place, &set([1]), wanted).expect("joined");
+            let (fill, publisher) = (fill(), Publisher::new(&pair, PORT));
+            publisher.send(source(1), group(99), &frame(1, 1));
+            publisher.send(source(2), group(0), &frame(2, 1));
+            let train: Vec<u8> = (1..=16).flat_map(|seq| frame(4, seq)).collect();
+            publisher.send_train(source(1), group(0), &train, 100);
+            publisher.send(source(1), group(0), &frame(5, 1));
+            let stop = AtomicBool::new(false);
+            thread::scope(|scope| {
+                let _stop = Stop(&stop);
+                scope.spawn(|| fill.run(&mut listening, &stop).expect("no error"));
+                eventually("all is stored", || is_stored(&fill, 17 + u64::from(stranger_is_heard)));
+            });
+            assert_eq!(count(&fill.counters, Counter::FramesReceived), 17 + u64::from(stranger_is_heard));
+        }
+    });
+}
+
 #[test]
 fn a_group_is_in_one_share() {
     in_namespace("a_group_is_in_one_share", |pair| {
