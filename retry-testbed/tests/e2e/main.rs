@@ -8,6 +8,7 @@ mod interfaces;
 mod intruders;
 mod lifecycle;
 mod losses;
+mod nack_port;
 mod pins;
 mod recovery;
 mod same_answers;

@@ -23,7 +23,7 @@ const OPTMEM_MAX: &str = "net.core.optmem_max";
 /// How sockets hand over what arrives, always with its destination address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Delivery {
-    /// Datagram by datagram.
+    /// Datagram by datagram, on a port that other sockets of ours may share: the NACK socket's.
     Single,
     /// With neighbours of one sender to one group merged where the kernel does that (UDP_GRO), which saves most of what a
     /// datagram costs it. What it drops then counts as one, too.
@@ -202,8 +202,9 @@ pub(super) fn open_socket(delivery: Delivery, interface: u32, port: u16) -> io::
     options::bind_to_interface(&socket, interface)?;
     // Unicast to the port arrives as well: the destination tells it apart. Merged datagrams have one destination.
     options::tell_destination(&socket)?;
-    if delivery == Delivery::Merged {
-        options::take_merged(&socket)?;
+    match delivery {
+        Delivery::Single => options::share_with_own(&socket)?,
+        Delivery::Merged => options::take_merged(&socket)?,
     }
     options::tell_dropped(&socket)?;
     let receive_buffer = options::set_receive_buffer(&socket, RECEIVE_BUFFER)?;

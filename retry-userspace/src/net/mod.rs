@@ -2,10 +2,12 @@
 //!
 //! [`interface`] finds an interface and its addresses, [`batch`] receives ([`readiness`] waits on several
 //! sockets), [`nack_socket`] sends from the NACK port, with [`outbox`] for
-//! many unicast datagrams a system call and [`multicast`] for one datagram out of a chosen interface. [`options`] sets what the standard
+//! many unicast datagrams a system call and [`multicast`] for one datagram out of a chosen interface. [`bound`] says what other
+//! programs have bound. [`options`] sets what the standard
 //! library does not reach, and `message` lays out addresses and control messages.
 
 pub mod batch;
+pub mod bound;
 pub mod interface;
 mod message;
 pub mod multicast;

@@ -73,8 +73,14 @@ mod tests {
     }
 
     fn nack_socket(multicast_loop: bool) -> NackSocket {
-        NackSocket::open(&Settings { address: address("fd01::1"), port: 9300, receive_buffer: 1 << 20, multicast_loop })
-            .expect("the address is this host's")
+        NackSocket::open(&Settings {
+            address: address("fd01::1"),
+            port: 9300,
+            receive_buffer: 1 << 20,
+            shared: false,
+            multicast_loop,
+        })
+        .expect("the address is this host's")
     }
 
     fn egress(pair: &Pair, source: &str, hop_limit: u8) -> Egress {

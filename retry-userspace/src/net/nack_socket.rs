@@ -6,9 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use socket2::Socket;
 use thiserror::Error;
 
 use super::batch::SHUTDOWN_POLL;
+use super::bound;
 use super::multicast::{self, Egress};
 use super::options::{self, ReceiveBuffer};
 use super::outbox::Outbox;
@@ -25,6 +27,8 @@ pub struct Settings {
     pub port: u16,
     /// Bytes of receive buffer to ask for.
     pub receive_buffer: usize,
+    /// `nack-port-shared`: other programs may bind the port after us.
+    pub shared: bool,
     /// `egress-multicast-loop`: listeners on this host get multicast repairs too.
     pub multicast_loop: bool,
 }
@@ -40,6 +44,18 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// Another program is bound to exactly this address and port: it would get NACKs in our place.
+    #[error(
+        "another program is bound to {address}, opened by user {user}: find it with `ss -uapne` (inode {inode}) and stop it"
+    )]
+    Rival {
+        /// Address and port.
+        address: SocketAddrV6,
+        /// The user that opened its socket.
+        user: u32,
+        /// Its socket's inode.
+        inode: u64,
+    },
     /// The system refused the socket or one of its options.
     #[error("cannot set up the NACK socket: {0}")]
     Setup(#[from] io::Error),
@@ -54,10 +70,11 @@ pub struct NackSocket {
 }
 
 impl NackSocket {
-    /// Opens and binds the socket. A listener on this host may share the port (SO_REUSEADDR).
+    /// Opens and binds the socket beside listeners on this host that share the port.
     ///
     /// # Errors
-    /// [`OpenError::Bind`] when the address cannot be had, else [`OpenError::Setup`].
+    /// [`OpenError::Bind`] when the address cannot be had, [`OpenError::Rival`] when another program has it as well, else
+    /// [`OpenError::Setup`].
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         let socket = options::udp_socket()?;
         options::tell_destination(&socket)?;
@@ -69,10 +86,8 @@ impl NackSocket {
         options::check_before_queueing(&socket)?;
         let receive_buffer = options::set_receive_buffer(&socket, settings.receive_buffer)?;
         let address = SocketAddrV6::new(settings.address, settings.port, 0, 0);
-        socket.bind(&address.into()).map_err(|source| OpenError::Bind { address, source })?;
-        let socket = UdpSocket::from(socket);
-        let port = socket.local_addr()?.port();
-        Ok(Self { socket, local: SocketAddrV6::new(settings.address, port, 0, 0), receive_buffer })
+        let local = bind(&socket, address, settings.shared)?;
+        Ok(Self { socket: UdpSocket::from(socket), local, receive_buffer })
     }
 
     /// Address and port that the socket is bound to.
@@ -114,6 +129,29 @@ impl NackSocket {
     }
 }
 
+/// Binds the socket, alone at its address unless it is `shared`.
+///
+/// The kernel lets two sockets have one port when both set SO_REUSEADDR, and looks at it when the later one binds. So a listener
+/// that was there first and shares its port, on every address, is no hindrance; afterwards the option is taken back, and no
+/// program can bind the port any more: not even one that shares it, which is what `shared` is for. Other sockets of ours get in
+/// by SO_REUSEPORT, which asks for the same user.
+fn bind(socket: &Socket, address: SocketAddrV6, shared: bool) -> Result<SocketAddrV6, OpenError> {
+    options::share_with_own(socket)?;
+    socket.bind(&address.into()).map_err(|source| OpenError::Bind { address, source })?;
+    socket.set_reuse_address(shared)?;
+    let port = socket.local_addr()?.as_socket_ipv6().map_or(address.port(), |local| local.port());
+    let local = SocketAddrV6::new(*address.ip(), port, 0, 0);
+    // Who was there first. Without /proc there is nobody to ask, and nothing to lose: such a host is not for several users.
+    match bound::rival(local) {
+        Ok(Some(rival)) => Err(OpenError::Rival { address: local, user: rival.user, inode: rival.inode }),
+        Ok(None) => Ok(local),
+        Err(error) => {
+            tracing::warn!(%error, "-nack-port: cannot see who else is bound to the address and port of NACKs");
+            Ok(local)
+        }
+    }
+}
+
 impl AsFd for NackSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -127,7 +165,13 @@ mod tests {
     use crate::net::testing::SOON;
 
     fn settings() -> Settings {
-        Settings { address: Ipv6Addr::LOCALHOST, port: 0, receive_buffer: 64 << 10, multicast_loop: false }
+        Settings {
+            address: Ipv6Addr::LOCALHOST,
+            port: 0,
+            receive_buffer: 64 << 10,
+            shared: false,
+            multicast_loop: false,
+        }
     }
 
     #[test]
@@ -153,17 +197,48 @@ mod tests {
         assert_eq!(got, [(&b"frame"[..], from), (b"ack", from), (b"single", from)]);
     }
 
-    #[test]
-    fn a_listener_that_shares_its_port_leaves_us_our_nacks() {
-        let socket = NackSocket::open(&settings()).expect("loopback");
-        let port = socket.local_addr().port();
-        let listener = options::udp_socket().expect("a socket");
-        let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
-        listener.bind(&any.into()).expect("the port is shared");
+    /// Another socket that shares its port with all that do so too.
+    fn sharing(address: Ipv6Addr, port: u16) -> io::Result<Socket> {
+        let socket = options::udp_socket()?;
+        socket.bind(&SocketAddrV6::new(address, port, 0, 0).into())?;
+        Ok(socket)
+    }
+
+    /// Whether a NACK goes to the socket and to no other.
+    fn gets_its_nacks(socket: &NackSocket, other: &impl AsFd) -> bool {
         UdpSocket::bind("[::1]:0").expect("loopback").send_to(b"nack", socket.local_addr()).expect("sent");
         let mut batch = Batch::new(4, 256);
-        assert_eq!(batch.recv(&socket, SOON).expect("received"), 1);
-        assert_eq!(batch.recv_now(&listener).expect("no error"), 0);
+        batch.recv(socket, SOON).expect("received") == 1 && batch.recv_now(other).expect("no error") == 0
+    }
+
+    #[test]
+    fn nobody_gets_the_port_afterwards() {
+        let socket = NackSocket::open(&settings()).expect("loopback");
+        let port = socket.local_addr().port();
+        for address in [Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED] {
+            let error = sharing(address, port).expect_err("taken");
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{address}");
+        }
+        // But another socket of ours.
+        let own = options::udp_socket().expect("a socket");
+        options::share_with_own(&own).expect("an option");
+        own.bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0).into()).expect("of the same user");
+        assert!(gets_its_nacks(&socket, &own));
+    }
+
+    #[test]
+    fn a_listener_that_was_there_first_leaves_us_our_nacks() {
+        let listener = sharing(Ipv6Addr::UNSPECIFIED, 0).expect("a free port");
+        let port = listener.local_addr().expect("bound").as_socket().expect("IPv6").port();
+        let socket = NackSocket::open(&Settings { port, ..settings() }).expect("the port is shared");
+        assert!(gets_its_nacks(&socket, &listener));
+    }
+
+    #[test]
+    fn a_shared_port_can_be_had_afterwards() {
+        let socket = NackSocket::open(&Settings { shared: true, ..settings() }).expect("loopback");
+        let listener = sharing(Ipv6Addr::UNSPECIFIED, socket.local_addr().port()).expect("the port is shared");
+        assert!(gets_its_nacks(&socket, &listener));
     }
 
     #[test]

@@ -97,6 +97,11 @@ pub(crate) fn send_segments(socket: &impl AsFd, length: libc::c_int) -> io::Resu
     set(socket, libc::SOL_UDP, libc::UDP_SEGMENT, length)
 }
 
+/// The socket may be bound beside other sockets of this user that have this option too, whatever else they share (SO_REUSEPORT).
+pub(crate) fn share_with_own(socket: &Socket) -> io::Result<()> {
+    socket.set_reuse_port(true)
+}
+
 /// The socket receives only the groups that it joined itself, not those of every socket of the host.
 pub(crate) fn own_groups_only(socket: &impl AsFd) -> io::Result<()> {
     set(socket, libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)

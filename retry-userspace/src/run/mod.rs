@@ -49,7 +49,7 @@ use crate::telemetry::{self, LogLevel};
 pub use error::StartError;
 use kernel::{kernel_fills, mode_name, open_datapath};
 use management::Management;
-use neighbours::FillSwitch;
+use neighbours::{FillSwitch, NackPortWatch};
 use state::State;
 use translate::{beacon_settings, dedups, fill_rules, groups, kernel_settings, route};
 use workers::Workers;
@@ -87,6 +87,7 @@ pub async fn run(
         address: fabric.nack_addr,
         port: settings.nack.port,
         receive_buffer: NACK_BUFFER,
+        shared: settings.nack.port_shared,
         multicast_loop: settings.egress.multicast_loop,
     })?);
     let follows = datapath.is_some() && kernel_fills(settings);
@@ -257,6 +258,7 @@ async fn serve(
             Ok(())
         })?;
     }
+    let mut nack_port = NackPortWatch::new(socket.local_addr(), Arc::clone(&state.counters));
     workers.start("ear", move |stop| ear.run(stop))?;
     if let Some(tee) = tee {
         let filling = Arc::clone(&fill);
@@ -332,6 +334,7 @@ async fn serve(
             _ = lease.tick() => state.renew_lease(settings.xdp.lease),
             _ = sweep.tick() => {
                 fill.sweep();
+                nack_port.review();
                 if let Some(switch) = &mut fill_switch {
                     switch.review();
                 }

@@ -3,10 +3,15 @@
 //! What the kernel stores reaches no socket. A listener or a proxy beside the endpoint would go without, so with `-fill auto`
 //! the kernel stores only while nobody else has the data port open.
 
-use std::collections::HashSet;
-use std::{fs, io};
+use std::io;
+use std::net::SocketAddrV6;
+use std::sync::Arc;
 
+use retry_common::counter::Counter;
+
+use crate::counters::UserCounters;
 use crate::datapath::KernelFill;
+use crate::net::bound;
 use crate::settings::FillMode;
 
 /// Switches the kernel's fill as the settings and the neighbours allow.
@@ -63,54 +68,40 @@ impl FillSwitch {
 
 /// True when a socket that is not ours is bound to the UDP port in our network namespace.
 fn others_listen(port: u16) -> io::Result<bool> {
-    let bound = inodes_on(&fs::read_to_string("/proc/self/net/udp6")?, port);
-    if bound.is_empty() {
-        return Ok(false);
+    Ok(!bound::by_others(port)?.is_empty())
+}
+
+/// Watches that nobody else is bound to the address and port of NACKs.
+pub(super) struct NackPortWatch {
+    address: SocketAddrV6,
+    counters: Arc<UserCounters>,
+    rival: Option<bound::Bound>,
+}
+
+impl NackPortWatch {
+    /// For NACKs that come to `address`.
+    pub(super) const fn new(address: SocketAddrV6, counters: Arc<UserCounters>) -> Self {
+        Self { address, counters, rival: None }
     }
-    let mut ours = HashSet::new();
-    for entry in fs::read_dir("/proc/self/fd")? {
-        // A descriptor may close while the directory is read.
-        if let Ok(link) = fs::read_link(entry?.path())
-            && let Some(inode) = link.to_str().and_then(|link| link.strip_prefix("socket:["))
-        {
-            ours.extend(inode.trim_end_matches(']').parse::<u64>());
+
+    /// Looks who is bound there, counts, and tells of a change; for a timer.
+    pub(super) fn review(&mut self) {
+        // What cannot be read has been told by the fill's switch, or at the start.
+        let rival = bound::rival(self.address).unwrap_or(self.rival);
+        if let Some(rival) = rival {
+            self.counters.one(Counter::NackPortContended);
+            if self.rival != Some(rival) {
+                tracing::error!(
+                    address = %self.address,
+                    user = rival.user,
+                    inode = rival.inode,
+                    "-nack-addr, -nack-port: another program is bound to the address and port of NACKs and may take them: \
+                     find it with `ss -uapne` and stop it; -nack-port-shared=false keeps it out"
+                );
+            }
+        } else if self.rival.is_some() {
+            tracing::info!(address = %self.address, "no other program is bound to the address and port of NACKs any more");
         }
-    }
-    Ok(bound.iter().any(|inode| !ours.contains(inode)))
-}
-
-/// The inodes of the sockets in a table as `/proc/net/udp6` has it that are bound to `port`.
-fn inodes_on(table: &str, port: u16) -> Vec<u64> {
-    let of = |line: &str| {
-        let mut fields = line.split_whitespace();
-        let (_, local_port) = fields.nth(1)?.rsplit_once(':')?;
-        let inode = fields.nth(7)?.parse().ok()?;
-        (u16::from_str_radix(local_port, 16).ok()? == port).then_some(inode)
-    };
-    table.lines().skip(1).filter_map(of).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sockets_are_found_by_their_port() {
-        let table = "  sl  local_address                         remote_address                        st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
- 1178: 00000000000000000000000000000000:2329 00000000000000000000000000000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 56789 2 0000000000000000 0
- 1179: 000080FE00000000FF005450A1B2C3FE:2454 00000000000000000000000000000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 123 2 0000000000000000 0
- 1180: B00C05FF0000000000000000 00
-";
-        assert_eq!(inodes_on(table, 9_001), [56_789]);
-        assert_eq!(inodes_on(table, 9_300), [123]);
-        assert_eq!(inodes_on(table, 53), [0; 0]);
-        assert_eq!(inodes_on("", 53), [0; 0]);
-    }
-
-    #[test]
-    fn our_own_socket_is_nobody_else() {
-        let socket = std::net::UdpSocket::bind("[::1]:0").expect("a port");
-        let port = socket.local_addr().expect("an address").port();
-        assert!(!others_listen(port).expect("readable"));
+        self.rival = rival;
     }
 }

@@ -148,6 +148,9 @@ pub struct Nack {
     /// `nack-addr`: address of NACKs. Default the first global unicast of the first egress interface. Beacons announce
     /// it.
     pub addr: Option<Ipv6Addr>,
+    /// `nack-port-shared`: other programs on this host may bind the NACK port after the endpoint. Default no. A listener that
+    /// starts later then hears beacons there, and any user of the host can take NACKs.
+    pub port_shared: bool,
     /// `nack-workers`: threads of the NACK socket. Default one for each CPU. They serve what XDP leaves.
     pub workers: usize,
     /// `suppress-ack`: send no ACKs. Default no. Hits get the frame alone.

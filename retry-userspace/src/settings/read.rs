@@ -131,6 +131,7 @@ fn nack(values: &Values) -> Read<Nack> {
     Ok(Nack {
         port: port(values, "nack-port")?,
         addr: values.get("nack-addr", hosts::optional_address)?,
+        port_shared: switch(values, "nack-port-shared")?,
         workers: values.get("nack-workers", workers)?,
         suppress_ack: switch(values, "suppress-ack")?,
         suppress_miss: switch(values, "suppress-miss")?,

@@ -231,6 +231,12 @@ const NACK: &[Flag] = &[
         "IPv6 address of NACKs.",
         "Beacons announce it. Not set: the first global unicast address of the first egress interface.",
     ),
+    switch(
+        "nack-port-shared",
+        "false",
+        "Let other programs on this host bind the NACK port after this one.",
+        "A listener that starts later can hear beacons there; any user of the host can then take NACKs from the socket.",
+    ),
     value(
         "nack-workers",
         "",

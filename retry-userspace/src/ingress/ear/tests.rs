@@ -160,6 +160,7 @@ fn the_nack_socket_keeps_its_datagrams() {
             address,
             port: BEACON_PORT,
             receive_buffer: 1 << 20,
+            shared: false,
             multicast_loop: false,
         })
         .expect("opened");

@@ -77,6 +77,7 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("cache-backend", "redis", &["-redis-addr=r:6379"]),
     ("nack-port", "9301", &[]),
     ("nack-addr", "fd10::20", &[]),
+    ("nack-port-shared", "true", &[]),
     ("nack-workers", "1000", &[]),
     ("suppress-ack", "true", &[]),
     ("suppress-miss", "true", &[]),
