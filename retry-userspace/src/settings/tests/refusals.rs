@@ -63,6 +63,7 @@ fn a_value_out_of_bounds() {
         ("nack-port", "x", &port),
         ("nack-addr", "ff05::1", unicast),
         ("nack-workers", "0", &number(1, 1024)),
+        ("nack-port-shared", "some", truth),
         ("suppress-ack", "on", truth),
         ("suppress-miss", "off", truth),
         ("egress-iface", "", interfaces),
