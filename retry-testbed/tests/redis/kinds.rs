@@ -6,7 +6,7 @@ use retry_common::key::FrameKey;
 use retry_testbed::redis::{Cluster, PORT, Server};
 
 use super::certificates::Files;
-use super::scene::{config, connected, fabric, host, is_root, keeps, on, redis, start_with, until};
+use super::scene::{claims, config, connected, fabric, host, is_root, keeps, on, redis, start_with, until};
 
 const KEY: FrameKey = FrameKey::new(0xfeed, 7);
 
@@ -29,6 +29,7 @@ fn one_server() {
             assert!(started.store.delete(&KEY).await.expect("deleted"));
             assert!(!started.store.delete(&KEY).await.expect("gone"));
             assert_eq!(started.store.fetch(&KEY).await, Ok(None));
+            claims(redis(&[&url]), KEY).await;
         });
     }
 }
@@ -147,6 +148,10 @@ fn a_cluster_and_the_death_of_a_master() {
                 "{nodes:?}"
             );
         }
+        // Of all three masters.
+        for key in &keys[..6] {
+            claims(redis(&all), *key).await;
+        }
     });
     let runtime = place.ns.enter(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build());
     let runtime = runtime.expect("a runtime");
@@ -202,6 +207,7 @@ fn a_master_behind_sentinels() {
         .expect("a runtime");
     let started = runtime.block_on(connected(config(redis(&[&url]), "a")));
     runtime.block_on(keeps(&started, KEY));
+    runtime.block_on(claims(redis(&[&url]), KEY));
     runtime.block_on(until("the replica has it", || replica.frame(KEY).is_ok_and(|frame| frame.is_some())));
     master.kill().expect("killed");
     runtime.block_on(async {

@@ -8,7 +8,7 @@ use retry_common::key::FrameKey;
 use retry_testbed::fabric::{Fabric, Host};
 use retry_userspace::counters::UserCounters;
 use retry_userspace::settings::{Redis, RedisNode, Retry, RetryPolicy};
-use retry_userspace::store::{Config, Store};
+use retry_userspace::store::{Claim, Config, Store};
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for what must come: a busy machine is not a failure.
@@ -90,6 +90,27 @@ pub(crate) async fn connected(config: Config) -> Started {
     let started = start_with(config, |_, _| {});
     until("connected", || started.store.status().connected).await;
     started
+}
+
+/// One instance claims a frame's repair, and another learns how old the claim is: also one with another `dedup-window`.
+pub(crate) async fn claims(redis: Redis, key: FrameKey) {
+    const PAUSE: Duration = Duration::from_millis(300);
+    let one = connected(config(redis.clone(), "one")).await;
+    let mut other = config(redis, "other");
+    (other.dedup_window, other.repeat_after) = (10 * MINUTE, MINUTE);
+    let other = connected(other).await;
+    let began = Instant::now();
+    assert_eq!(one.store.claim_repair(&key).await, Ok(Claim::Ours));
+    tokio::time::sleep(PAUSE).await;
+    let claim = other.store.claim_repair(&key).await;
+    let age = match claim {
+        Ok(Claim::Others { age }) => Some(age),
+        _ => None,
+    };
+    // Redis counts whole milliseconds, and looks at its clock now and then.
+    let slack = Duration::from_millis(50);
+    assert!(age.is_some_and(|age| age + slack >= PAUSE && age <= began.elapsed() + slack), "{key}: {claim:?}");
+    assert_eq!(one.store.claim_repair(&key).await, Ok(Claim::Ours));
 }
 
 /// Runs the test's part that lives on the store's host.

@@ -176,6 +176,9 @@ fn a_claim_silences_others_until_it_is_old() {
         let b = connected(config(redis(&[&url(&server)]), "b")).await;
         let (one, same_number) = (FrameKey::new(1, 5), FrameKey::new(2, 5));
         assert_eq!(a.store.claim_repair(&one).await, Ok(Claim::Ours));
+        // One round trip when there is no claim yet.
+        let calls = ["set", "get", "pttl"].map(|command| server.calls(command).expect("an answer"));
+        assert_eq!(calls, [1, 0, 0]);
         assert!(matches!(b.store.claim_repair(&one).await, Ok(Claim::Others { .. })));
         // Ours stays ours; another flow's frame of the same number is nobody's.
         assert_eq!(a.store.claim_repair(&one).await, Ok(Claim::Ours));
