@@ -46,6 +46,7 @@ fn hash(key: &FrameKey) -> u64 {
 }
 
 /// Frames are told apart by their first byte; a frame of key `n` begins with `10 n` or `10 n + 1`.
+#[expect(clippy::cast_possible_truncation, reason = "below 64")]
 static FRAMES: [[u8; 80]; 64] = {
     let mut frames = [[0; 80]; 64];
     let mut i = 0;
@@ -342,25 +343,22 @@ fn check(shared: &Shared, writer: &mut Writer, now_ns: u64, told: &mut Told) {
     assert!(writer.follow(now_ns, usize::MAX, |followed| told.take(followed)), "all is followed");
     let (mut tags, mut slots, mut live) = (Vec::new(), Vec::new(), 0);
     for word in &shared.0.entries {
-        let entry = word.load(Ordering::SeqCst);
+        let entry = word.load(SeqCst);
         if entry == 0 {
             continue;
         }
         live += 1;
         let slot = index::slot(entry);
-        let version = shared.0.versions[slot as usize].load(Ordering::SeqCst);
+        let version = shared.0.versions[slot as usize].load(SeqCst);
         let header = shared.header_at(slot);
         assert!(version != 0 && version & 1 == 0, "the entry of a record that is not whole");
         let position = version / 2 - 1;
         assert_eq!(place::slot(position), slot, "the entry of a record that stands elsewhere");
-        assert!(position < shared.0.heads[0].load(Ordering::SeqCst), "the entry of a record beyond the head");
-        assert!(
-            place::lap_later(position) >= shared.0.limits[0].load(Ordering::SeqCst),
-            "the entry of a dropped record"
-        );
+        assert!(position < shared.0.heads[0].load(SeqCst), "the entry of a record beyond the head");
+        assert!(place::lap_later(position) >= shared.0.limits[0].load(SeqCst), "the entry of a dropped record");
         assert_eq!(header.flags & record_flag::FILLER, 0, "the entry of a filler");
         assert_eq!(index::entry(hash(&header.key), slot), entry, "the entry of another key");
-        assert_eq!(shared.0.bytes[slot as usize].load(Ordering::SeqCst) / 10, header.key.seq_num(), "other bytes");
+        assert_eq!(shared.0.bytes[slot as usize].load(SeqCst) / 10, header.key.seq_num(), "other bytes");
         tags.push(entry >> 32);
         slots.push(slot);
     }

@@ -166,7 +166,7 @@ fn what_a_socket_would_not_receive_is_left() {
 fn a_wrong_checksum_is_counted_and_takes_no_room() {
     with_program("a_wrong_checksum_is_counted_and_takes_no_room", |loaded| {
         let mut flow = tx();
-        let used = |loaded: &Loaded| loaded.writer().lane_use(monotonic_ns()).map(|lane| lane.used_bytes);
+        let used = |loaded: &mut Loaded| loaded.writer().lane_use(monotonic_ns()).map(|lane| lane.used_bytes);
         for bit in [1, 0x8000] {
             let (_, mut packet) = next(&mut flow);
             packet.checksum = Checksum::Value(right_checksum(&packet) ^ bit);
