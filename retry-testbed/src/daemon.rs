@@ -132,7 +132,8 @@ impl<'a> Daemon<'a> {
             let at = flags.iter().rposition(|flag| flag.as_ref() == name)?;
             flags.get(at + 1).map(AsRef::as_ref)
         };
-        let interface = value("-mc-iface").unwrap_or(INTERFACE);
+        // As the daemon writes it: bpffs refuses dots.
+        let interface = value("-mc-iface").unwrap_or(INTERFACE).replace('.', "%2E");
         let pins = Path::new(value("-bpffs").unwrap_or(PINS)).join(format!("{interface}-{}", ns.inode()?));
         Ok(Self {
             child,

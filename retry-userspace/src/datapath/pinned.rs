@@ -14,6 +14,7 @@ use aya::maps::{MapData, MapType};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use retry_common::abi;
 
+use super::pins::safe;
 use super::{chain, map};
 
 /// What a mapping of a map is rounded to.
@@ -108,7 +109,7 @@ impl PinnedLog {
 /// # Errors
 /// This namespace has no name in `/proc`.
 pub fn pin_directory(root: &Path, interface: &str) -> Result<PathBuf, PinnedError> {
-    Ok(root.join(format!("{interface}{}", suffix(root)?)))
+    Ok(root.join(format!("{}{}", safe(interface), suffix(root)?)))
 }
 
 /// All directories below `root` that hold pins of this network namespace, in order of their names.

@@ -103,7 +103,7 @@ fn lock(root: &Directory, name: &str, interface: &str) -> Result<Flock<Directory
 }
 
 /// An interface's name in the name of a pin: bpffs refuses dots.
-fn safe(interface: &str) -> String {
+pub(super) fn safe(interface: &str) -> String {
     interface.replace('%', "%25").replace('.', "%2E")
 }
 

@@ -372,6 +372,8 @@ fn the_command_line_names_interfaces_and_directories() {
     assert_eq!(of(&["/some/where"]), Ok(vec!["/some/where".into()]));
     let named = of(&["--bpffs", "/nowhere", "eth7"]).expect("a name");
     assert!(named[0].to_string_lossy().starts_with("/nowhere/eth7-"), "{named:?}");
+    let named = of(&["--bpffs", "/nowhere", "eth0.100"]).expect("a name");
+    assert!(named[0].to_string_lossy().starts_with("/nowhere/eth0%2E100-"), "as the daemon names it: {named:?}");
     let error = of(&["--bpffs", "/nowhere"]).expect_err("nothing is there");
     assert!(error.contains("no pins of this network namespace below /nowhere"), "{error}");
 }
