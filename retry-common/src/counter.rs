@@ -116,6 +116,10 @@ counters! {
     AckErrors ack_errors Both = "bre_response_send_errors_total" [type = "ack"] "ACKs that could not be sent.";
     MissErrors miss_errors Both = "bre_response_send_errors_total" [type = "miss"] "MISSes that could not be sent.";
     ThrottledErrors throttled_errors Both = "bre_response_send_errors_total" [type = "throttled"] "THROTTLEDs that could not be sent.";
+    SendsHeld sends_held User = "bre_sends_held_total" [] "Answers, unicast copies and recoveries that waited until their listener's neighbour was resolved.";
+    SendsBufferFull sends_buffer_full User = "bre_sends_dropped_total" [reason = "buffer_full"] "Datagrams that did not leave because the send buffer was full: no send waits.";
+    SendsUnresolved sends_unresolved User = "bre_sends_dropped_total" [reason = "unresolved"] "Answers, unicast copies and recoveries given up because their listener's neighbour was not resolved within 500 ms.";
+    SendsCrowded sends_crowded User = "bre_sends_dropped_total" [reason = "crowded"] "Answers, unicast copies and recoveries given up because too many others waited for neighbours.";
     LimitedAddress limited_address Both = "bre_rate_limit_drops_total" [level = "ip"] "NACKs over the limit of their address.";
     LimitedSequence limited_sequence Both = "bre_rate_limit_drops_total" [level = "sequence"] "NACKs over the limit of their frame.";
     LimitedChain limited_chain Both = "bre_rate_limit_drops_total" [level = "chain"] "NACKs over the limit of their address and flow.";
@@ -140,6 +144,7 @@ counters! {
     ProxyFailedThrottled proxy_failed_throttled User = "bre_proxy_failed_total" [reason = "throttled"] "Recoveries given up because the upstreams throttled us.";
     ProxyFailedUnreachable proxy_failed_unreachable User = "bre_proxy_failed_total" [reason = "unreachable"] "Recoveries given up because no upstream could be sent to.";
     ProxyFailedNone proxy_failed_none User = "bre_proxy_failed_total" [reason = "no_upstream"] "Recoveries given up because no upstream is known.";
+    ProxyFailedAsker proxy_failed_asker User = "bre_proxy_failed_total" [reason = "asker"] "Recoveries not begun because the neighbour that asked does not exist.";
     ProxyBadDatagrams proxy_bad_datagrams User = "bre_proxy_bad_datagrams_total" [] "Datagrams of upstream endpoints that are neither an answer nor a frame.";
     ProxyInflightDedup proxy_inflight_dedup User = "bre_proxy_inflight_dedup_total" [] "Recoveries not started because one of the frame was under way.";
     ProxyQueueDropped proxy_queue_dropped User = "bre_proxy_queue_dropped_total" [] "Recoveries dropped because too many waited.";
@@ -176,6 +181,7 @@ pub const fn of_answer(answer: &Answer) -> (Counter, Counter) {
 
 /// The help line of a metric whose series have several label values; the others have that of their one series.
 const FAMILIES: &[(&str, &str)] = &[
+    ("bre_sends_dropped_total", "What the daemon did not send, by reason."),
     ("bre_frames_dropped_total", "Datagrams on the data port that were not cached, by reason."),
     ("bre_cache_duplicates_total", "Frames heard again, by whether their bytes were the same."),
     ("bre_cache_stored_total", "Frames stored in the frame log, by where they came from."),

@@ -28,7 +28,10 @@ fn main() -> ExitCode {
         let _on = runtime.enter();
         shutdown::signal()
     };
-    match runtime.block_on(retry_userspace::run(&settings, log_level, shutdown)) {
+    let outcome = runtime.block_on(retry_userspace::run(&settings, log_level, shutdown));
+    // What still runs waits for something that does not come.
+    runtime.shutdown_background();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }

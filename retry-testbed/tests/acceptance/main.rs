@@ -17,5 +17,6 @@ mod logs;
 mod proxy;
 mod ssm;
 mod start;
+mod strangers;
 mod tee;
 mod tiers;

@@ -6,7 +6,7 @@ use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use retry_common::counter::{Counter, Counters};
 use retry_common::group::Sharding;
@@ -16,7 +16,7 @@ use retry_common::wire::frame::Frame;
 use super::listening::Listening;
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
-use crate::framelog::{Followed, NewFrame, Put, Removed, Writer};
+use crate::framelog::{Followed, LaneUse, NewFrame, Put, Removed, Writer};
 use crate::net::batch::{Batch, Readiness};
 
 /// Datagrams taken in one system call.
@@ -40,6 +40,8 @@ const LAST_ROUNDS: usize = 1_024;
 const TURN: usize = 256;
 /// Expired records dropped in one go, so that the fill waits for no long sweep.
 const SWEEP: usize = 4_096;
+/// Between two sweeps.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 /// What decides about a received frame.
 #[derive(Clone, Debug)]
@@ -54,6 +56,23 @@ pub struct FillRules {
     pub own_sources: HashSet<Ipv6Addr>,
     /// Source port of our own multicast repairs.
     pub own_port: u16,
+}
+
+/// How full the log is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct LogUse {
+    /// Frames that can be found.
+    pub frames: u64,
+    /// The lanes: short-lived classes, long-lived classes.
+    pub lanes: [LaneUse; 2],
+}
+
+impl LogUse {
+    /// As it is now.
+    #[must_use]
+    pub fn of(writer: &Writer, now_ns: u64) -> Self {
+        Self { frames: writer.live(), lanes: writer.lane_use(now_ns) }
+    }
 }
 
 /// How a frame came to us.
@@ -250,13 +269,27 @@ impl Fill {
         removed
     }
 
-    /// Drops what has outlived its time; for a timer.
-    pub fn sweep(&self) {
+    /// Drops what has outlived its time, again and again until `shutdown`; `swept` is told how full the log is then.
+    ///
+    /// On a thread of its own: it waits for the log's lock, and nothing may wait for it.
+    pub fn run_sweep(&self, shutdown: &AtomicBool, swept: impl Fn(LogUse)) {
+        while !shutdown.load(Ordering::Relaxed) {
+            swept(self.sweep());
+            let next = Instant::now() + SWEEP_PAUSE;
+            while Instant::now() < next && !shutdown.load(Ordering::Relaxed) {
+                std::thread::sleep(PATIENCE);
+            }
+        }
+    }
+
+    fn sweep(&self) -> LogUse {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        writer.expire(monotonic_ns(), SWEEP);
+        let now_ns = monotonic_ns();
+        writer.expire(now_ns, SWEEP);
         let mut tally = Counters::default();
         writer.count_dropped(&mut tally);
         self.counters.add_all(&tally);
+        LogUse::of(&writer, now_ns)
     }
 
     /// Takes in one datagram from the network.

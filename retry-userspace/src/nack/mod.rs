@@ -23,8 +23,9 @@ use crate::engine::{Admitted, Engine};
 use crate::framelog::Record;
 use crate::net::batch::{Batch, Readiness};
 use crate::net::nack_socket::NackSocket;
+use crate::net::neighbours::Gate;
 use crate::proxy::Job;
-use crate::repair::Sender;
+use crate::repair::{Held, Sender};
 use crate::telemetry::trace::NackTracer;
 use beyond::{Beyond, Waiting};
 
@@ -76,6 +77,19 @@ impl Server {
         }
     }
 
+    /// Goes on where an answer had to wait for a neighbour, until `shutdown`.
+    ///
+    /// # Errors
+    /// What a poll returns.
+    pub fn serve_held(&self, gate: &Gate<Held>, shutdown: &AtomicBool) -> io::Result<()> {
+        let mut frame = Vec::new();
+        gate.run(shutdown, |release| {
+            if let Some(job) = self.sender.release(release, &mut frame) {
+                self.beyond.recover(job);
+            }
+        })
+    }
+
     /// Serves the kernel's events until `shutdown`.
     pub fn serve_events(&self, events: &mut Events, shutdown: &AtomicBool) -> io::Result<()> {
         let mut frame = Vec::new();
@@ -107,7 +121,7 @@ impl Server {
                 self.carry_out(&asked, verdict, frame);
             }
             Some(EventKind::Store) => self.ask(&asked, frame),
-            Some(EventKind::Recover) => self.beyond.recover(Job { key: nack.key, asker: to }),
+            Some(EventKind::Recover) => self.recover(Job { key: nack.key, asker: to }),
             Some(EventKind::Repaired) => self.beyond.announce(&nack.key),
             None => tracing::trace!(kind = event.kind, "an event of no kind"),
         }
@@ -138,6 +152,13 @@ impl Server {
         }
     }
 
+    /// Asks upstream, for a listener that exists as far as the neighbour table knows.
+    fn recover(&self, job: Job) {
+        if !self.sender.hold(job.asker, Held::Recovery(job)) {
+            self.beyond.recover(job);
+        }
+    }
+
     fn answer(&self, asked: &Waiting, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
         let Waiting { nack, to, .. } = *asked;
         match verdict {
@@ -150,7 +171,7 @@ impl Server {
                 if say {
                     self.sender.answer(&Answer::Miss, to);
                 }
-                self.beyond.recover(Job { key: nack.key, asker: to });
+                self.recover(Job { key: nack.key, asker: to });
             }
             Verdict::AskStore => self.ask(asked, frame),
             Verdict::Repair(record, plan) if plan.multicast && self.beyond.is_strict() => {

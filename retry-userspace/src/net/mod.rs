@@ -2,8 +2,8 @@
 //!
 //! [`interface`] finds an interface and its addresses, [`batch`] receives ([`readiness`] waits on several
 //! sockets), [`nack_socket`] sends from the NACK port, with [`outbox`] for
-//! many unicast datagrams a system call and [`multicast`] for one datagram out of a chosen interface. [`bound`] says what other
-//! programs have bound. [`options`] sets what the standard
+//! many unicast datagrams a system call and [`multicast`] for one datagram out of a chosen interface. [`neighbours`] says which
+//! datagrams would wait in the kernel: no send waits. [`bound`] says what other programs have bound. [`options`] sets what the standard
 //! library does not reach, and `message` lays out addresses and control messages.
 
 pub mod batch;
@@ -12,6 +12,7 @@ pub mod interface;
 mod message;
 pub mod multicast;
 pub mod nack_socket;
+pub mod neighbours;
 pub mod options;
 pub mod outbox;
 pub mod readiness;

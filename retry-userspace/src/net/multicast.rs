@@ -28,7 +28,7 @@ pub struct Egress {
 ///
 /// # Errors
 /// What `sendmsg` returns: EINVAL for a source that this host does not hold, ENODEV or ENETUNREACH for an interface that is gone or
-/// down, EMSGSIZE above 65,527 bytes, EAGAIN when the send buffer stayed full for the socket's send timeout.
+/// down, EMSGSIZE above 65,527 bytes, EAGAIN when the send buffer is full: no send waits.
 pub fn send(socket: &impl AsFd, egress: &Egress, group: Ipv6Addr, bytes: &[u8]) -> io::Result<()> {
     // The scope matters for link-local groups only.
     let mut to = message::to_raw(SocketAddrV6::new(group, egress.port, 0, egress.interface));
@@ -44,7 +44,7 @@ pub fn send(socket: &impl AsFd, egress: &Egress, group: Ipv6Addr, bytes: &[u8]) 
     header.msg_controllen = control.len();
     loop {
         // SAFETY: the header points at an address, a vector of `bytes` and control messages, which outlive the call and are only read.
-        let result = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const header, 0) };
+        let result = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const header, libc::MSG_DONTWAIT) };
         if result >= 0 {
             return Ok(());
         }

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, SockaddrIn6, sendto};
 use socket2::Socket;
 use thiserror::Error;
 
@@ -15,8 +15,8 @@ use super::multicast::{self, Egress};
 use super::options::{self, ReceiveBuffer};
 use super::outbox::Outbox;
 
-/// Longest time that a send waits for room in the send buffer, so that a stalled interface cannot hold a worker for good.
-const SEND_TIMEOUT: Duration = Duration::from_millis(100);
+/// Bytes of send buffer to ask for: no send waits, so what a burst of answers needs has to have room.
+const SEND_BUFFER: usize = 4 << 20;
 
 /// What the socket is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl NackSocket {
         options::tell_dropped(&socket)?;
         options::allow_fragments(&socket)?;
         socket.set_multicast_loop_v6(settings.multicast_loop)?;
-        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+        options::set_send_buffer(&socket, SEND_BUFFER)?;
         socket.set_read_timeout(Some(SHUTDOWN_POLL))?;
         options::check_before_queueing(&socket)?;
         let receive_buffer = options::set_receive_buffer(&socket, settings.receive_buffer)?;
@@ -102,15 +102,16 @@ impl NackSocket {
         self.receive_buffer
     }
 
-    /// Sends one datagram by the routing table, with the system's hop limit.
+    /// Sends one datagram by the routing table, with the system's hop limit. Never waits.
     ///
     /// # Errors
-    /// What the send returns; EAGAIN when the send buffer stayed full for 100 ms.
+    /// What the send returns; EAGAIN when the send buffer is full.
     pub fn send_unicast(&self, to: SocketAddrV6, bytes: &[u8]) -> io::Result<()> {
+        let to = SockaddrIn6::from(to);
         loop {
-            match self.socket.send_to(bytes, to) {
-                Err(error) if error.raw_os_error() == Some(Errno::EINTR as i32) => {}
-                other => return other.map(drop),
+            match sendto(self.socket.as_raw_fd(), bytes, &to, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EINTR) => {}
+                other => return Ok(other.map(drop)?),
             }
         }
     }

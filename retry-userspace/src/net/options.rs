@@ -45,6 +45,20 @@ pub fn set_receive_buffer(socket: &impl AsFd, asked: usize) -> io::Result<Receiv
     Ok(ReceiveBuffer { asked, got: usize::try_from(doubled).unwrap_or_default() / 2 })
 }
 
+/// Asks for a send buffer of `asked` bytes, beyond `net.core.wmem_max` where the process may.
+///
+/// # Errors
+/// What `setsockopt` refuses, other than the missing privilege to go beyond `net.core.wmem_max`.
+pub(crate) fn set_send_buffer(socket: &impl AsFd, asked: usize) -> io::Result<()> {
+    let value = libc::c_int::try_from(asked).unwrap_or(libc::c_int::MAX);
+    match set(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, value) {
+        Err(refused) if refused.raw_os_error() == Some(libc::EPERM) => {
+            set(socket, libc::SOL_SOCKET, libc::SO_SNDBUF, value)
+        }
+        other => other,
+    }
+}
+
 /// Datagrams that the kernel dropped at this socket since it was opened, mostly for a full receive buffer; wraps at 2^32.
 ///
 /// Unlike [`crate::net::batch::Datagram::dropped`] it needs no later datagram to tell.

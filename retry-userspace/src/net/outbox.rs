@@ -104,12 +104,13 @@ impl Outbox {
             let count = libc::c_uint::try_from(chunk.len().min(MOST)).unwrap_or(0);
             // SAFETY: `prepare` has pointed each header at an address and bytes of this value; they outlive the call and only the
             // headers are written.
-            let result = unsafe { libc::sendmmsg(socket.as_raw_fd(), chunk.as_mut_ptr(), count, 0) };
+            let result =
+                unsafe { libc::sendmmsg(socket.as_raw_fd(), chunk.as_mut_ptr(), count, libc::MSG_DONTWAIT as _) };
             // The kernel stops at the first refused datagram and tells its error when it stands first.
             let (tried, outcome) = match (usize::try_from(result), Errno::last()) {
                 (Ok(sent), _) if sent > 0 => (sent, Outcome::Sent),
                 (_, Errno::EINTR) => continue,
-                // The send buffer stayed full for the socket's timeout: each of the others would wait as long in vain.
+                // The send buffer is full: it has no room for the others either.
                 (_, Errno::EAGAIN) => (chunk.len(), Outcome::Refused(Errno::EAGAIN)),
                 (_, errno) => (1, Outcome::Refused(errno)),
             };

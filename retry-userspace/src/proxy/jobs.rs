@@ -9,14 +9,21 @@ use retry_common::key::FrameKey;
 use retry_common::wire::nack::{FLAG_PROXIED, Nack};
 use thiserror::Error;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::{Mutex, Semaphore, mpsc, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::flight::{Ear, Reply, Says};
 use super::upstreams::{Choice, bare};
-use super::{Job, Recovered, Shared};
+use super::{Job, Recovered, Shared, Waiting};
 use crate::clock::monotonic_ns;
 use crate::retry::{Failure, GaveUp};
+
+/// Recoveries that one worker keeps under way: each waits for answers nearly all of its time.
+pub(super) const AT_A_TIME: usize = 256;
+/// Recoveries begun in one [`SLICE`] at most, 4,000 per second: a flood of NACKs for frames that nobody has goes no further.
+const MOST_IN_A_SLICE: u32 = 40;
+/// See [`MOST_IN_A_SLICE`].
+const SLICE: Duration = Duration::from_millis(10);
 
 /// Why no frame came.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
@@ -51,12 +58,26 @@ impl Drop for Ticket {
     }
 }
 
-/// Takes jobs from the queue, as many at a time as there are workers.
-pub(super) async fn work(shared: Arc<Shared>, mut queue: mpsc::Receiver<Ticket>) {
-    let workers = Arc::new(Semaphore::new(shared.config.proxy.workers));
+/// Takes jobs from the queue, as many at a time as the workers keep under way.
+pub(super) async fn work(shared: Arc<Shared>, waiting: Arc<Waiting>) {
+    let under_way = Arc::new(Semaphore::new(shared.config.proxy.workers.saturating_mul(AT_A_TIME)));
+    let (mut slice_ends, mut begun) = (Instant::now() + SLICE, 0);
     let mut next = async || {
-        let permit = Arc::clone(&workers).acquire_owned().await.ok()?;
-        Some((queue.recv().await?, permit))
+        let permit = Arc::clone(&under_way).acquire_owned().await.ok()?;
+        if begun >= MOST_IN_A_SLICE {
+            sleep_until(slice_ends).await;
+        }
+        let ticket = loop {
+            match waiting.pop() {
+                Some(ticket) => break ticket,
+                None => waiting.new.notified().await,
+            }
+        };
+        if Instant::now() >= slice_ends {
+            (slice_ends, begun) = (Instant::now() + SLICE, 0);
+        }
+        begun += 1;
+        Some((ticket, permit))
     };
     while let Some(Some((ticket, permit))) = shared.cancel.run_until_cancelled(next()).await {
         tokio::spawn(async move {
@@ -64,6 +85,8 @@ pub(super) async fn work(shared: Arc<Shared>, mut queue: mpsc::Receiver<Ticket>)
             drop(permit);
         });
     }
+    // The end: what waits is under way no more.
+    while waiting.pop().is_some() {}
 }
 
 async fn recover(mut ticket: Ticket) {
@@ -159,14 +182,19 @@ async fn round(shared: &Shared, key: &FrameKey, replies: &mut UnboundedReceiver<
     if proxy.max_endpoints > 0 {
         order.ask.truncate(usize::try_from(proxy.max_endpoints).unwrap_or(usize::MAX));
     }
-    measure_another(shared, key, &order.ask).await;
+    measure_another(shared, key, &order.ask);
     let mut round = Round { shared, key, replies, doubtful: Vec::new() };
     let mut reasons = Vec::new();
+    let is_any_healthy = order.ask.iter().any(|one| one.healthy);
     for upstream in &order.ask {
+        // One that does not answer usually is tried by a few at a time, and holds up only these.
+        let trial = if upstream.healthy || !is_any_healthy { None } else { Trial::begin(shared, upstream.address) };
+        if !upstream.healthy && is_any_healthy && trial.is_none() {
+            continue;
+        }
         match round.ask(upstream.address).await {
             // It is not waited for; what it does not say changes nothing.
-            NoFrame::Timeout | NoFrame::Unreachable if !upstream.healthy && order.ask.iter().any(|one| one.healthy) => {
-            }
+            NoFrame::Timeout | NoFrame::Unreachable if !upstream.healthy && is_any_healthy => {}
             why => reasons.push(why),
         }
     }
@@ -176,6 +204,28 @@ async fn round(shared: &Shared, key: &FrameKey, replies: &mut UnboundedReceiver<
     }
     let gravest = [NoFrame::Timeout, NoFrame::Throttled, NoFrame::Unreachable];
     gravest.into_iter().find(|why| reasons.contains(why)).unwrap_or(NoFrame::Miss)
+}
+
+/// Leave to ask an upstream that does not answer usually.
+struct Trial<'a> {
+    shared: &'a Shared,
+    upstream: SocketAddr,
+}
+
+impl<'a> Trial<'a> {
+    /// None when enough others have asked it, and wait.
+    fn begin(shared: &'a Shared, upstream: SocketAddr) -> Option<Self> {
+        // The lock is let go before there is a value whose end takes it.
+        let may = shared.upstreams().begin_trial(upstream);
+        may.then(|| Self { shared, upstream })
+    }
+}
+
+/// Also when the frame came from another.
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        self.shared.upstreams().end_trial(self.upstream);
+    }
 }
 
 /// One round over the upstreams.
@@ -192,8 +242,10 @@ impl Round<'_> {
     async fn ask(&mut self, upstream: SocketAddr) -> NoFrame {
         let timeout = self.shared.config.proxy.timeout;
         let deadline = Instant::now() + timeout;
-        if !send(self.shared, self.key, upstream).await {
-            return NoFrame::Unreachable;
+        match send(self.shared, self.key, upstream) {
+            Left::Yes => {}
+            Left::NoRoom => return NoFrame::Timeout,
+            Left::Unreachable => return NoFrame::Unreachable,
         }
         let mut has_it = false;
         loop {
@@ -242,32 +294,48 @@ impl Round<'_> {
     }
 }
 
-/// Sends the NACK; false when it did not leave.
-async fn send(shared: &Shared, key: &FrameKey, to: SocketAddr) -> bool {
+/// What became of a NACK to an upstream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Left {
+    /// It left.
+    Yes,
+    /// The send buffer is full, which says nothing of the upstream.
+    NoRoom,
+    /// It cannot be sent there.
+    Unreachable,
+}
+
+/// Sends the NACK. Never waits.
+fn send(shared: &Shared, key: &FrameKey, to: SocketAddr) -> Left {
     let nack = Nack { flags: FLAG_PROXIED, key: *key, subtree_id: [0; 32] }.to_bytes();
     let now_ns = monotonic_ns();
     shared.flight().sent(*key, to, now_ns);
     shared.upstreams().sent(to, now_ns);
-    match shared.sockets.send(&nack, to).await {
+    match shared.sockets.send(&nack, to) {
         Ok(()) => {
             shared.counters.one(Counter::ProxyRequests);
-            true
+            Left::Yes
+        }
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => {
+            shared.counters.one(Counter::SendsBufferFull);
+            shared.flight().unsent(key, to);
+            Left::NoRoom
         }
         Err(error) => {
             tracing::trace!(%error, %to, "a NACK to an upstream did not leave");
             shared.flight().unsent(key, to);
             shared.upstreams().unreachable(to, now_ns);
-            false
+            Left::Unreachable
         }
     }
 }
 
 /// Sends a copy to one upstream that was not asked for a while, so that its state is known when it is needed. What it
 /// answers is welcome, and not waited for.
-async fn measure_another(shared: &Shared, key: &FrameKey, order: &[Choice]) {
+fn measure_another(shared: &Shared, key: &FrameKey, order: &[Choice]) {
     let idle = shared.upstreams().take_idle(shared.config.proxy.select, monotonic_ns());
     if let Some(idle) = idle.filter(|idle| order.first().is_none_or(|first| bare(first.address) != bare(*idle))) {
-        send(shared, key, idle).await;
+        send(shared, key, idle);
     }
 }
 

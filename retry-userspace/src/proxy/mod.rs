@@ -2,7 +2,7 @@
 //! and comes back by unicast.
 //!
 //! [`upstreams`] and [`health`] decide who is asked, `flight` which answer belongs to which job, `refresh` when upstreams
-//! are looked for: all of them pure. `sockets` moves datagrams, `jobs` ties them together, `members` finds the upstreams
+//! are looked for, `queue` whose turn it is: all of them pure. `sockets` moves datagrams, `jobs` ties them together, `members` finds the upstreams
 //! and `state_file` remembers them. [`probe`] is the operator's view of one.
 
 mod flight;
@@ -10,6 +10,7 @@ pub mod health;
 mod jobs;
 mod members;
 pub mod probe;
+mod queue;
 mod refresh;
 mod sockets;
 mod state_file;
@@ -28,7 +29,7 @@ use retry_common::key::FrameKey;
 use retry_common::wire::answer::Answer;
 use retry_common::wire::frame::Frame;
 use thiserror::Error;
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{monotonic_ns, nanoseconds};
@@ -38,6 +39,7 @@ use crate::settings::Proxy;
 use flight::{Answered, Flight};
 use jobs::Ticket;
 use members::Members;
+use queue::Queue;
 use sockets::{Heard, Sockets};
 use upstreams::Upstreams;
 
@@ -109,8 +111,28 @@ pub type OnFrame = Arc<dyn Fn(Recovered) + Send + Sync>;
 /// A handle. Clones are the same recovery.
 #[derive(Clone)]
 pub struct Recovery {
-    queue: mpsc::Sender<Ticket>,
+    waiting: Arc<Waiting>,
     shared: Arc<Shared>,
+}
+
+/// The jobs that wait for their turn.
+struct Waiting {
+    queue: Mutex<Queue<Ticket>>,
+    /// Told of each new one.
+    new: Notify,
+}
+
+impl Waiting {
+    fn push(&self, ticket: Ticket) -> Option<Ticket> {
+        let asker = *ticket.job.asker.ip();
+        let dropped = self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(asker, ticket);
+        self.new.notify_one();
+        dropped
+    }
+
+    fn pop(&self) -> Option<Ticket> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
 }
 
 /// What jobs and sockets share.
@@ -139,7 +161,7 @@ impl Recovery {
         on_frame: OnFrame,
         cancel: CancellationToken,
     ) -> Result<Self, ProxyError> {
-        let (queue, tickets) = mpsc::channel(config.proxy.queue);
+        let waiting = Arc::new(Waiting { queue: Mutex::new(Queue::new(config.proxy.queue)), new: Notify::new() });
         let shared = Arc::new(Shared {
             retry: Retry::new(&config.proxy.retry),
             upstreams: Mutex::default(),
@@ -155,7 +177,7 @@ impl Recovery {
         tokio::spawn(async move {
             listens.run_until_cancelled(listening.sockets.listen(|heard| listening.take(heard))).await;
         });
-        let working = Arc::clone(&shared);
+        let (working, tickets) = (Arc::clone(&shared), Arc::clone(&waiting));
         tokio::spawn(async move {
             let mut members = Members::new(&working.config.proxy, discover, counters);
             // The first members are known before the first job is taken.
@@ -164,7 +186,7 @@ impl Recovery {
                 cancel.run_until_cancelled(members.keep(&working.upstreams)).await;
             }
         });
-        Ok(Self { queue, shared })
+        Ok(Self { waiting, shared })
     }
 
     /// Queues a recovery; never waits. Any thread may call it.
@@ -176,7 +198,10 @@ impl Recovery {
             return;
         };
         let ticket = Ticket { job, ear, shared: Arc::clone(&self.shared) };
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(ticket) {
+        if self.shared.cancel.is_cancelled() {
+            return;
+        }
+        if self.waiting.push(ticket).is_some() {
             self.shared.counters.one(Counter::ProxyQueueDropped);
         }
     }

@@ -5,15 +5,17 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::libc::sock_extended_err;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendto, setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-use crate::net::options::set_receive_buffer;
+use crate::net::options::{set_receive_buffer, set_send_buffer};
 
 /// Receive buffer asked for, bytes: what hundreds of jobs may get at once.
 const BUFFER: usize = 4 << 20;
+/// Send buffer asked for, bytes: NACKs to upstreams whose neighbour does not resolve leave room for those to others.
+const SEND_BUFFER: usize = 2 << 20;
 /// The longest datagram.
 const LONGEST: usize = 65_536;
 
@@ -42,16 +44,19 @@ impl Sockets {
         Ok(Self { v6: open((Ipv6Addr::UNSPECIFIED, 0).into())?, v4 })
     }
 
-    /// Sends one NACK.
-    pub(super) async fn send(&self, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
+    /// Sends one NACK. Never waits.
+    pub(super) fn send(&self, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
         let socket = match to {
             SocketAddr::V6(_) => &self.v6,
             SocketAddr::V4(_) => self.v4.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?,
         };
-        match socket.send_to(bytes, to).await {
+        let to = SockaddrStorage::from(to);
+        let send =
+            || -> io::Result<()> { Ok(sendto(socket.as_raw_fd(), bytes, &to, MsgFlags::MSG_DONTWAIT).map(drop)?) };
+        match send() {
             // Perhaps the ICMP error of an earlier datagram, which is told to whoever calls next.
-            Err(error) if is_unreachable(&error) => socket.send_to(bytes, to).await.map(drop),
-            other => other.map(drop),
+            Err(error) if is_unreachable(&error) => send(),
+            other => other,
         }
     }
 
@@ -75,6 +80,7 @@ fn open(address: SocketAddr) -> io::Result<UdpSocket> {
     }
     socket.set_nonblocking(true)?;
     set_receive_buffer(&socket, BUFFER)?;
+    set_send_buffer(&socket, SEND_BUFFER)?;
     tell_errors(&socket, address.is_ipv6())?;
     socket.bind(&address.into())?;
     UdpSocket::from_std(socket.into())

@@ -14,6 +14,8 @@ use crate::settings::ProxySelect;
 pub const MOST: usize = 64;
 /// How often one that is ill is tried, so that it can return.
 const TRY_AGAIN_NS: u64 = 5_000_000_000;
+/// Jobs that wait at the same time for one that is ill, while a healthy one is there to ask.
+const MOST_TRIALS: usize = 8;
 /// How often a healthy one that is never first is measured, where its round-trip time decides.
 const MEASURE_NS: u64 = 30_000_000_000;
 /// The fastest takes the place of one that is slower by more than this factor.
@@ -40,6 +42,8 @@ struct Upstream {
     /// THROTTLED: not asked until then.
     held_until_ns: u64,
     tried_ns: u64,
+    /// Jobs that wait for it although it does not answer usually.
+    trials: usize,
 }
 
 /// What is told of an upstream.
@@ -124,6 +128,22 @@ impl Upstreams {
         Some(one.member.address)
     }
 
+    /// A job is about to ask one that does not answer usually, and to wait for it; false when enough others do.
+    pub fn begin_trial(&mut self, address: SocketAddr) -> bool {
+        let Some(one) = self.find(address).filter(|one| one.trials < MOST_TRIALS) else {
+            return false;
+        };
+        one.trials += 1;
+        true
+    }
+
+    /// The end of what [`Upstreams::begin_trial`] began.
+    pub fn end_trial(&mut self, address: SocketAddr) {
+        if let Some(one) = self.find(address) {
+            one.trials = one.trials.saturating_sub(1);
+        }
+    }
+
     /// A NACK was sent there.
     pub fn sent(&mut self, address: SocketAddr, now_ns: u64) {
         if let Some(one) = self.find(address) {
@@ -192,6 +212,7 @@ impl Upstreams {
                         held_until_ns: 0,
                         // To be tried soon, but not before the first job.
                         tried_ns: 0,
+                        trials: 0,
                     },
                 }
             })

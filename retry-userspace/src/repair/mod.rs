@@ -15,6 +15,8 @@ use crate::counters::UserCounters;
 use crate::framelog::{Log, Record};
 use crate::net::multicast::Egress;
 use crate::net::nack_socket::NackSocket;
+use crate::net::neighbours::{Gate, Release};
+use crate::proxy::Job;
 
 /// Where multicast repairs go.
 #[derive(Clone, Debug)]
@@ -27,12 +29,33 @@ pub struct Route {
     pub egress: Vec<Egress>,
 }
 
+/// What waits until its listener's neighbour is resolved.
+#[derive(Clone, Copy, Debug)]
+pub enum Held {
+    /// An answer.
+    Answer(Answer, SocketAddrV6),
+    /// The unicast copy and the ACK of a repair.
+    Rest(Rest),
+    /// A recovery from upstream: nobody asks for others on behalf of a listener that does not exist.
+    Recovery(Job),
+}
+
+/// What follows a repair's multicast.
+#[derive(Clone, Copy, Debug)]
+pub struct Rest {
+    record: Record,
+    plan: Repair,
+    multicast_left: bool,
+    to: SocketAddrV6,
+}
+
 /// Told of each multicast repair that left.
 pub type OnMulticast = Box<dyn Fn(&FrameKey) + Send + Sync>;
 
 /// Sends from the NACK socket.
 pub struct Sender {
     socket: Arc<NackSocket>,
+    gate: Arc<Gate<Held>>,
     route: Route,
     log: Log,
     counters: Arc<UserCounters>,
@@ -43,12 +66,13 @@ impl Sender {
     /// A sender of the frames of `log`.
     pub const fn new(
         socket: Arc<NackSocket>,
+        gate: Arc<Gate<Held>>,
         route: Route,
         log: Log,
         counters: Arc<UserCounters>,
         on_multicast: Option<OnMulticast>,
     ) -> Self {
-        Self { socket, route, log, counters, on_multicast }
+        Self { socket, gate, route, log, counters, on_multicast }
     }
 
     /// The log whose frames it sends.
@@ -72,16 +96,73 @@ impl Sender {
         if plan.multicast && !multicast_left {
             self.log.release(&key);
         }
-        let unicast_left = plan.unicast && self.unicast(to, frame);
-        if let Some(flags) = plan.ack_flags(multicast_left, unicast_left) {
-            self.answer(&Answer::Ack { flags: AckFlags::from_bits(flags), seq_num: key.seq_num() }, to);
+        let says_something = plan.unicast || plan.ack_flags(multicast_left, false).is_some();
+        let rest = Rest { record: *record, plan, multicast_left, to };
+        if says_something && !self.hold(to, Held::Rest(rest)) {
+            self.finish(&rest, frame);
         }
     }
 
-    /// Sends one answer.
+    /// Sends the unicast copy in `frame`, and the ACK.
+    fn finish(&self, rest: &Rest, frame: &[u8]) {
+        let Rest { record, plan, multicast_left, to } = rest;
+        let unicast_left = plan.unicast && self.unicast(*to, frame);
+        if let Some(flags) = plan.ack_flags(*multicast_left, unicast_left) {
+            let seq_num = record.header().key.seq_num();
+            self.send_answer(&Answer::Ack { flags: AckFlags::from_bits(flags), seq_num }, *to);
+        }
+    }
+
+    /// Sends one answer, at once or when its listener's neighbour is resolved.
     pub fn answer(&self, answer: &Answer, to: SocketAddrV6) {
+        if !self.hold(to, Held::Answer(*answer, to)) {
+            self.send_answer(answer, to);
+        }
+    }
+
+    fn send_answer(&self, answer: &Answer, to: SocketAddrV6) {
         let (sent, failed) = counter::of_answer(answer);
         self.count(self.socket.send_unicast(to, &answer.to_bytes()), sent, failed);
+    }
+
+    /// Keeps what would wait in the kernel for a neighbour; false when it would not.
+    pub fn hold(&self, to: SocketAddrV6, item: Held) -> bool {
+        let Some(hop) = self.gate.waits_for(to) else {
+            return false;
+        };
+        self.counters.one(Counter::SendsHeld);
+        for gone in self.gate.hold(hop, item) {
+            self.drop_held(&gone, Counter::SendsCrowded);
+        }
+        true
+    }
+
+    /// Goes on with what waited for a neighbour; returns a recovery that may begin.
+    pub fn release(&self, release: Release<Held>, frame: &mut Vec<u8>) -> Option<Job> {
+        match release {
+            Release::Go(Held::Answer(answer, to)) => self.send_answer(&answer, to),
+            Release::Go(Held::Rest(rest)) => {
+                frame.clear();
+                if rest.plan.unicast && !self.log.copy(&rest.record, frame) {
+                    self.counters.one(Counter::RepairTorn);
+                } else {
+                    self.finish(&rest, frame);
+                }
+            }
+            Release::Go(Held::Recovery(job)) => return Some(job),
+            Release::Unresolved(held) => self.drop_held(&held, Counter::SendsUnresolved),
+        }
+        None
+    }
+
+    fn drop_held(&self, held: &Held, why: Counter) {
+        self.counters.one(why);
+        match held {
+            Held::Answer(answer, _) => self.counters.one(counter::of_answer(answer).1),
+            Held::Rest(rest) if rest.plan.unicast => self.counters.one(Counter::RetransmitErrors),
+            Held::Rest(_) => self.counters.one(Counter::AckErrors),
+            Held::Recovery(_) => self.counters.one(Counter::ProxyFailedAsker),
+        }
     }
 
     /// True when the frame left by every egress interface.
@@ -92,6 +173,7 @@ impl Sender {
             if let Err(error) = self.socket.send_multicast(egress, group, frame) {
                 tracing::trace!(%error, interface = egress.interface, "a multicast repair did not leave");
                 self.counters.one(Counter::RetransmitErrors);
+                self.count_full(&error);
                 left = false;
             }
         }
@@ -117,8 +199,15 @@ impl Sender {
             Err(error) => {
                 tracing::trace!(%error, "a send failed");
                 self.counters.one(failed);
+                self.count_full(&error);
                 false
             }
+        }
+    }
+
+    fn count_full(&self, error: &io::Error) {
+        if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) {
+            self.counters.one(Counter::SendsBufferFull);
         }
     }
 }

@@ -72,7 +72,11 @@ impl Backend for Management {
     ) -> BoxFuture<'_, Result<PutOutcome, PutError>> {
         Box::pin(async move {
             let life_ms = life.map(|life| u32::try_from(life.as_millis()).unwrap_or(u32::MAX));
-            match self.fill.put_for(&key, &bytes, life_ms, StoredFrom::Api) {
+            let fill = Arc::clone(&self.fill);
+            // The log may be locked: a task that waits for it would hold up others.
+            let put = tokio::task::spawn_blocking(move || fill.put_for(&key, &bytes, life_ms, StoredFrom::Api));
+            let put = put.await.map_err(|error| PutError::Refused(error.to_string()))?;
+            match put {
                 Ok(Put::Stored) => Ok(PutOutcome::Stored),
                 Ok(Put::Replaced) => Ok(PutOutcome::Replaced),
                 Ok(Put::Duplicate) => Ok(PutOutcome::Duplicate),
@@ -90,7 +94,9 @@ impl Backend for Management {
                 Some(store) => store.delete(&key).await.map_err(unavailable)?,
                 None => false,
             };
-            match self.fill.remove(&key) {
+            let fill = Arc::clone(&self.fill);
+            let removed = tokio::task::spawn_blocking(move || fill.remove(&key)).await;
+            match removed.map_err(|error| BackendError(error.to_string()))? {
                 Removed::Yes => Ok(true),
                 Removed::NotThere => Ok(there),
                 Removed::Busy => Err(BackendError(Refused::Busy.to_string())),

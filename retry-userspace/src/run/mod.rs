@@ -40,7 +40,8 @@ use crate::ingress::tee::TeeSocket;
 use crate::nack::Server;
 use crate::nack::beyond::{Beyond, Reach, Reply};
 use crate::net::nack_socket::{self, NackSocket};
-use crate::repair::{OnMulticast, Sender};
+use crate::net::neighbours::Gate;
+use crate::repair::{Held, OnMulticast, Sender};
 use crate::settings::{DedupMode, Settings};
 use crate::telemetry::otlp::Exporter;
 use crate::telemetry::trace::NackTracer;
@@ -56,6 +57,9 @@ use workers::Workers;
 
 /// Receive buffer of the NACK socket, bytes: 40,000 NACKs.
 const NACK_BUFFER: usize = 4 << 20;
+
+/// How long the threads of the data path may take to end.
+const WORKERS_END: Duration = Duration::from_secs(2);
 
 /// How long requests of the management API may go on after the end has begun.
 const REQUESTS_END: Duration = Duration::from_secs(2);
@@ -90,6 +94,7 @@ pub async fn run(
         shared: settings.nack.port_shared,
         multicast_loop: settings.egress.multicast_loop,
     })?);
+    let gate = Arc::new(Gate::new().map_err(nack_socket::OpenError::Setup)?);
     let follows = datapath.is_some() && kernel_fills(settings);
     let named = datapath.as_mut().filter(|_| follows).and_then(|(datapath, _)| datapath.take_sources());
     let (data_sources, wanted) = std::sync::mpsc::channel();
@@ -114,6 +119,7 @@ pub async fn run(
     let state = Arc::new(State {
         counters: Arc::clone(&counters),
         writer: Arc::clone(&fill.writer),
+        log_use: Mutex::default(),
         mode: datapath.as_ref().map_or("off", |(_, mode)| mode_name(*mode)),
         reason: why,
         datapath: Mutex::new(datapath.map(|(datapath, _)| datapath)),
@@ -154,6 +160,7 @@ pub async fn run(
         .map_err(|source| StartError::Limits { entries: settings.limits.table_entries, source })?,
         sender: Sender::new(
             Arc::clone(&socket),
+            Arc::clone(&gate),
             route(settings, &fabric),
             log.clone(),
             Arc::clone(&counters),
@@ -185,7 +192,7 @@ pub async fn run(
         instance: settings.telemetry.instance.clone(),
     };
     let events = state.datapath().as_mut().and_then(Datapath::take_events);
-    let parts = Parts { server, socket, fill, joins, ear, tee, events, answers, hangups, management, cancel };
+    let parts = Parts { server, socket, gate, fill, joins, ear, tee, events, answers, hangups, management, cancel };
     let result = serve(settings, &fabric, &state, workers, parts, log_level, shutdown).await;
     // The program goes first: from here on nothing is answered from a log that nobody fills.
     state.end_datapath();
@@ -201,6 +208,7 @@ pub async fn run(
 struct Parts {
     server: Arc<Server>,
     socket: Arc<NackSocket>,
+    gate: Arc<Gate<Held>>,
     fill: Arc<Fill>,
     /// One for each thread that receives.
     joins: Vec<Listening>,
@@ -222,7 +230,7 @@ async fn serve(
     log_level: LogLevel,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let Parts { server, socket, fill, joins, ear, tee, events, answers, mut hangups, management, cancel } = parts;
+    let Parts { server, socket, gate, fill, joins, ear, tee, events, answers, mut hangups, management, cancel } = parts;
     let listener = tokio::net::TcpListener::bind(settings.admin.metrics_addr)
         .await
         .map_err(|source| StartError::Admin { address: settings.admin.metrics_addr, source })?;
@@ -258,7 +266,16 @@ async fn serve(
             Ok(())
         })?;
     }
-    let mut nack_port = NackPortWatch::new(socket.local_addr(), Arc::clone(&state.counters));
+    let nack_port = NackPortWatch::new(socket.local_addr(), Arc::clone(&state.counters));
+    workers.start("ports", move |stop| {
+        neighbours::watch(nack_port, fill_switch, stop);
+        Ok(())
+    })?;
+    let (sweeping, swept) = (Arc::clone(&fill), Arc::clone(state));
+    workers.start("sweep", move |stop| {
+        sweeping.run_sweep(stop, |seen| swept.saw_log(seen));
+        Ok(())
+    })?;
     workers.start("ear", move |stop| ear.run(stop))?;
     if let Some(tee) = tee {
         let filling = Arc::clone(&fill);
@@ -268,6 +285,8 @@ async fn serve(
         let (server, socket) = (Arc::clone(&server), Arc::clone(&socket));
         workers.start(&format!("nack-{number}"), move |stop| server.serve_socket(&socket, stop))?;
     }
+    let holding = Arc::clone(&server);
+    workers.start("neighbours", move |stop| holding.serve_held(&gate, stop))?;
     if let Some(mut events) = events {
         let server = Arc::clone(&server);
         workers.start("events", move |stop| server.serve_events(&mut events, stop))?;
@@ -310,7 +329,7 @@ async fn serve(
 
     tokio::pin!(shutdown);
     let mut lease = tokio::time::interval(settings.xdp.lease / 4);
-    let mut sweep = tokio::time::interval(Duration::from_secs(1));
+    let mut review = tokio::time::interval(Duration::from_secs(1));
     let mut announce = tokio::time::interval(settings.beacon.interval);
     // None until the shutdown begins, then when it ends.
     let mut drained: Option<Pin<Box<Sleep>>> = None;
@@ -332,12 +351,7 @@ async fn serve(
             () = &mut again, if drained.is_some() => break Ok(()),
             () = state.drain_ordered.notified() => announce_now(beacon.as_ref(), state),
             _ = lease.tick() => state.renew_lease(settings.xdp.lease),
-            _ = sweep.tick() => {
-                fill.sweep();
-                nack_port.review();
-                if let Some(switch) = &mut fill_switch {
-                    switch.review();
-                }
+            _ = review.tick() => {
                 if let Some(failed) = workers.failed() {
                     break Err(failed);
                 }
@@ -352,7 +366,7 @@ async fn serve(
     }
     state.end_datapath();
     // The workers end on threads of their own; what they still wait for is done by tasks of this runtime.
-    let stopped = tokio::task::spawn_blocking(move || workers.stop()).await;
+    let stopped = tokio::task::spawn_blocking(move || workers.stop(WORKERS_END)).await;
     if let Err(error) = stopped {
         tracing::warn!(%error, "the workers did not end well");
     }

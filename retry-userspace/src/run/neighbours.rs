@@ -6,6 +6,8 @@
 use std::io;
 use std::net::SocketAddrV6;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use retry_common::counter::Counter;
 
@@ -13,6 +15,25 @@ use crate::counters::UserCounters;
 use crate::datapath::KernelFill;
 use crate::net::bound;
 use crate::settings::FillMode;
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Looks every second who has which port open, until `shutdown`: a long table of sockets is no matter for the main task.
+pub(super) fn watch(mut nack_port: NackPortWatch, mut fill: Option<FillSwitch>, shutdown: &AtomicBool) {
+    let mut next = Instant::now() + PAUSE;
+    while !shutdown.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(100));
+        if Instant::now() < next {
+            continue;
+        }
+        nack_port.review();
+        if let Some(fill) = &mut fill {
+            fill.review();
+        }
+        next = Instant::now() + PAUSE;
+    }
+}
 
 /// Switches the kernel's fill as the settings and the neighbours allow.
 pub(super) struct FillSwitch {
@@ -29,7 +50,7 @@ impl FillSwitch {
         Self { kernel, mode, port, on: None, told_unreadable: false }
     }
 
-    /// Looks who has the port open, and switches; for a timer.
+    /// Looks who has the port open, and switches.
     pub(super) fn review(&mut self) {
         let others = match others_listen(self.port) {
             Ok(others) => others,

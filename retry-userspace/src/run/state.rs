@@ -1,7 +1,7 @@
 //! What HTTP shows and the timers touch.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use retry_common::counter::Counters;
@@ -12,15 +12,21 @@ use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
 use crate::datapath::Datapath;
 use crate::framelog::Writer;
+use crate::ingress::fill::LogUse;
 use crate::ingress::listening;
 use crate::proxy::{Recovery, UpstreamStatus};
 use crate::store::Store;
 use crate::telemetry::inventory::Host;
 
+/// Looks at a log that is locked, before what was last seen of it is shown.
+const LOOKS: usize = 64;
+
 /// The daemon's state, shared by threads and tasks.
 pub(super) struct State {
     pub(super) counters: Arc<UserCounters>,
     pub(super) writer: Arc<Mutex<Writer>>,
+    /// How full the log was when it was last looked at.
+    pub(super) log_use: Mutex<LogUse>,
     pub(super) datapath: Mutex<Option<Datapath>>,
     /// What the kernel side had counted at its end.
     pub(super) last_kernel: Mutex<Counters>,
@@ -73,6 +79,31 @@ impl State {
         drop(datapath.take());
     }
 
+    /// How full the log is; as it was last seen, while the log is locked.
+    fn log_use(&self) -> LogUse {
+        for _ in 0..LOOKS {
+            let writer = match self.writer.try_lock() {
+                Ok(writer) => writer,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    // Frames are stored in turns of microseconds.
+                    std::thread::yield_now();
+                    continue;
+                }
+            };
+            let seen = LogUse::of(&writer, monotonic_ns());
+            drop(writer);
+            self.saw_log(seen);
+            return seen;
+        }
+        *self.log_use.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps how full the log was seen to be.
+    pub(super) fn saw_log(&self, seen: LogUse) {
+        *self.log_use.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+    }
+
     /// Lets the kernel answer for `lease` from now.
     pub(super) fn renew_lease(&self, lease: Duration) {
         if let Some(datapath) = self.datapath().as_ref() {
@@ -91,10 +122,7 @@ impl Source for State {
             }
             None => *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner),
         };
-        let (frames, lanes) = {
-            let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            (writer.live(), writer.lane_use(monotonic_ns()))
-        };
+        let LogUse { frames, lanes } = self.log_use();
         Snapshot {
             kernel,
             user: self.counters.snapshot(),

@@ -4,8 +4,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::StartError;
+
+/// Between two looks whether a thread has ended.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Threads that run until they are told to stop.
 #[derive(Default)]
@@ -49,13 +53,55 @@ impl Workers {
         Some(StartError::Worker { worker, why })
     }
 
-    /// Tells all of them to stop, and waits.
-    pub(super) fn stop(self) {
+    /// Tells all of them to stop, and waits for them, but not for ever: the process ends with those that do not.
+    pub(super) fn stop(self, patience: Duration) {
         self.stop.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + patience;
         for (worker, thread) in self.threads {
-            if !matches!(thread.join(), Ok(Ok(()))) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(LOOK);
+            }
+            if !thread.is_finished() {
+                tracing::error!(worker, ?patience, "does not end: left behind");
+            } else if !matches!(thread.join(), Ok(Ok(()))) {
                 tracing::warn!(worker, "did not end well");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_hangs_does_not_hold_up_the_end() {
+        let mut workers = Workers::default();
+        let (_never, forever) = std::sync::mpsc::channel::<()>();
+        workers
+            .start("hangs", move |_| {
+                let _ = forever.recv();
+                Ok(())
+            })
+            .expect("a thread");
+        let ended = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&ended);
+        workers
+            .start("ends", move |stop| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::thread::sleep(LOOK);
+                }
+                told.store(true, Ordering::Relaxed);
+                Ok(())
+            })
+            .expect("a thread");
+        let start = Instant::now();
+        workers.stop(Duration::from_millis(200));
+        assert!(start.elapsed() >= Duration::from_millis(200), "it was waited for");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !ended.load(Ordering::Relaxed) && Instant::now() < deadline {
+            std::thread::sleep(LOOK);
+        }
+        assert!(ended.load(Ordering::Relaxed), "all are told before any is waited for");
     }
 }

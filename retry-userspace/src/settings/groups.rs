@@ -298,7 +298,7 @@ pub struct Proxy {
     pub max_endpoints: u32,
     /// `proxy-dedup-window`: how long one recovery stands for all instances. Default 60 s.
     pub dedup_window: Duration,
-    /// `proxy-workers`: recoveries at a time. Default 4.
+    /// `proxy-workers`: each keeps up to 256 recoveries under way. Default 4.
     pub workers: usize,
     /// `proxy-queue`: recoveries that wait. Default 1024. More are dropped and counted.
     pub queue: usize,

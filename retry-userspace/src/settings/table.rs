@@ -445,7 +445,12 @@ const PROXY: &[Flag] = &[
         "How long one recovery of a frame stands for all instances, 1ms to 1h.",
         "No effect without -proxy-enabled.",
     ),
-    value("proxy-workers", "4", "Recoveries at a time, 1 to 1024.", "No effect without -proxy-enabled."),
+    value(
+        "proxy-workers",
+        "4",
+        "Recovery workers, 1 to 1024.",
+        "Each keeps up to 256 recoveries under way. No effect without -proxy-enabled.",
+    ),
     value(
         "proxy-queue",
         "1024",

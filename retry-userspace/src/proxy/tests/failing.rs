@@ -112,17 +112,21 @@ async fn what_is_not_the_frame_is_not_taken() {
 async fn a_cancellation_ends_it_at_once() {
     let ([upstream], addresses) = upstreams().await;
     let mut rig = Rig::start(Proxy { workers: 1, ..settings(&addresses) });
-    rig.ask(1);
-    rig.ask(2);
-    upstream.nack().await;
+    let at_a_time = u64::try_from(jobs::AT_A_TIME).expect("few");
+    for seq_num in 1..=at_a_time {
+        rig.ask(seq_num);
+        upstream.nack().await;
+    }
+    let waits = at_a_time + 1;
+    rig.ask(waits);
     rig.cancel.cancel();
-    until("the claim is given back", || *rig.claims.released.lock().expect("no panic") == [job(1).key]).await;
+    until("the claims are given back", || rig.claims.released.lock().expect("no panic").len() == jobs::AT_A_TIME).await;
     let is_under_way = |seq_num| rig.recovery.shared.flight().is_under_way(&job(seq_num).key);
-    until("no job is left", || !is_under_way(1) && !is_under_way(2)).await;
+    until("no job is left", || !is_under_way(1) && !is_under_way(waits)).await;
     let failed = Counter::ALL.iter().filter(|counter| counter.series().name == "bre_proxy_failed_total");
     assert_eq!(failed.map(|counter| rig.count(*counter)).sum::<u64>(), 0);
     assert!(rig.frames.try_recv().is_err());
     // What comes now is for nobody, and no panic.
-    rig.ask(3);
+    rig.ask(waits + 1);
     assert!(upstream.is_quiet());
 }

@@ -14,7 +14,7 @@ use retry_common::wire::answer::{AckFlags, Answer};
 use retry_common::wire::frame::{Head, Version};
 use retry_common::wire::nack::Nack;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::timeout;
 
 use super::*;

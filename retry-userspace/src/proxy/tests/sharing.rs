@@ -23,23 +23,28 @@ async fn a_frame_is_recovered_once_at_a_time() {
 async fn more_than_the_queue_holds_is_dropped_and_counted() {
     let ([upstream], addresses) = upstreams().await;
     let mut rig = Rig::start(Proxy { workers: 1, queue: 2, ..settings(&addresses) });
-    rig.ask(1);
-    let got = upstream.nack().await;
-    for seq_num in 2..=9 {
+    let at_a_time = u64::try_from(jobs::AT_A_TIME).expect("few");
+    let mut under_way = Vec::new();
+    for seq_num in 1..=at_a_time {
         rig.ask(seq_num);
+        under_way.push(upstream.nack().await);
+    }
+    for seq_num in 1..=8 {
+        rig.ask(at_a_time + seq_num);
     }
     rig.counts(Counter::ProxyQueueDropped, 6).await;
-    upstream.send_frame(&got).await;
-    for seq_num in 1..=3 {
+    assert!(upstream.is_quiet(), "those that wait are not asked for");
+    for (seq_num, got) in (1..=2).zip(&under_way) {
+        upstream.send_frame(got).await;
         assert_eq!(rig.recovered().await, seq_num);
-        if seq_num < 3 {
-            upstream.send_frame(&upstream.nack().await).await;
-        }
+        assert_eq!(upstream.nack().await.seq_num(), at_a_time + seq_num, "the one that waited");
     }
+    upstream.send_frame(&under_way[2]).await;
+    assert_eq!(rig.recovered().await, 3);
     // One that was dropped may come again.
-    rig.ask(9);
+    rig.ask(at_a_time + 8);
     upstream.send_frame(&upstream.nack().await).await;
-    assert_eq!(rig.recovered().await, 9);
+    assert_eq!(rig.recovered().await, at_a_time + 8);
 }
 
 #[tokio::test]
@@ -117,4 +122,48 @@ async fn hundreds_at_a_time_by_one_socket() {
     assert_eq!(recovered, (1..=MANY).filter(|seq_num| seq_num % 3 != 0).collect());
     rig.counts(Counter::ProxyFailedMiss, MANY / 3).await;
     assert_eq!(rig.count(Counter::ProxyRecovered), MANY - MANY / 3);
+}
+
+#[tokio::test]
+async fn who_asks_for_what_nobody_has_keeps_nobody_waiting() {
+    const HONEST: u64 = 20;
+    let ([silent, good], addresses) = upstreams().await;
+    let patient = Duration::from_millis(300);
+    let mut rig = Rig::start(Proxy { timeout: patient, ..settings(&addresses) });
+    // The first upstream says nothing, the second has a few frames and says MISS of the rest.
+    let good = tokio::spawn(async move {
+        loop {
+            let got = good.nack().await;
+            if got.seq_num() <= HONEST { good.send_frame(&got).await } else { good.miss(&got).await }
+        }
+    });
+    // A thousand per second from many askers, for longer than a job takes.
+    let pause = Duration::from_millis(10);
+    let mut flood = 1_000_000;
+    let mut honest = 0;
+    for round in 0..400_u64 {
+        for _ in 0..10 {
+            flood += 1;
+            rig.recovery.submit(Job {
+                asker: SocketAddrV6::new(std::net::Ipv6Addr::from_bits(u128::from(flood)), 9, 0, 0),
+                ..job(flood)
+            });
+        }
+        if round % 20 == 19 {
+            honest += 1;
+            rig.ask(honest);
+        }
+        tokio::time::sleep(pause).await;
+    }
+    assert_eq!(honest, HONEST);
+    let mut recovered = HashSet::new();
+    while let Ok(Some(one)) = timeout(Duration::from_secs(2), rig.frames.recv()).await {
+        recovered.insert(one.job.key.seq_num());
+    }
+    assert!(recovered.len() >= 19, "{recovered:?}, {:?}", rig.counters.snapshot());
+    let asked = rig.count(Counter::ProxyRequests);
+    // One NACK upstream for each that came, and a few to find out whether the silent one is back.
+    assert!(asked <= (4_000 + HONEST) * 3 / 2, "{asked} NACKs upstream");
+    good.abort();
+    drop(silent);
 }
