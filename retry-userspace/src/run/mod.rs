@@ -7,6 +7,8 @@ mod management;
 mod neighbours;
 mod reach;
 mod state;
+#[cfg(test)]
+mod tests;
 mod translate;
 mod workers;
 
@@ -70,6 +72,16 @@ pub async fn run(
     log_level: LogLevel,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
+    run_seen(settings, log_level, shutdown, |_| {}).await
+}
+
+/// As [`run`]; `see` is shown what fills the log, for tests that hold its lock.
+async fn run_seen(
+    settings: &Settings,
+    log_level: LogLevel,
+    shutdown: impl Future<Output = ()>,
+    see: impl FnOnce(&Arc<Fill>),
+) -> Result<(), StartError> {
     // Before anything else: a hang-up that nobody watches for ends a process.
     let hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).map_err(StartError::Thread)?;
     let fabric = Fabric::find(
@@ -115,6 +127,7 @@ pub async fn run(
             Box::new(move |key, life_ms, bytes| store.write(key, Duration::from_millis(life_ms.into()), bytes))
         }),
     });
+    see(&fill);
     let workers = Workers::default();
     let state = Arc::new(State {
         counters: Arc::clone(&counters),
