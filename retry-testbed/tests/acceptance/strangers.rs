@@ -12,6 +12,7 @@ use retry_testbed::capture::{Capture, RawSender};
 use retry_testbed::daemon::Daemon;
 use retry_testbed::fabric::{Fabric, Host, INTERFACE, NACK_PORT, SECOND_MAC, group};
 use retry_testbed::frames::{Flow, Kind};
+use retry_testbed::http::Metrics;
 use retry_testbed::journal::Journal;
 use retry_testbed::packet::PacketBuilder;
 use retry_testbed::publish::Publisher;
@@ -104,6 +105,10 @@ fn strangers(xdp: &str, payload: usize) {
         client.add_address(stranger).expect("an address");
         let socket = client.ns.enter(|| UdpSocket::bind((stranger, 0))).expect("a socket");
         let unknown = honest(&socket, endpoint.nack_address(), &bytes);
+        let metrics = daemon.metrics().expect("a scrape");
+        assert!(metrics.count("bre_sends_held_total", &[]) > u64::from(RATE), "the strangers' answers waited");
+        assert!(metrics.count("bre_sends_dropped_total", &[("reason", "unresolved")]) > u64::from(RATE));
+        assert_eq!(metrics.count("bre_sends_dropped_total", &[("reason", "buffer_full")]), 0);
         let start = Instant::now();
         let status = daemon.end().expect("it ends");
         let took = start.elapsed();
@@ -145,7 +150,7 @@ const RECOVERIES: usize = 20;
 const MISSES: u32 = 1_000;
 
 /// An upstream that says nothing is asked first, one that has the frames second; `source` says who floods.
-fn recovers_among_strangers(xdp: &str, source: impl Fn(u32) -> Ipv6Addr + Send + Sync) {
+fn recovers_among_strangers(xdp: &str, source: impl Fn(u32) -> Ipv6Addr + Send + Sync) -> Metrics {
     let domains = Domains::new();
     for number in 0..ASKERS {
         domains.far.add_address(asker_address(number)).expect("an address");
@@ -190,6 +195,7 @@ fn recovers_among_strangers(xdp: &str, source: impl Fn(u32) -> Ipv6Addr + Send +
     // No amplifier: of what came by NACK no more goes upstream than one to each that answers, and a few to the other.
     let (asked, came) = (metrics.count("bre_proxy_requests_total", &[]), metrics.count("bre_nack_requests_total", &[]));
     assert!(asked <= came * 3 / 2 + 300, "{asked} NACKs upstream for {came}");
+    metrics
 }
 
 /// Addresses of one host that asks from many.
@@ -202,7 +208,8 @@ const fn asker_address(number: u32) -> Ipv6Addr {
 #[test]
 fn frames_are_recovered_among_strangers_that_exist() {
     if is_root("frames_are_recovered_among_strangers_that_exist") {
-        recovers_among_strangers("native", asker_address);
+        let metrics = recovers_among_strangers("native", asker_address);
+        assert_eq!(metrics.count("bre_proxy_failed_total", &[("reason", "asker")]), 0);
     }
 }
 
@@ -210,6 +217,7 @@ fn frames_are_recovered_among_strangers_that_exist() {
 fn frames_are_recovered_among_strangers_that_do_not() {
     if is_root("frames_are_recovered_among_strangers_that_do_not") {
         let nobody = |number: u32| Ipv6Addr::from_bits(nobody(number).to_bits() ^ (0xFD10_u128 ^ 0xFD11) << 112);
-        recovers_among_strangers("off", nobody);
+        let metrics = recovers_among_strangers("off", nobody);
+        assert!(metrics.count("bre_proxy_failed_total", &[("reason", "asker")]) > u64::from(MISSES));
     }
 }

@@ -161,9 +161,11 @@ impl AsFd for NackSocket {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::net::batch::Batch;
-    use crate::net::testing::SOON;
+    use crate::net::testing::{SOON, in_namespace};
 
     fn settings() -> Settings {
         Settings {
@@ -240,6 +242,32 @@ mod tests {
         let socket = NackSocket::open(&Settings { shared: true, ..settings() }).expect("loopback");
         let listener = sharing(Ipv6Addr::UNSPECIFIED, socket.local_addr().port()).expect("the port is shared");
         assert!(gets_its_nacks(&socket, &listener));
+    }
+
+    #[test]
+    fn a_full_send_buffer_is_told_at_once() {
+        in_namespace("a_full_send_buffer_is_told_at_once", |_| {
+            let socket = NackSocket::open(&Settings { address: address("fd01::1"), port: 9300, ..settings() })
+                .expect("this host's");
+            // The kernel keeps some 200 KiB for each neighbour that it has not resolved.
+            let send = |number: u16| {
+                let nobody = Ipv6Addr::new(0xfd01, 0, 0, 0, 0xdead, 0, 0, number);
+                socket.send_unicast(SocketAddrV6::new(nobody, 9, 0, 0), &[0; 60_000])
+            };
+            let is_full = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS));
+            let full =
+                (0..400).map_while(|number| send(number).err().is_none_or(|error| !is_full(&error)).then_some(number));
+            assert!(full.count() < 400, "the buffer was to be full");
+            let start = Instant::now();
+            let refused = (400..500).filter(|number| send(*number).is_err_and(|error| is_full(&error))).count();
+            assert!(refused > 50, "{refused}");
+            // Each would wait for the end of a neighbour's resolution, or for a timeout.
+            assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        });
+    }
+
+    fn address(text: &str) -> Ipv6Addr {
+        text.parse().expect("an address")
     }
 
     #[test]

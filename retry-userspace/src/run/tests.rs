@@ -74,7 +74,7 @@ fn a_log_that_is_locked_stops_neither_the_timers_nor_http_nor_the_end() {
         let lock = fill.writer.lock().expect("no panic");
         // As many as the runtime has threads, and more: each waits for the log.
         for _ in 0..4 {
-            let delete = "DELETE /api/v1/frames/00000000000000010000000000000001";
+            let delete = "DELETE /v1/frames/0000000000000001/1";
             std::thread::spawn(move || ask(API, delete));
         }
         // The lease is renewed by the same task as the beacon is sent.
