@@ -176,12 +176,16 @@ impl<T> Gate<T> {
             }
             if routes_changed && routes_read.elapsed() >= ROUTES_PAUSE {
                 let (routes, plain) = kernel.routes()?;
-                self.change(|table| table.set_routes(&routes, plain));
+                let mut fresh = Table::default();
+                fresh.set_routes(&routes, plain);
+                self.change(|table| table.swap_routes(&mut fresh));
                 (routes_changed, routes_read) = (false, Instant::now());
             }
             if lost || neighbours_read.elapsed() >= NEIGHBOURS_PAUSE {
                 let all = kernel.neighbours()?;
-                self.change(|table| table.set_neighbours(all.iter().copied()));
+                let mut fresh = Table::default();
+                fresh.set_neighbours(all.iter().copied());
+                self.change(|table| table.swap_neighbours(&mut fresh));
                 all.iter().for_each(|hop| self.let_go(hop, release));
                 (lost, neighbours_read) = (false, Instant::now());
             }

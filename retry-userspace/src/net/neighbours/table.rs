@@ -110,6 +110,17 @@ impl Table {
         self.resolved = all.into_iter().take(MOST_NEIGHBOURS).collect();
     }
 
+    /// Takes the routes of a table that was made aside, and gives it the old ones: nothing is built while others wait.
+    pub(super) fn swap_routes(&mut self, fresh: &mut Self) {
+        std::mem::swap(&mut self.routes, &mut fresh.routes);
+        std::mem::swap(&mut self.plain, &mut fresh.plain);
+    }
+
+    /// As [`Table::swap_routes`], for the neighbours.
+    pub(super) fn swap_neighbours(&mut self, fresh: &mut Self) {
+        std::mem::swap(&mut self.resolved, &mut fresh.resolved);
+    }
+
     /// What the kernel says of a neighbour.
     pub(super) fn set_neighbour(&mut self, hop: Hop, is_resolved: bool) {
         if !is_resolved {
