@@ -3,8 +3,10 @@
 //! Longer than most files: writer and reader are only right together, so they are tested over one set of pages.
 
 use std::collections::HashMap;
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -13,12 +15,14 @@ use retry_common::abi::{
 };
 use retry_common::counter::{Counter, Counters};
 use retry_common::decide::Multicast;
+use retry_common::framelog::HOLE_PATIENCE_NS;
 use retry_common::holddown::HoldDown;
 use retry_common::index;
 use retry_common::key::FrameKey;
 use retry_common::place;
 use retry_common::wire::frame::Class;
 
+use super::reader::bucket_offset;
 use super::{Log, NewFrame, Pages, Put, Removed, Sizes, Writer, open};
 
 const SECOND: u64 = 1_000_000_000;
@@ -483,4 +487,89 @@ fn a_reader_never_sees_a_torn_frame() {
     stop.store(true, Ordering::Relaxed);
     let (whole, none) = reader.join().expect("no torn frame");
     assert!(whole > 1_000 && none > 1_000, "{whole} whole, {none} none");
+}
+
+/// A frame of the kernel's that it goes on writing for ever: reserved, begun and entered.
+fn never_committed(pages: &Pages, key: &FrameKey) {
+    let lane: Lane = pages.lanes.read(0);
+    pages.lanes.word(offset_of!(Lane, head)).store(place::after(lane.head, 1, lane.slots), Ordering::SeqCst);
+    let slot = lane.first_slot + place::slot(lane.head);
+    pages.ring.word(slot as usize * SLOT_LEN).store(place::version(lane.head) | 1, Ordering::SeqCst);
+    let hash = index::hash(key, SEED);
+    pages.index.word(bucket_offset(pages, hash) + 7 * 8).store(index::entry(hash, slot), Ordering::SeqCst);
+}
+
+#[test]
+fn a_kernel_writer_in_the_way_ends_the_wait() {
+    let (pages, mut writer, log) = over(Sizes::new(1, 1), 0);
+    let (busy, other) = (FrameKey::new(1, 1), FrameKey::new(1, 2));
+    never_committed(&pages, &busy);
+    let start = Instant::now();
+    assert_eq!(put(&mut writer, &frame(busy, Class::Tx, b"busy"), START), Put::Busy);
+    assert_eq!(writer.remove(&busy, START, |_| {}), Removed::Busy);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(put(&mut writer, &frame(other, Class::Tx, b"other"), START), Put::Stored);
+    assert_eq!((read(&log, &busy, START), read(&log, &other, START)), (None, Some(b"other".to_vec())));
+}
+
+#[test]
+fn a_position_that_no_writer_commits_is_given_up() {
+    let (pages, mut writer, log) = over(Sizes::new(1, 1), 0);
+    let (lost, behind) = (FrameKey::new(1, 1), FrameKey::new(1, 2));
+    never_committed(&pages, &lost);
+    assert_eq!(put(&mut writer, &frame(behind, Class::Tx, b"behind"), START), Put::Stored);
+    let later = START + HOLE_PATIENCE_NS;
+    assert!(!writer.follow(later - 1, usize::MAX, |_| {}));
+    assert_eq!(evictions(&mut writer), []);
+    assert!(writer.follow(later, usize::MAX, |followed| panic!("{followed:?} was never whole")));
+    assert_eq!(evictions(&mut writer), [Counter::LogHoles]);
+    // Its key is free again; the entry that its writer had made leads nowhere.
+    assert_eq!(put(&mut writer, &frame(lost, Class::Tx, b"again"), later), Put::Stored);
+    assert_eq!(evictions(&mut writer), [Counter::LogStaleEntries]);
+    assert_eq!(
+        (read(&log, &lost, later), read(&log, &behind, later)),
+        (Some(b"again".to_vec()), Some(b"behind".to_vec()))
+    );
+    assert_eq!(writer.live(), 2);
+    walk(&pages, 0);
+}
+
+/// An entry is believed only if its record is what it says.
+#[test]
+fn an_entry_that_leads_elsewhere_is_removed() {
+    let (pages, mut writer, log) = over(Sizes::new(1, 1), 0);
+    let (there, asked) = (FrameKey::new(1, 1), FrameKey::new(1, 2));
+    let length = 4 * SLOT_LEN;
+    assert_eq!(put(&mut writer, &frame(there, Class::Tx, &vec![2; length]), START), Put::Stored);
+    let hash = index::hash(&asked, SEED);
+    let start = bucket_offset(&pages, hash);
+    // Another key's record; payload, whose words are even and not 0; never written; beyond the lane.
+    for (place, slot) in [0, 2, 100, u32::MAX >> 8].into_iter().enumerate() {
+        if (slot as usize) < pages.sizes.segments() as usize * SEGMENT_SLOTS as usize {
+            pages.index.word(start + place * 8).store(index::entry(hash, slot), Ordering::SeqCst);
+        }
+    }
+    assert_eq!(read(&log, &asked, START), None);
+    assert_eq!(put(&mut writer, &frame(asked, Class::Tx, b"asked"), START), Put::Stored);
+    assert_eq!(evictions(&mut writer), [Counter::LogStaleEntries; 3]);
+    assert_eq!(
+        (read(&log, &asked, START), read(&log, &there, START)),
+        (Some(b"asked".to_vec()), Some(vec![2; length]))
+    );
+    assert_eq!(writer.live(), 2);
+}
+
+#[test]
+fn a_broken_chain_is_taken_up_again() {
+    let (pages, mut writer, log) = over(Sizes::new(1, 1), 0);
+    for seq_num in 1..=3 {
+        put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[1; 200]), START + seq_num);
+    }
+    // The first record's version, as damaged memory would have it.
+    pages.ring.word(0).store(0x1234, Ordering::SeqCst);
+    writer.expire(START + 61 * SECOND, 1);
+    assert_eq!(evictions(&mut writer), [Counter::LogStaleEntries, Counter::LogBrokenChains]);
+    assert_eq!((oldest(&pages, 0), writer.live()), (Some(FrameKey::new(1, 2)), 2));
+    assert_eq!(read(&log, &FrameKey::new(1, 2), START), Some(vec![1; 200]));
+    walk(&pages, 0);
 }
