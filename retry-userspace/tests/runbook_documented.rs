@@ -47,7 +47,8 @@ fn matchers(text: &str) -> Vec<Matcher> {
     while let Some((label, value)) = rest.split_once('"') {
         let (value, after) = value.split_once('"').expect("a value ends with a quote");
         let label = label.trim_matches([',', ' ']).trim_end_matches(['=', '!', '~']);
-        all.push(Matcher { label: label.to_owned(), value: value.to_owned() });
+        // In a table a bar is written `\|`.
+        all.push(Matcher { label: label.to_owned(), value: value.replace("\\|", "|") });
         rest = after;
     }
     all
