@@ -69,7 +69,7 @@ pub struct RecordHeader {
 
 /// Bits of [`RecordHeader::flags`].
 pub mod record_flag {
-    /// Too long for XDP or for an egress interface: the daemon sends it.
+    /// Too long for XDP: the daemon sends it. Whether it fits the interfaces' MTUs is asked when it is sent.
     pub const DAEMON_ONLY: u8 = 0x01;
     /// No frame: what is left of a segment that the next record did not fit in.
     pub const FILLER: u8 = 0x02;
@@ -125,9 +125,11 @@ pub struct Limits {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Settings {
-    /// Not 0 once the daemon has filled the settings in; at 0 nothing is answered. They do not change while programs run.
+    /// Not 0 once the daemon has filled the settings in; at 0 nothing is answered. While programs run, the daemon changes
+    /// only the words that say so, each by one aligned store.
     pub generation: u64,
-    /// The kernel answers until then, nanoseconds of the monotonic clock. The daemon renews it.
+    /// The kernel answers until then, nanoseconds of the monotonic clock. The daemon renews it, or makes it 0. Changes while
+    /// programs run.
     pub lease_until_ns: u64,
     /// Seed of [`crate::index::hash`].
     pub hash_seed: u64,
@@ -139,13 +141,14 @@ pub struct Settings {
     pub layout: u32,
     /// [`setting_flag`] bits.
     pub flags: u32,
-    /// Interface on which the kernel answers.
+    /// Interface on which the kernel answers. Changes while programs run.
     pub nack_ifindex: u32,
     /// Number of index buckets less one.
     pub bucket_mask: u32,
     /// Number of hold-down words less one.
     pub hold_down_mask: u32,
-    /// Longest frame that the kernel sends, bytes: the smallest MTU less headers, at most [`KERNEL_FRAME_MAX`].
+    /// Longest frame that the kernel sends, bytes: the smallest MTU less headers, at most [`KERNEL_FRAME_MAX`]. Changes while
+    /// programs run: a packet in between meets the old length or the new one.
     pub max_frame: u32,
     /// NACK address.
     pub nack_addr: [u8; 16],
@@ -155,7 +158,7 @@ pub struct Settings {
     pub egress_port: [u8; 2],
     /// Life of each class in milliseconds, in the order of [`crate::wire::frame::Class`].
     pub life_ms: [u32; 5],
-    /// Interface whose frames the kernel stores.
+    /// Interface whose frames the kernel stores. Changes while programs run.
     pub ingress_ifindex: u32,
     /// Number of buckets of each limit table less one.
     pub limit_mask: u32,
@@ -327,6 +330,32 @@ pub mod ticket_role {
     pub const ACK_LEADS: u8 = 0x08;
 }
 
+/// Packets of one bulk that the role program let through on a CPU, and that the device has not been told to have taken.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Bulk {
+    /// The device.
+    pub ifindex: u32,
+    /// How many.
+    pub packets: u32,
+}
+
+/// What a device took; key of its map is the interface's index.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Sent {
+    /// Packets that the driver took.
+    pub packets: u64,
+    /// Packets that it did not.
+    pub drops: u64,
+}
+
+/// EtherType of the frames by which the daemon finds out whether an interface takes packets (IEEE Std 802, local
+/// experimental EtherType 1): no host does anything with them.
+pub const PROBE_ETHERTYPE: [u8; 2] = [0x88, 0xb5];
+/// Where such a frame says which of our interfaces is meant.
+pub const PROBE_INDEX: usize = 14;
+
 /// What the role program remembers on each CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -393,6 +422,9 @@ const _: () = {
     assert!(size_of::<LimitBucket<ChainKey>>() == 192);
     assert!(size_of::<LimitBucket<GroupKey>>() == 192);
     assert!(offset_of!(LimitBucket<GroupKey>, keys) == 64);
+    assert!(size_of::<Bulk>() == 8);
+    assert!(size_of::<Sent>() == 16);
+    assert!(offset_of!(Sent, drops) == 8);
     assert!(size_of::<Ticket>() == 32);
     assert!(size_of::<Lane>() == 48);
     assert!(offset_of!(Lane, limit) == 8);

@@ -73,7 +73,7 @@ pub(crate) fn classify(ctx: &XdpContext) -> Result<Request, NotOurs> {
     if is_group(to) {
         return Err(NotOurs::Unknown);
     }
-    if u32::try_from(ctx.ingress_ifindex()) != Ok(settings.nack_ifindex) {
+    if u32::try_from(ctx.ingress_ifindex()) != Ok(log::nack_ifindex(settings)) {
         return Err(NotOurs::PassedOn(Counter::PassedInterface));
     }
     // A VLAN is another interface. VLAN 0 is this one to the stack, which answers without a tag.

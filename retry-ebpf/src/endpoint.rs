@@ -71,7 +71,7 @@ impl Endpoint for Kernel<'_> {
     #[inline(always)]
     fn can_send(&mut self, record: &Record, multicast: bool) -> bool {
         let settings = self.request.settings;
-        if !record.fits(settings.max_frame)
+        if !record.fits(log::max_frame(settings))
             || settings.flags & setting_flag::DAEMON_FRAMES != 0
             || (multicast && settings.flags & setting_flag::DAEMON_MULTICAST != 0)
         {

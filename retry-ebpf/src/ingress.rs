@@ -194,7 +194,7 @@ fn admit(ctx: &XdpContext, headers: &IpUdp, settings: &Settings) -> Option<u16> 
         || headers.destination_port != settings.ingress_port
         // Repairs, ours and others': the daemon tells them apart.
         || headers.source_port == settings.nack_port
-        || u32::try_from(ctx.ingress_ifindex()) != Ok(settings.ingress_ifindex)
+        || u32::try_from(ctx.ingress_ifindex()) != Ok(log::ingress_ifindex(settings))
     {
         return None;
     }
@@ -219,7 +219,7 @@ fn admit(ctx: &XdpContext, headers: &IpUdp, settings: &Settings) -> Option<u16> 
     let udp_length = u16::from_be_bytes(headers.udp_length);
     let length = udp_length.checked_sub(8)?;
     if headers.udp_length != headers.payload_length
-        || u32::from(length) > settings.max_frame
+        || u32::from(length) > log::max_frame(settings)
         || packet::length(ctx) < i32::from(udp_length) + 54
     {
         return None;

@@ -62,8 +62,9 @@ static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
 #[inline(always)]
 pub(crate) fn settings() -> Option<&'static Settings> {
     let settings = SETTINGS.get_ptr(0)?;
-    // SAFETY: array values live as long as the program. The daemon fills the value before it attaches and changes
-    // nothing but the lease afterwards, which is read by `lease_until_ns`.
+    // SAFETY: array values live as long as the program. The daemon fills the value before it attaches. Afterwards it
+    // changes whole words of the lease, the longest frame and the interfaces' indexes, which are read by the functions
+    // below, and nothing else.
     let settings = unsafe { &*settings };
     if settings.generation == 0 || settings.layout != LAYOUT { None } else { Some(settings) }
 }
@@ -73,6 +74,27 @@ pub(crate) fn settings() -> Option<&'static Settings> {
 pub(crate) fn lease_until_ns(settings: &Settings) -> u64 {
     // SAFETY: a field of a live value; volatile because the daemon renews it.
     unsafe { (&raw const settings.lease_until_ns).read_volatile() }
+}
+
+/// Longest frame that the kernel sends, bytes: it follows the interfaces' MTUs.
+#[inline(always)]
+pub(crate) fn max_frame(settings: &Settings) -> u32 {
+    // SAFETY: as above; the daemon changes the word when an MTU changes.
+    unsafe { (&raw const settings.max_frame).read_volatile() }
+}
+
+/// Interface on which the kernel answers: it follows the holder of the NACK address.
+#[inline(always)]
+pub(crate) fn nack_ifindex(settings: &Settings) -> u32 {
+    // SAFETY: as above; the daemon changes the word when the interface has come back under another index.
+    unsafe { (&raw const settings.nack_ifindex).read_volatile() }
+}
+
+/// Interface whose frames the kernel stores.
+#[inline(always)]
+pub(crate) fn ingress_ifindex(settings: &Settings) -> u32 {
+    // SAFETY: as above; the daemon changes the word when the interface has come back under another index.
+    unsafe { (&raw const settings.ingress_ifindex).read_volatile() }
 }
 
 /// A record that was valid when it was looked up.

@@ -24,10 +24,11 @@ mod reply;
 mod rewrite;
 mod role;
 mod sample;
+mod sent;
 
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::macros::xdp;
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::macros::{raw_tracepoint, xdp};
+use aya_ebpf::programs::{RawTracePointContext, XdpContext};
 
 use crate::classify::{NotOurs, classify};
 use crate::reply::Way;
@@ -72,12 +73,29 @@ fn retry_fill(ctx: XdpContext) -> u32 {
 #[xdp(map = "devmap")]
 fn retry_role(ctx: XdpContext) -> u32 {
     match role::play(&ctx) {
-        Ok(()) => xdp_action::XDP_PASS,
+        Ok(()) => {
+            // SAFETY: the kernel fills the field for programs of devmap entries.
+            sent::note(unsafe { (*ctx.ctx).egress_ifindex });
+            xdp_action::XDP_PASS
+        }
         Err(counter) => {
             count::one(counter);
             xdp_action::XDP_DROP
         }
     }
+}
+
+/// Attached to the tracepoint `xdp_devmap_xmit`: counts what devices took of what the role program let through.
+#[raw_tracepoint(tracepoint = "xdp_devmap_xmit")]
+fn retry_sent(ctx: RawTracePointContext) -> i32 {
+    sent::told(&ctx);
+    0
+}
+
+/// Run by the daemon over a frame of its own: sends it by the interface that it names.
+#[xdp]
+fn retry_probe(ctx: XdpContext) -> u32 {
+    if sent::probe(&ctx).is_some() { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_DROP }
 }
 
 #[cfg(target_arch = "bpf")]

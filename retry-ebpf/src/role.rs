@@ -12,9 +12,9 @@ use retry_common::counter::Counter;
 use retry_common::group;
 use retry_common::wire::answer::{AckFlags, Answer};
 
-use crate::log;
 use crate::packet::{self, IP_UDP_LEN, IpUdp};
 use crate::rewrite::{Ends, packet_len, swap_macs, write_answer, write_frame};
+use crate::{log, sent};
 
 /// Addresses of multicast repairs by egress interface.
 #[btf_map]
@@ -31,7 +31,10 @@ const START_SEQ: usize = IP_UDP_LEN + 16;
 #[inline(always)]
 pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
     let settings = log::settings().ok_or(Counter::RetransmitErrors)?;
-    let headers: IpUdp = packet::read(ctx, packet::IP).ok_or(Counter::RetransmitErrors)?;
+    let Some(headers): Option<IpUdp> = packet::read(ctx, packet::IP) else {
+        // Shorter than any answer.
+        return if sent::is_probe(ctx) { Ok(()) } else { Err(Counter::RetransmitErrors) };
+    };
     if headers.destination_port != settings.nack_port || headers.destination != settings.nack_addr {
         // An answer made in place, which left in one bulk with clones: only these still go to us.
         return Ok(());
@@ -39,7 +42,7 @@ pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
     let ticket: Ticket = packet::read(ctx, packet::IP + TICKET).ok_or(Counter::RetransmitErrors)?;
     // SAFETY: the kernel fills the field for programs of devmap entries.
     let egress_ifindex = unsafe { (*ctx.ctx).egress_ifindex };
-    let role = if egress_ifindex == settings.nack_ifindex { turn(&ticket) } else { ticket_role::MULTICAST_HERE };
+    let role = if egress_ifindex == log::nack_ifindex(settings) { turn(&ticket) } else { ticket_role::MULTICAST_HERE };
     if role == ticket_role::ACK {
         let seq_num: [u8; 8] = packet::read(ctx, packet::IP + START_SEQ).ok_or(Counter::RetransmitErrors)?;
         let answer = Answer::Ack { flags: AckFlags::from_bits(ticket.ack_flags), seq_num: u64::from_be_bytes(seq_num) };
@@ -59,7 +62,7 @@ pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
     if role != ticket_role::MULTICAST_HERE {
         return Err(Counter::RetransmitErrors);
     }
-    // SAFETY: the map is filled before the program is attached and entries are never removed.
+    // SAFETY: the map is filled before the program is attached; an entry goes after its interface, and with it every packet.
     let egress = unsafe { EGRESS.get(egress_ifindex) }.ok_or(Counter::RetransmitErrors)?;
     if !packet::resize(ctx, packet_len(record.length)) {
         return Err(Counter::RetransmitErrors);

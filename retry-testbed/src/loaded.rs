@@ -355,6 +355,26 @@ impl Loaded {
         Ok(self.datapath.counters()?)
     }
 
+    /// Packets that the interface took, and packets that it did not.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn delivered(&self) -> Result<(u64, u64)> {
+        let all = self.datapath.delivered();
+        let (_, sent) = all.first().context("the kernel does not tell what became of packets")?;
+        Ok((sent.packets, sent.drops))
+    }
+
+    /// Sends the daemon's probe by the interface.
+    ///
+    /// # Errors
+    /// As [`testrun::run`].
+    pub fn probe(&self) -> Result<()> {
+        let attachments = self.datapath.attachments();
+        let attachments = attachments.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(attachments.probe(0, self.interface, [2, 0, 0, 0, 0, 0xE])?)
+    }
+
     /// What the program handed over since the last call.
     pub fn take_events(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.events.take()).collect()

@@ -1,24 +1,90 @@
 //! Attaching the program to interfaces, and what to do when one refuses it.
 
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use aya::Ebpf;
 use aya::programs::links::FdLink;
-use aya::programs::{ProgramError, XdpMode};
+use aya::programs::{ProgramError, Xdp, XdpMode};
+use aya_obj::programs::XdpAttachType;
 
 use super::pins::Pins;
+use super::sent::Prober;
 use super::{DatapathError, Mode, Request, chain, program};
 
-pub(super) fn attach(ebpf: &mut Ebpf, request: &Request<'_>, pins: &Pins) -> Result<Vec<FdLink>, DatapathError> {
-    let (mode, mode_name) = match request.mode {
-        Mode::Native => (XdpMode::Driver, "native"),
-        Mode::Skb => (XdpMode::Skb, "skb"),
-    };
-    let program = program(ebpf, "retry_nack")?;
-    program.pin(pins.path("retry_nack")).map_err(|error| pins.error("retry_nack", &error))?;
-    let mut links = Vec::new();
-    for (name, ifindex) in request.interfaces {
-        let refused = |why: String| DatapathError::Attach { interface: name.clone(), mode: mode_name, why };
-        let id = program.attach_to_if_index(*ifindex, mode).map_err(|error| refused(explain(&error)))?;
-        let link = program.take_link(id).map_err(|error| refused(chain(&error)))?;
+/// The program, and the interfaces that it is attached to. Dropping it detaches it, once the pins are gone.
+pub struct Attachments {
+    program: Xdp,
+    program_id: u32,
+    mode: Mode,
+    /// None once the daemon ends.
+    pins: Option<Arc<Pins>>,
+    links: Vec<Attached>,
+    prober: Prober,
+}
+
+struct Attached {
+    path: PathBuf,
+    _link: FdLink,
+}
+
+impl Attachments {
+    /// Attached to each of the request's interfaces.
+    pub(super) fn open(ebpf: &mut Ebpf, request: &Request<'_>, pins: &Arc<Pins>) -> Result<Self, DatapathError> {
+        let refused = |error: ProgramError| DatapathError::Load(chain(&error));
+        let loaded = program(ebpf, "retry_nack")?;
+        let path = pins.path("retry_nack");
+        loaded.pin(&path).map_err(|error| pins.error("retry_nack", &error))?;
+        // A handle of its own: attaching waits for other users of the network stack, which nothing else has to.
+        let program = Xdp::from_pin(&path, XdpAttachType::Interface).map_err(refused)?;
+        let program_id = program.info().map_err(refused)?.id();
+        let mut attachments = Self {
+            program,
+            program_id,
+            mode: request.mode,
+            pins: Some(Arc::clone(pins)),
+            links: Vec::new(),
+            prober: Prober::open(ebpf, pins)?,
+        };
+        for (name, ifindex) in request.interfaces {
+            attachments.attach(name, *ifindex)?;
+        }
+        Ok(attachments)
+    }
+
+    /// Id of the program, as the kernel tells it of an interface.
+    #[must_use]
+    pub const fn program_id(&self) -> u32 {
+        self.program_id
+    }
+
+    /// How it is attached.
+    #[must_use]
+    pub const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Attaches the program to an interface, in place of the link that the interface of this name had.
+    ///
+    /// # Errors
+    /// [`DatapathError::Attach`] says what to do.
+    pub fn attach(&mut self, name: &str, ifindex: u32) -> Result<(), DatapathError> {
+        let (mode, mode_name) = match self.mode {
+            Mode::Native => (XdpMode::Driver, "native"),
+            Mode::Skb => (XdpMode::Skb, "skb"),
+        };
+        let refused = |why: String| DatapathError::Attach { interface: name.to_owned(), mode: mode_name, why };
+        let Some(pins) = &self.pins else {
+            return Err(refused("the daemon ends".to_owned()));
+        };
+        let (pins, pin) = (Arc::clone(pins), Pins::link_name(name));
+        let path = pins.path(&pin);
+        // One that lost its interface, or was detached, holds on to nothing.
+        self.forget(&path).map_err(|error| pins.error(&pin, &error))?;
+        let id = self.program.attach_to_if_index(ifindex, mode).map_err(|error| refused(explain(&error)))?;
+        let link = self.program.take_link(id).map_err(|error| refused(chain(&error)))?;
         // Without a link there is nothing to pin, and nothing that ends with the daemon.
         let link = FdLink::try_from(link).map_err(|_| {
             refused(
@@ -26,11 +92,43 @@ pub(super) fn attach(ebpf: &mut Ebpf, request: &Request<'_>, pins: &Pins) -> Res
                     .to_owned(),
             )
         })?;
-        let pin = Pins::link_name(name);
-        let pinned = link.pin(pins.path(&pin)).map_err(|error| pins.error(&pin, &error))?;
-        links.push(FdLink::from(pinned));
+        let pinned = link.pin(&path).map_err(|error| pins.error(&pin, &error))?;
+        self.links.push(Attached { path, _link: FdLink::from(pinned) });
+        Ok(())
     }
-    Ok(links)
+
+    /// Sends a frame that no host does anything with by an interface, at `place` among all of the last
+    /// [`super::Datapath::adapt`]; [`super::Datapath::delivered`] says whether it was taken. It takes some 30 ms.
+    ///
+    /// # Errors
+    /// The kernel has no such test runs (before Linux 5.18).
+    pub fn probe(&self, place: usize, ifindex: u32, mac: [u8; 6]) -> Result<(), DatapathError> {
+        self.prober.send(u8::try_from(place).unwrap_or(u8::MAX), ifindex, mac)
+    }
+
+    /// Detaches the program from every interface.
+    pub fn detach_all(&mut self) {
+        for path in self.links.iter().map(|link| link.path.clone()).collect::<Vec<_>>() {
+            if let Err(error) = self.forget(&path) {
+                tracing::warn!(path = %path.display(), %error, "could not remove a pin");
+            }
+        }
+    }
+
+    /// Attaches nothing any more; whoever removes the pins detaches.
+    pub(super) fn end(&mut self) {
+        self.links.clear();
+        self.pins = None;
+    }
+
+    /// Gives up the link that is pinned there, if there is one.
+    fn forget(&mut self, path: &std::path::Path) -> io::Result<()> {
+        self.links.retain(|link| link.path != path);
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What the system said about an attach, and what to do.

@@ -7,30 +7,32 @@ mod fill;
 mod own;
 pub mod pinned;
 mod pins;
+mod sent;
 
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use aya::maps::{DevMap, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{DevMap, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::Xdp;
-use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader};
 use retry_common::abi;
 use retry_common::counter::Counters;
 
 use crate::framelog::{Memory, Pages, Sizes};
 use crate::limits::{GroupTable, LimitTable};
-use attach::attach;
+pub use attach::Attachments;
 pub use error::DatapathError;
 pub use events::Events;
 pub use fill::{KernelFill, KernelSources};
 use own::OwnAddresses;
 use pins::Pins;
+pub use sent::Delivered;
+use sent::SentTable;
 
 /// The object for the kernel, built by `cargo xtask build-ebpf`; empty when the daemon was built without it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("RETRY_EBPF_EMBED"));
@@ -50,6 +52,8 @@ mod map {
     pub(super) const OWN: &str = "OWN";
     pub(super) const OWN_FILTER: &str = "OWN_FILTER";
     pub(super) const FILL: &str = "FILL";
+    pub(super) const SENT: &str = "SENT";
+    pub(super) const PROBE: &str = "PROBE";
     pub(super) const GROUP_LIMIT: &str = "GROUP_LIMIT";
     pub(super) const LIMITS: [&str; 4] = ["ADDRESS_LIMIT", "SEQUENCE_LIMIT", "CHAIN_LIMIT", GROUP_LIMIT];
     /// Answers in place, by the NACK's interface. With the role program as all others: a device sends what comes in one poll
@@ -81,6 +85,23 @@ pub struct EgressInterface {
     pub ifindex: u32,
     /// Source MAC and address of repairs.
     pub egress: abi::Egress,
+}
+
+/// What the kernel side goes by of the interfaces, which come and go and change.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Interfaces {
+    /// All of them, each once: name and index. At most 32.
+    pub all: Vec<(String, u32)>,
+    /// Index of the interface that holds the NACK address.
+    pub nack: u32,
+    /// Its MAC.
+    pub nack_mac: Option<[u8; 6]>,
+    /// Index of the interface that frames come in by.
+    pub ingress: u32,
+    /// Interfaces that multicast repairs leave by, as many as at the start.
+    pub egress: Vec<EgressInterface>,
+    /// Longest frame that leaves in one packet by each of them, bytes.
+    pub max_frame: u32,
 }
 
 /// What the kernel side is asked to be.
@@ -120,10 +141,12 @@ pub struct Datapath {
     sources: Option<KernelSources>,
     own: OwnAddresses,
     fill: Option<KernelFill>,
-    _links: Vec<FdLink>,
-    _egress: HashMap<MapData, u32, EgressValue>,
+    attachments: Arc<Mutex<Attachments>>,
+    egress: HashMap<MapData, u32, EgressValue>,
+    sent: SentTable,
+    is_suspended: bool,
     ebpf: Ebpf,
-    _pins: Pins,
+    _pins: Arc<Pins>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +167,7 @@ impl Datapath {
         if OBJECT.is_empty() {
             return Err(DatapathError::NoObject);
         }
-        let pins = Pins::take(request.bpffs, request.fabric)?;
+        let pins = Arc::new(Pins::take(request.bpffs, request.fabric)?);
         let mut ebpf = load(request)?;
         let pages = Arc::new(Pages {
             ring: mapped(&ebpf, map::RING, request.sizes.ring_len())?,
@@ -155,13 +178,19 @@ impl Datapath {
         });
         let settings = mapped(&ebpf, map::SETTINGS, size_of::<abi::Settings>())?;
         settings.write(0, request.settings);
-        fill_devmaps(&mut ebpf, request)?;
+        let interfaces = request.interfaces_now();
+        fill_devmaps(&mut ebpf, &interfaces)?;
+        sent::fill_probes(&mut ebpf, &interfaces.all)?;
         for (name, map) in ebpf.maps() {
             if !name.starts_with('.') {
                 map.pin(pins.path(name)).map_err(|error| pins.error(name, &error))?;
             }
         }
-        let egress = fill_egress(&mut ebpf, request)?;
+        let mut egress =
+            HashMap::try_from(taken(&mut ebpf, map::EGRESS)?).map_err(|_| DatapathError::Map(map::EGRESS))?;
+        fill_egress(&mut egress, &interfaces)?;
+        let mut sent = SentTable::open(&mut ebpf)?;
+        sent.adapt(&interfaces.all)?;
         let counters =
             PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?).map_err(|_| DatapathError::Map(map::COUNTERS))?;
         let events = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?).map_err(|_| DatapathError::Map(map::EVENTS))?;
@@ -172,7 +201,7 @@ impl Datapath {
         let mut own = OwnAddresses::new(&mut ebpf, request.settings.hash_seed)?;
         own.set(request.own)?;
         let fill = request.fill.map(|groups| fill::prepare(&mut ebpf, groups)).transpose()?;
-        let links = attach(&mut ebpf, request, &pins)?;
+        let attachments = Attachments::open(&mut ebpf, request, &pins)?;
         Ok(Self {
             pages,
             settings,
@@ -183,8 +212,10 @@ impl Datapath {
             sources: Some(KernelSources(sources)),
             own,
             fill,
-            _links: links,
-            _egress: egress,
+            attachments: Arc::new(Mutex::new(attachments)),
+            egress,
+            sent,
+            is_suspended: false,
             ebpf,
             _pins: pins,
         })
@@ -195,8 +226,51 @@ impl Datapath {
         Arc::clone(&self.pages)
     }
 
+    /// The program's attachments. What they do waits for other users of the network stack: lock them while nothing else is.
+    pub fn attachments(&self) -> Arc<Mutex<Attachments>> {
+        Arc::clone(&self.attachments)
+    }
+
+    /// From here on the kernel answers and stores nothing, until [`Datapath::resume`].
+    pub fn suspend(&mut self) {
+        self.is_suspended = true;
+        self.set_lease(0);
+    }
+
+    /// Ends [`Datapath::suspend`]: the next lease is heeded.
+    pub fn resume(&mut self) {
+        self.is_suspended = false;
+    }
+
+    /// Takes over the interfaces as they are now. The frames stay.
+    ///
+    /// # Errors
+    /// An interface has gone again.
+    pub fn adapt(&mut self, interfaces: &Interfaces) -> Result<(), DatapathError> {
+        fill_egress(&mut self.egress, interfaces)?;
+        fill_devmaps(&mut self.ebpf, interfaces)?;
+        sent::fill_probes(&mut self.ebpf, &interfaces.all)?;
+        self.sent.adapt(&interfaces.all)?;
+        let words = [
+            (std::mem::offset_of!(abi::Settings, max_frame), interfaces.max_frame),
+            (std::mem::offset_of!(abi::Settings, nack_ifindex), interfaces.nack),
+            (std::mem::offset_of!(abi::Settings, ingress_ifindex), interfaces.ingress),
+        ];
+        for (offset, word) in words {
+            self.settings.write(offset, word);
+        }
+        self.set_nack_mac(interfaces.nack_mac);
+        Ok(())
+    }
+
     /// Lets the kernel answer until `until_ns` of the monotonic clock.
     pub fn renew_lease(&self, until_ns: u64) {
+        if !self.is_suspended {
+            self.set_lease(until_ns);
+        }
+    }
+
+    fn set_lease(&self, until_ns: u64) {
         self.settings.word(std::mem::offset_of!(abi::Settings, lease_until_ns)).store(until_ns, Ordering::Release);
     }
 
@@ -227,6 +301,11 @@ impl Datapath {
         Ok(blocks.iter().fold(Counters::default(), |sum, block| sum.plus(&block.0)))
     }
 
+    /// What became of packets that were redirected to interfaces; empty where the kernel does not tell.
+    pub fn delivered(&self) -> Vec<Delivered> {
+        self.sent.delivered()
+    }
+
     /// The NACKs that the kernel hands over; can be taken once.
     pub fn take_events(&mut self) -> Option<Events> {
         self.events.take()
@@ -253,6 +332,26 @@ impl Datapath {
     }
 }
 
+impl Request<'_> {
+    fn interfaces_now(&self) -> Interfaces {
+        Interfaces {
+            all: self.interfaces.to_vec(),
+            nack: self.settings.nack_ifindex,
+            nack_mac: Some(self.settings.nack_mac),
+            ingress: self.settings.ingress_ifindex,
+            egress: self.egress.to_vec(),
+            max_frame: self.settings.max_frame,
+        }
+    }
+}
+
+impl Drop for Datapath {
+    fn drop(&mut self) {
+        // Whoever else has a handle attaches nothing any more.
+        self.attachments.lock().unwrap_or_else(PoisonError::into_inner).end();
+    }
+}
+
 fn load(request: &Request<'_>) -> Result<Ebpf, DatapathError> {
     // 0 switches every level off, 4 is debug (aya-log's order).
     let log_level: u8 = if request.debug { 4 } else { 0 };
@@ -269,7 +368,7 @@ fn load(request: &Request<'_>) -> Result<Ebpf, DatapathError> {
         loader.map_max_entries(name, request.settings.limit_mask + 1);
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(chain(&error)))?;
-    let mut names = vec!["retry_role", "retry_nack"];
+    let mut names = vec!["retry_role", "retry_nack", sent::PROBE];
     names.extend(request.fill.map(|_| fill::PROGRAM));
     verify(&mut ebpf, &names)?;
     Ok(ebpf)
@@ -314,17 +413,17 @@ fn taken(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DatapathError> {
 
 /// Entries in the order in which clones leave: other interfaces first, then the NACK's, so that the original, which goes
 /// last, leaves by the NACK's interface wherever there is one.
-fn fill_devmaps(ebpf: &mut Ebpf, request: &Request<'_>) -> Result<(), DatapathError> {
+fn fill_devmaps(ebpf: &mut Ebpf, interfaces: &Interfaces) -> Result<(), DatapathError> {
     let role = program(ebpf, "retry_role")?
         .fd()
         .and_then(|fd| Ok(fd.try_clone()?))
         .map_err(|error| DatapathError::Load(chain(&error)))?;
-    let here = request.settings.nack_ifindex;
+    let here = interfaces.nack;
     for (name, answers, multicast) in map::BROADCASTS {
         let mut entries: Vec<u32> = Vec::new();
         if multicast {
-            entries.extend(request.egress.iter().map(|egress| egress.ifindex).filter(|ifindex| *ifindex != here));
-            entries.extend(request.egress.iter().map(|egress| egress.ifindex).filter(|ifindex| *ifindex == here));
+            entries.extend(interfaces.egress.iter().map(|egress| egress.ifindex).filter(|ifindex| *ifindex != here));
+            entries.extend(interfaces.egress.iter().map(|egress| egress.ifindex).filter(|ifindex| *ifindex == here));
         }
         entries.extend(std::iter::repeat_n(here, answers as usize));
         let map = ebpf.map_mut(name).ok_or(DatapathError::Map(name))?;
@@ -340,13 +439,17 @@ fn fill_devmaps(ebpf: &mut Ebpf, request: &Request<'_>) -> Result<(), DatapathEr
     back.set(0, here, Some(&role), 0).map_err(|error| DatapathError::Fill { map: map::BACK, why: chain(&error) })
 }
 
-fn fill_egress(ebpf: &mut Ebpf, request: &Request<'_>) -> Result<HashMap<MapData, u32, EgressValue>, DatapathError> {
-    let mut map = HashMap::try_from(taken(ebpf, map::EGRESS)?).map_err(|_| DatapathError::Map(map::EGRESS))?;
-    for egress in request.egress {
-        map.insert(egress.ifindex, EgressValue(egress.egress), 0)
-            .map_err(|error| DatapathError::Fill { map: map::EGRESS, why: chain(&error) })?;
+/// Makes the map of egress interfaces say what they are now. Entries of those that are gone leave: no packet goes there.
+fn fill_egress(map: &mut HashMap<MapData, u32, EgressValue>, interfaces: &Interfaces) -> Result<(), DatapathError> {
+    let refused = |error: MapError| DatapathError::Fill { map: map::EGRESS, why: chain(&error) };
+    let there: Vec<u32> = map.keys().collect::<Result<_, _>>().map_err(refused)?;
+    for gone in there.iter().filter(|gone| !interfaces.egress.iter().any(|egress| egress.ifindex == **gone)) {
+        map.remove(gone).map_err(refused)?;
     }
-    Ok(map)
+    for egress in &interfaces.egress {
+        map.insert(egress.ifindex, EgressValue(egress.egress), 0).map_err(refused)?;
+    }
+    Ok(())
 }
 
 /// An error with its causes, in one line.
