@@ -1,6 +1,7 @@
-//! The interfaces and addresses that the settings name, looked up once at start.
+//! The interfaces and addresses that the settings name, looked up at start and whenever something changes.
 
 use std::net::Ipv6Addr;
+use std::ops::Range;
 
 use retry_common::abi::KERNEL_FRAME_MAX;
 
@@ -9,8 +10,21 @@ use crate::net::interface::{self, Interface, InterfaceError};
 /// IPv6 and UDP headers.
 const HEADERS: u32 = 48;
 
+/// What the settings name.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Names {
+    /// `mc-iface`.
+    pub ingress: String,
+    /// `egress-iface`.
+    pub egress: Vec<String>,
+    /// `nack-addr`.
+    pub nack_addr: Option<Ipv6Addr>,
+    /// `bind-source`.
+    pub bind_source: Option<Ipv6Addr>,
+}
+
 /// One interface that multicast repairs leave by, and their source address there.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Egress {
     /// The interface.
     pub interface: Interface,
@@ -19,7 +33,7 @@ pub struct Egress {
 }
 
 /// What the settings name, as it is on this host.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Fabric {
     /// Where frames come in.
     pub ingress: Interface,
@@ -75,9 +89,20 @@ impl Fabric {
         nack_addr: Option<Ipv6Addr>,
         bind_source: Option<Ipv6Addr>,
     ) -> Result<Self, FabricError> {
+        let names = Names { ingress: ingress.to_owned(), egress: egress.to_vec(), nack_addr, bind_source };
+        Self::among(&interface::list()?, &names)
+    }
+
+    /// Looks everything up among the interfaces of this host.
+    ///
+    /// # Errors
+    /// [`FabricError`] names the setting that does not fit.
+    pub fn among(all: &[Interface], names: &Names) -> Result<Self, FabricError> {
+        let Names { ingress, egress, nack_addr, bind_source } = names;
+        let by_name = |setting, name: &str| by_name(all, setting, name);
         let ingress = by_name("mc-iface", ingress)?;
         let interfaces = egress.iter().map(|name| by_name("egress-iface", name)).collect::<Result<Vec<_>, _>>()?;
-        let nack_addr = match (nack_addr, interfaces.first()) {
+        let nack_addr = match (*nack_addr, interfaces.first()) {
             (Some(address), _) => address,
             (None, Some(first)) => interface::first_global_unicast(first)
                 .ok_or_else(|| FabricError::NoAddress { setting: "nack-addr", interface: first.name.clone() })?,
@@ -85,10 +110,11 @@ impl Fabric {
                 return Err(FabricError::NoAddress { setting: "nack-addr", interface: "no interface".to_owned() });
             }
         };
-        let nack = interface::holder_of(nack_addr)?
+        let nack = interface::holder_among(all, nack_addr)
+            .cloned()
             .ok_or(FabricError::NotOurs { setting: "nack-addr", address: nack_addr })?;
-        if let Some(address) = bind_source
-            && interface::holder_of(address)?.is_none()
+        if let Some(address) = *bind_source
+            && interface::holder_among(all, address).is_none()
         {
             return Err(FabricError::NotOurs { setting: "bind-source", address });
         }
@@ -96,7 +122,7 @@ impl Fabric {
             .into_iter()
             .map(|interface| {
                 let source = match bind_source {
-                    Some(address) => address,
+                    Some(address) => *address,
                     None if interface.index == nack.index => nack_addr,
                     None => interface::first_global_unicast(&interface).ok_or_else(|| FabricError::NoAddress {
                         setting: "bind-source",
@@ -124,14 +150,36 @@ impl Fabric {
     /// The longest frame that leaves in one packet by every interface, bytes.
     pub fn max_frame(&self) -> u32 {
         let most = u32::try_from(KERNEL_FRAME_MAX).unwrap_or(u32::MAX);
-        [&self.nack]
-            .into_iter()
-            .chain(self.egress.iter().map(|egress| &egress.interface))
-            .map(|interface| interface.mtu.saturating_sub(HEADERS))
-            .fold(most, u32::min)
+        self.leaving().map(|interface| interface.reach().saturating_sub(HEADERS)).fold(most, u32::min)
+    }
+
+    /// The longest packet that is to leave where the other end of a veth pair takes less than this end's MTU, bytes.
+    pub fn packet_limit(&self) -> Option<u32> {
+        self.narrow().map(Interface::reach).min()
+    }
+
+    /// Lengths of frames that are lost there: too long for the other end, and not so long that this end makes fragments.
+    pub fn lost_lengths(&self) -> Range<usize> {
+        let length = |packet: u32| usize::try_from(packet.saturating_sub(HEADERS)).unwrap_or(0);
+        let (reach, mtu) = (self.packet_limit(), self.narrow().map(|interface| interface.mtu).max());
+        reach.zip(mtu).map_or(0..0, |(reach, mtu)| length(reach) + 1..length(mtu) + 1)
+    }
+
+    /// Interfaces that answers and repairs leave by, and whose other end takes less than they send.
+    pub fn narrow(&self) -> impl Iterator<Item = &Interface> {
+        self.leaving().filter(|interface| interface.reach() < interface.mtu)
+    }
+
+    /// Interfaces that answers and repairs leave by.
+    fn leaving(&self) -> impl Iterator<Item = &Interface> {
+        [&self.nack].into_iter().chain(self.egress.iter().map(|egress| &egress.interface))
     }
 }
 
-fn by_name(setting: &'static str, name: &str) -> Result<Interface, FabricError> {
-    Interface::by_name(name).map_err(|source| FabricError::Interface { setting, value: name.to_owned(), source })
+fn by_name(all: &[Interface], setting: &'static str, name: &str) -> Result<Interface, FabricError> {
+    Interface::among(all, name).cloned().map_err(|source| FabricError::Interface {
+        setting,
+        value: name.to_owned(),
+        source,
+    })
 }

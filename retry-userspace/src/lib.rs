@@ -8,6 +8,7 @@
 //! 4. The kernel answers hits. What it does not take reaches [`nack`], by socket or by event.
 //! 5. [`engine`] decides as the kernel does; [`repair`] sends.
 //! 6. [`beacon`] announces, [`admin`] shows, [`telemetry`] tells.
+//! 7. [`interfaces`] are watched: what changes underneath is followed.
 //!
 //! [`verify_log`] checks the log of a daemon that runs, from another process.
 //!
@@ -22,6 +23,7 @@ pub mod engine;
 pub mod fabric;
 pub mod framelog;
 pub mod ingress;
+pub mod interfaces;
 pub mod limits;
 pub mod nack;
 pub mod net;

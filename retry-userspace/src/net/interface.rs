@@ -67,8 +67,12 @@ pub struct Interface {
     pub mac: Option<[u8; 6]>,
     /// Bytes of an IPv6 packet that it carries unfragmented.
     pub mtu: u32,
+    /// Bytes of an IPv6 packet that the other end of a veth pair takes, where it can be seen.
+    pub peer_mtu: Option<u32>,
     /// It is administratively up.
     pub up: bool,
+    /// Its link is up: there is a carrier.
+    pub carrier: bool,
     /// It is the loopback interface.
     pub loopback: bool,
     /// It carries multicast.
@@ -83,14 +87,24 @@ impl Interface {
     /// # Errors
     /// [`InterfaceError::NotFound`] names those that exist; the others tell what the system refused.
     pub fn by_name(name: &str) -> Result<Self, InterfaceError> {
-        let mut all = list()?;
-        match all.iter().position(|interface| interface.name == name) {
-            Some(at) => Ok(all.swap_remove(at)),
-            None => Err(InterfaceError::NotFound {
-                name: name.to_owned(),
-                existing: all.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>().join(", "),
-            }),
-        }
+        Self::among(&list()?, name).cloned()
+    }
+
+    /// The interface of this name among `all`.
+    ///
+    /// # Errors
+    /// [`InterfaceError::NotFound`] names those that exist.
+    pub fn among<'a>(all: &'a [Self], name: &str) -> Result<&'a Self, InterfaceError> {
+        all.iter().find(|interface| interface.name == name).ok_or_else(|| InterfaceError::NotFound {
+            name: name.to_owned(),
+            existing: all.iter().map(|interface| interface.name.as_str()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// Bytes of an IPv6 packet that arrive by it unfragmented: a veth pair drops what is longer than either end's MTU.
+    #[must_use]
+    pub fn reach(&self) -> u32 {
+        self.peer_mtu.map_or(self.mtu, |peer| peer.min(self.mtu))
     }
 
     /// The hop limit that the system gives unicast datagrams which leave by this interface.
@@ -146,7 +160,13 @@ pub fn own_addresses(all: &[Interface], nack: u32) -> BTreeSet<Ipv6Addr> {
 /// # Errors
 /// [`InterfaceError::List`] or [`InterfaceError::Property`] when the system does not tell.
 pub fn holder_of(ip: Ipv6Addr) -> Result<Option<Interface>, InterfaceError> {
-    Ok(list()?.into_iter().find(|interface| interface.addresses.iter().any(|address| address.ip == ip)))
+    Ok(holder_among(&list()?, ip).cloned())
+}
+
+/// The interface among `all` that holds `ip`, if one does.
+#[must_use]
+pub fn holder_among(all: &[Interface], ip: Ipv6Addr) -> Option<&Interface> {
+    all.iter().find(|interface| interface.addresses.iter().any(|address| address.ip == ip))
 }
 
 /// All interfaces of this network namespace, in the kernel's order.
@@ -167,7 +187,9 @@ pub fn list() -> Result<Vec<Interface>, InterfaceError> {
                 index: u32::try_from(link.ifindex()).unwrap_or_default(),
                 mac: link.addr().filter(|mac| *mac != [0; 6]),
                 mtu: mtu(&socket, &entry.interface_name)?,
+                peer_mtu: None,
                 up: entry.flags.contains(InterfaceFlags::IFF_UP),
+                carrier: entry.flags.contains(InterfaceFlags::IFF_LOWER_UP),
                 loopback: entry.flags.contains(InterfaceFlags::IFF_LOOPBACK),
                 multicast: entry.flags.contains(InterfaceFlags::IFF_MULTICAST),
                 name: entry.interface_name,
@@ -184,12 +206,6 @@ pub fn list() -> Result<Vec<Interface>, InterfaceError> {
 
 /// State of an address by the lines of if_inet6: address, interface index, prefix length, scope, flags (hexadecimal), name.
 fn state_of(table: &str, ip: Ipv6Addr, index: u32) -> AddressState {
-    // linux/if_addr.h; IFA_F_TEMPORARY shares its bit with IFA_F_SECONDARY.
-    const TEMPORARY: u32 = 0x01;
-    const DUPLICATE: u32 = 0x08;
-    const DEPRECATED: u32 = 0x20;
-    const TENTATIVE: u32 = 0x40;
-    const OPTIMISTIC: u32 = 0x04;
     let flags = table.lines().find_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         let address = u128::from_str_radix(fields.next()?, 16).ok()?;
@@ -197,11 +213,24 @@ fn state_of(table: &str, ip: Ipv6Addr, index: u32) -> AddressState {
         let flags = u32::from_str_radix(fields.nth(2)?, 16).ok()?;
         (address == ip.to_bits() && holder == index).then_some(flags)
     });
-    match flags.unwrap_or_default() {
-        flags if flags & DUPLICATE != 0 => AddressState::Unusable,
-        flags if flags & TENTATIVE != 0 && flags & OPTIMISTIC == 0 => AddressState::Unusable,
-        flags if flags & (TEMPORARY | DEPRECATED) != 0 => AddressState::Passing,
-        _ => AddressState::Stable,
+    AddressState::of_flags(flags.unwrap_or_default())
+}
+
+impl AddressState {
+    /// The state by the kernel's flags of an address.
+    pub(crate) const fn of_flags(flags: u32) -> Self {
+        // linux/if_addr.h; IFA_F_TEMPORARY shares its bit with IFA_F_SECONDARY.
+        const TEMPORARY: u32 = 0x01;
+        const DUPLICATE: u32 = 0x08;
+        const DEPRECATED: u32 = 0x20;
+        const TENTATIVE: u32 = 0x40;
+        const OPTIMISTIC: u32 = 0x04;
+        match flags {
+            flags if flags & DUPLICATE != 0 => AddressState::Unusable,
+            flags if flags & TENTATIVE != 0 && flags & OPTIMISTIC == 0 => AddressState::Unusable,
+            flags if flags & (TEMPORARY | DEPRECATED) != 0 => AddressState::Passing,
+            _ => AddressState::Stable,
+        }
     }
 }
 
@@ -234,7 +263,9 @@ mod tests {
             index: 2,
             mac: None,
             mtu: 1500,
+            peer_mtu: None,
             up: true,
+            carrier: true,
             loopback: false,
             multicast: true,
             addresses: addresses
