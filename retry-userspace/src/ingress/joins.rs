@@ -174,6 +174,11 @@ impl Joins {
         self.sockets.iter().map(AsFd::as_fd)
     }
 
+    /// The sockets alone; they hold the joins.
+    pub(super) fn into_sockets(self) -> Vec<Socket> {
+        self.sockets
+    }
+
     /// Groups joined.
     #[must_use]
     pub fn groups(&self) -> usize {

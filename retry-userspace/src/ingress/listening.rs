@@ -4,13 +4,15 @@
 //! receiving: it sees new sockets when they have joined, and reads the old ones empty when they have left.
 //!
 //! Several threads can receive: each has a share of the groups, with sockets of its own.
+//!
+//! An interface that comes back under another index, or has lost its memberships, is joined anew by [`Rejoin`].
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use socket2::Socket;
@@ -80,12 +82,41 @@ impl Status {
 pub type OnJoined = Box<dyn FnMut(&BTreeSet<Ipv6Addr>) + Send>;
 
 /// The sockets to receive on.
-#[derive(Debug)]
 pub struct Listening {
-    fixed: Option<Joins>,
-    by_source: Vec<Arc<Socket>>,
+    sockets: Vec<Arc<Socket>>,
     board: Arc<Board>,
     seen: u64,
+    keeper: Arc<Mutex<Keeper>>,
+}
+
+impl std::fmt::Debug for Listening {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listening").field("sockets", &self.sockets).finish_non_exhaustive()
+    }
+}
+
+/// Joins everything anew, of all shares.
+#[derive(Clone)]
+pub struct Rejoin(Arc<Mutex<Keeper>>);
+
+impl Rejoin {
+    /// The groups that have to be joined: those by source while there are sources.
+    #[must_use]
+    pub fn groups(&self) -> BTreeSet<Ipv6Addr> {
+        self.keeper().groups()
+    }
+
+    /// Joins every group on the interface of this index, by new sockets, and gives up the old ones.
+    ///
+    /// # Errors
+    /// [`JoinError`]; then the sockets are those of before. They have left the groups if they were on this interface.
+    pub fn on(&self, interface: u32) -> Result<(), JoinError> {
+        self.keeper().rejoin(interface)
+    }
+
+    fn keeper(&self) -> MutexGuard<'_, Keeper> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Where the joining thread puts its sockets for the receiving one.
@@ -108,12 +139,9 @@ impl Listening {
         first: &BTreeSet<Ipv6Addr>,
         wanted: Receiver<BTreeSet<Ipv6Addr>>,
     ) -> Result<Self, JoinError> {
-        let (port, has_sources) = (place.port, !place.by_source.is_empty());
-        let mut keeper = Keeper::default();
-        let mut listening = keeper.open_share(&place)?;
-        keeper.start(port, first, has_sources.then_some(wanted))?;
-        listening.reconcile(|_| {});
-        Ok(listening)
+        let mut all = Self::open_shares(place, 1, first, wanted, None)?;
+        // There is always one.
+        Ok(all.swap_remove(0))
     }
 
     /// As [`Listening::open`], with the groups dealt out to `shares` threads: at least one, and no more than there are
@@ -131,13 +159,32 @@ impl Listening {
     ) -> Result<Vec<Self>, JoinError> {
         let (port, has_sources) = (place.port, !place.by_source.is_empty());
         let mut keeper = Keeper { on_joined, ..Keeper::default() };
-        let opened = place.split(shares).iter().map(|share| keeper.open_share(share)).collect::<Result<Vec<_>, _>>();
-        let mut all = opened?;
-        keeper.start(port, first, has_sources.then_some(wanted))?;
+        for share in place.split(shares) {
+            keeper.open_share(share)?;
+        }
+        let mut all = Self::of(&Keeper::start(keeper, port, first, has_sources.then_some(wanted))?);
         for listening in &mut all {
             listening.reconcile(|_| {});
         }
         Ok(all)
+    }
+
+    /// One for each share.
+    fn of(keeper: &Arc<Mutex<Keeper>>) -> Vec<Self> {
+        let kept = keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = |share: &Share| Self {
+            sockets: Vec::new(),
+            board: Arc::clone(&share.board),
+            seen: 0,
+            keeper: Arc::clone(keeper),
+        };
+        kept.shares.iter().map(open).collect()
+    }
+
+    /// What joins everything anew, for all shares.
+    #[must_use]
+    pub fn rejoin(&self) -> Rejoin {
+        Rejoin(Arc::clone(&self.keeper))
     }
 
     /// What is joined, by all shares, also later.
@@ -148,7 +195,7 @@ impl Listening {
 
     /// All sockets.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.fixed.iter().flat_map(Joins::fds).chain(self.by_source.iter().map(|socket| socket.as_fd()))
+        self.sockets.iter().map(|socket| socket.as_fd())
     }
 
     /// True when the sockets have changed since [`Listening::reconcile`].
@@ -169,8 +216,8 @@ impl Listening {
             self.seen = self.board.edition.load(Ordering::Acquire);
             sockets.clone()
         };
-        let old = std::mem::replace(&mut self.by_source, sockets);
-        for socket in old.iter().filter(|old| !self.by_source.iter().any(|now| Arc::ptr_eq(now, old))) {
+        let old = std::mem::replace(&mut self.sockets, sockets);
+        for socket in old.iter().filter(|old| !self.sockets.iter().any(|now| Arc::ptr_eq(now, old))) {
             last(socket);
         }
     }
@@ -181,8 +228,8 @@ impl Listening {
 struct Keeper {
     /// At least one. All hold the same sources.
     shares: Vec<Share>,
-    /// Any-source sockets.
-    fixed: usize,
+    /// The sources to join from.
+    wanted: BTreeSet<Ipv6Addr>,
     /// Sources wanted that could not be joined; each is told once in the log.
     refused: BTreeSet<Ipv6Addr>,
     status: Arc<Status>,
@@ -191,21 +238,19 @@ struct Keeper {
 
 /// What one receiving thread gets.
 struct Share {
+    place: Place,
+    /// Any-source sockets.
+    fixed: Vec<Arc<Socket>>,
     joins: SourceJoins,
     board: Arc<Board>,
 }
 
 impl Keeper {
     /// Joins the any-source groups of one more share.
-    fn open_share(&mut self, place: &Place) -> Result<Listening, JoinError> {
-        let Place { delivery, interface, port, any_source, by_source } = place;
-        let fixed =
-            if any_source.is_empty() { None } else { Some(Joins::open_for(*delivery, *interface, *port, any_source)?) };
-        self.fixed += fixed.as_ref().map_or(0, |joins| joins.fds().len());
+    fn open_share(&mut self, place: Place) -> Result<(), JoinError> {
         let board = Arc::new(Board { status: Arc::clone(&self.status), ..Board::default() });
-        let joins = SourceJoins::new(*delivery, *interface, *port, by_source);
-        self.shares.push(Share { joins, board: Arc::clone(&board) });
-        Ok(Listening { fixed, by_source: Vec::new(), board, seen: 0 })
+        self.shares.push(Share::open(place, board)?);
+        Ok(())
     }
 
     /// Joins from the first sources, and then on a thread from those that are wanted, if any ever are.
@@ -214,26 +259,59 @@ impl Keeper {
         port: u16,
         first: &BTreeSet<Ipv6Addr>,
         wanted: Option<Receiver<BTreeSet<Ipv6Addr>>>,
-    ) -> Result<(), JoinError> {
+    ) -> Result<Arc<Mutex<Self>>, JoinError> {
+        self.wanted.clone_from(first);
         for source in first {
             self.join_one(*source)?;
         }
         self.publish();
+        let keeper = Arc::new(Mutex::new(self));
         if let Some(wanted) = wanted {
-            let keep = move || self.keep(&wanted);
+            let kept = Arc::clone(&keeper);
+            let keep = move || Self::keep(&kept, &wanted);
             thread::Builder::new().name(format!("joins-{port}")).spawn(keep).map_err(JoinError::Thread)?;
         }
-        Ok(())
+        Ok(keeper)
     }
 
-    fn keep(mut self, wanted: &Receiver<BTreeSet<Ipv6Addr>>) {
+    fn keep(keeper: &Mutex<Self>, wanted: &Receiver<BTreeSet<Ipv6Addr>>) {
         while let Ok(set) = wanted.recv() {
-            self.reconcile(&wanted.try_iter().last().unwrap_or(set));
+            let set = wanted.try_iter().last().unwrap_or(set);
+            keeper.lock().unwrap_or_else(PoisonError::into_inner).reconcile(&set);
         }
+    }
+
+    fn groups(&self) -> BTreeSet<Ipv6Addr> {
+        let has_sources = self.sources().next().is_some();
+        let of = |share: &Share| -> Vec<Ipv6Addr> {
+            let by_source = share.place.by_source.iter().filter(|_| has_sources);
+            share.place.any_source.iter().chain(by_source).copied().collect()
+        };
+        self.shares.iter().flat_map(of).collect()
+    }
+
+    /// Joins all that is joined on another interface, by new sockets.
+    fn rejoin(&mut self, interface: u32) -> Result<(), JoinError> {
+        let sources: Vec<Ipv6Addr> = self.sources().collect();
+        for share in self.shares.iter().filter(|share| share.place.interface == interface) {
+            share.leave_all();
+        }
+        let open = |old: &Share| {
+            let mut share = Share::open(Place { interface, ..old.place.clone() }, Arc::clone(&old.board))?;
+            sources.iter().try_for_each(|source| share.joins.join(*source))?;
+            Ok(share)
+        };
+        let shares = self.shares.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        self.shares = shares;
+        // What could not be joined before may be now.
+        let wanted = std::mem::take(&mut self.wanted);
+        self.reconcile(&wanted);
+        Ok(())
     }
 
     /// Joins what is new, then leaves what is not wanted; refused sources are tried again, also with the same set.
     fn reconcile(&mut self, wanted: &BTreeSet<Ipv6Addr>) {
+        self.wanted.clone_from(wanted);
         let refused = self.join(wanted);
         // Those that are new are received from before the others are left.
         self.publish();
@@ -292,9 +370,9 @@ impl Keeper {
         if let Some(tell) = &mut self.on_joined {
             tell(&sources);
         }
-        let by_source: usize = self.shares.iter().map(|share| share.joins.sockets().count()).sum();
+        let sockets: usize = self.shares.iter().map(|share| share.sockets().count()).sum();
         self.status.sources.store(self.sources().count(), Ordering::Relaxed);
-        self.status.sockets.store(self.fixed + by_source, Ordering::Relaxed);
+        self.status.sockets.store(sockets, Ordering::Relaxed);
         for share in &self.shares {
             share.publish();
         }
@@ -302,10 +380,40 @@ impl Keeper {
 }
 
 impl Share {
+    /// Joins the any-source groups.
+    fn open(place: Place, board: Arc<Board>) -> Result<Self, JoinError> {
+        let Place { delivery, interface, port, any_source, by_source } = &place;
+        let fixed = if any_source.is_empty() {
+            Vec::new()
+        } else {
+            Joins::open_for(*delivery, *interface, *port, any_source)?.into_sockets()
+        };
+        let joins = SourceJoins::new(*delivery, *interface, *port, by_source);
+        Ok(Self { fixed: fixed.into_iter().map(Arc::new).collect(), joins, board, place })
+    }
+
+    /// Leaves what the sockets think that they have joined.
+    ///
+    /// Linux counts the sockets of a group on an interface. When it has lost the memberships, a socket that still has them
+    /// on its list would take one off that count as it closes: that of the socket which has joined anew.
+    fn leave_all(&self) {
+        for group in &self.place.any_source {
+            for socket in &self.fixed {
+                // It is on one of them at most, and perhaps on no interface.
+                let _ = socket.leave_multicast_v6(group, self.place.interface);
+            }
+        }
+        self.joins.leave_all();
+    }
+
+    fn sockets(&self) -> impl Iterator<Item = &Arc<Socket>> {
+        self.fixed.iter().chain(self.joins.sockets())
+    }
+
     fn publish(&self) {
         let mut sockets = self.board.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        if !sockets.iter().map(Arc::as_ptr).eq(self.joins.sockets().map(Arc::as_ptr)) {
-            *sockets = self.joins.sockets().cloned().collect();
+        if !sockets.iter().map(Arc::as_ptr).eq(self.sockets().map(Arc::as_ptr)) {
+            *sockets = self.sockets().cloned().collect();
             self.board.edition.fetch_add(1, Ordering::Release);
         }
     }

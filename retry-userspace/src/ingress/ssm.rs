@@ -89,6 +89,17 @@ impl SourceJoins {
         }
     }
 
+    /// Leaves every group from every source, on sockets that others may hold.
+    pub(super) fn leave_all(&self) {
+        for row in &self.rows {
+            for source in &row.sources {
+                for cell in &row.cells {
+                    cell.leave(self.interface, &self.groups, *source, cell.groups.end);
+                }
+            }
+        }
+    }
+
     /// True when `source` is joined.
     #[must_use]
     pub fn contains(&self, source: &Ipv6Addr) -> bool {

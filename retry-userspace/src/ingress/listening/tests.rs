@@ -12,7 +12,7 @@ use crate::ingress::fill::Fill;
 use crate::ingress::testing::{
     PORT, Publisher, add_sources, count, drain, eventually, fill, fill_and_log, frame, group, source,
 };
-use crate::net::testing::{Pair, in_namespace};
+use crate::net::testing::{Pair, in_namespace, ip};
 
 fn place(pair: &Pair) -> Place {
     Place {
@@ -231,7 +231,7 @@ fn a_source_is_joined_in_every_share_or_in_none() {
         let mut keeper = Keeper::default();
         // There is no such interface: the second share can join nothing.
         for interface in [pair.far.index, 9_999] {
-            keeper.open_share(&Place { interface, ..place(&pair) }).expect("no group of any source");
+            keeper.open_share(Place { interface, ..place(&pair) }).expect("no group of any source");
         }
         keeper.reconcile(&set([2]));
         assert_eq!(keeper.refused, set([2]));
@@ -277,11 +277,14 @@ fn a_source_that_is_refused_is_tried_again() {
         let error = Listening::open(place(&pair), &set([1]), never).expect_err("no room");
         assert!(error.to_string().contains("net.core.optmem_max (now 16 bytes)"), "{error}");
         let mut keeper = Keeper::default();
-        let mut listening = keeper.open_share(&place(&pair)).expect("no group of any source");
+        keeper.open_share(place(&pair)).expect("no group of any source");
         keeper.reconcile(&set([1, 2]));
-        assert_eq!((&keeper.refused, listening.status().sources()), (&set([1, 2]), 0));
+        let refused = keeper.refused.clone();
+        let keeper = Arc::new(Mutex::new(keeper));
+        let mut listening = Listening::of(&keeper).swap_remove(0);
+        assert_eq!((refused, listening.status().sources()), (set([1, 2]), 0));
         fs::write("/proc/sys/net/core/optmem_max", "131072").expect("own namespace");
-        let keeping = thread::spawn(move || keeper.keep(&wanted));
+        let keeping = thread::spawn(move || Keeper::keep(&keeper, &wanted));
         sender.send(set([1, 2])).expect("listened to");
         eventually("joined", || listening.has_news());
         assert_eq!(listening.status().sources(), 2);
@@ -294,5 +297,42 @@ fn a_source_that_is_refused_is_tried_again() {
         keeping.join().expect("no panic");
         publisher.send(source(1), group(4), b"x");
         assert_eq!(drain(listening.fds()), [(source(1), group(4))]);
+    });
+}
+
+/// The interface comes back under another index, or its memberships are lost: new sockets hold what the old ones held.
+#[test]
+fn everything_is_joined_anew() {
+    in_namespace("everything_is_joined_anew", |pair| {
+        add_sources(2);
+        let (_sender, wanted) = mpsc::channel();
+        let place = Place { any_source: vec![group(64), group(65)], ..place(&pair) };
+        let mut all = Listening::open_shares(place, 2, &set([1, 2]), wanted, None).expect("joined");
+        let rejoin = all[0].rejoin();
+        assert_eq!(rejoin.groups(), (0..66).map(group).collect());
+        assert!(rejoin.on(9_999).is_err(), "there is no such interface");
+        assert!(all.iter().all(|listening| !listening.has_news()), "all is as it was");
+        let publisher = Publisher::new(&pair, PORT);
+        let arrive = |all: &[Listening]| {
+            for to in [0, 1, 64, 65] {
+                publisher.send(source(2), group(to), b"x");
+            }
+            let mut heard: Vec<_> = all.iter().flat_map(|one| drain(one.fds())).map(|(_, group)| group).collect();
+            heard.sort_unstable();
+            heard
+        };
+        let groups = [group(0), group(1), group(64), group(65)];
+        assert_eq!(arrive(&all), groups);
+        // Linux takes IPv6 off an interface, and every membership with it.
+        for mtu in [1_200, 1_500] {
+            ip(&format!("link set {} mtu {mtu}", pair.far.name));
+        }
+        assert_eq!(arrive(&all), [] as [Ipv6Addr; 0]);
+        rejoin.on(pair.far.index).expect("joined");
+        for listening in &mut all {
+            listening.reconcile(|_| {});
+        }
+        eventually("the link is up", || arrive(&all) == groups);
+        assert_eq!(all[0].status().sources(), 2);
     });
 }
