@@ -123,6 +123,13 @@ impl Host {
     }
 
     fn finish(&mut self, mtu: u16) -> Result<()> {
+        self.set_up(mtu)?;
+        self.ifindex = self.ns.interface_index(INTERFACE)?;
+        Ok(())
+    }
+
+    /// Gives [`INTERFACE`] this host's MAC and address, and brings it up.
+    fn set_up(&self, mtu: u16) -> Result<()> {
         let mac = self.mac_text();
         let mtu = mtu.to_string();
         let address = format!("{}/64", self.addr);
@@ -134,9 +141,7 @@ impl Host {
         ] {
             self.ns.run(argv)?;
         }
-        offloads(&self.ns, INTERFACE)?;
-        self.ifindex = self.ns.interface_index(INTERFACE)?;
-        Ok(())
+        offloads(&self.ns, INTERFACE)
     }
 }
 
@@ -283,23 +288,52 @@ impl Fabric {
         }
     }
 
+    /// Deletes the veth pair of a flat fabric.
+    ///
+    /// # Errors
+    /// It has been deleted.
+    pub fn unplug(&self) -> Result<()> {
+        ensure!(self.bridge.is_none(), "only a flat fabric can be unplugged");
+        self.hosts[0].ns.run(&["ip", "link", "del", INTERFACE])?;
+        Ok(())
+    }
+
+    /// Makes the veth pair of a flat fabric anew after [`Fabric::unplug`]: same names, MACs and addresses, other indexes.
+    /// [`Host::ifindex`] keeps the index of the first one.
+    ///
+    /// # Errors
+    /// As [`Fabric::flat`].
+    pub fn replug(&self, mtu: u16) -> Result<()> {
+        ensure!(self.bridge.is_none() && self.hosts.len() == 2, "only a flat fabric can be plugged in again");
+        veth(&self.hosts[0].ns, INTERFACE, &self.hosts[1].ns, INTERFACE)?;
+        for host in &self.hosts {
+            host.set_up(mtu)?;
+        }
+        self.settle()
+    }
+
     /// Introduces the hosts to each other and waits until packets can flow.
     fn ready(hosts: Vec<Host>, bridge: Option<Netns>) -> Result<Self> {
         let fabric = Self { hosts, bridge };
-        fabric.meet()?;
+        fabric.settle()?;
+        Ok(fabric)
+    }
+
+    fn settle(&self) -> Result<()> {
+        self.meet()?;
         // The kernel tells of a new carrier up to a second late, and only then routes multicast or forwards on a bridge port.
-        for host in &fabric.hosts {
+        for host in &self.hosts {
             await_text(&host.ns, &["ip", "-6", "route", "show", "table", "local", "type", "multicast"], INTERFACE)?;
         }
-        if let Some(bridge) = &fabric.bridge {
-            for host in &fabric.hosts {
+        if let Some(bridge) = &self.bridge {
+            for host in &self.hosts {
                 let port = port_name(host.number);
                 await_text(bridge, &["bridge", "link", "show", "dev", &port], "state forwarding")?;
             }
             // The querier speaks from the bridge's link-local address; before that, groups are flooded.
             await_text(bridge, &["ip", "-6", "route", "show", "table", "local", "type", "multicast"], "br0")?;
         }
-        Ok(fabric)
+        Ok(())
     }
 
     /// Gives a host further addresses on [`INTERFACE`], and makes every other host know them for good.

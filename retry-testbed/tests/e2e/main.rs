@@ -2,6 +2,8 @@
 //! Needs root; each test makes namespaces of its own and removes them.
 #![expect(clippy::print_stdout, reason = "a test that skips says so")]
 
+mod changes;
+mod delivery;
 mod fill;
 mod ingress;
 mod interfaces;

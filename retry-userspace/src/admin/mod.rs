@@ -12,6 +12,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
+use retry_common::abi::Sent;
 use retry_common::counter::Counters;
 use serde::Deserialize;
 use serde_json::json;
@@ -39,6 +40,12 @@ pub struct Snapshot {
     pub xdp_mode: &'static str,
     /// Why that mode.
     pub xdp_reason: String,
+    /// What keeps the daemon from serving, each in one line.
+    pub problems: Vec<String>,
+    /// What keeps it from serving well, likewise.
+    pub warnings: Vec<String>,
+    /// What became of packets that the kernel program redirected, by interface.
+    pub delivered: Vec<(String, Sent)>,
     /// Workers that serve.
     pub workers_ready: usize,
     /// Workers that should.
@@ -58,10 +65,31 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// True when NACKs are answered, well or not.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.status(), "ready" | "degraded")
+    }
+
+    /// `ready`, or what the daemon is instead.
+    pub fn status(&self) -> &'static str {
+        if self.draining {
+            "draining"
+        } else if self.workers_ready < self.workers_total {
+            "starting"
+        } else if !self.problems.is_empty() {
+            "not_ready"
+        } else if self.warnings.is_empty() {
+            "ready"
+        } else {
+            "degraded"
+        }
+    }
+
     /// One in which every metric stands, also of parts that may have nothing to show.
     pub fn complete() -> Self {
         Self {
             store: Some(StoreUse::default()),
+            delivered: vec![(String::new(), Sent::default())],
             upstreams: vec![Upstream { rtt: Some(Duration::ZERO), ..Upstream::default() }],
             ..Self::default()
         }
@@ -138,15 +166,11 @@ async fn health(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn ready(State(admin): State<Arc<Admin>>) -> Response {
     let snapshot = admin.source.snapshot();
-    let (code, status) = if snapshot.draining {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining")
-    } else if snapshot.workers_ready < snapshot.workers_total {
-        (StatusCode::SERVICE_UNAVAILABLE, "starting")
-    } else {
-        (StatusCode::OK, "ready")
-    };
+    let status = snapshot.status();
+    let code = if snapshot.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
         "status": status,
+        "reasons": snapshot.problems.iter().chain(&snapshot.warnings).collect::<Vec<_>>(),
         "workers_ready": snapshot.workers_ready,
         "workers_total": snapshot.workers_total,
         "xdp": { "mode": snapshot.xdp_mode, "reason": snapshot.xdp_reason },

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use retry_common::abi::Sent;
 use retry_common::counter::{Counter, Side};
 
 use super::Snapshot;
@@ -71,6 +72,22 @@ pub fn samples(snapshot: &Snapshot) -> Vec<Sample> {
         Vec::new(),
         snapshot.adverts_sent as f64,
     );
+    type Of = fn(&Sent) -> u64;
+    let delivered: [(_, _, Of); 2] = [
+        ("bre_xdp_xmit_packets_total", "Packets of the kernel program that the interface's driver took.", |sent| {
+            sent.packets
+        }),
+        (
+            "bre_xdp_xmit_drops_total",
+            "Packets of the kernel program that the interface's driver did not take: counted as sent, and lost.",
+            |sent| sent.drops,
+        ),
+    ];
+    for (name, help, of) in delivered {
+        for (interface, sent) in &snapshot.delivered {
+            push(Kind::Counter, name, help, vec![("interface", interface.clone())], of(sent) as f64);
+        }
+    }
     let mut gauge = |name, help, labels: &[(&'static str, &str)], value: f64| {
         let labels = labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         push(Kind::Gauge, name, help, labels, value);
@@ -116,6 +133,8 @@ pub fn samples(snapshot: &Snapshot) -> Vec<Sample> {
     for (name, help, value) in ssm {
         gauge(name, help, &[], value as f64);
     }
+    let ready = f64::from(u8::from(snapshot.is_ready()));
+    gauge("bre_ready", "1 while /readyz answers 200; at 0 it says why.", &[], ready);
     gauge(
         "bre_xdp_mode",
         "1 for the mode in force, with the reason for it.",

@@ -6,6 +6,7 @@ mod tests;
 
 use std::io;
 use std::net::Ipv6Addr;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use retry_common::group::{self, SourceMode};
@@ -131,6 +132,8 @@ pub fn advert(settings: &Settings, draining: bool) -> [u8; ADVERT_LEN] {
 #[derive(Debug)]
 pub struct BeaconSender {
     settings: Settings,
+    /// Index of the interface that ADVERTs leave by, and their source: both may change.
+    way: Mutex<(u32, Ipv6Addr)>,
     groups: Vec<Ipv6Addr>,
     socket: Socket,
 }
@@ -145,7 +148,13 @@ impl BeaconSender {
         // A listener on this host hears its own endpoint's ADVERTs.
         socket.set_multicast_loop_v6(true)?;
         let groups = groups(settings.scope, SourceMode::Asm, settings.group_id);
-        Ok(Self { groups, settings: settings.clone(), socket })
+        let way = Mutex::new((settings.interface, settings.source));
+        Ok(Self { groups, settings: settings.clone(), way, socket })
+    }
+
+    /// ADVERTs leave by this interface and from this source from now on.
+    pub fn leave_by(&self, interface: u32, source: Ipv6Addr) {
+        *self.way.lock().unwrap_or_else(PoisonError::into_inner) = (interface, source);
     }
 
     /// Sends to the [`groups`] of this source mode: any-source ones as opened, with `ssm` the source-specific ones too.
@@ -169,12 +178,8 @@ impl BeaconSender {
     /// Those of [`multicast::send`], when none left. Each group is tried; one that fails beside others that do not is logged.
     pub fn send(&self, draining: bool) -> io::Result<usize> {
         let bytes = advert(&self.settings, draining);
-        let egress = Egress {
-            interface: self.settings.interface,
-            source: self.settings.source,
-            port: BEACON_PORT,
-            hop_limit: self.settings.hop_limit,
-        };
+        let (interface, source) = *self.way.lock().unwrap_or_else(PoisonError::into_inner);
+        let egress = Egress { interface, source, port: BEACON_PORT, hop_limit: self.settings.hop_limit };
         let mut sent = 0;
         let mut failed = None;
         for &group in &self.groups {

@@ -96,6 +96,14 @@ impl NackSocket {
         self.local
     }
 
+    /// Packets longer than this leave as fragments, whatever the MTU of their interface; `None` leaves it to that.
+    ///
+    /// # Errors
+    /// What `setsockopt` returns: EINVAL below IPv6's 1280 bytes.
+    pub fn limit_packets(&self, length: Option<u32>) -> io::Result<()> {
+        options::limit_packets(&self.socket, length.unwrap_or(0))
+    }
+
     /// What the receive buffer was set to.
     #[must_use]
     pub fn receive_buffer(&self) -> ReceiveBuffer {

@@ -135,6 +135,12 @@ pub(crate) fn allow_fragments(socket: &impl AsFd) -> io::Result<()> {
     set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_WANT)
 }
 
+/// Longer packets leave as fragments of this length, 1280 bytes or more, whatever the MTU of their interface; 0 is off.
+pub(crate) fn limit_packets(socket: &impl AsFd, length: u32) -> io::Result<()> {
+    let length = libc::c_int::try_from(length).unwrap_or(0);
+    set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU, length)
+}
+
 /// Joins a group on an interface for the datagrams of one source (RFC 3678, section 5.1.1).
 ///
 /// # Errors

@@ -3,8 +3,10 @@
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
+use std::ops::Range;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use retry_common::counter::{self, Counter};
 use retry_common::decide::Repair;
 use retry_common::group;
@@ -27,6 +29,8 @@ pub struct Route {
     pub group_id: u16,
     /// Interfaces, each with the source and hop limit of repairs.
     pub egress: Vec<Egress>,
+    /// Lengths of frames that are lost on their way, although the system takes them: they are not sent.
+    pub lost: Range<usize>,
 }
 
 /// What waits until its listener's neighbour is resolved.
@@ -56,7 +60,7 @@ pub type OnMulticast = Box<dyn Fn(&FrameKey) + Send + Sync>;
 pub struct Sender {
     socket: Arc<NackSocket>,
     gate: Arc<Gate<Held>>,
-    route: Route,
+    route: ArcSwap<Route>,
     log: Log,
     counters: Arc<UserCounters>,
     on_multicast: Option<OnMulticast>,
@@ -64,7 +68,7 @@ pub struct Sender {
 
 impl Sender {
     /// A sender of the frames of `log`.
-    pub const fn new(
+    pub fn new(
         socket: Arc<NackSocket>,
         gate: Arc<Gate<Held>>,
         route: Route,
@@ -72,7 +76,20 @@ impl Sender {
         counters: Arc<UserCounters>,
         on_multicast: Option<OnMulticast>,
     ) -> Self {
-        Self { socket, gate, route, log, counters, on_multicast }
+        Self { socket, gate, route: ArcSwap::from_pointee(route), log, counters, on_multicast }
+    }
+
+    /// As [`NackSocket::limit_packets`].
+    ///
+    /// # Errors
+    /// Those of it.
+    pub fn limit_packets(&self, length: Option<u32>) -> io::Result<()> {
+        self.socket.limit_packets(length)
+    }
+
+    /// Multicast repairs go there from now on.
+    pub fn set_route(&self, route: Route) {
+        self.route.store(Arc::new(route));
     }
 
     /// The log whose frames it sends.
@@ -167,9 +184,13 @@ impl Sender {
 
     /// True when the frame left by every egress interface.
     fn multicast(&self, record: &Record, frame: &[u8]) -> bool {
-        let group = Ipv6Addr::from(group::address(self.route.group_prefix, self.route.group_id, record.header().group));
+        let route = self.route.load();
+        if self.is_lost(frame) {
+            return false;
+        }
+        let group = Ipv6Addr::from(group::address(route.group_prefix, route.group_id, record.header().group));
         let mut left = true;
-        for egress in &self.route.egress {
+        for egress in &route.egress {
             if let Err(error) = self.socket.send_multicast(egress, group, frame) {
                 tracing::trace!(%error, interface = egress.interface, "a multicast repair did not leave");
                 self.counters.one(Counter::RetransmitErrors);
@@ -187,7 +208,17 @@ impl Sender {
     }
 
     fn unicast(&self, to: SocketAddrV6, frame: &[u8]) -> bool {
-        self.count(self.socket.send_unicast(to, frame), Counter::UnicastRetransmits, Counter::RetransmitErrors)
+        !self.is_lost(frame)
+            && self.count(self.socket.send_unicast(to, frame), Counter::UnicastRetransmits, Counter::RetransmitErrors)
+    }
+
+    /// True, and counted, when a frame would be lost on its way.
+    fn is_lost(&self, frame: &[u8]) -> bool {
+        let is_lost = self.route.load().lost.contains(&frame.len());
+        if is_lost {
+            self.counters.one(Counter::RetransmitErrors);
+        }
+        is_lost
     }
 
     fn count(&self, outcome: io::Result<()>, sent: Counter, failed: Counter) -> bool {

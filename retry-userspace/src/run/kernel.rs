@@ -6,8 +6,8 @@ use retry_common::abi;
 
 use super::StartError;
 use super::translate::group_indexes;
-use crate::datapath::{Datapath, EgressInterface, Mode, Request};
-use crate::fabric::{Fabric, FabricError};
+use crate::datapath::{Datapath, EgressInterface, Interfaces, Mode, Request};
+use crate::fabric::{Egress, Fabric, FabricError};
 use crate::framelog::{Pages, Sizes};
 use crate::net::interface;
 use crate::settings::{FillMode, Settings, XdpMode};
@@ -20,18 +20,6 @@ pub(super) fn open_datapath(
     abi: abi::Settings,
 ) -> Result<(Option<(Datapath, Mode)>, Arc<Pages>, String), StartError> {
     let sizes = Sizes::new(settings.cache.memory, settings.cache.memory_long);
-    let egress: Vec<EgressInterface> = fabric
-        .egress
-        .iter()
-        .map(|egress| EgressInterface {
-            ifindex: egress.interface.index,
-            egress: abi::Egress {
-                source: egress.source.octets(),
-                mac: egress.interface.mac.unwrap_or_default(),
-                reserved: [0; 2],
-            },
-        })
-        .collect();
     let plain =
         || Pages::plain(sizes).map(Arc::new).map_err(|source| StartError::Memory { bytes: sizes.ring_len(), source });
     let (mode, asked) = match settings.xdp.mode {
@@ -44,14 +32,14 @@ pub(super) fn open_datapath(
         XdpMode::Auto => (Mode::Native, "auto"),
     };
     let filled = kernel_fills(settings).then(|| group_indexes(settings));
-    let interfaces = fabric.attach_to();
+    let (attach_to, now) = (fabric.attach_to(), interfaces(fabric));
     let own = interface::own_addresses(&interface::list().map_err(FabricError::List)?, fabric.nack.index);
     let request = Request {
         mode,
         bpffs: &settings.xdp.bpffs,
         fabric: &fabric.ingress.name,
-        interfaces: &interfaces,
-        egress: &egress,
+        interfaces: &attach_to,
+        egress: &now.egress,
         sizes,
         fill: filled.as_deref(),
         own: &own,
@@ -69,6 +57,26 @@ pub(super) fn open_datapath(
             Ok((None, plain()?, error.to_string()))
         }
         Err(source) => Err(StartError::Datapath { mode: asked, source }),
+    }
+}
+
+/// What the kernel side goes by of the interfaces.
+pub(super) fn interfaces(fabric: &Fabric) -> Interfaces {
+    let egress = |egress: &Egress| EgressInterface {
+        ifindex: egress.interface.index,
+        egress: abi::Egress {
+            source: egress.source.octets(),
+            mac: egress.interface.mac.unwrap_or_default(),
+            reserved: [0; 2],
+        },
+    };
+    Interfaces {
+        all: fabric.attach_to(),
+        nack: fabric.nack.index,
+        nack_mac: fabric.nack.mac,
+        ingress: fabric.ingress.index,
+        egress: fabric.egress.iter().map(egress).collect(),
+        max_frame: fabric.max_frame(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Builds the daemon from its settings, runs it until the shutdown, and takes it down in the right order.
 
 mod error;
+mod follow;
 mod kernel;
 mod listening;
 mod management;
@@ -12,6 +13,7 @@ mod tests;
 mod translate;
 mod workers;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -33,7 +35,7 @@ use crate::beacon::registry::SharedRegistry;
 use crate::counters::UserCounters;
 use crate::datapath::{Datapath, Events};
 use crate::engine::{Engine, GroupLimit, Rules};
-use crate::fabric::Fabric;
+use crate::fabric::{Fabric, Names};
 use crate::framelog;
 use crate::ingress::ear::Ear;
 use crate::ingress::fill::{Fill, OnStored};
@@ -50,6 +52,7 @@ use crate::telemetry::trace::NackTracer;
 use crate::telemetry::{self, LogLevel};
 
 pub use error::StartError;
+use follow::{Deliveries, Follower, Tries};
 use kernel::{kernel_fills, mode_name, open_datapath};
 use management::Management;
 use neighbours::{FillSwitch, NackPortWatch};
@@ -133,8 +136,12 @@ async fn run_seen(
         counters: Arc::clone(&counters),
         writer: Arc::clone(&fill.writer),
         log_use: Mutex::default(),
-        mode: datapath.as_ref().map_or("off", |(_, mode)| mode_name(*mode)),
-        reason: why,
+        xdp: Mutex::new((datapath.as_ref().map_or("off", |(_, mode)| mode_name(*mode)), why)),
+        problems: Mutex::default(),
+        warnings: Mutex::default(),
+        last_delivered: Mutex::default(),
+        ledger: Mutex::default(),
+        announce: Notify::new(),
         datapath: Mutex::new(datapath.map(|(datapath, _)| datapath)),
         last_kernel: Mutex::default(),
         adverts_sent: AtomicU64::new(0),
@@ -194,7 +201,7 @@ async fn run_seen(
         counters,
     });
 
-    telemetry::inventory::tell(settings, &fabric, state.mode);
+    telemetry::inventory::tell(settings, &fabric, state.mode().0);
     let management = Management {
         state: Arc::clone(&state),
         fill: Arc::clone(&fill),
@@ -259,11 +266,32 @@ async fn serve(
         beacon_settings(settings, fabric)
             .map(|beacon| BeaconSender::open(&beacon).map_err(StartError::Beacon))
             .transpose()?
-            .map(|beacon| beacon.in_mode(settings.ingress.source_mode))
+            .map(|beacon| Arc::new(beacon.in_mode(settings.ingress.source_mode)))
     } else {
         None
     };
 
+    let follower = Follower {
+        settings: settings.clone(),
+        state: Arc::clone(state),
+        server: Arc::clone(&server),
+        beacon: beacon.clone(),
+        data: joins.first().map(Listening::rejoin),
+        ear: ear.listening.rejoin(),
+        stands: Some(fabric.clone()),
+        names: Names {
+            ingress: fabric.ingress.name.clone(),
+            egress: settings.egress.ifaces.clone(),
+            nack_addr: Some(fabric.nack_addr),
+            bind_source: settings.ingress.bind_source,
+        },
+        joined_on: fabric.ingress.index,
+        tries: Tries::default(),
+        adapted: true,
+        own: BTreeSet::new(),
+        announcements: 0,
+        delivery: Deliveries::default(),
+    };
     for (number, mut joins) in joins.into_iter().enumerate() {
         let filling = Arc::clone(&fill);
         workers.start(&format!("ingress-{number}"), move |stop| filling.run(&mut joins, stop))?;
@@ -324,6 +352,9 @@ async fn serve(
 
     // Before anybody is told that it is ready: without a lease the kernel passes NACKs on.
     state.renew_lease(settings.xdp.lease);
+    // The first look is over before the daemon says that it is ready.
+    let follower = follower.look_once().await;
+    tokio::spawn(follower.run(cancel.clone()));
     let source: Arc<dyn Source> = Arc::clone(state) as Arc<dyn Source>;
     let http = axum::serve(listener, admin::router(source, log_level.clone()));
     let http = tokio::spawn(async move { http.await });
@@ -351,7 +382,7 @@ async fn serve(
         tokio::select! {
             () = &mut shutdown, if drained.is_none() => {
                 state.drain();
-                announce_now(beacon.as_ref(), state);
+                announce_now(beacon.as_deref(), state);
                 if settings.admin.drain_timeout.is_zero() {
                     break Ok(());
                 }
@@ -362,14 +393,15 @@ async fn serve(
             }
             () = async { match drained.as_mut() { Some(sleep) => sleep.await, None => std::future::pending().await } } => break Ok(()),
             () = &mut again, if drained.is_some() => break Ok(()),
-            () = state.drain_ordered.notified() => announce_now(beacon.as_ref(), state),
+            () = state.announce.notified() => announce_now(beacon.as_deref(), state),
+            () = state.drain_ordered.notified() => announce_now(beacon.as_deref(), state),
             _ = lease.tick() => state.renew_lease(settings.xdp.lease),
             _ = review.tick() => {
                 if let Some(failed) = workers.failed() {
                     break Err(failed);
                 }
             }
-            _ = announce.tick(), if beacon.is_some() => announce_now(beacon.as_ref(), state),
+            _ = announce.tick(), if beacon.is_some() => announce_now(beacon.as_deref(), state),
             _ = hangups.recv() => log_level.toggle_debug(),
         }
     };

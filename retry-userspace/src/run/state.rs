@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use retry_common::counter::Counters;
 use tokio::sync::Notify;
@@ -10,10 +10,12 @@ use tokio::sync::Notify;
 use crate::admin::{Snapshot, Source, StoreUse, Upstream};
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, Delivered};
+use crate::fabric::Fabric;
 use crate::framelog::Writer;
 use crate::ingress::fill::LogUse;
 use crate::ingress::listening;
+use crate::interfaces::delivery::{Ledger, Part};
 use crate::proxy::{Recovery, UpstreamStatus};
 use crate::store::Store;
 use crate::telemetry::inventory::Host;
@@ -30,8 +32,18 @@ pub(super) struct State {
     pub(super) datapath: Mutex<Option<Datapath>>,
     /// What the kernel side had counted at its end.
     pub(super) last_kernel: Mutex<Counters>,
-    pub(super) mode: &'static str,
-    pub(super) reason: String,
+    /// What interfaces had been given at its end.
+    pub(super) last_delivered: Mutex<Vec<Delivered>>,
+    /// What was lost on the way to them.
+    pub(super) ledger: Mutex<Ledger>,
+    /// What does not keep the daemon from serving, but from serving well.
+    pub(super) warnings: Mutex<Vec<String>>,
+    /// The path that answers NACKs, and why it does.
+    pub(super) xdp: Mutex<(&'static str, String)>,
+    /// What keeps the daemon from serving.
+    pub(super) problems: Mutex<Vec<String>>,
+    /// Told when an ADVERT is to leave at once.
+    pub(super) announce: Notify,
     pub(super) adverts_sent: AtomicU64,
     pub(super) workers_ready: Arc<AtomicUsize>,
     pub(super) workers_total: AtomicUsize,
@@ -56,6 +68,87 @@ impl State {
         self.datapath.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// `native`, `skb` or `off`, and why.
+    pub(super) fn mode(&self) -> (&'static str, String) {
+        self.xdp.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets what [`State::mode`] says; true when it said something else.
+    pub(super) fn set_mode(&self, mode: &'static str, reason: &str) -> bool {
+        let mut xdp = self.xdp.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = xdp.0 != mode || xdp.1 != reason;
+        if is_new {
+            *xdp = (mode, reason.to_owned());
+        }
+        is_new
+    }
+
+    /// What became of packets that the kernel program redirected to interfaces.
+    pub(super) fn delivered(&self) -> Vec<Delivered> {
+        let now = self.datapath().as_ref().map(Datapath::delivered);
+        match now {
+            Some(now) => self.with_losses(now),
+            None => self.last_delivered.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Adds what was lost before it came to a driver.
+    fn with_losses(&self, mut delivered: Vec<Delivered>) -> Vec<Delivered> {
+        let ledger = self.ledger();
+        for (interface, sent) in &mut delivered {
+            sent.drops += ledger.lost(interface);
+        }
+        delivered
+    }
+
+    /// What was lost on the way to interfaces.
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds out what was lost on the way to the interfaces of `fabric`.
+    pub(super) fn reckon(&self, fabric: &Fabric) {
+        // Counters first: what they count comes to the driver later.
+        let read =
+            self.datapath().as_ref().and_then(|datapath| Some((datapath.counters().ok()?, datapath.delivered())));
+        let Some((counters, delivered)) = read else {
+            return;
+        };
+        let (now, mut ledger) = (Instant::now(), self.ledger());
+        for (interface, sent) in delivered {
+            let part = Part {
+                answers: fabric.nack.name == interface,
+                repairs: fabric.egress.iter().any(|egress| egress.interface.name == interface),
+            };
+            ledger.enter(&interface, part, now, &counters, sent);
+        }
+    }
+
+    /// Sets what keeps the daemon from serving well.
+    pub(super) fn set_warnings(&self, warnings: Vec<String>) {
+        let mut now = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        for warning in warnings.iter().filter(|warning| !now.contains(warning)) {
+            tracing::warn!(reason = warning, "degraded");
+        }
+        *now = warnings;
+    }
+
+    /// Sets what keeps the daemon from serving; true when nothing does any more.
+    pub(super) fn set_problems(&self, problems: Vec<String>) -> bool {
+        let mut now = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        if *now == problems {
+            return false;
+        }
+        for problem in problems.iter().filter(|problem| !now.contains(problem)) {
+            tracing::warn!(reason = problem, "not ready");
+        }
+        *now = problems;
+        if now.is_empty() {
+            tracing::info!("ready again");
+        }
+        now.is_empty()
+    }
+
     /// Begins to drain; false when it drains already.
     pub(super) fn drain(&self) -> bool {
         let first = !self.draining.swap(true, Ordering::Relaxed);
@@ -73,6 +166,10 @@ impl State {
     /// Ends the kernel side; what it counted is kept, for the last export.
     pub(super) fn end_datapath(&self) {
         let mut datapath = self.datapath();
+        if let Some(datapath) = datapath.as_ref() {
+            let delivered = self.with_losses(datapath.delivered());
+            *self.last_delivered.lock().unwrap_or_else(PoisonError::into_inner) = delivered;
+        }
         if let Some(Ok(counters)) = datapath.as_ref().map(Datapath::counters) {
             *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner) = counters;
         }
@@ -123,14 +220,18 @@ impl Source for State {
             None => *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner),
         };
         let LogUse { frames, lanes } = self.log_use();
+        let (xdp_mode, xdp_reason) = self.mode();
         Snapshot {
             kernel,
             user: self.counters.snapshot(),
             frames,
             lanes,
             adverts_sent: self.adverts_sent.load(Ordering::Relaxed),
-            xdp_mode: self.mode,
-            xdp_reason: self.reason.clone(),
+            xdp_mode,
+            xdp_reason,
+            warnings: self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            delivered: self.delivered(),
+            problems: self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             workers_ready: self.workers_ready.load(Ordering::Relaxed),
             workers_total: self.workers_total.load(Ordering::Relaxed),
             store: self.store.as_ref().map(|store| {

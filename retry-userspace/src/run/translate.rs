@@ -128,6 +128,7 @@ pub(super) fn route(settings: &Settings, fabric: &Fabric) -> Route {
     Route {
         group_prefix: settings.ingress.group_prefix,
         group_id: settings.ingress.group_id,
+        lost: fabric.lost_lengths(),
         egress: fabric
             .egress
             .iter()
@@ -168,7 +169,8 @@ pub(super) fn fill_rules(settings: &Settings, fabric: &Fabric) -> FillRules {
     FillRules {
         sharding: Sharding { shard: settings.ingress.shard_bits, beef: settings.ingress.beef.unwrap_or_default() },
         life_ms: Class::ALL.map(|class| life_ms(settings, class)),
-        kernel_max: usize::try_from(fabric.max_frame()).unwrap_or(0),
+        // Whether it fits the interfaces is asked when it leaves: their MTUs change.
+        kernel_max: abi::KERNEL_FRAME_MAX,
         own_sources: fabric.egress.iter().map(|egress| egress.source).collect::<HashSet<_>>(),
         own_port: settings.nack.port,
     }
