@@ -27,7 +27,7 @@ pub mod interfaces;
 pub mod limits;
 pub mod nack;
 pub mod net;
-pub mod proxy;
+pub mod recovery;
 pub mod repair;
 pub mod retry;
 mod run;

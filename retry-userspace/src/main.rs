@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use retry_userspace::proxy::probe;
+use retry_userspace::recovery::probe;
 use retry_userspace::settings::{Settings, Stop};
 use retry_userspace::{shutdown, telemetry, verify_log};
 

@@ -14,7 +14,7 @@ mod drain;
 mod identities;
 mod limits;
 mod logs;
-mod proxy;
+mod recovery;
 mod ssm;
 mod start;
 mod strangers;

@@ -19,7 +19,7 @@ use crate::clock::{monotonic_ns, nanoseconds};
 use crate::engine::Admitted;
 use crate::framelog::Record;
 use crate::ingress::fill::{Fill, StoredFrom};
-use crate::proxy::{Job, Recovered, Recovery};
+use crate::recovery::{Job, Recovered, Recovery};
 use crate::store::{Claim, Store, Stored, Unavailable};
 use crate::telemetry::trace::Traced;
 

@@ -24,7 +24,7 @@ use crate::framelog::Record;
 use crate::net::batch::{Batch, Readiness};
 use crate::net::nack_socket::NackSocket;
 use crate::net::neighbours::Gate;
-use crate::proxy::Job;
+use crate::recovery::Job;
 use crate::repair::{Held, Sender};
 use crate::telemetry::trace::NackTracer;
 use beyond::{Beyond, Waiting};

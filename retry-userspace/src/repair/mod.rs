@@ -18,7 +18,7 @@ use crate::framelog::{Log, Record};
 use crate::net::multicast::Egress;
 use crate::net::nack_socket::NackSocket;
 use crate::net::neighbours::{Gate, Release};
-use crate::proxy::Job;
+use crate::recovery::Job;
 
 /// Where multicast repairs go.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use crate::fabric::FabricError;
 use crate::ingress::joins::JoinError;
 use crate::ingress::tee::TeeError;
 use crate::net::nack_socket;
-use crate::proxy::ProxyError;
+use crate::recovery::ProxyError;
 use crate::store::StoreError;
 use crate::telemetry::otlp::OtlpError;
 

@@ -18,7 +18,7 @@ use crate::engine::GroupLimit;
 use crate::framelog::Log;
 use crate::limits::GroupTable;
 use crate::nack::beyond::Reply;
-use crate::proxy::{self, BoxFuture, Claims, NoClaims, Recovery};
+use crate::recovery::{self, BoxFuture, Claims, NoClaims, Recovery};
 use crate::settings::{Backend, DedupMode, Settings};
 use crate::store::{self, Store};
 

@@ -16,7 +16,7 @@ use crate::framelog::Writer;
 use crate::ingress::fill::LogUse;
 use crate::ingress::listening;
 use crate::interfaces::delivery::{Ledger, Part};
-use crate::proxy::{Recovery, UpstreamStatus};
+use crate::recovery::{Recovery, UpstreamStatus};
 use crate::store::Store;
 use crate::telemetry::inventory::Host;
 
