@@ -29,7 +29,7 @@ pub mod nack;
 pub mod net;
 pub mod recovery;
 pub mod repair;
-pub mod retry;
+pub mod backoff;
 mod run;
 pub mod settings;
 pub mod shutdown;

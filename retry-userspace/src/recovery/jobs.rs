@@ -16,7 +16,7 @@ use super::flight::{Ear, Reply, Says};
 use super::upstreams::{Choice, bare};
 use super::{Job, Recovered, Shared, Waiting};
 use crate::clock::monotonic_ns;
-use crate::retry::{Failure, GaveUp};
+use crate::backoff::{Failure, GaveUp};
 
 /// Recoveries that one worker keeps under way: each waits for answers nearly all of its time.
 pub(super) const AT_A_TIME: usize = 256;

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
-use crate::retry::Retry;
+use crate::backoff::Retry;
 use crate::settings::Proxy;
 use flight::{Answered, Flight};
 use jobs::Ticket;

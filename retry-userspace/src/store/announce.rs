@@ -21,7 +21,7 @@ use super::link::{Link, PULSE};
 use super::target::{Target, within};
 use super::{Config, dedup_name};
 use crate::counters::UserCounters;
-use crate::retry::{Exponential, Policy};
+use crate::backoff::{Exponential, Policy};
 use crate::settings::Redis;
 
 /// The channel of announcements.

@@ -4,7 +4,7 @@ use std::fmt::{self, Display};
 
 use redis::{ErrorKind, RedisError, RetryMethod, ServerErrorKind};
 
-use crate::retry::Failure;
+use crate::backoff::Failure;
 
 /// What went wrong with a command.
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::fault::{Fault, is_end, is_refusal, judge};
 use super::target::{Connection, Target};
 use super::{Node, Unavailable};
-use crate::retry::{GaveUp, Retry};
+use crate::backoff::{GaveUp, Retry};
 use crate::settings::Redis;
 
 /// How often a connection is tried, so that its loss shows before somebody needs it.

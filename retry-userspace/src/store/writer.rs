@@ -16,7 +16,7 @@ use super::fault::{Fault, is_refusal, judge};
 use super::frame_name;
 use super::link::Link;
 use crate::counters::UserCounters;
-use crate::retry::{Failure, GaveUp};
+use crate::backoff::{Failure, GaveUp};
 
 /// Frames that may wait: a second of a busy fabric, or a failover of a quiet one.
 const MOST_FRAMES: usize = 65_536;
