@@ -11,7 +11,7 @@ use retry_common::group;
 use retry_common::wire::advert::Advert;
 use retry_common::wire::manifest::{Manifest, ManifestError};
 
-use super::control::Control;
+use super::source_discovery::Control;
 use super::listening::Listening;
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;

@@ -4,7 +4,7 @@
 //! [`tee`] what a program on this host hands on. With sources named, [`sources`] decides (purely) which, [`control`] finds
 //! out: from DNS ([`resolve`]), and from the manifests that the [`ear`] on the beacon groups hears.
 
-pub mod control;
+pub mod source_discovery;
 pub mod ear;
 pub mod fill;
 pub mod joins;

@@ -16,7 +16,7 @@ use crate::beacon::{self, BEACON_PORT};
 use crate::counters::UserCounters;
 use crate::datapath::KernelSources;
 use crate::fabric::Fabric;
-use crate::ingress::control::{self, Control};
+use crate::ingress::source_discovery::{self, Control};
 use crate::ingress::ear::Ear;
 use crate::ingress::joins::{Delivery, JoinError};
 use crate::ingress::listening::{Listening, OnJoined, Place};

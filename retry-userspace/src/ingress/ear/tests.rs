@@ -5,7 +5,7 @@ use std::thread;
 
 use super::*;
 use crate::beacon::BEACON_PORT;
-use crate::ingress::control::Config;
+use crate::ingress::source_discovery::Config;
 use crate::ingress::joins::Delivery;
 use crate::ingress::listening::{Place, Status};
 use crate::ingress::testing::{self, Publisher, count, eventually, source};
