@@ -5,8 +5,8 @@ mod follow;
 mod kernel;
 mod listening;
 mod management;
-mod neighbours;
-mod reach;
+mod fill_switch;
+mod backends;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -55,7 +55,7 @@ pub use error::StartError;
 use follow::{Deliveries, Follower, Tries};
 use kernel::{kernel_fills, mode_name, open_datapath};
 use management::Management;
-use neighbours::{FillSwitch, NackPortWatch};
+use fill_switch::{FillSwitch, NackPortWatch};
 use state::State;
 use translate::{beacon_settings, dedups, fill_rules, groups, kernel_settings, route};
 use workers::Workers;
@@ -119,9 +119,9 @@ async fn run_seen(
     let tee = settings.ingress.tee.map(TeeSocket::open).transpose()?;
 
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, Arc::clone(&counters)));
-    let store = reach::store(settings, &counters, &log, &cancel)?;
+    let store = backends::store(settings, &counters, &log, &cancel)?;
     let (replies, answers) = std::sync::mpsc::channel();
-    let recovery = reach::recovery(settings, &counters, store.as_ref(), &registry, replies.clone(), &cancel)?;
+    let recovery = backends::recovery(settings, &counters, store.as_ref(), &registry, replies.clone(), &cancel)?;
     let fill = Arc::new(Fill {
         rules: fill_rules(settings, &fabric),
         writer: Arc::new(Mutex::new(writer)),
