@@ -1,7 +1,7 @@
 //! Serves NACKs that the kernel did not: the socket of the NACK port, and the kernel's events. Both hand a NACK to the
 //! engine and carry out its verdict. What needs an answer from elsewhere first waits in [`beyond`], and holds up nobody.
 
-pub mod beyond;
+pub mod pending;
 
 use std::io;
 use std::net::SocketAddrV6;
@@ -27,7 +27,7 @@ use crate::net::neighbours::Gate;
 use crate::recovery::Job;
 use crate::repair::{Held, Sender};
 use crate::telemetry::trace::NackTracer;
-use beyond::{Beyond, Waiting};
+use pending::{Pending, PendingNack};
 
 /// Datagrams taken in one system call.
 const BATCH: usize = 32;
@@ -45,7 +45,7 @@ pub struct Server {
     /// Sends.
     pub sender: Sender,
     /// Asks whoever else may have a frame.
-    pub beyond: Beyond,
+    pub pending: Pending,
     /// Traces some of the NACKs.
     pub tracer: NackTracer,
     /// Counts.
@@ -70,7 +70,7 @@ impl Server {
                 if let Some(nack) = self.parse(datagram.bytes) {
                     let traced = self.tracer.begin();
                     let verdict = self.engine.handle_nack(&nack, *datagram.source.ip(), monotonic_ns());
-                    let asked = Waiting { nack, to: datagram.source, admitted: Admitted::Here, traced };
+                    let asked = PendingNack { nack, to: datagram.source, admitted: Admitted::Here, traced };
                     self.carry_out(&asked, verdict, &mut frame);
                 }
             }
@@ -85,7 +85,7 @@ impl Server {
         let mut frame = Vec::new();
         gate.run(shutdown, |release| {
             if let Some(job) = self.sender.release(release, &mut frame) {
-                self.beyond.recover(job);
+                self.pending.recover(job);
             }
         })
     }
@@ -114,7 +114,7 @@ impl Server {
             Some(EventKind::Send | EventKind::Store) => self.tracer.begin(),
             Some(EventKind::Recover | EventKind::Repaired) | None => None,
         };
-        let asked = Waiting { nack, to, admitted: Admitted::Kernel, traced };
+        let asked = PendingNack { nack, to, admitted: Admitted::Kernel, traced };
         match EventKind::from_u8(event.kind) {
             Some(EventKind::Send) => {
                 let verdict = self.engine.handle_send(&nack, *to.ip(), monotonic_ns());
@@ -122,7 +122,7 @@ impl Server {
             }
             Some(EventKind::Store) => self.ask(&asked, frame),
             Some(EventKind::Recover) => self.recover(Job { key: nack.key, asker: to }),
-            Some(EventKind::Repaired) => self.beyond.announce(&nack.key),
+            Some(EventKind::Repaired) => self.pending.announce(&nack.key),
             None => tracing::trace!(kind = event.kind, "an event of no kind"),
         }
     }
@@ -142,8 +142,8 @@ impl Server {
         None
     }
 
-    fn carry_out(&self, asked: &Waiting, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
-        let Waiting { nack, to, traced, .. } = *asked;
+    fn carry_out(&self, asked: &PendingNack, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
+        let PendingNack { nack, to, traced, .. } = *asked;
         let name = name_of(&verdict);
         self.answer(asked, verdict, frame);
         // One that waits for the store is told of when it has its answer.
@@ -155,12 +155,12 @@ impl Server {
     /// Asks upstream, for a listener that exists as far as the neighbour table knows.
     fn recover(&self, job: Job) {
         if !self.sender.hold(job.asker, Held::Recovery(job)) {
-            self.beyond.recover(job);
+            self.pending.recover(job);
         }
     }
 
-    fn answer(&self, asked: &Waiting, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
-        let Waiting { nack, to, .. } = *asked;
+    fn answer(&self, asked: &PendingNack, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
+        let PendingNack { nack, to, .. } = *asked;
         match verdict {
             Verdict::Silence => {}
             Verdict::Throttled(bucket) => {
@@ -174,7 +174,7 @@ impl Server {
                 self.recover(Job { key: nack.key, asker: to });
             }
             Verdict::AskStore => self.ask(asked, frame),
-            Verdict::Repair(record, plan) if plan.multicast && self.beyond.is_strict() => {
+            Verdict::Repair(record, plan) if plan.multicast && self.pending.is_strict() => {
                 self.claim(record, plan, to, frame);
             }
             Verdict::Repair(record, plan) => self.sender.repair(&record, plan, to, frame),

@@ -17,7 +17,7 @@ use crate::counters::UserCounters;
 use crate::engine::GroupLimit;
 use crate::framelog::Log;
 use crate::limits::GroupTable;
-use crate::nack::beyond::Reply;
+use crate::nack::pending::Reply;
 use crate::recovery::{self, BoxFuture, Claims, NoClaims, Recovery};
 use crate::settings::{Backend, DedupMode, Settings};
 use crate::store::{self, Store};

@@ -42,7 +42,7 @@ use crate::ingress::fill::{Fill, OnStored};
 use crate::ingress::listening::Listening;
 use crate::ingress::tee::TeeSocket;
 use crate::nack::Server;
-use crate::nack::beyond::{Beyond, Reach, Reply};
+use crate::nack::pending::{Backends, Pending, Reply};
 use crate::net::nack_socket::{self, NackSocket};
 use crate::net::neighbours::Gate;
 use crate::repair::{Held, OnMulticast, Sender};
@@ -186,11 +186,11 @@ async fn run_seen(
             Arc::clone(&counters),
             announcer.map(|store| -> OnMulticast { Box::new(move |key| store.announce(*key)) }),
         ),
-        beyond: Beyond::new(
+        pending: Pending::new(
             Handle::current(),
             Arc::clone(&fill),
             replies,
-            Reach {
+            Backends {
                 store: store.clone(),
                 strict: dedups(settings, DedupMode::Strict),
                 announces: dedups(settings, DedupMode::Eventual),

@@ -28,7 +28,7 @@ const MOST_WAITING: usize = 4_096;
 
 /// A NACK that waits.
 #[derive(Clone, Copy, Debug)]
-pub struct Waiting {
+pub struct PendingNack {
     /// The NACK.
     pub nack: Nack,
     /// Who sent it.
@@ -58,7 +58,7 @@ pub struct Claimed {
 
 /// Whoever else may have a frame, or a claim to it.
 #[derive(Clone, Default)]
-pub struct Reach {
+pub struct Backends {
     /// The shared store.
     pub store: Option<Store>,
     /// `-dedup-mode strict`: no multicast repair without a claim.
@@ -70,23 +70,23 @@ pub struct Reach {
 }
 
 /// Where a claim or a frame may come from, beyond this instance, and who waits for it.
-pub struct Beyond {
-    reach: Reach,
+pub struct Pending {
+    backends: Backends,
     /// The runtime that waits.
     runtime: Handle,
     /// Takes the frames that come back.
     fill: Arc<Fill>,
     replies: Replies<Reply>,
-    waiting: Mutex<HashMap<FrameKey, Vec<Waiting>>>,
+    waiting: Mutex<HashMap<FrameKey, Vec<PendingNack>>>,
     asking: AtomicUsize,
     claiming: Arc<AtomicUsize>,
 }
 
-impl Beyond {
+impl Pending {
     /// Nothing waits yet. What comes of a wait goes to `replies`, for [`Server::serve_replies`].
-    pub fn new(runtime: Handle, fill: Arc<Fill>, replies: Replies<Reply>, reach: Reach) -> Self {
+    pub fn new(runtime: Handle, fill: Arc<Fill>, replies: Replies<Reply>, backends: Backends) -> Self {
         Self {
-            reach,
+            backends,
             runtime,
             fill,
             replies,
@@ -98,19 +98,19 @@ impl Beyond {
 
     /// True when a multicast repair needs a claim.
     pub const fn is_strict(&self) -> bool {
-        self.reach.strict && self.reach.store.is_some()
+        self.backends.strict && self.backends.store.is_some()
     }
 
     /// Tells other instances of a multicast repair.
     pub fn announce(&self, key: &FrameKey) {
-        if let Some(store) = self.reach.store.as_ref().filter(|_| self.reach.announces) {
+        if let Some(store) = self.backends.store.as_ref().filter(|_| self.backends.announces) {
             store.announce(*key);
         }
     }
 
     /// Queues a recovery from upstream.
     pub fn recover(&self, job: Job) {
-        if let Some(recovery) = &self.reach.recovery {
+        if let Some(recovery) = &self.backends.recovery {
             recovery.submit(job);
         }
     }
@@ -118,8 +118,8 @@ impl Beyond {
     /// Asks the store for the frame of a NACK; false when it is not asked, because there is none or too many wait.
     ///
     /// Listeners that miss one frame ask for it at the same time: the store is asked once for all of them.
-    fn ask(&self, asked: &Waiting) -> bool {
-        let Some(store) = &self.reach.store else {
+    fn ask(&self, asked: &PendingNack) -> bool {
+        let Some(store) = &self.backends.store else {
             return false;
         };
         if self.asking.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
@@ -150,7 +150,7 @@ impl Beyond {
     }
 
     /// Everybody who waits for `key`.
-    fn waiters(&self, key: &FrameKey) -> Vec<Waiting> {
+    fn waiters(&self, key: &FrameKey) -> Vec<PendingNack> {
         let waiters = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(key).unwrap_or_default();
         self.asking.fetch_sub(waiters.len(), Ordering::Relaxed);
         waiters
@@ -158,7 +158,7 @@ impl Beyond {
 
     /// Asks for the claim of a repair; gives it back when it is not asked for.
     fn claim(&self, claimed: Claimed) -> Result<(), Claimed> {
-        let Some(store) = &self.reach.store else {
+        let Some(store) = &self.backends.store else {
             return Err(claimed);
         };
         if self.claiming.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
@@ -187,7 +187,7 @@ impl Server {
                 Ok(Reply::Claimed(claimed, answer)) => self.claimed(claimed, answer, &mut frame),
                 Ok(Reply::Recovered(recovered)) => self.recovered(&recovered, &mut frame),
                 // Whoever still waits gets its answer, which no wait keeps longer than a listener's patience.
-                Err(RecvTimeoutError::Timeout) if last && self.beyond.is_idle() => return,
+                Err(RecvTimeoutError::Timeout) if last && self.pending.is_idle() => return,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -195,30 +195,30 @@ impl Server {
     }
 
     /// Asks the store, or goes on without.
-    pub(super) fn ask(&self, asked: &Waiting, frame: &mut Vec<u8>) {
+    pub(super) fn ask(&self, asked: &PendingNack, frame: &mut Vec<u8>) {
         // It may have come since the look-up that missed: with an answer of the store, or by multicast.
         if self.sender.log().look_up(&asked.nack.key, monotonic_ns()).is_some() {
             self.go_on(asked, frame);
             return;
         }
-        if !self.beyond.ask(asked) {
+        if !self.pending.ask(asked) {
             self.counters.one(Counter::StoreLate);
             self.go_on(asked, frame);
         }
     }
 
     /// What a NACK gets now that the store has answered, or is not waited for.
-    fn go_on(&self, asked: &Waiting, frame: &mut Vec<u8>) {
+    fn go_on(&self, asked: &PendingNack, frame: &mut Vec<u8>) {
         let verdict = self.engine.handle_asked(&asked.nack, *asked.to.ip(), asked.admitted, monotonic_ns());
         self.carry_out(asked, verdict, frame);
     }
 
     fn fetched(&self, key: &FrameKey, answer: Result<Option<Stored>, Unavailable>, frame: &mut Vec<u8>) {
-        let waiters = self.beyond.waiters(key);
+        let waiters = self.pending.waiters(key);
         match answer {
             Ok(Some(stored)) => {
                 let life_ms = u32::try_from(stored.life.as_millis()).unwrap_or(u32::MAX);
-                if let Err(refused) = self.beyond.fill.put_for(key, &stored.bytes, Some(life_ms), StoredFrom::Store) {
+                if let Err(refused) = self.pending.fill.put_for(key, &stored.bytes, Some(life_ms), StoredFrom::Store) {
                     tracing::debug!(%refused, "what the shared store holds is not the frame");
                 }
             }
@@ -232,7 +232,7 @@ impl Server {
 
     /// Claims a multicast repair before it is sent. Without an answer it is sent: two repairs are better than none.
     pub(super) fn claim(&self, record: Record, plan: Repair, to: SocketAddrV6, frame: &mut Vec<u8>) {
-        if let Err(Claimed { record, plan, to }) = self.beyond.claim(Claimed { record, plan, to }) {
+        if let Err(Claimed { record, plan, to }) = self.pending.claim(Claimed { record, plan, to }) {
             self.counters.one(Counter::DedupFailedOpen);
             self.sender.repair(&record, plan, to, frame);
         }
@@ -259,12 +259,12 @@ impl Server {
 
     fn recovered(&self, recovered: &Recovered, frame: &mut Vec<u8>) {
         let Recovered { job, frame: bytes } = recovered;
-        if let Err(refused) = self.beyond.fill.put_for(&job.key, bytes, None, StoredFrom::Upstream) {
+        if let Err(refused) = self.pending.fill.put_for(&job.key, bytes, None, StoredFrom::Upstream) {
             tracing::debug!(%refused, "what an upstream endpoint sent is not the frame");
             return;
         }
         match self.engine.handle_recovered(&job.key, monotonic_ns()) {
-            Some((record, plan)) if plan.multicast && self.beyond.is_strict() => {
+            Some((record, plan)) if plan.multicast && self.pending.is_strict() => {
                 self.claim(record, plan, job.asker, frame);
             }
             Some((record, plan)) => self.sender.repair(&record, plan, job.asker, frame),
