@@ -5,7 +5,7 @@
 //! out: from DNS ([`resolve`]), and from the manifests that the [`ear`] on the beacon groups hears.
 
 pub mod source_discovery;
-pub mod ear;
+pub mod beacon_listener;
 pub mod fill;
 pub mod joins;
 pub mod listening;

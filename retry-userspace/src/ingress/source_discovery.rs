@@ -125,7 +125,7 @@ impl Control {
             }
             // At the end nobody listens any more.
             drop(tell(&data, &mut told, self.wanted()));
-            drop(tell(&ear, &mut told_ear, self.ear_sources(&names.borrow())));
+            drop(tell(&beacons, &mut told_ear, self.ear_sources(&names.borrow())));
         }
     }
 

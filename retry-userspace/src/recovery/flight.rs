@@ -52,7 +52,7 @@ pub(super) enum Says {
 }
 
 /// What a job hears.
-pub(super) struct Ear {
+pub(super) struct JobReceiver {
     /// The frame, once it is there.
     pub(super) frame: watch::Receiver<Option<Vec<u8>>>,
     /// Everything else; no more than a few for each NACK.
@@ -109,14 +109,14 @@ pub(super) struct Flight {
 
 impl Flight {
     /// Begins a job; `None` when one for the key is under way.
-    pub(super) fn begin(&mut self, key: FrameKey) -> Option<Ear> {
+    pub(super) fn begin(&mut self, key: FrameKey) -> Option<JobReceiver> {
         match self.jobs.entry(key) {
             Entry::Occupied(_) => None,
             Entry::Vacant(place) => {
                 let (frame, frames) = watch::channel(None);
                 let (sender, replies) = mpsc::unbounded_channel();
                 place.insert(Waiter { frame, replies: sender });
-                Some(Ear { frame: frames, replies })
+                Some(JobReceiver { frame: frames, replies })
             }
         }
     }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::flight::{Ear, Reply, Says};
+use super::flight::{JobReceiver, Reply, Says};
 use super::upstreams::{Choice, bare};
 use super::{Job, Recovered, Shared, Waiting};
 use crate::clock::monotonic_ns;
@@ -48,7 +48,7 @@ enum NoFrame {
 /// A job that waits for its turn, or is under way. Its frame is under way until this is dropped.
 pub(super) struct Ticket {
     pub(super) job: Job,
-    pub(super) ear: Ear,
+    pub(super) ear: JobReceiver,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -134,7 +134,7 @@ const fn counter(gave_up: &GaveUp<NoFrame>) -> Option<Counter> {
 }
 
 /// Asks everybody, as often as the policy has it. The frame ends it whenever it comes, and from whom.
-async fn rounds(shared: &Shared, key: &FrameKey, ear: &mut Ear) -> Result<Vec<u8>, GaveUp<NoFrame>> {
+async fn rounds(shared: &Shared, key: &FrameKey, ear: &mut JobReceiver) -> Result<Vec<u8>, GaveUp<NoFrame>> {
     let frame = ear.frame.clone();
     // Attempts come one after the other; the lock is never waited for.
     let replies = Mutex::new(&mut ear.replies);

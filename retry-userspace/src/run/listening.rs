@@ -17,7 +17,7 @@ use crate::counters::UserCounters;
 use crate::datapath::KernelSources;
 use crate::fabric::Fabric;
 use crate::ingress::source_discovery::{self, Control};
-use crate::ingress::ear::Ear;
+use crate::ingress::beacon_listener::BeaconListener;
 use crate::ingress::joins::{Delivery, JoinError};
 use crate::ingress::listening::{Listening, OnJoined, Place};
 use crate::settings::Settings;
@@ -73,7 +73,7 @@ pub(super) fn start_control(
     registry: &Arc<SharedRegistry>,
     counters: &Arc<UserCounters>,
     cancel: &CancellationToken,
-) -> Result<Ear, StartError> {
+) -> Result<BeaconListener, StartError> {
     let (ear_sources, wanted) = std::sync::mpsc::channel();
     let beacon_groups = |mode| beacon::groups(settings.beacon.scope, mode, settings.ingress.group_id);
     let any_source = beacon_groups(SourceMode::Asm);
@@ -92,7 +92,7 @@ pub(super) fn start_control(
     let delivery = Delivery::Single;
     let place = Place { delivery, interface: fabric.ingress.index, port: BEACON_PORT, any_source, by_source };
     let advert_registry = Arc::clone(registry);
-    let ear = Ear {
+    let beacons = BeaconListener {
         listening: Listening::open(place, &BTreeSet::new(), wanted)?,
         on_advert: Box::new(move |bytes, from| advert_registry.hear(bytes, from)),
         control: Arc::clone(&control),

@@ -37,7 +37,7 @@ use crate::datapath::{Datapath, Events};
 use crate::engine::{Engine, GroupLimit, Rules};
 use crate::fabric::{Fabric, Names};
 use crate::framelog;
-use crate::ingress::ear::Ear;
+use crate::ingress::beacon_listener::BeaconListener;
 use crate::ingress::fill::{Fill, OnStored};
 use crate::ingress::listening::Listening;
 use crate::ingress::tee::TeeSocket;
@@ -161,7 +161,7 @@ async fn run_seen(
         .as_ref()
         .map(|exporter| NackTracer::new(exporter.tracer(), settings.telemetry.otlp.sampling))
         .unwrap_or_default();
-    let ear = listening::start_control(settings, &fabric, control, data_sources, &registry, &counters, &cancel)?;
+    let beacons = listening::start_control(settings, &fabric, control, data_sources, &registry, &counters, &cancel)?;
     let announcer = store.clone().filter(|_| dedups(settings, DedupMode::Eventual));
     let kernel_groups = state.datapath().as_mut().and_then(Datapath::take_groups);
     let server = Arc::new(Server {
@@ -212,7 +212,7 @@ async fn run_seen(
         instance: settings.telemetry.instance.clone(),
     };
     let events = state.datapath().as_mut().and_then(Datapath::take_events);
-    let parts = Parts { server, socket, gate, fill, joins, ear, tee, events, answers, hangups, management, cancel };
+    let parts = Parts { server, socket, gate, fill, joins, beacons, tee, events, answers, hangups, management, cancel };
     let result = serve(settings, &fabric, &state, workers, parts, log_level, shutdown).await;
     // The program goes first: from here on nothing is answered from a log that nobody fills.
     state.end_datapath();
@@ -232,7 +232,7 @@ struct Parts {
     fill: Arc<Fill>,
     /// One for each thread that receives.
     joins: Vec<Listening>,
-    ear: Ear,
+    beacons: BeaconListener,
     tee: Option<TeeSocket>,
     events: Option<Events>,
     answers: Receiver<Reply>,
@@ -250,7 +250,7 @@ async fn serve(
     log_level: LogLevel,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let Parts { server, socket, gate, fill, joins, ear, tee, events, answers, mut hangups, management, cancel } = parts;
+    let Parts { server, socket, gate, fill, joins, beacons, tee, events, answers, mut hangups, management, cancel } = parts;
     let listener = tokio::net::TcpListener::bind(settings.admin.metrics_addr)
         .await
         .map_err(|source| StartError::Admin { address: settings.admin.metrics_addr, source })?;
@@ -277,7 +277,7 @@ async fn serve(
         server: Arc::clone(&server),
         beacon: beacon.clone(),
         data: joins.first().map(Listening::rejoin),
-        ear: ear.listening.rejoin(),
+        ear: beacons.listening.rejoin(),
         stands: Some(fabric.clone()),
         names: Names {
             ingress: fabric.ingress.name.clone(),
@@ -317,7 +317,7 @@ async fn serve(
         sweeping.run_sweep(stop, |seen| swept.saw_log(seen));
         Ok(())
     })?;
-    workers.start("ear", move |stop| ear.run(stop))?;
+    workers.start("ear", move |stop| beacons.run(stop))?;
     if let Some(tee) = tee {
         let filling = Arc::clone(&fill);
         workers.start("tee", move |stop| filling.run_tee(&tee, stop))?;

@@ -16,22 +16,22 @@ fn key(flow: u64, seq_num: u64) -> FrameKey {
     FrameKey::new(flow, seq_num)
 }
 
-fn begin(flight: &mut Flight, key: FrameKey) -> Ear {
+fn begin(flight: &mut Flight, key: FrameKey) -> JobReceiver {
     flight.begin(key).expect("no job for it is under way")
 }
 
 /// A job for `key` that has asked `upstream(1)`.
-fn asked(flight: &mut Flight, key: FrameKey, now_ns: u64) -> Ear {
+fn asked(flight: &mut Flight, key: FrameKey, now_ns: u64) -> JobReceiver {
     let ear = begin(flight, key);
     flight.sent(key, upstream(1), now_ns);
     ear
 }
 
-fn said(ear: &mut Ear) -> Vec<Says> {
+fn said(ear: &mut JobReceiver) -> Vec<Says> {
     std::iter::from_fn(|| ear.replies.try_recv().ok()).map(|reply| reply.says).collect()
 }
 
-fn frame(ear: &Ear) -> Option<Vec<u8>> {
+fn frame(ear: &JobReceiver) -> Option<Vec<u8>> {
     ear.frame.borrow().clone()
 }
 
@@ -77,7 +77,7 @@ fn a_miss_for_the_only_nack_is_certain() {
 #[test]
 fn as_many_misses_as_nacks_are_certain() {
     let mut flight = Flight::default();
-    let mut ears: Vec<Ear> = (1..=3).map(|seq_num| asked(&mut flight, key(1, seq_num), 0)).collect();
+    let mut ears: Vec<JobReceiver> = (1..=3).map(|seq_num| asked(&mut flight, key(1, seq_num), 0)).collect();
     for _ in 0..2 {
         assert_eq!(flight.miss(upstream(1), 1), UNSURE);
     }
@@ -110,7 +110,7 @@ fn a_miss_that_overtakes_a_frame_is_handed_on() {
 #[test]
 fn a_miss_is_handed_on_to_the_oldest_that_is_open() {
     let mut flight = Flight::default();
-    let mut ears: Vec<Ear> = (1..=3).map(|seq_num| asked(&mut flight, key(1, seq_num), 0)).collect();
+    let mut ears: Vec<JobReceiver> = (1..=3).map(|seq_num| asked(&mut flight, key(1, seq_num), 0)).collect();
     flight.miss(upstream(1), 1);
     flight.frame(&key(1, 1), upstream(1), b"one", 2);
     let told: Vec<_> = ears.iter_mut().map(said).collect();
@@ -304,7 +304,7 @@ fn play(exchanges: &[Exchange], end_at_timeout: bool) -> Vec<(Vec<Says>, bool)> 
     }
     events.sort_by_key(|(at_ms, i, _)| (*at_ms, *i));
     let mut flight = Flight::default();
-    let mut ears: HashMap<usize, Ear> = HashMap::new();
+    let mut ears: HashMap<usize, JobReceiver> = HashMap::new();
     // Few numbers, so that flows share them.
     let key = |i: usize| key(i as u64, i as u64 % 3);
     for (at_ms, i, event) in events {

@@ -69,10 +69,10 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
             status: listening.status(),
         };
         let on_advert: OnAdvert = Box::new(move |_, from| heard.lock().expect("no panic").push(from));
-        let ear = Ear { listening, on_advert, control, counters };
+        let beacons = BeaconListener { listening, on_advert, control, counters };
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let listener = thread::spawn(move || ear.run(&stopped));
+        let listener = thread::spawn(move || beacons.run(&stopped));
         test(&pair, &Publisher::new(&pair, BEACON_PORT), &scene);
         stop.store(true, Ordering::Relaxed);
         listener.join().expect("no panic").expect("no error");

@@ -30,7 +30,7 @@ const MANIFEST: u8 = 0x40;
 pub type OnAdvert = Box<dyn Fn(&[u8], SocketAddrV6) + Send>;
 
 /// The ear. It shares its port with the NACK socket, which keeps what is sent to its address: an exact address goes first.
-pub struct Ear {
+pub struct BeaconListener {
     /// Its sockets.
     pub listening: Listening,
     /// Takes ADVERTs, and who sent them.
@@ -41,7 +41,7 @@ pub struct Ear {
     pub counters: Arc<UserCounters>,
 }
 
-impl Ear {
+impl BeaconListener {
     /// Listens until `shutdown`.
     ///
     /// # Errors
