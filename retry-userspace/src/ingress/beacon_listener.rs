@@ -12,7 +12,7 @@ use retry_common::wire::advert::Advert;
 use retry_common::wire::manifest::{Manifest, ManifestError};
 
 use super::source_discovery::Control;
-use super::listening::Listening;
+use super::subscription::Subscription;
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
 use crate::net::batch::{Batch, Readiness};
@@ -32,7 +32,7 @@ pub type OnAdvert = Box<dyn Fn(&[u8], SocketAddrV6) + Send>;
 /// The ear. It shares its port with the NACK socket, which keeps what is sent to its address: an exact address goes first.
 pub struct BeaconListener {
     /// Its sockets.
-    pub listening: Listening,
+    pub listening: Subscription,
     /// Takes ADVERTs, and who sent them.
     pub on_advert: OnAdvert,
     /// Takes manifests.

@@ -13,7 +13,7 @@ use retry_common::group::Sharding;
 use retry_common::key::FrameKey;
 use retry_common::wire::frame::Frame;
 
-use super::listening::Listening;
+use super::subscription::Subscription;
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
 use crate::framelog::{Followed, LaneUse, NewFrame, Put, Removed, Writer};
@@ -158,7 +158,7 @@ impl Fill {
     ///
     /// # Errors
     /// What a receive returns.
-    pub fn run(&self, listening: &mut Listening, shutdown: &AtomicBool) -> io::Result<()> {
+    pub fn run(&self, listening: &mut Subscription, shutdown: &AtomicBool) -> io::Result<()> {
         let mut batch = Batch::new(BATCH, BUFFER_LEN);
         let mut lost = HashMap::new();
         while !shutdown.load(Ordering::Relaxed) {
@@ -179,7 +179,7 @@ impl Fill {
     /// Fills until the sockets have to change.
     fn run_unchanged(
         &self,
-        listening: &Listening,
+        listening: &Subscription,
         batch: &mut Batch,
         lost: &mut HashMap<RawFd, u32>,
         shutdown: &AtomicBool,

@@ -8,7 +8,7 @@ pub mod source_discovery;
 pub mod beacon_listener;
 pub mod fill;
 pub mod joins;
-pub mod listening;
+pub mod subscription;
 pub mod resolve;
 pub mod sources;
 pub mod ssm;

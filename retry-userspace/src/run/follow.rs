@@ -14,7 +14,7 @@ use super::translate::{beacon_settings, route};
 use crate::beacon::BeaconSender;
 use crate::datapath::{Attachments, Datapath, DatapathError, Mode};
 use crate::fabric::{Fabric, Names};
-use crate::ingress::listening::Rejoin;
+use crate::ingress::subscription::Rejoin;
 use crate::interfaces::delivery::{Delivery, Judgement};
 use crate::interfaces::plan::{Plan, Seen, Wanted, plan};
 use crate::interfaces::watch::{Change, Watch};

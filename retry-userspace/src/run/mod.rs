@@ -3,7 +3,7 @@
 mod error;
 mod follow;
 mod kernel;
-mod listening;
+mod subscriptions;
 mod management;
 mod fill_switch;
 mod backends;
@@ -39,7 +39,7 @@ use crate::fabric::{Fabric, Names};
 use crate::framelog;
 use crate::ingress::beacon_listener::BeaconListener;
 use crate::ingress::fill::{Fill, OnStored};
-use crate::ingress::listening::Listening;
+use crate::ingress::subscription::Subscription;
 use crate::ingress::tee::TeeSocket;
 use crate::nack::Server;
 use crate::nack::pending::{Backends, Pending, Reply};
@@ -113,9 +113,9 @@ async fn run_seen(
     let follows = datapath.is_some() && kernel_fills(settings);
     let named = datapath.as_mut().filter(|_| follows).and_then(|(datapath, _)| datapath.take_sources());
     let (data_sources, wanted) = std::sync::mpsc::channel();
-    let control = listening::control(settings, &counters);
+    let control = subscriptions::control(settings, &counters);
     let joins =
-        if settings.ingress.join { listening::data(settings, &fabric, &control, wanted, named)? } else { Vec::new() };
+        if settings.ingress.join { subscriptions::data(settings, &fabric, &control, wanted, named)? } else { Vec::new() };
     let tee = settings.ingress.tee.map(TeeSocket::open).transpose()?;
 
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, Arc::clone(&counters)));
@@ -151,7 +151,7 @@ async fn run_seen(
         drain_ordered: Notify::new(),
         recovery: recovery.clone(),
         store: store.clone(),
-        joined: joins.first().map(Listening::status).unwrap_or_default(),
+        joined: joins.first().map(Subscription::status).unwrap_or_default(),
         tee_sockets: usize::from(tee.is_some()),
         instance: settings.telemetry.instance.clone(),
     });
@@ -161,7 +161,7 @@ async fn run_seen(
         .as_ref()
         .map(|exporter| NackTracer::new(exporter.tracer(), settings.telemetry.otlp.sampling))
         .unwrap_or_default();
-    let beacons = listening::start_control(settings, &fabric, control, data_sources, &registry, &counters, &cancel)?;
+    let beacons = subscriptions::start_control(settings, &fabric, control, data_sources, &registry, &counters, &cancel)?;
     let announcer = store.clone().filter(|_| dedups(settings, DedupMode::Eventual));
     let kernel_groups = state.datapath().as_mut().and_then(Datapath::take_groups);
     let server = Arc::new(Server {
@@ -231,7 +231,7 @@ struct Parts {
     gate: Arc<Gate<Held>>,
     fill: Arc<Fill>,
     /// One for each thread that receives.
-    joins: Vec<Listening>,
+    joins: Vec<Subscription>,
     beacons: BeaconListener,
     tee: Option<TeeSocket>,
     events: Option<Events>,
@@ -276,7 +276,7 @@ async fn serve(
         state: Arc::clone(state),
         server: Arc::clone(&server),
         beacon: beacon.clone(),
-        data: joins.first().map(Listening::rejoin),
+        data: joins.first().map(Subscription::rejoin),
         ear: beacons.listening.rejoin(),
         stands: Some(fabric.clone()),
         names: Names {

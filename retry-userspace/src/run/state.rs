@@ -14,7 +14,7 @@ use crate::datapath::{Datapath, Delivered};
 use crate::fabric::Fabric;
 use crate::framelog::Writer;
 use crate::ingress::fill::LogUse;
-use crate::ingress::listening;
+use crate::ingress::subscription;
 use crate::interfaces::delivery::{Ledger, Part};
 use crate::recovery::{Recovery, UpstreamStatus};
 use crate::store::Store;
@@ -53,7 +53,7 @@ pub(super) struct State {
     pub(super) recovery: Option<Recovery>,
     pub(super) store: Option<Store>,
     /// What the data groups hold: sources and sockets come and go.
-    pub(super) joined: Arc<listening::Status>,
+    pub(super) joined: Arc<subscription::Status>,
     pub(super) tee_sockets: usize,
     pub(super) instance: String,
 }

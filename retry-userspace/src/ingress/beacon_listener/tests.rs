@@ -7,7 +7,7 @@ use super::*;
 use crate::beacon::BEACON_PORT;
 use crate::ingress::source_discovery::Config;
 use crate::ingress::joins::Delivery;
-use crate::ingress::listening::{Place, Status};
+use crate::ingress::subscription::{Place, Status};
 use crate::ingress::testing::{self, Publisher, count, eventually, source};
 use crate::net::nack_socket::{self, NackSocket};
 use crate::net::testing::{Pair, SOON, in_namespace};
@@ -58,7 +58,7 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
             by_source: vec![SSM, SUBTREES],
         };
         let (wanted, sets) = channel();
-        let listening = Listening::open(place, &BTreeSet::new(), sets).expect("joined");
+        let listening = Subscription::open(place, &BTreeSet::new(), sets).expect("joined");
         let adverts = Heard::default();
         let heard = Arc::clone(&adverts);
         let scene = Scene {
@@ -172,7 +172,7 @@ fn the_nack_socket_keeps_its_datagrams() {
             any_source: vec![ASM],
             by_source: Vec::new(),
         };
-        let later = Listening::open(place, &BTreeSet::new(), sets).expect("joined");
+        let later = Subscription::open(place, &BTreeSet::new(), sets).expect("joined");
         let mut batch = Batch::new(64, 2048);
         for number in 0..20_u8 {
             publisher.send(source(1), address, &[number; 64]);

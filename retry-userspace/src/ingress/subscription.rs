@@ -82,22 +82,22 @@ impl Status {
 pub type OnJoined = Box<dyn FnMut(&BTreeSet<Ipv6Addr>) + Send>;
 
 /// The sockets to receive on.
-pub struct Listening {
+pub struct Subscription {
     sockets: Vec<Arc<Socket>>,
     board: Arc<Board>,
     seen: u64,
-    keeper: Arc<Mutex<Keeper>>,
+    keeper: Arc<Mutex<Joiner>>,
 }
 
-impl std::fmt::Debug for Listening {
+impl std::fmt::Debug for Subscription {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Listening").field("sockets", &self.sockets).finish_non_exhaustive()
+        f.debug_struct("Subscription").field("sockets", &self.sockets).finish_non_exhaustive()
     }
 }
 
 /// Joins everything anew, of all shares.
 #[derive(Clone)]
-pub struct Rejoin(Arc<Mutex<Keeper>>);
+pub struct Rejoin(Arc<Mutex<Joiner>>);
 
 impl Rejoin {
     /// The groups that have to be joined: those by source while there are sources.
@@ -114,7 +114,7 @@ impl Rejoin {
         self.keeper().rejoin(interface)
     }
 
-    fn keeper(&self) -> MutexGuard<'_, Keeper> {
+    fn keeper(&self) -> MutexGuard<'_, Joiner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -128,7 +128,7 @@ struct Board {
     status: Arc<Status>,
 }
 
-impl Listening {
+impl Subscription {
     /// Joins the any-source groups, and the others from each source in `first`: what the kernel cannot hold then ends the
     /// start and not the day. Afterwards the newest set out of `wanted` holds, until its sender is gone.
     ///
@@ -144,12 +144,12 @@ impl Listening {
         Ok(all.swap_remove(0))
     }
 
-    /// As [`Listening::open`], with the groups dealt out to `shares` threads: at least one, and no more than there are
+    /// As [`Subscription::open`], with the groups dealt out to `shares` threads: at least one, and no more than there are
     /// groups. What arrives by one group arrives at one of them. `on_joined` is told of the sources that are joined, at once
     /// and after each change.
     ///
     /// # Errors
-    /// As [`Listening::open`].
+    /// As [`Subscription::open`].
     pub fn open_shares(
         place: Place,
         shares: usize,
@@ -158,11 +158,11 @@ impl Listening {
         on_joined: Option<OnJoined>,
     ) -> Result<Vec<Self>, JoinError> {
         let (port, has_sources) = (place.port, !place.by_source.is_empty());
-        let mut keeper = Keeper { on_joined, ..Keeper::default() };
+        let mut keeper = Joiner { on_joined, ..Joiner::default() };
         for share in place.split(shares) {
             keeper.open_share(share)?;
         }
-        let mut all = Self::of(&Keeper::start(keeper, port, first, has_sources.then_some(wanted))?);
+        let mut all = Self::of(&Joiner::start(keeper, port, first, has_sources.then_some(wanted))?);
         for listening in &mut all {
             listening.reconcile(|_| {});
         }
@@ -170,7 +170,7 @@ impl Listening {
     }
 
     /// One for each share.
-    fn of(keeper: &Arc<Mutex<Keeper>>) -> Vec<Self> {
+    fn of(keeper: &Arc<Mutex<Joiner>>) -> Vec<Self> {
         let kept = keeper.lock().unwrap_or_else(PoisonError::into_inner);
         let open = |share: &Share| Self {
             sockets: Vec::new(),
@@ -198,7 +198,7 @@ impl Listening {
         self.sockets.iter().map(|socket| socket.as_fd())
     }
 
-    /// True when the sockets have changed since [`Listening::reconcile`].
+    /// True when the sockets have changed since [`Subscription::reconcile`].
     #[must_use]
     pub fn has_news(&self) -> bool {
         self.board.edition.load(Ordering::Acquire) != self.seen
@@ -225,7 +225,7 @@ impl Listening {
 
 /// The joining thread.
 #[derive(Default)]
-struct Keeper {
+struct Joiner {
     /// At least one. All hold the same sources.
     shares: Vec<Share>,
     /// The sources to join from.
@@ -245,7 +245,7 @@ struct Share {
     board: Arc<Board>,
 }
 
-impl Keeper {
+impl Joiner {
     /// Joins the any-source groups of one more share.
     fn open_share(&mut self, place: Place) -> Result<(), JoinError> {
         let board = Arc::new(Board { status: Arc::clone(&self.status), ..Board::default() });

@@ -19,7 +19,7 @@ use crate::fabric::Fabric;
 use crate::ingress::source_discovery::{self, Control};
 use crate::ingress::beacon_listener::BeaconListener;
 use crate::ingress::joins::{Delivery, JoinError};
-use crate::ingress::listening::{Listening, OnJoined, Place};
+use crate::ingress::subscription::{Subscription, OnJoined, Place};
 use crate::settings::Settings;
 
 /// A set of sources, on its way.
@@ -43,7 +43,7 @@ pub(super) fn data(
     control: &Control,
     wanted: Wanted,
     kernel: Option<KernelSources>,
-) -> Result<Vec<Listening>, JoinError> {
+) -> Result<Vec<Subscription>, JoinError> {
     let groups = groups(settings);
     let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let workers = ingress_workers(settings.ingress.workers, groups.len(), cpus);
@@ -61,7 +61,7 @@ pub(super) fn data(
             }
         })
     });
-    Listening::open_shares(place, workers, &control.wanted(), wanted, tell)
+    Subscription::open_shares(place, workers, &control.wanted(), wanted, tell)
 }
 
 /// Starts the task that finds sources, and opens the ear on the beacon groups.
@@ -93,7 +93,7 @@ pub(super) fn start_control(
     let place = Place { delivery, interface: fabric.ingress.index, port: BEACON_PORT, any_source, by_source };
     let advert_registry = Arc::clone(registry);
     let beacons = BeaconListener {
-        listening: Listening::open(place, &BTreeSet::new(), wanted)?,
+        listening: Subscription::open(place, &BTreeSet::new(), wanted)?,
         on_advert: Box::new(move |bytes, from| advert_registry.hear(bytes, from)),
         control: Arc::clone(&control),
         counters: Arc::clone(counters),

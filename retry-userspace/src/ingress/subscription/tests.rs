@@ -46,7 +46,7 @@ fn sources_that_stay_lose_nothing_while_others_come_and_go() {
     in_namespace("sources_that_stay_lose_nothing_while_others_come_and_go", |pair| {
         add_sources(80);
         let (sender, wanted) = mpsc::channel();
-        let mut listening = Listening::open(place(&pair), &set([1]), wanted).expect("joined");
+        let mut listening = Subscription::open(place(&pair), &set([1]), wanted).expect("joined");
         let (status, fill) = (listening.status(), fill());
         let (stop_sending, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         let publisher = Publisher::new(&pair, PORT);
@@ -101,7 +101,7 @@ struct Stored {
 /// come and go.
 fn stored_by(pair: &Pair, threads: usize) -> Stored {
     let (sender, wanted) = mpsc::channel();
-    let shares = Listening::open_shares(merged(pair), threads, &set([1]), wanted, None).expect("joined");
+    let shares = Subscription::open_shares(merged(pair), threads, &set([1]), wanted, None).expect("joined");
     assert_eq!(shares.len(), threads);
     let (status, (fill, log)) = (shares[0].status(), fill_and_log());
     let stop = AtomicBool::new(false);
@@ -179,7 +179,7 @@ fn only_what_is_joined_is_stored() {
         let any_source = Place { any_source: merged(&pair).by_source, by_source: Vec::new(), ..merged(&pair) };
         for (place, stranger_is_heard) in [(merged(&pair), false), (any_source, true)] {
             let (_sender, wanted) = mpsc::channel();
-            let mut listening = Listening::open(place, &set([1]), wanted).expect("joined");
+            let mut listening = Subscription::open(place, &set([1]), wanted).expect("joined");
             let (fill, publisher) = (fill(), Publisher::new(&pair, PORT));
             publisher.send(source(1), group(99), &frame(1, 1));
             publisher.send(source(2), group(0), &frame(2, 1));
@@ -205,7 +205,7 @@ fn a_group_is_in_one_share() {
         let any_source = Place { any_source: groups, by_source: Vec::new(), ..place(&pair) };
         for place in [by_source, any_source] {
             let (_sender, wanted) = mpsc::channel();
-            let shares = Listening::open_shares(place, 3, &set([1]), wanted, None).expect("joined");
+            let shares = Subscription::open_shares(place, 3, &set([1]), wanted, None).expect("joined");
             let publisher = Publisher::new(&pair, PORT);
             for index in 0..7 {
                 publisher.send(source(1), group(index), b"x");
@@ -219,7 +219,7 @@ fn a_group_is_in_one_share() {
         let few = |shares| {
             let (_sender, wanted) = mpsc::channel();
             let place = Place { by_source: vec![group(0), group(1)], ..place(&pair) };
-            Listening::open_shares(place, shares, &set([1]), wanted, None).expect("joined").len()
+            Subscription::open_shares(place, shares, &set([1]), wanted, None).expect("joined").len()
         };
         assert_eq!([few(0), few(1), few(5)], [1, 1, 2]);
     });
@@ -228,7 +228,7 @@ fn a_group_is_in_one_share() {
 #[test]
 fn a_source_is_joined_in_every_share_or_in_none() {
     in_namespace("a_source_is_joined_in_every_share_or_in_none", |pair| {
-        let mut keeper = Keeper::default();
+        let mut keeper = Joiner::default();
         // There is no such interface: the second share can join nothing.
         for interface in [pair.far.index, 9_999] {
             keeper.open_share(Place { interface, ..place(&pair) }).expect("no group of any source");
@@ -247,7 +247,7 @@ fn a_source_is_joined_in_every_share_or_in_none() {
 fn what_a_leaving_source_had_sent_is_stored() {
     in_namespace("what_a_leaving_source_had_sent_is_stored", |pair| {
         let (sender, wanted) = mpsc::channel();
-        let mut listening = Listening::open(merged(&pair), &set([1]), wanted).expect("joined");
+        let mut listening = Subscription::open(merged(&pair), &set([1]), wanted).expect("joined");
         let (fill, publisher) = (fill(), Publisher::new(&pair, PORT));
         for seq in 1..=200 {
             publisher.send(source(1), group(0), &frame(1, seq));
@@ -274,17 +274,17 @@ fn a_source_that_is_refused_is_tried_again() {
         let (sender, wanted) = mpsc::channel();
         // At the start it is an error.
         let (_, never) = mpsc::channel();
-        let error = Listening::open(place(&pair), &set([1]), never).expect_err("no room");
+        let error = Subscription::open(place(&pair), &set([1]), never).expect_err("no room");
         assert!(error.to_string().contains("net.core.optmem_max (now 16 bytes)"), "{error}");
-        let mut keeper = Keeper::default();
+        let mut keeper = Joiner::default();
         keeper.open_share(place(&pair)).expect("no group of any source");
         keeper.reconcile(&set([1, 2]));
         let refused = keeper.refused.clone();
         let keeper = Arc::new(Mutex::new(keeper));
-        let mut listening = Listening::of(&keeper).swap_remove(0);
+        let mut listening = Subscription::of(&keeper).swap_remove(0);
         assert_eq!((refused, listening.status().sources()), (set([1, 2]), 0));
         fs::write("/proc/sys/net/core/optmem_max", "131072").expect("own namespace");
-        let keeping = thread::spawn(move || Keeper::keep(&keeper, &wanted));
+        let keeping = thread::spawn(move || Joiner::keep(&keeper, &wanted));
         sender.send(set([1, 2])).expect("listened to");
         eventually("joined", || listening.has_news());
         assert_eq!(listening.status().sources(), 2);
@@ -307,13 +307,13 @@ fn everything_is_joined_anew() {
         add_sources(2);
         let (_sender, wanted) = mpsc::channel();
         let place = Place { any_source: vec![group(64), group(65)], ..place(&pair) };
-        let mut all = Listening::open_shares(place, 2, &set([1, 2]), wanted, None).expect("joined");
+        let mut all = Subscription::open_shares(place, 2, &set([1, 2]), wanted, None).expect("joined");
         let rejoin = all[0].rejoin();
         assert_eq!(rejoin.groups(), (0..66).map(group).collect());
         assert!(rejoin.on(9_999).is_err(), "there is no such interface");
         assert!(all.iter().all(|listening| !listening.has_news()), "all is as it was");
         let publisher = Publisher::new(&pair, PORT);
-        let arrive = |all: &[Listening]| {
+        let arrive = |all: &[Subscription]| {
             for to in [0, 1, 64, 65] {
                 publisher.send(source(2), group(to), b"x");
             }
