@@ -3,7 +3,7 @@
 use retry_common::group::SourceMode;
 
 use super::error::SettingsError;
-use super::groups::{Backend, FillMode, Settings, XdpMode};
+use super::model::{Backend, FillMode, Settings, XdpMode};
 use super::source::Values;
 
 /// Most publishers that are joined by name alone: a socket takes a bounded number of sources for a group.

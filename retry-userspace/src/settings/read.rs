@@ -5,7 +5,7 @@ use std::time::Duration;
 use retry_common::group::{self, BeefBits, Scope, ShardBits, SourceMode};
 
 use super::error::SettingsError;
-use super::groups::{
+use super::model::{
     Admin, AdminToken, Backend, Beacon, Cache, Dedup, DedupMode, Egress, FillMode, Ingress, Limits, LogFormat, Nack,
     Otlp, Proxy, ProxySelect, Redis, Repair, Retry, RetryPolicy, Settings, Ssm, Telemetry, Xdp, XdpMode,
 };
