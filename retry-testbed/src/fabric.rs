@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    loss::{Loss, LossRule, Place},
+    loss::{Loss, LossPoint, LossRule},
     netns::Netns,
 };
 
@@ -250,10 +250,10 @@ impl Fabric {
     /// No such host, or nft refuses the rule.
     pub fn lose(&self, host: &str, rule: &LossRule) -> Result<Loss<'_>> {
         let target = self.host(host)?;
-        match rule.place {
-            Place::Arrival => Loss::install(&target.ns, "ingress", INTERFACE, rule),
-            Place::Departure => Loss::install(&target.ns, "egress", INTERFACE, rule),
-            Place::Link => match &self.bridge {
+        match rule.point {
+            LossPoint::Arrival => Loss::install(&target.ns, "ingress", INTERFACE, rule),
+            LossPoint::Departure => Loss::install(&target.ns, "egress", INTERFACE, rule),
+            LossPoint::Link => match &self.bridge {
                 Some(bridge) => Loss::install(bridge, "egress", &port_name(target.number), rule),
                 None => {
                     let other =

@@ -14,7 +14,7 @@ static COUNTER: AtomicU32 = AtomicU32::new(0);
 
 /// Where packets get lost, seen from the host that a rule is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum LossPoint {
     /// On the far end of its link, before anything of the host (XDP included) can see them.
     Link,
     /// On arrival in its stack: also what it sent to a group and hears itself; after a native XDP program.
@@ -41,7 +41,7 @@ pub enum Share {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LossRule {
     /// Where.
-    pub place: Place,
+    pub point: LossPoint,
     /// Which.
     pub share: Share,
     /// Only UDP to this port.
@@ -66,7 +66,7 @@ impl LossRule {
     }
 
     const fn of(share: Share) -> Self {
-        Self { place: Place::Link, share, port: DATA_PORT, multicast_only: false, source: None }
+        Self { point: LossPoint::Link, share, port: DATA_PORT, multicast_only: false, source: None }
     }
 
     /// Only what this address sends.
@@ -78,8 +78,8 @@ impl LossRule {
 
     /// At another place than the link.
     #[must_use]
-    pub const fn at(mut self, place: Place) -> Self {
-        self.place = place;
+    pub const fn at(mut self, point: LossPoint) -> Self {
+        self.point = point;
         self
     }
 

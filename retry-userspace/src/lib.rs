@@ -15,6 +15,7 @@
 //! Nothing below imports anything above it; [`datapath`] alone knows aya.
 
 pub mod admin;
+pub mod backoff;
 pub mod beacon;
 pub mod clock;
 pub mod counters;
@@ -29,7 +30,6 @@ pub mod nack;
 pub mod net;
 pub mod recovery;
 pub mod repair;
-pub mod backoff;
 mod run;
 pub mod settings;
 pub mod shutdown;

@@ -12,7 +12,7 @@ use retry_testbed::fabric::{Fabric, INTERFACE, group};
 use retry_testbed::frames::{Flow, Kind};
 use retry_testbed::journal::{Journal, Verdict};
 use retry_testbed::listener::{Listener, ListenerSettings};
-use retry_testbed::loss::{LossRule, Place};
+use retry_testbed::loss::{LossPoint, LossRule};
 use retry_testbed::publish::Publisher;
 
 use super::scene::{ask, asker, await_count, binary, datagrams_from, flags, is_root, two_hosts};
@@ -76,7 +76,7 @@ fn recovers(name: &str, shape: Shape, xdp: &str, repair: Repair) {
         fabric.await_members(host, &groups).expect("members");
     }
     // All of the publisher's frames, and none of the repairs.
-    let place = if shape == Shape::Flat { Place::Arrival } else { Place::Link };
+    let place = if shape == Shape::Flat { LossPoint::Arrival } else { LossPoint::Link };
     let loss = fabric.lose("client", &LossRule::random(1000).from(publisher.addr).at(place)).expect("a loss");
     let capture = Capture::start(&client.ns, INTERFACE).expect("a capture");
 

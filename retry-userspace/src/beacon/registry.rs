@@ -215,7 +215,7 @@ fn nack_address(advert: &Advert, from: SocketAddrV6) -> Result<SocketAddrV6, Unu
     Ok(SocketAddrV6::new(address, advert.nack_port, 0, interface))
 }
 
-/// The registry as threads and tasks share it: the ear feeds it, recovery and the management API ask it.
+/// The registry as threads and tasks share it: the beacon listener feeds it, recovery and the management API ask it.
 #[derive(Debug)]
 pub struct SharedRegistry {
     registry: Mutex<Registry>,

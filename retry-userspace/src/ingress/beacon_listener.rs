@@ -1,4 +1,4 @@
-//! The ear on the beacon groups: manifests are [`Control`]'s, ADVERTs are others' business.
+//! The listener on the beacon groups: manifests are [`Control`]'s, ADVERTs are others' business.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
@@ -29,10 +29,10 @@ const MANIFEST: u8 = 0x40;
 /// Takes ADVERTs, and who sent them.
 pub type OnAdvert = Box<dyn Fn(&[u8], SocketAddrV6) + Send>;
 
-/// The ear. It shares its port with the NACK socket, which keeps what is sent to its address: an exact address goes first.
+/// Hears beacons and manifests. It shares its port with the NACK socket, which keeps what is sent to its address: an exact address goes first.
 pub struct BeaconListener {
     /// Its sockets.
-    pub listening: Subscription,
+    pub subscription: Subscription,
     /// Takes ADVERTs, and who sent them.
     pub on_advert: OnAdvert,
     /// Takes manifests.
@@ -50,8 +50,8 @@ impl BeaconListener {
         let mut batch = Batch::new(BATCH, LONGEST);
         while !shutdown.load(Ordering::Relaxed) {
             // What is still queued of a source that leaves says nothing any more.
-            self.listening.reconcile(|_| {});
-            let sockets: Vec<_> = self.listening.fds().collect();
+            self.subscription.reconcile(|_| {});
+            let sockets: Vec<_> = self.subscription.fds().collect();
             let mut readiness = Readiness::new(sockets.iter().copied());
             readiness.wait(PATIENCE)?;
             for at in readiness.ready() {

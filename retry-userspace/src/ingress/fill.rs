@@ -158,11 +158,11 @@ impl Fill {
     ///
     /// # Errors
     /// What a receive returns.
-    pub fn run(&self, listening: &mut Subscription, shutdown: &AtomicBool) -> io::Result<()> {
+    pub fn run(&self, subscription: &mut Subscription, shutdown: &AtomicBool) -> io::Result<()> {
         let mut batch = Batch::new(BATCH, BUFFER_LEN);
         let mut lost = HashMap::new();
         while !shutdown.load(Ordering::Relaxed) {
-            listening.reconcile(|leaving| {
+            subscription.reconcile(|leaving| {
                 let lost_there = lost.entry(leaving.as_raw_fd()).or_default();
                 let mut rounds = 0..LAST_ROUNDS;
                 while rounds.next().is_some() && batch.recv_now(leaving).is_ok_and(|received| received > 0) {
@@ -171,7 +171,7 @@ impl Fill {
                 // The number may be that of another socket next.
                 lost.remove(&leaving.as_raw_fd());
             });
-            self.run_unchanged(listening, &mut batch, &mut lost, shutdown)?;
+            self.run_unchanged(subscription, &mut batch, &mut lost, shutdown)?;
         }
         Ok(())
     }
@@ -179,14 +179,14 @@ impl Fill {
     /// Fills until the sockets have to change.
     fn run_unchanged(
         &self,
-        listening: &Subscription,
+        subscription: &Subscription,
         batch: &mut Batch,
         lost: &mut HashMap<RawFd, u32>,
         shutdown: &AtomicBool,
     ) -> io::Result<()> {
-        let sockets: Vec<BorrowedFd<'_>> = listening.fds().collect();
+        let sockets: Vec<BorrowedFd<'_>> = subscription.fds().collect();
         let mut readiness = Readiness::new(sockets.iter().copied());
-        while !shutdown.load(Ordering::Relaxed) && !listening.has_news() {
+        while !shutdown.load(Ordering::Relaxed) && !subscription.has_news() {
             readiness.wait(PATIENCE)?;
             for i in readiness.ready() {
                 batch.recv_now(&sockets[i])?;

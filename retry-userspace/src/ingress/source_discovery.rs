@@ -33,7 +33,7 @@ pub struct Config {
     pub is_ssm: bool,
 }
 
-/// What is known of the sources. The ear tells it manifests, on a thread of its own; [`Control::keep`] does the rest.
+/// What is known of the sources. The beacon listener tells it manifests, on a thread of its own; [`Control::keep`] does the rest.
 #[derive(Debug)]
 pub struct Control {
     config: Config,
@@ -96,12 +96,12 @@ impl Control {
     }
 
     /// Resolves names and keeps the sockets up to date until `cancel`: the sources of the data groups go to `data`, those
-    /// of the beacon groups to `ear`. Every `ssm-bootstrap-refresh` they are told anew, so that what could not be joined is
+    /// of the beacon groups to `beacons`. Every `ssm-bootstrap-refresh` they are told anew, so that what could not be joined is
     /// tried again.
     pub async fn keep(
         self: Arc<Self>,
         data: Sender<BTreeSet<Ipv6Addr>>,
-        ear: Sender<BTreeSet<Ipv6Addr>>,
+        beacons: Sender<BTreeSet<Ipv6Addr>>,
         cancel: CancellationToken,
     ) {
         if !self.config.is_ssm {
@@ -111,21 +111,21 @@ impl Control {
         let resolving = resolve::keep(self.names(), self.config.ssm.refresh, Arc::clone(&self.counters), answers);
         tokio::pin!(resolving);
         let mut tick = tokio::time::interval(TICK);
-        let (mut told, mut told_ear) = (None, None);
+        let (mut told, mut told_beacons) = (None, None);
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = &mut resolving => return,
                 _ = names.changed() => {
                     self.know(&names.borrow_and_update(), monotonic_ns());
-                    (told, told_ear) = (None, None);
+                    (told, told_beacons) = (None, None);
                 }
                 () = self.changed.notified() => {}
                 _ = tick.tick() => {}
             }
             // At the end nobody listens any more.
             drop(tell(&data, &mut told, self.wanted()));
-            drop(tell(&beacons, &mut told_ear, self.ear_sources(&names.borrow())));
+            drop(tell(&beacons, &mut told_beacons, self.beacon_sources(&names.borrow())));
         }
     }
 
@@ -140,7 +140,7 @@ impl Control {
     }
 
     /// Whose beacons, manifests and announcements are wanted.
-    fn ear_sources(&self, names: &Names) -> BTreeSet<Ipv6Addr> {
+    fn beacon_sources(&self, names: &Names) -> BTreeSet<Ipv6Addr> {
         let ssm = &self.config.ssm;
         let all = [&ssm.beacons, &ssm.manifests, &ssm.subtree_announcers];
         let mut sources: BTreeSet<Ipv6Addr> = all.into_iter().flat_map(|hosts| names.of(hosts)).collect();

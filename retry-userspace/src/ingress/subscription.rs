@@ -22,7 +22,7 @@ use super::ssm::SourceJoins;
 
 /// Where is listened.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct GroupSet {
     /// How datagrams are handed over.
     pub delivery: Delivery,
     /// Index of the interface.
@@ -35,20 +35,20 @@ pub struct Place {
     pub by_source: Vec<Ipv6Addr>,
 }
 
-impl Place {
+impl GroupSet {
     /// This place's groups dealt out to `shares` places, one after the other; to fewer when there are fewer groups.
     fn split(self, shares: usize) -> Vec<Self> {
         let Self { delivery, interface, port, any_source, by_source } = self;
         let shares = shares.clamp(1, any_source.len().max(by_source.len()).max(1));
         let mut places =
             vec![Self { delivery, interface, port, any_source: Vec::new(), by_source: Vec::new() }; shares];
-        deal(any_source, &mut places, |place| &mut place.any_source);
-        deal(by_source, &mut places, |place| &mut place.by_source);
+        deal(any_source, &mut places, |group_set| &mut group_set.any_source);
+        deal(by_source, &mut places, |group_set| &mut group_set.by_source);
         places
     }
 }
 
-fn deal(groups: Vec<Ipv6Addr>, places: &mut [Place], to: impl Fn(&mut Place) -> &mut Vec<Ipv6Addr>) {
+fn deal(groups: Vec<Ipv6Addr>, places: &mut [GroupSet], to: impl Fn(&mut GroupSet) -> &mut Vec<Ipv6Addr>) {
     // In two shares, a group's datagrams would arrive twice.
     let mut seen = HashSet::with_capacity(groups.len());
     let shares = places.len();
@@ -135,11 +135,11 @@ impl Subscription {
     /// # Errors
     /// [`JoinError`]; none of the joins stays.
     pub fn open(
-        place: Place,
+        group_set: GroupSet,
         first: &BTreeSet<Ipv6Addr>,
         wanted: Receiver<BTreeSet<Ipv6Addr>>,
     ) -> Result<Self, JoinError> {
-        let mut all = Self::open_shares(place, 1, first, wanted, None)?;
+        let mut all = Self::open_shares(group_set, 1, first, wanted, None)?;
         // There is always one.
         Ok(all.swap_remove(0))
     }
@@ -151,20 +151,20 @@ impl Subscription {
     /// # Errors
     /// As [`Subscription::open`].
     pub fn open_shares(
-        place: Place,
+        group_set: GroupSet,
         shares: usize,
         first: &BTreeSet<Ipv6Addr>,
         wanted: Receiver<BTreeSet<Ipv6Addr>>,
         on_joined: Option<OnJoined>,
     ) -> Result<Vec<Self>, JoinError> {
-        let (port, has_sources) = (place.port, !place.by_source.is_empty());
+        let (port, has_sources) = (group_set.port, !group_set.by_source.is_empty());
         let mut keeper = Joiner { on_joined, ..Joiner::default() };
-        for share in place.split(shares) {
+        for share in group_set.split(shares) {
             keeper.open_share(share)?;
         }
         let mut all = Self::of(&Joiner::start(keeper, port, first, has_sources.then_some(wanted))?);
-        for listening in &mut all {
-            listening.reconcile(|_| {});
+        for subscription in &mut all {
+            subscription.reconcile(|_| {});
         }
         Ok(all)
     }
@@ -238,7 +238,7 @@ struct Joiner {
 
 /// What one receiving thread gets.
 struct Share {
-    place: Place,
+    group_set: GroupSet,
     /// Any-source sockets.
     fixed: Vec<Arc<Socket>>,
     joins: SourceJoins,
@@ -247,9 +247,9 @@ struct Share {
 
 impl Joiner {
     /// Joins the any-source groups of one more share.
-    fn open_share(&mut self, place: Place) -> Result<(), JoinError> {
+    fn open_share(&mut self, group_set: GroupSet) -> Result<(), JoinError> {
         let board = Arc::new(Board { status: Arc::clone(&self.status), ..Board::default() });
-        self.shares.push(Share::open(place, board)?);
+        self.shares.push(Share::open(group_set, board)?);
         Ok(())
     }
 
@@ -284,8 +284,8 @@ impl Joiner {
     fn groups(&self) -> BTreeSet<Ipv6Addr> {
         let has_sources = self.sources().next().is_some();
         let of = |share: &Share| -> Vec<Ipv6Addr> {
-            let by_source = share.place.by_source.iter().filter(|_| has_sources);
-            share.place.any_source.iter().chain(by_source).copied().collect()
+            let by_source = share.group_set.by_source.iter().filter(|_| has_sources);
+            share.group_set.any_source.iter().chain(by_source).copied().collect()
         };
         self.shares.iter().flat_map(of).collect()
     }
@@ -293,11 +293,11 @@ impl Joiner {
     /// Joins all that is joined on another interface, by new sockets.
     fn rejoin(&mut self, interface: u32) -> Result<(), JoinError> {
         let sources: Vec<Ipv6Addr> = self.sources().collect();
-        for share in self.shares.iter().filter(|share| share.place.interface == interface) {
+        for share in self.shares.iter().filter(|share| share.group_set.interface == interface) {
             share.leave_all();
         }
         let open = |old: &Share| {
-            let mut share = Share::open(Place { interface, ..old.place.clone() }, Arc::clone(&old.board))?;
+            let mut share = Share::open(GroupSet { interface, ..old.group_set.clone() }, Arc::clone(&old.board))?;
             sources.iter().try_for_each(|source| share.joins.join(*source))?;
             Ok(share)
         };
@@ -381,15 +381,15 @@ impl Joiner {
 
 impl Share {
     /// Joins the any-source groups.
-    fn open(place: Place, board: Arc<Board>) -> Result<Self, JoinError> {
-        let Place { delivery, interface, port, any_source, by_source } = &place;
+    fn open(group_set: GroupSet, board: Arc<Board>) -> Result<Self, JoinError> {
+        let GroupSet { delivery, interface, port, any_source, by_source } = &group_set;
         let fixed = if any_source.is_empty() {
             Vec::new()
         } else {
             Joins::open_for(*delivery, *interface, *port, any_source)?.into_sockets()
         };
         let joins = SourceJoins::new(*delivery, *interface, *port, by_source);
-        Ok(Self { fixed: fixed.into_iter().map(Arc::new).collect(), joins, board, place })
+        Ok(Self { fixed: fixed.into_iter().map(Arc::new).collect(), joins, board, group_set })
     }
 
     /// Leaves what the sockets think that they have joined.
@@ -397,10 +397,10 @@ impl Share {
     /// Linux counts the sockets of a group on an interface. When it has lost the memberships, a socket that still has them
     /// on its list would take one off that count as it closes: that of the socket which has joined anew.
     fn leave_all(&self) {
-        for group in &self.place.any_source {
+        for group in &self.group_set.any_source {
             for socket in &self.fixed {
                 // It is on one of them at most, and perhaps on no interface.
-                let _ = socket.leave_multicast_v6(group, self.place.interface);
+                let _ = socket.leave_multicast_v6(group, self.group_set.interface);
             }
         }
         self.joins.leave_all();

@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::flight::{JobReceiver, Reply, Says};
 use super::upstreams::{Choice, bare};
 use super::{Job, Recovered, Shared, Waiting};
-use crate::clock::monotonic_ns;
 use crate::backoff::{Failure, GaveUp};
+use crate::clock::monotonic_ns;
 
 /// Recoveries that one worker keeps under way: each waits for answers nearly all of its time.
 pub(super) const AT_A_TIME: usize = 256;

@@ -32,9 +32,9 @@ use thiserror::Error;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::Retry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
-use crate::backoff::Retry;
 use crate::settings::Proxy;
 use flight::{Answered, Flight};
 use jobs::Ticket;

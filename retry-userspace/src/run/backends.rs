@@ -72,7 +72,7 @@ pub(super) fn recovery(
         // One that drains is on its way out, and is asked for nothing new.
         registry.endpoints().iter().filter(|one| !one.is_draining()).map(|one| one.nack).collect()
     };
-    let config = proxy::Config { proxy: settings.proxy.clone() };
+    let config = recovery::Config { proxy: settings.proxy.clone() };
     let on_frame = move |recovered| {
         // Nobody takes replies any more at the end.
         let _ = replies.send(Reply::Recovered(recovered));

@@ -38,7 +38,7 @@ pub(super) struct Follower {
     pub(super) beacon: Option<Arc<BeaconSender>>,
     /// The data groups and the beacon groups.
     pub(super) data: Option<Rejoin>,
-    pub(super) ear: Rejoin,
+    pub(super) beacons: Rejoin,
     /// What stands; `None` while it does not.
     pub(super) stands: Option<Fabric>,
     pub(super) names: Names,
@@ -164,7 +164,7 @@ impl Follower {
     fn step(&mut self, seen: &Seen) {
         let attachments = self.state.datapath().as_ref().map(Datapath::attachments);
         let attachments = attachments.as_ref().map(|one| one.lock().unwrap_or_else(PoisonError::into_inner));
-        let groups = self.data.iter().chain([&self.ear]).flat_map(Rejoin::groups).collect();
+        let groups = self.data.iter().chain([&self.beacons]).flat_map(Rejoin::groups).collect();
         let program = attachments.as_ref().map(|attachments| attachments.program_id());
         let wanted = Wanted { names: self.names.clone(), program, groups };
         let Plan { mut problems, fabric, rejoin, attach } = plan(&wanted, self.joined_on, seen);
@@ -383,7 +383,7 @@ impl Follower {
             return;
         }
         self.tries.rejoin = Some(Instant::now());
-        match self.data.iter().chain([&self.ear]).try_for_each(|one| one.on(index)) {
+        match self.data.iter().chain([&self.beacons]).try_for_each(|one| one.on(index)) {
             Ok(()) => {
                 tracing::info!(index, "the groups are joined again");
                 self.joined_on = index;

@@ -1,13 +1,13 @@
 //! Builds the daemon from its settings, runs it until the shutdown, and takes it down in the right order.
 
+mod backends;
 mod error;
+mod fill_switch;
 mod follow;
 mod kernel;
-mod subscriptions;
 mod management;
-mod fill_switch;
-mod backends;
 mod state;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod translate;
@@ -52,10 +52,10 @@ use crate::telemetry::trace::NackTracer;
 use crate::telemetry::{self, LogLevel};
 
 pub use error::StartError;
+use fill_switch::{FillSwitch, NackPortWatch};
 use follow::{Deliveries, Follower, Tries};
 use kernel::{kernel_fills, mode_name, open_datapath};
 use management::Management;
-use fill_switch::{FillSwitch, NackPortWatch};
 use state::State;
 use translate::{beacon_settings, dedups, fill_rules, groups, kernel_settings, route};
 use workers::Workers;
@@ -114,8 +114,11 @@ async fn run_seen(
     let named = datapath.as_mut().filter(|_| follows).and_then(|(datapath, _)| datapath.take_sources());
     let (data_sources, wanted) = std::sync::mpsc::channel();
     let control = subscriptions::control(settings, &counters);
-    let joins =
-        if settings.ingress.join { subscriptions::data(settings, &fabric, &control, wanted, named)? } else { Vec::new() };
+    let joins = if settings.ingress.join {
+        subscriptions::data(settings, &fabric, &control, wanted, named)?
+    } else {
+        Vec::new()
+    };
     let tee = settings.ingress.tee.map(TeeSocket::open).transpose()?;
 
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, Arc::clone(&counters)));
@@ -161,7 +164,8 @@ async fn run_seen(
         .as_ref()
         .map(|exporter| NackTracer::new(exporter.tracer(), settings.telemetry.otlp.sampling))
         .unwrap_or_default();
-    let beacons = subscriptions::start_control(settings, &fabric, control, data_sources, &registry, &counters, &cancel)?;
+    let beacons =
+        subscriptions::start_control(settings, &fabric, control, data_sources, &registry, &counters, &cancel)?;
     let announcer = store.clone().filter(|_| dedups(settings, DedupMode::Eventual));
     let kernel_groups = state.datapath().as_mut().and_then(Datapath::take_groups);
     let server = Arc::new(Server {
@@ -250,7 +254,8 @@ async fn serve(
     log_level: LogLevel,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let Parts { server, socket, gate, fill, joins, beacons, tee, events, answers, mut hangups, management, cancel } = parts;
+    let Parts { server, socket, gate, fill, joins, beacons, tee, events, answers, mut hangups, management, cancel } =
+        parts;
     let listener = tokio::net::TcpListener::bind(settings.admin.metrics_addr)
         .await
         .map_err(|source| StartError::Admin { address: settings.admin.metrics_addr, source })?;
@@ -277,7 +282,7 @@ async fn serve(
         server: Arc::clone(&server),
         beacon: beacon.clone(),
         data: joins.first().map(Subscription::rejoin),
-        ear: beacons.listening.rejoin(),
+        beacons: beacons.subscription.rejoin(),
         stands: Some(fabric.clone()),
         names: Names {
             ingress: fabric.ingress.name.clone(),
@@ -309,7 +314,7 @@ async fn serve(
     }
     let nack_port = NackPortWatch::new(socket.local_addr(), Arc::clone(&state.counters));
     workers.start("ports", move |stop| {
-        neighbours::watch(nack_port, fill_switch, stop);
+        fill_switch::watch(nack_port, fill_switch, stop);
         Ok(())
     })?;
     let (sweeping, swept) = (Arc::clone(&fill), Arc::clone(state));
@@ -317,7 +322,7 @@ async fn serve(
         sweeping.run_sweep(stop, |seen| swept.saw_log(seen));
         Ok(())
     })?;
-    workers.start("ear", move |stop| beacons.run(stop))?;
+    workers.start("beacons", move |stop| beacons.run(stop))?;
     if let Some(tee) = tee {
         let filling = Arc::clone(&fill);
         workers.start("tee", move |stop| filling.run_tee(&tee, stop))?;

@@ -16,10 +16,10 @@ use crate::beacon::{self, BEACON_PORT};
 use crate::counters::UserCounters;
 use crate::datapath::KernelSources;
 use crate::fabric::Fabric;
-use crate::ingress::source_discovery::{self, Control};
 use crate::ingress::beacon_listener::BeaconListener;
 use crate::ingress::joins::{Delivery, JoinError};
-use crate::ingress::subscription::{Subscription, OnJoined, Place};
+use crate::ingress::source_discovery::{self, Control};
+use crate::ingress::subscription::{GroupSet, OnJoined, Subscription};
 use crate::settings::Settings;
 
 /// A set of sources, on its way.
@@ -27,7 +27,7 @@ type Wanted = Receiver<BTreeSet<Ipv6Addr>>;
 
 /// What finds the sources out. It knows the addresses of the settings at once.
 pub(super) fn control(settings: &Settings, counters: &Arc<UserCounters>) -> Arc<Control> {
-    let config = control::Config {
+    let config = source_discovery::Config {
         ssm: settings.ssm.clone(),
         own: settings.ingress.bind_source,
         shard_bits: settings.ingress.shard_bits.get(),
@@ -52,8 +52,13 @@ pub(super) fn data(
         SourceMode::Ssm => (Vec::new(), groups),
     };
     let delivery = Delivery::Merged;
-    let place =
-        Place { delivery, interface: fabric.ingress.index, port: settings.ingress.listen_port, any_source, by_source };
+    let group_set = GroupSet {
+        delivery,
+        interface: fabric.ingress.index,
+        port: settings.ingress.listen_port,
+        any_source,
+        by_source,
+    };
     let tell = kernel.map(|mut kernel| -> OnJoined {
         Box::new(move |sources| {
             if let Err(error) = kernel.set(sources) {
@@ -61,10 +66,10 @@ pub(super) fn data(
             }
         })
     });
-    Subscription::open_shares(place, workers, &control.wanted(), wanted, tell)
+    Subscription::open_shares(group_set, workers, &control.wanted(), wanted, tell)
 }
 
-/// Starts the task that finds sources, and opens the ear on the beacon groups.
+/// Starts the task that finds sources, and opens the listener on the beacon groups.
 pub(super) fn start_control(
     settings: &Settings,
     fabric: &Fabric,
@@ -74,7 +79,7 @@ pub(super) fn start_control(
     counters: &Arc<UserCounters>,
     cancel: &CancellationToken,
 ) -> Result<BeaconListener, StartError> {
-    let (ear_sources, wanted) = std::sync::mpsc::channel();
+    let (beacon_sources, wanted) = std::sync::mpsc::channel();
     let beacon_groups = |mode| beacon::groups(settings.beacon.scope, mode, settings.ingress.group_id);
     let any_source = beacon_groups(SourceMode::Asm);
     let by_source = match settings.ingress.source_mode {
@@ -90,14 +95,14 @@ pub(super) fn start_control(
         }
     };
     let delivery = Delivery::Single;
-    let place = Place { delivery, interface: fabric.ingress.index, port: BEACON_PORT, any_source, by_source };
+    let group_set = GroupSet { delivery, interface: fabric.ingress.index, port: BEACON_PORT, any_source, by_source };
     let advert_registry = Arc::clone(registry);
     let beacons = BeaconListener {
-        listening: Subscription::open(place, &BTreeSet::new(), wanted)?,
+        subscription: Subscription::open(group_set, &BTreeSet::new(), wanted)?,
         on_advert: Box::new(move |bytes, from| advert_registry.hear(bytes, from)),
         control: Arc::clone(&control),
         counters: Arc::clone(counters),
     };
-    tokio::spawn(control.keep(data, ear_sources, cancel.clone()));
-    Ok(ear)
+    tokio::spawn(control.keep(data, beacon_sources, cancel.clone()));
+    Ok(beacons)
 }

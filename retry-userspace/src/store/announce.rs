@@ -20,8 +20,8 @@ use super::fault::is_refusal;
 use super::link::{Link, PULSE};
 use super::target::{Target, within};
 use super::{Config, dedup_name};
-use crate::counters::UserCounters;
 use crate::backoff::{Exponential, Policy};
+use crate::counters::UserCounters;
 use crate::settings::Redis;
 
 /// The channel of announcements.

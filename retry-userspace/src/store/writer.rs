@@ -15,8 +15,8 @@ use super::claims::millis;
 use super::fault::{Fault, is_refusal, judge};
 use super::frame_name;
 use super::link::Link;
-use crate::counters::UserCounters;
 use crate::backoff::{Failure, GaveUp};
+use crate::counters::UserCounters;
 
 /// Frames that may wait: a second of a busy fabric, or a failover of a quiet one.
 const MOST_FRAMES: usize = 65_536;

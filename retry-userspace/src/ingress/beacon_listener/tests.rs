@@ -5,9 +5,9 @@ use std::thread;
 
 use super::*;
 use crate::beacon::BEACON_PORT;
-use crate::ingress::source_discovery::Config;
 use crate::ingress::joins::Delivery;
-use crate::ingress::subscription::{Place, Status};
+use crate::ingress::source_discovery::Config;
+use crate::ingress::subscription::{GroupSet, Status};
 use crate::ingress::testing::{self, Publisher, count, eventually, source};
 use crate::net::nack_socket::{self, NackSocket};
 use crate::net::testing::{Pair, SOON, in_namespace};
@@ -37,7 +37,7 @@ impl Scene {
     }
 }
 
-/// Runs `test` with an ear at the far end that takes manifests of `source(1)`.
+/// Runs `test` with a beacon listener at the far end that takes manifests of `source(1)`.
 fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + Send + 'static) {
     in_namespace(name, |pair| {
         let counters = Arc::new(UserCounters::default());
@@ -50,7 +50,7 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
         };
         let config = Config { ssm, own: None, shard_bits: 2, is_ssm: true };
         let control = Arc::new(Control::new(config, Arc::clone(&counters)));
-        let place = Place {
+        let group_set = GroupSet {
             delivery: Delivery::Single,
             interface: pair.far.index,
             port: BEACON_PORT,
@@ -58,7 +58,7 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
             by_source: vec![SSM, SUBTREES],
         };
         let (wanted, sets) = channel();
-        let listening = Subscription::open(place, &BTreeSet::new(), sets).expect("joined");
+        let subscription = Subscription::open(group_set, &BTreeSet::new(), sets).expect("joined");
         let adverts = Heard::default();
         let heard = Arc::clone(&adverts);
         let scene = Scene {
@@ -66,10 +66,10 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
             counters: Arc::clone(&counters),
             adverts,
             wanted,
-            status: listening.status(),
+            status: subscription.status(),
         };
         let on_advert: OnAdvert = Box::new(move |_, from| heard.lock().expect("no panic").push(from));
-        let beacons = BeaconListener { listening, on_advert, control, counters };
+        let beacons = BeaconListener { subscription, on_advert, control, counters };
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let listener = thread::spawn(move || beacons.run(&stopped));
@@ -155,7 +155,7 @@ fn named_sources_are_heard_on_their_groups_and_others_are_not() {
 fn the_nack_socket_keeps_its_datagrams() {
     with_ear("the_nack_socket_keeps_its_datagrams", |pair, publisher, scene| {
         let address: Ipv6Addr = "fd02::1".parse().expect("an address");
-        // Opened after the ear, and before another one: the order does not matter.
+        // Opened after the beacon listener, and before another one: the order does not matter.
         let nacks = NackSocket::open(&nack_socket::Settings {
             address,
             port: BEACON_PORT,
@@ -165,14 +165,14 @@ fn the_nack_socket_keeps_its_datagrams() {
         })
         .expect("opened");
         let (_wanted, sets) = channel();
-        let place = Place {
+        let group_set = GroupSet {
             delivery: Delivery::Single,
             interface: pair.far.index,
             port: BEACON_PORT,
             any_source: vec![ASM],
             by_source: Vec::new(),
         };
-        let later = Subscription::open(place, &BTreeSet::new(), sets).expect("joined");
+        let later = Subscription::open(group_set, &BTreeSet::new(), sets).expect("joined");
         let mut batch = Batch::new(64, 2048);
         for number in 0..20_u8 {
             publisher.send(source(1), address, &[number; 64]);

@@ -67,11 +67,11 @@ fn names_and_manifests_reach_the_sockets_live() {
             ("manifests.test", &[ip(51)]),
             ("subtrees.test", &[ip(70)]),
         ]));
-        let ((data, to_data), (ear, to_ear)) = (channel(), channel());
+        let ((data, to_data), (beacons, to_beacons)) = (channel(), channel());
         let cancel = CancellationToken::new();
-        let kept = runtime.spawn(Arc::clone(&control).keep(data, ear, cancel.clone()));
+        let kept = runtime.spawn(Arc::clone(&control).keep(data, beacons, cancel.clone()));
         told(runtime, &to_data, &set(&[1, 2, 6]), &set(&[1]));
-        told(runtime, &to_ear, &set(&[50, 51, 60, 70]), &set(&[50, 60]));
+        told(runtime, &to_beacons, &set(&[50, 51, 60, 70]), &set(&[50, 60]));
         // The other name's sender is heard now, a stranger is not.
         let (three, four) = ([ip(3).octets()], [ip(4).octets()]);
         control.hear(&manifest(&three, 10, 0), ip(51), monotonic_ns());
@@ -104,10 +104,10 @@ fn a_name_server_that_is_silent_holds_up_no_manifest() {
     with_dns("a_name_server_that_is_silent_holds_up_no_manifest", "", |_, runtime| {
         let silent = UdpSocket::bind("[::1]:53").expect("a port");
         let control = Arc::new(Control::new(config(), Arc::default()));
-        let ((data, to_data), (ear, to_ear)) = (channel(), channel());
+        let ((data, to_data), (beacons, to_beacons)) = (channel(), channel());
         let cancel = CancellationToken::new();
-        let kept = runtime.spawn(Arc::clone(&control).keep(data, ear, cancel.clone()));
-        told(runtime, &to_ear, &set(&[50, 60]), &set(&[50, 60]));
+        let kept = runtime.spawn(Arc::clone(&control).keep(data, beacons, cancel.clone()));
+        told(runtime, &to_beacons, &set(&[50, 60]), &set(&[50, 60]));
         let three = [ip(3).octets()];
         control.hear(&manifest(&three, 10, 0), ip(50), monotonic_ns());
         let start = Instant::now();

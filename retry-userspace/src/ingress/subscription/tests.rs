@@ -14,8 +14,8 @@ use crate::ingress::testing::{
 };
 use crate::net::testing::{Pair, in_namespace, ip};
 
-fn place(pair: &Pair) -> Place {
-    Place {
+fn group_set(pair: &Pair) -> GroupSet {
+    GroupSet {
         delivery: Delivery::Single,
         interface: pair.far.index,
         port: PORT,
@@ -46,13 +46,13 @@ fn sources_that_stay_lose_nothing_while_others_come_and_go() {
     in_namespace("sources_that_stay_lose_nothing_while_others_come_and_go", |pair| {
         add_sources(80);
         let (sender, wanted) = mpsc::channel();
-        let mut listening = Subscription::open(place(&pair), &set([1]), wanted).expect("joined");
-        let (status, fill) = (listening.status(), fill());
+        let mut subscription = Subscription::open(group_set(&pair), &set([1]), wanted).expect("joined");
+        let (status, fill) = (subscription.status(), fill());
         let (stop_sending, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         let publisher = Publisher::new(&pair, PORT);
         let sent = thread::scope(|scope| {
             let _stop = (Stop(&stop_sending), Stop(&stop));
-            let filling = scope.spawn(|| fill.run(&mut listening, &stop));
+            let filling = scope.spawn(|| fill.run(&mut subscription, &stop));
             let sending = scope.spawn(|| {
                 let mut sent = 0;
                 while !stop_sending.load(Ordering::Relaxed) {
@@ -81,13 +81,13 @@ fn sources_that_stay_lose_nothing_while_others_come_and_go() {
         assert!(sent > 20, "{sent}");
         assert_eq!(count(&fill.counters, Counter::FramesReceived), sent + 1, "once each");
         assert_eq!(count(&fill.counters, Counter::FrameSocketOverflow), 0);
-        assert_eq!((status.sources(), status.sockets()), (1, listening.fds().count()));
+        assert_eq!((status.sources(), status.sockets()), (1, subscription.fds().count()));
     });
 }
 
 /// As [`place`], for frames.
-fn merged(pair: &Pair) -> Place {
-    Place { delivery: Delivery::Merged, ..place(pair) }
+fn merged(pair: &Pair) -> GroupSet {
+    GroupSet { delivery: Delivery::Merged, ..group_set(pair) }
 }
 
 /// What several threads stored, in the words of [`several_threads_store_what_one_would`].
@@ -176,10 +176,10 @@ fn several_threads_store_what_one_would() {
 #[test]
 fn only_what_is_joined_is_stored() {
     in_namespace("only_what_is_joined_is_stored", |pair| {
-        let any_source = Place { any_source: merged(&pair).by_source, by_source: Vec::new(), ..merged(&pair) };
-        for (place, stranger_is_heard) in [(merged(&pair), false), (any_source, true)] {
+        let any_source = GroupSet { any_source: merged(&pair).by_source, by_source: Vec::new(), ..merged(&pair) };
+        for (group_set, stranger_is_heard) in [(merged(&pair), false), (any_source, true)] {
             let (_sender, wanted) = mpsc::channel();
-            let mut listening = Subscription::open(place, &set([1]), wanted).expect("joined");
+            let mut subscription = Subscription::open(group_set, &set([1]), wanted).expect("joined");
             let (fill, publisher) = (fill(), Publisher::new(&pair, PORT));
             publisher.send(source(1), group(99), &frame(1, 1));
             publisher.send(source(2), group(0), &frame(2, 1));
@@ -189,7 +189,7 @@ fn only_what_is_joined_is_stored() {
             let stop = AtomicBool::new(false);
             thread::scope(|scope| {
                 let _stop = Stop(&stop);
-                scope.spawn(|| fill.run(&mut listening, &stop).expect("no error"));
+                scope.spawn(|| fill.run(&mut subscription, &stop).expect("no error"));
                 eventually("all is stored", || is_stored(&fill, 17 + u64::from(stranger_is_heard)));
             });
             assert_eq!(count(&fill.counters, Counter::FramesReceived), 17 + u64::from(stranger_is_heard));
@@ -201,11 +201,11 @@ fn only_what_is_joined_is_stored() {
 fn a_group_is_in_one_share() {
     in_namespace("a_group_is_in_one_share", |pair| {
         let groups: Vec<_> = (0..7).chain([3]).map(group).collect();
-        let by_source = Place { by_source: groups.clone(), ..place(&pair) };
-        let any_source = Place { any_source: groups, by_source: Vec::new(), ..place(&pair) };
-        for place in [by_source, any_source] {
+        let by_source = GroupSet { by_source: groups.clone(), ..group_set(&pair) };
+        let any_source = GroupSet { any_source: groups, by_source: Vec::new(), ..group_set(&pair) };
+        for group_set in [by_source, any_source] {
             let (_sender, wanted) = mpsc::channel();
-            let shares = Subscription::open_shares(place, 3, &set([1]), wanted, None).expect("joined");
+            let shares = Subscription::open_shares(group_set, 3, &set([1]), wanted, None).expect("joined");
             let publisher = Publisher::new(&pair, PORT);
             for index in 0..7 {
                 publisher.send(source(1), group(index), b"x");
@@ -218,8 +218,8 @@ fn a_group_is_in_one_share() {
         // No thread without a group, and one for no group at all.
         let few = |shares| {
             let (_sender, wanted) = mpsc::channel();
-            let place = Place { by_source: vec![group(0), group(1)], ..place(&pair) };
-            Subscription::open_shares(place, shares, &set([1]), wanted, None).expect("joined").len()
+            let group_set = GroupSet { by_source: vec![group(0), group(1)], ..group_set(&pair) };
+            Subscription::open_shares(group_set, shares, &set([1]), wanted, None).expect("joined").len()
         };
         assert_eq!([few(0), few(1), few(5)], [1, 1, 2]);
     });
@@ -231,7 +231,7 @@ fn a_source_is_joined_in_every_share_or_in_none() {
         let mut keeper = Joiner::default();
         // There is no such interface: the second share can join nothing.
         for interface in [pair.far.index, 9_999] {
-            keeper.open_share(Place { interface, ..place(&pair) }).expect("no group of any source");
+            keeper.open_share(GroupSet { interface, ..group_set(&pair) }).expect("no group of any source");
         }
         keeper.reconcile(&set([2]));
         assert_eq!(keeper.refused, set([2]));
@@ -247,17 +247,17 @@ fn a_source_is_joined_in_every_share_or_in_none() {
 fn what_a_leaving_source_had_sent_is_stored() {
     in_namespace("what_a_leaving_source_had_sent_is_stored", |pair| {
         let (sender, wanted) = mpsc::channel();
-        let mut listening = Subscription::open(merged(&pair), &set([1]), wanted).expect("joined");
+        let mut subscription = Subscription::open(merged(&pair), &set([1]), wanted).expect("joined");
         let (fill, publisher) = (fill(), Publisher::new(&pair, PORT));
         for seq in 1..=200 {
             publisher.send(source(1), group(0), &frame(1, seq));
         }
         sender.send(BTreeSet::new()).expect("listened to");
-        eventually("its socket is to go", || listening.status().sockets() == 0);
+        eventually("its socket is to go", || subscription.status().sockets() == 0);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             let _stop = Stop(&stop);
-            scope.spawn(|| fill.run(&mut listening, &stop));
+            scope.spawn(|| fill.run(&mut subscription, &stop));
             eventually("all is stored", || is_stored(&fill, 200));
         });
     });
@@ -274,29 +274,29 @@ fn a_source_that_is_refused_is_tried_again() {
         let (sender, wanted) = mpsc::channel();
         // At the start it is an error.
         let (_, never) = mpsc::channel();
-        let error = Subscription::open(place(&pair), &set([1]), never).expect_err("no room");
+        let error = Subscription::open(group_set(&pair), &set([1]), never).expect_err("no room");
         assert!(error.to_string().contains("net.core.optmem_max (now 16 bytes)"), "{error}");
         let mut keeper = Joiner::default();
-        keeper.open_share(place(&pair)).expect("no group of any source");
+        keeper.open_share(group_set(&pair)).expect("no group of any source");
         keeper.reconcile(&set([1, 2]));
         let refused = keeper.refused.clone();
         let keeper = Arc::new(Mutex::new(keeper));
-        let mut listening = Subscription::of(&keeper).swap_remove(0);
-        assert_eq!((refused, listening.status().sources()), (set([1, 2]), 0));
+        let mut subscription = Subscription::of(&keeper).swap_remove(0);
+        assert_eq!((refused, subscription.status().sources()), (set([1, 2]), 0));
         fs::write("/proc/sys/net/core/optmem_max", "131072").expect("own namespace");
         let keeping = thread::spawn(move || Joiner::keep(&keeper, &wanted));
         sender.send(set([1, 2])).expect("listened to");
-        eventually("joined", || listening.has_news());
-        assert_eq!(listening.status().sources(), 2);
-        listening.reconcile(|_| {});
+        eventually("joined", || subscription.has_news());
+        assert_eq!(subscription.status().sources(), 2);
+        subscription.reconcile(|_| {});
         let publisher = Publisher::new(&pair, PORT);
         publisher.send(source(2), group(3), b"x");
-        assert_eq!(drain(listening.fds()), [(source(2), group(3))]);
+        assert_eq!(drain(subscription.fds()), [(source(2), group(3))]);
         // The last set stands when nobody finds out sources any more.
         drop(sender);
         keeping.join().expect("no panic");
         publisher.send(source(1), group(4), b"x");
-        assert_eq!(drain(listening.fds()), [(source(1), group(4))]);
+        assert_eq!(drain(subscription.fds()), [(source(1), group(4))]);
     });
 }
 
@@ -306,12 +306,12 @@ fn everything_is_joined_anew() {
     in_namespace("everything_is_joined_anew", |pair| {
         add_sources(2);
         let (_sender, wanted) = mpsc::channel();
-        let place = Place { any_source: vec![group(64), group(65)], ..place(&pair) };
-        let mut all = Subscription::open_shares(place, 2, &set([1, 2]), wanted, None).expect("joined");
+        let group_set = GroupSet { any_source: vec![group(64), group(65)], ..group_set(&pair) };
+        let mut all = Subscription::open_shares(group_set, 2, &set([1, 2]), wanted, None).expect("joined");
         let rejoin = all[0].rejoin();
         assert_eq!(rejoin.groups(), (0..66).map(group).collect());
         assert!(rejoin.on(9_999).is_err(), "there is no such interface");
-        assert!(all.iter().all(|listening| !listening.has_news()), "all is as it was");
+        assert!(all.iter().all(|subscription| !subscription.has_news()), "all is as it was");
         let publisher = Publisher::new(&pair, PORT);
         let arrive = |all: &[Subscription]| {
             for to in [0, 1, 64, 65] {
@@ -329,8 +329,8 @@ fn everything_is_joined_anew() {
         }
         assert_eq!(arrive(&all), [] as [Ipv6Addr; 0]);
         rejoin.on(pair.far.index).expect("joined");
-        for listening in &mut all {
-            listening.reconcile(|_| {});
+        for subscription in &mut all {
+            subscription.reconcile(|_| {});
         }
         eventually("the link is up", || arrive(&all) == groups);
         assert_eq!(all[0].status().sources(), 2);
