@@ -16,7 +16,7 @@ use retry_testbed::{
     frames::{Flow, Kind},
     journal::Journal,
     listener::{Listener, ListenerSettings},
-    loss::{LossRule, Place},
+    loss::{LossRule, LossPoint},
     netns::{Netns, host_command},
     packet::{Packet, PacketBuilder},
     publish::Publisher,
@@ -270,7 +270,7 @@ fn vlan_tags_and_loss_places_are_seen_raw() {
     let tags: Vec<Vec<u16>> =
         seen.iter().filter_map(|packet| Packet::check(&packet.bytes).ok()).map(|packet| packet.vlans).collect();
     assert_eq!(tags, [vec![], vec![10], vec![10, 11]]);
-    let arrival = LossRule { port: NACK_PORT, ..LossRule::random(1000).at(Place::Arrival) };
+    let arrival = LossRule { port: NACK_PORT, ..LossRule::random(1000).at(LossPoint::Arrival) };
     let loss = fabric.lose("endpoint", &arrival).expect("nft works");
     let socket = client.ns.enter(|| UdpSocket::bind("[::]:0")).expect("a socket");
     socket.send_to(&[1; 64], endpoint.nack_address()).expect("sent");
