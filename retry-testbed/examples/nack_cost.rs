@@ -22,7 +22,7 @@ use retry_common::{
 };
 use retry_testbed::{
     answer::nack,
-    loaded::{NACK_ADDRESS, NACK_MAC},
+    xdp_fixture::{NACK_ADDRESS, NACK_MAC},
     packet::PacketBuilder,
     testrun::{self, Action},
 };

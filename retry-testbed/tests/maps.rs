@@ -13,7 +13,7 @@ use retry_common::{
 };
 use retry_testbed::{
     answer::nack,
-    loaded::{Interface, Loaded, NACK_ADDRESS, in_new_namespace, skip},
+    xdp_fixture::{Interface, Loaded, NACK_ADDRESS, in_new_namespace, skip},
     packet::PacketBuilder,
 };
 use retry_userspace::clock::monotonic_ns;

@@ -9,7 +9,7 @@ mod probe;
 mod profile;
 mod report;
 mod rig;
-mod rigs;
+mod contenders;
 mod row;
 mod stats;
 mod subject;
@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use retry_testbed::daemon::Daemon;
 
 pub(crate) use self::options::Options;
-use self::{cases::Case, report::Report, rigs::Rigs};
+use self::{cases::Case, report::Report, contenders::Contenders};
 
 /// Environment variable with the directory of the reports.
 const DIRECTORY_VARIABLE: &str = "RETRY_BENCH_DIRECTORY";
@@ -90,7 +90,7 @@ fn measure(options: &Options, chosen: &[&'static Case]) -> Result<(Report, bool)
         profile::available()?;
     }
     let mut report = Report::new(machine::describe());
-    let mut rigs = Rigs::new()?;
+    let mut rigs = Contenders::new()?;
     let mut right = true;
     for case in chosen {
         let start = std::time::Instant::now();

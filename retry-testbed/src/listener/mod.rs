@@ -4,7 +4,7 @@
 //! the field's listeners in two ways: a repair is compared byte by byte with what was published, and an ACK that promises
 //! a frame which does not come is counted and the frame asked for again.
 
-mod known;
+mod endpoints;
 mod stats;
 mod worker;
 

@@ -4,7 +4,7 @@
 //! Every listener has an IPv6 address and sockets of its own; a few namespaces hold them. The frames are lost on the links
 //! to all of these, so nobody has what it asks for, and each repair is a packet that came by multicast.
 
-mod crowd;
+mod listeners;
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use retry_common::key::FrameKey;
 
-use self::crowd::{Asked, Crowd, Plan};
+use self::listeners::{Asked, Listeners, Plan};
 use crate::{
     capture::{Capture, Captured, is_udp},
     daemon::Daemon,
@@ -197,7 +197,7 @@ pub fn run(binary: &Path, scene: &Scene<'_>) -> Result<Counts> {
         let addresses: Vec<Ipv6Addr> =
             (1..=scene.listeners).map(|listener| Ipv6Addr::new(0xFD10, 0, 0, 0, 0, 1, number, listener)).collect();
         fabric.add_addresses(name, &addresses)?;
-        crowds.push(Crowd::gather(&fabric.host(name)?.ns, &addresses, endpoint.nack_address(), Arc::clone(&journal))?);
+        crowds.push(Listeners::gather(&fabric.host(name)?.ns, &addresses, endpoint.nack_address(), Arc::clone(&journal))?);
     }
     for name in names.iter().map(String::as_str).chain(["endpoint"]) {
         fabric.await_members(name, &[group(SHARD)])?;
@@ -252,7 +252,7 @@ fn publish_and_lose(
     names: &[String],
     scene: &Scene<'_>,
     journal: &Arc<Journal>,
-    crowds: &mut [Crowd],
+    crowds: &mut [Listeners],
 ) -> Result<Vec<FrameKey>> {
     // A round that this machine disturbs is played again with another frame.
     let frames = if scene.asking == Asking::AtOnce { 4 * scene.frames } else { scene.frames };
@@ -267,7 +267,7 @@ fn publish_and_lose(
         publish.publish(&mut flow)?;
     }
     let deadline = Instant::now() + ARRIVAL;
-    while !crowds.iter_mut().map(Crowd::hears_the_last).collect::<Result<Vec<_>>>()?.into_iter().all(|heard| heard) {
+    while !crowds.iter_mut().map(Listeners::hears_the_last).collect::<Result<Vec<_>>>()?.into_iter().all(|heard| heard) {
         ensure!(Instant::now() < deadline, "a listener did not hear the frame that was not lost");
         thread::sleep(Duration::from_millis(2));
     }
@@ -301,7 +301,7 @@ impl Round {
 }
 
 /// Lets the listeners ask, until each frame is there or given up.
-fn ask(scene: &Scene<'_>, missed: &[FrameKey], crowds: &mut [Crowd]) -> Result<Vec<Round>> {
+fn ask(scene: &Scene<'_>, missed: &[FrameKey], crowds: &mut [Listeners]) -> Result<Vec<Round>> {
     let at_a_time = if scene.asking == Asking::AtOnce { 1 } else { missed.len().max(1) };
     let mut rounds = Vec::new();
     let mut in_time = 0;
@@ -318,7 +318,7 @@ fn ask(scene: &Scene<'_>, missed: &[FrameKey], crowds: &mut [Crowd]) -> Result<V
 }
 
 /// One round of all crowds, each on a thread of its own.
-fn play(plan: &Plan<'_>, crowds: &mut [Crowd]) -> Result<Asked> {
+fn play(plan: &Plan<'_>, crowds: &mut [Listeners]) -> Result<Asked> {
     let barrier = Barrier::new(crowds.len());
     let asked = thread::scope(|scope| {
         let barrier = &barrier;

@@ -29,8 +29,8 @@ use retry_common::{
 };
 use retry_testbed::{
     answer::nack_with_flags,
-    loaded::{Interface, Loaded, NACK_ADDRESS, Ran, difference, in_new_namespace, skip, slow_machine},
-    outcome::{Out, compare, role},
+    xdp_fixture::{Interface, Loaded, NACK_ADDRESS, Ran, difference, in_new_namespace, skip, slow_machine},
+    expect::{Out, compare, role},
     packet::PacketBuilder,
 };
 use retry_userspace::{

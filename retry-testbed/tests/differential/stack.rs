@@ -19,7 +19,7 @@ use retry_testbed::{
     daemon::Daemon,
     fabric::{Fabric, Host, INTERFACE, group},
     journal::Journal,
-    loaded::skip,
+    xdp_fixture::skip,
     packet::{Checksum, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extension, Packet, PacketBuilder, ParsedPacket, multicast_mac},
     publish::Publisher,
 };

@@ -23,9 +23,9 @@ use retry_testbed::{
     answer::nack_with_flags,
     capture::{Capture, Captured, RawSender, is_udp},
     fabric::{DATA_PORT, Fabric, Host, INTERFACE, group},
-    loaded::{EGRESS_ADDRESS, Interface, Loaded, MULTICAST_HOPS, NACK_ADDRESS, difference, skip, slow_machine},
+    xdp_fixture::{EGRESS_ADDRESS, Interface, Loaded, MULTICAST_HOPS, NACK_ADDRESS, difference, skip, slow_machine},
     netns::host_command,
-    outcome::{back, hex, once, role},
+    expect::{back, hex, once, role},
     packet::{Packet, PacketBuilder},
 };
 

@@ -15,7 +15,7 @@ use retry_common::{
 };
 use retry_testbed::{
     frames::{Flow, Kind},
-    loaded::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS, slow_machine},
+    xdp_fixture::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS, slow_machine},
     packet::{Checksum, ETHERTYPE_VLAN, Extension, PacketBuilder},
     testrun::Action,
 };

@@ -8,7 +8,7 @@ use retry_common::key::FrameKey;
 use retry_testbed::answer::nack;
 use retry_testbed::capture::Capture;
 use retry_testbed::fabric::{Fabric, INTERFACE};
-use retry_testbed::loaded::{Interface, Loaded, NACK_ADDRESS, difference, skip};
+use retry_testbed::xdp_fixture::{Interface, Loaded, NACK_ADDRESS, difference, skip};
 use retry_testbed::packet::PacketBuilder;
 
 const HELD: FrameKey = FrameKey::new(0x5e47, 1);

@@ -11,8 +11,8 @@ use retry_common::{
     },
 };
 use retry_testbed::{
-    loaded::{Loaded, NACK_ADDRESS, NACK_MAC, OWN_ADDRESSES, Ran, slow_machine},
-    outcome::{Out, hex, once},
+    xdp_fixture::{Loaded, NACK_ADDRESS, NACK_MAC, OWN_ADDRESSES, Ran, slow_machine},
+    expect::{Out, hex, once},
     packet::{Checksum, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extension, Packet, PacketBuilder, ParsedPacket, multicast_mac},
     testrun::Action,
 };

@@ -15,8 +15,8 @@ use retry_common::{
 };
 use retry_testbed::{
     answer::nack_with_flags,
-    loaded::{Loaded, NACK_ADDRESS},
-    outcome::{Out, compare, once},
+    xdp_fixture::{Loaded, NACK_ADDRESS},
+    expect::{Out, compare, once},
     packet::PacketBuilder,
 };
 

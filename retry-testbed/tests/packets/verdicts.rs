@@ -12,8 +12,8 @@ use retry_common::{
     key::FrameKey,
 };
 use retry_testbed::{
-    loaded::{Interface, Loaded, in_new_namespace, skip},
-    outcome::{
+    xdp_fixture::{Interface, Loaded, in_new_namespace, skip},
+    expect::{
         Out, once,
         role::{ACK, LEADS, MULTI, UNI},
     },

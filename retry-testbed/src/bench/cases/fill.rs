@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::Found;
+use super::Measurement;
 use crate::bench::{
     Settings,
     plain::Plain,
     rig::{Awake, Rig, on_core, thread_of},
-    rigs::Rigs,
+    contenders::Contenders,
     row::{Row, Target},
     subject::{self, IN_XDP, UNICAST},
 };
@@ -46,7 +46,7 @@ const PATIENCE: Duration = Duration::from_millis(1_200);
 /// Frames that the plain server keeps.
 const KEPT: usize = 500_000;
 
-pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
+pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
     for rig in [&rigs.subject, &rigs.plain] {
         rig.napi_first(true)?;
     }
@@ -59,9 +59,9 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
     found
 }
 
-fn compare(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
+fn compare(name: &str, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
     let fabrics = (rigs.subject.fabric(), rigs.plain.fabric());
-    let mut found = Found::default();
+    let mut found = Measurement::default();
     let mut by_daemon: Option<Vec<f64>> = None;
     for (way, flags) in WAYS {
         let mut daemon = subject::start(&settings.binary, &fabrics.0, &[UNICAST, IN_XDP, flags])?;

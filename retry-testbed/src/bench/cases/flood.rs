@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::Found;
+use super::Measurement;
 use crate::bench::{
     Settings,
     plain::{Answering, Plain},
     probe::{self, Listener, Probe},
     rig::{Ask, Load, Rig, Stretch},
-    rigs::{Rigs, best_offer},
+    contenders::{Contenders, best_offer},
     row::{Row, Target},
     subject::{self, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };
@@ -30,7 +30,7 @@ const HONEST: u32 = 1000;
 /// The honest listener may ask as fast as it does; the window of a frame is the product's own.
 const FLAGS: &[&str] = &["-rl-sequence-max", "100", "-rl-sequence-window", "1m"];
 
-pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
+pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
     let fabrics = (rigs.subject.fabric(), rigs.plain.fabric());
     let daemon = subject::start(&settings.binary, &fabrics.0, &[UNICAST, LIMITS_OUT_OF_REACH, FLAGS, IN_XDP])?;
     subject::fill(&mut rigs.subject, &daemon, FRAMES, LENGTH)?;
@@ -39,7 +39,7 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
     let time = Duration::from_millis(if settings.quick { 300 } else { 750 });
     let known = Ask { first: 1, count: FLOODED, stride: 1, sources: SOURCES };
     let unknown = Ask { first: 1 << 40, ..known };
-    let mut found = Found::default();
+    let mut found = Measurement::default();
     for (what, ask) in [("for frames it has", known), ("for frames it has not", unknown)] {
         let flood = Stretch { ask, rate: Some(TIMES * capacity), time, length: LENGTH, ack_leads: true };
         if ask == known {
@@ -87,7 +87,7 @@ fn amid(rig: &mut Rig, flood: &Stretch, probe: &Probe) -> Result<(Load, probe::P
 }
 
 /// Hits a second of the plain server.
-fn plain_capacity(settings: &Settings, rigs: &mut Rigs) -> Result<f64> {
+fn plain_capacity(settings: &Settings, rigs: &mut Contenders) -> Result<f64> {
     let fabric = rigs.plain.fabric();
     let answering = Answering { ack: true, unicast: true, multicast: false };
     let _plain = Plain::answering(&fabric, FRAMES, LENGTH, answering)?;

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::Found;
+use super::Measurement;
 use crate::bench::{
     Settings,
     plain::{Answering, Plain},
     probe::{self, Probe, Probed},
-    rigs::Rigs,
+    contenders::Contenders,
     row::{Row, Target},
     subject::{self, BY_SOCKET, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };
@@ -24,7 +24,7 @@ const WHO: [&str; 4] = ["reflector", "XDP", "plain", "-xdp off"];
 /// Quantile, its name, and how much more than the reflector's it may be, µs.
 const QUANTILES: [(f64, &str, f64); 2] = [(0.5, "p50", 10.0), (0.99, "p99", 20.0)];
 
-pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
+pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
     let fabrics = (rigs.subject.fabric(), rigs.plain.fabric(), rigs.socket.fabric());
     let xdp = subject::start(&settings.binary, &fabrics.0, &[UNICAST, LIMITS_OUT_OF_REACH, IN_XDP])?;
     let socket = subject::start(&settings.binary, &fabrics.2, &[UNICAST, LIMITS_OUT_OF_REACH, BY_SOCKET])?;
@@ -34,7 +34,7 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
     let _plain = Plain::answering(&fabrics.1, FRAMES, LENGTH, answering)?;
 
     let time = Duration::from_millis(if settings.quick { 300 } else { 750 });
-    let mut found = Found::default();
+    let mut found = Measurement::default();
     let (mut answered, mut sent) = (0, 0);
     for (rate, called) in RATES {
         let mut rounds: Vec<[Probed; 4]> = Vec::new();

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 use retry_testbed::daemon::Daemon;
 
-use super::Found;
+use super::Measurement;
 use crate::bench::{
     Settings,
-    rigs::Rigs,
+    contenders::Contenders,
     row::{Row, Target},
     subject::{self, IN_XDP, UNICAST},
 };
@@ -20,7 +20,7 @@ const RATE: f64 = 60e3;
 /// What the process's memory may grow by for each frame without being a cost of frames, bytes: pages of its heap.
 const NOISE: f64 = 4.0;
 
-pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
+pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
     let fabric = rigs.subject.fabric();
     let flags: &[&[&str]] = &[UNICAST, &["-cache-memory", "64m", "-cache-memory-long", "16m"], IN_XDP];
     let daemon = subject::start(&settings.binary, &fabric, flags)?;
@@ -40,7 +40,7 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
     let index = maps.get("INDEX").context("no map INDEX among the daemon's")? * short / (short + long);
     let own = (anonymous(daemon.pid())? - before.0) / (frames - before.1);
 
-    let mut found = Found::default();
+    let mut found = Measurement::default();
     let row = |what: &str, value: f64, target| Row::alone(format!("{name}: {what}"), "B", &[value], target);
     found.rows.push(row("a frame of 400 B, index included", (short + index) / frames, Target::AtMost(560.0)));
     found.rows.push(row("of that, the index", index / frames, Target::None));

@@ -12,7 +12,7 @@ mod tables;
 use anyhow::{Result, ensure};
 
 use self::rates::Rate;
-use super::{Settings, report::Curve, rigs::Rigs, row::Row};
+use super::{Settings, report::Curve, contenders::Contenders, row::Row};
 
 /// One case: what it is called, what it measures, and how.
 #[derive(Debug)]
@@ -27,12 +27,12 @@ pub(crate) struct Case {
 #[derive(Debug)]
 enum Work {
     Rate(&'static Rate),
-    Own(fn(&str, &Settings, &mut Rigs) -> Result<Found>),
+    Own(fn(&str, &Settings, &mut Contenders) -> Result<Measurement>),
 }
 
 /// What a case found.
 #[derive(Debug, Default)]
-pub(crate) struct Found {
+pub(crate) struct Measurement {
     /// Its lines.
     pub(crate) rows: Vec<Row>,
     /// Its curves.
@@ -104,7 +104,7 @@ pub(crate) fn list(cases: &[&Case]) -> String {
 ///
 /// # Errors
 /// It cannot be run, or an answer is wrong.
-pub(crate) fn measure(case: &Case, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
+pub(crate) fn measure(case: &Case, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
     match case.work {
         Work::Rate(rate) => rates::measure(case.name, rate, settings, rigs),
         Work::Own(measure) => measure(case.name, settings, rigs),

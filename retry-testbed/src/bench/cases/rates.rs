@@ -8,13 +8,13 @@
 use anyhow::{Context as _, Result, ensure};
 use retry_testbed::daemon::Daemon;
 
-use super::Found;
+use super::Measurement;
 use crate::bench::{
     Settings,
     plain::{Answering, Plain},
     profile,
     rig::{Ask, Load, Rig, Stretch},
-    rigs::{Rigs, best_offer},
+    contenders::{Contenders, best_offer},
     row::{Row, Target},
     subject::{self, BOTH, BY_SOCKET, IN_XDP, LIMITS_OUT_OF_REACH, MULTICAST, UNICAST},
 };
@@ -168,7 +168,7 @@ struct Round {
 }
 
 /// Runs one case.
-pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
+pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
     let fabrics = (rigs.subject.fabric(), rigs.plain.fabric(), rigs.socket.fabric());
     let flags = |place: &'static [&'static str]| [case.flags, &[place]].concat();
     let daemon = subject::start(&settings.binary, &fabrics.0, &flags(IN_XDP))?;
@@ -234,7 +234,7 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut R
     let rates = |rounds: &[Round]| rounds.iter().map(|round| round.rate).collect::<Vec<_>>();
     let times = |rounds: &[Round]| rounds.iter().map(|round| round.nanoseconds).collect::<Vec<_>>();
     let (of_reflector, of_plain, of_time) = case.targets;
-    let mut found = Found::default();
+    let mut found = Measurement::default();
     let ratio = |target: Option<f64>| target.map_or(Target::None, Target::Ratio);
     let reflector = rates(&reflected);
     found.rows.push(Row::beside(

@@ -12,11 +12,11 @@ use retry_testbed::{
     daemon::Daemon,
 };
 
-use super::Found;
+use super::Measurement;
 use crate::bench::{
     Settings,
     rig::{FLOW, Rig},
-    rigs::Rigs,
+    contenders::Contenders,
     row::{Row, Target},
     subject::{self, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };
@@ -26,8 +26,8 @@ const SIZES: [(&str, f64); 2] = [("256m", 300.0), ("1g", 500.0)];
 /// Longest wait.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
-    let mut found = Found::default();
+pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
+    let mut found = Measurement::default();
     for (size, most) in SIZES {
         let first = start(settings, &rigs.subject, size)?;
         let rounds = (0..settings.rounds).map(|_| start(settings, &rigs.subject, size)).collect::<Result<Vec<_>>>()?;

@@ -4,10 +4,10 @@
 use anyhow::{Result, ensure};
 use retry_testbed::suppression::{self, Scene};
 
-use super::Found;
+use super::Measurement;
 use crate::bench::{
     Settings,
-    rigs::Rigs,
+    contenders::Contenders,
     row::{Row, Target},
 };
 
@@ -16,8 +16,8 @@ const SCENES: [(&str, Scene<'_>, Target); 2] = [
     ("spread over 200 ms, 10 % of repairs lost", Scene::spread("native"), Target::None),
 ];
 
-pub(super) fn measure(name: &str, settings: &Settings, _rigs: &mut Rigs) -> Result<Found> {
-    let mut found = Found::default();
+pub(super) fn measure(name: &str, settings: &Settings, _rigs: &mut Contenders) -> Result<Measurement> {
+    let mut found = Measurement::default();
     for (how, scene, target) in SCENES {
         let counts = suppression::run(&settings.binary, &scene)?;
         ensure!(counts.complaints.is_empty(), "{how}: {}", counts.complaints.join("; "));

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use retry_testbed::daemon::Daemon;
 
-use super::Found;
+use super::Measurement;
 use crate::bench::{
     Settings,
     report::Curve,
     rig::{Ask, Awake, Rig, Stretch},
-    rigs::Rigs,
+    contenders::Contenders,
     row::{Row, Target},
     stats::Spread,
     subject::{self, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
@@ -34,13 +34,13 @@ const CHUNK: u64 = 100_000;
 const PATIENCE: Duration = Duration::from_secs(32);
 
 /// Look-up among ever more frames.
-pub(super) fn frames(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
+pub(super) fn frames(name: &str, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
     let sizes = if settings.quick { &FRAMES[..3] } else { &FRAMES[..] };
     let memory = if settings.quick { "512m" } else { "2g" };
     let fabric = rigs.subject.fabric();
     let flags: &[&[&str]] = &[UNICAST, LIMITS_OUT_OF_REACH, &["-suppress-ack", "-cache-memory", memory], IN_XDP];
     let daemon = subject::start(&settings.binary, &fabric, flags)?;
-    let mut found = Found::default();
+    let mut found = Measurement::default();
     // As in the case of the fill: a frame that is lost has to be sent again with its whole chunk.
     rigs.subject.napi_first(true)?;
     let awake = Awake::new()?;
@@ -61,13 +61,13 @@ pub(super) fn frames(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result
 }
 
 /// Limits of ever more addresses.
-pub(super) fn sources(name: &str, settings: &Settings, rigs: &mut Rigs) -> Result<Found> {
+pub(super) fn sources(name: &str, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
     let fabric = rigs.subject.fabric();
     let flags: &[&[&str]] = &[UNICAST, LIMITS_OUT_OF_REACH, &["-suppress-ack"], IN_XDP];
     let daemon = subject::start(&settings.binary, &fabric, flags)?;
     subject::fill(&mut rigs.subject, &daemon, FEW, LENGTH)?;
     let asks = SOURCES.map(|sources| Ask { first: 1, count: FEW, stride: 1, sources });
-    let mut found = Found::default();
+    let mut found = Measurement::default();
     curve(&mut found, name, "sources", &asks, |ask| ask.sources, 4.0, settings, &mut rigs.subject)?;
     found.notes.push(
         "limit tables of 65536 entries, the default: 1 M sources come round before they are remembered".to_owned(),
@@ -78,7 +78,7 @@ pub(super) fn sources(name: &str, settings: &Settings, rigs: &mut Rigs) -> Resul
 /// Measures every size in turns, and holds the last against the first.
 #[expect(clippy::too_many_arguments, reason = "two callers, all of it theirs")]
 fn curve(
-    found: &mut Found,
+    found: &mut Measurement,
     name: &str,
     across: &'static str,
     asks: &[Ask],

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 pub(crate) use self::svg::Curve;
 use super::{
-    cases::{Case, Found},
+    cases::{Case, Measurement},
     row::Row,
 };
 
@@ -19,7 +19,7 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct Report {
     machine: String,
-    cases: Vec<(&'static Case, Found)>,
+    cases: Vec<(&'static Case, Measurement)>,
 }
 
 /// As it stands in report.json.
@@ -36,7 +36,7 @@ impl Report {
     }
 
     /// Adds what a case found.
-    pub(crate) fn add(&mut self, case: &'static Case, found: Found) {
+    pub(crate) fn add(&mut self, case: &'static Case, found: Measurement) {
         self.cases.push((case, found));
     }
 

@@ -1,6 +1,6 @@
 //! One page that needs nothing else: no script, no network.
 
-use crate::bench::cases::{Case, Found};
+use crate::bench::cases::{Case, Measurement};
 
 use super::{
     svg::{self, escape},
@@ -12,7 +12,7 @@ table{border-collapse:collapse;width:100%;font-size:13px}td,th{border-bottom:1px
 td.n{text-align:right;font-variant-numeric:tabular-nums}tr.missed td{background:#fbeae4}svg{max-width:100%;height:auto}";
 
 /// The page.
-pub(super) fn page(machine: &str, cases: &[(&'static Case, Found)]) -> String {
+pub(super) fn page(machine: &str, cases: &[(&'static Case, Measurement)]) -> String {
     let mut page = format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>retry-endpoint: bench</title><style>{STYLE}</style>\
          <h1>retry-endpoint: bench</h1><p>{}. Medians of rounds that took turns with their references; ratios are medians \

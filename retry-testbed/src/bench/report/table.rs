@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 
 use crate::bench::{
-    cases::{Case, Found},
+    cases::{Case, Measurement},
     row::Row,
 };
 
 const HEAD: [&str; 8] = ["case", "median", "min", "max", "unit", "reference", "ratio", "target"];
 
 /// All lines, with notes below them.
-pub(super) fn table(machine: &str, cases: &[(&'static Case, Found)]) -> String {
+pub(super) fn table(machine: &str, cases: &[(&'static Case, Measurement)]) -> String {
     let lines: Vec<[String; 8]> = cases.iter().flat_map(|(_, found)| found.rows.iter().map(cells)).collect();
     let mut widths = HEAD.map(str::len);
     for line in &lines {

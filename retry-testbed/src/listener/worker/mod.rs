@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use retry_common::key::FrameKey;
 
-use super::{ListenerSettings, Shared, Stats, known::Known};
+use super::{ListenerSettings, Shared, Stats, endpoints::Endpoints};
 use crate::journal::{Journal, Verdict, key_of};
 
 /// Tokens below are group sockets, those from here on belong to NACKs.
@@ -81,7 +81,7 @@ pub(super) struct Worker {
     epoll: Epoll,
     groups: Vec<UdpSocket>,
     beacons: Option<UdpSocket>,
-    known: Known,
+    known: Endpoints,
     next_of_flow: HashMap<u64, u64>,
     seen: HashSet<FrameKey>,
     given_up: HashSet<FrameKey>,
@@ -108,7 +108,7 @@ impl Worker {
             epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, BEACONS))?;
         }
         Ok(Self {
-            known: Known::new(settings.seeds.clone()),
+            known: Endpoints::new(settings.seeds.clone()),
             settings,
             journal,
             shared,

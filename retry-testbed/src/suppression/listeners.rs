@@ -90,7 +90,7 @@ struct Member {
 
 /// The listeners of a host.
 #[derive(Debug)]
-pub(super) struct Crowd {
+pub(super) struct Listeners {
     members: Vec<Member>,
     epoll: Epoll,
     endpoint: SocketAddrV6,
@@ -99,7 +99,7 @@ pub(super) struct Crowd {
     counts: Counts,
 }
 
-impl Crowd {
+impl Listeners {
     /// Opens the sockets of one listener for each address, all of which the host has.
     pub(super) fn gather(
         ns: &Netns,

@@ -20,12 +20,12 @@ struct Heard {
 
 /// Endpoints by instance id, and seeds: those have the tier 255, which no ADVERT can have.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct Endpoints {
     seeds: Vec<SocketAddrV6>,
     heard: HashMap<u32, Heard>,
 }
 
-impl Known {
+impl Endpoints {
     pub(super) fn new(seeds: Vec<SocketAddrV6>) -> Self {
         Self { seeds, heard: HashMap::new() }
     }
@@ -61,7 +61,7 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use super::Known;
+    use super::Endpoints;
     use crate::announce::Advert;
 
     fn endpoint(number: u16) -> SocketAddrV6 {
@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn tier_then_preference_then_seeds_and_draining_ones_late() {
         let now = Instant::now();
-        let mut known = Known::new(vec![endpoint(9)]);
+        let mut known = Endpoints::new(vec![endpoint(9)]);
         for advert in [advert(1, 1, 128, 0x10), advert(2, 0, 1, 0x10), advert(3, 0, 200, 0x10), advert(4, 0, 255, 0x14)]
         {
             known.hear(&advert, now);

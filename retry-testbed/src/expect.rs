@@ -7,7 +7,7 @@ use retry_common::{
 };
 
 use crate::{
-    loaded::{Loaded, Ran, UNICAST_HOPS},
+    xdp_fixture::{Loaded, Ran, UNICAST_HOPS},
     packet::{Packet, PacketBuilder},
     testrun::Action,
 };

@@ -10,7 +10,7 @@ const FIRST_OFFER: f64 = 120e3;
 const LAST_OFFER: f64 = 1e6;
 
 /// The rigs of one run.
-pub(crate) struct Rigs {
+pub(crate) struct Contenders {
     /// Where the reflector stands.
     pub(crate) reflector: Rig,
     /// Where the daemon under test stands.
@@ -24,7 +24,7 @@ pub(crate) struct Rigs {
     _lists: ShortLists,
 }
 
-impl Rigs {
+impl Contenders {
     /// Makes them and attaches the reflector.
     pub(crate) fn new() -> Result<Self> {
         let (raised, lists) = (Raised::new()?, ShortLists::new()?);
