@@ -49,7 +49,7 @@ impl Policy {
 }
 
 /// What the table knows of a frame that was found.
-pub trait Found: Copy {
+pub trait CachedFrame: Copy {
     /// Index of the group that a multicast repair goes to.
     fn group(&self) -> u16;
 }
@@ -68,7 +68,7 @@ pub enum Multicast {
 /// What a decision looks at and charges, for one NACK at one time. A limit that is off admits.
 pub trait Endpoint {
     /// A frame of the log.
-    type Frame: Found;
+    type Frame: CachedFrame;
 
     /// Takes a token of the source address.
     fn take_address(&mut self) -> bool;

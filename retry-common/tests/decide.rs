@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use retry_common::abi::setting_flag as set;
 use retry_common::counter::Counter;
 use retry_common::decide::{
-    Endpoint, Found, Multicast, Policy, Repair, Verdict, decide, found, missed, repair, throttle_bucket,
+    Endpoint, CachedFrame, Multicast, Policy, Repair, Verdict, decide, found, missed, repair, throttle_bucket,
 };
 use retry_common::key::FrameKey;
 use retry_common::wire::nack::Nack;
@@ -28,7 +28,7 @@ use Step::{Address, CanSend, Chain, Claim, Count, Group, LookUp, Peek, SequenceC
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Frame(u16);
 
-impl Found for Frame {
+impl CachedFrame for Frame {
     fn group(&self) -> u16 {
         self.0
     }

@@ -103,7 +103,7 @@ pub(crate) fn sequence_is_over(hash: u64, settings: &Settings, now_ns: u64) -> b
     let Some(bucket) = SEQUENCE_LIMIT.get_ptr_mut(index::bucket(hash, settings.limit_mask)) else {
         return false;
     };
-    let there = There { bucket, key: FrameKey::new(0, 0) };
+    let there = BucketRef { bucket, key: FrameKey::new(0, 0) };
     match table::state(&there, hash) {
         Some(state) => window.is_over(state, now_ns),
         None => false,
@@ -141,7 +141,7 @@ fn take<K: Copy>(
     match map.get_ptr_mut(index::bucket(hash, settings.limit_mask)) {
         Some(bucket) => {
             touch_keys(bucket);
-            table::take(&mut There { bucket, key }, hash, weigh, step)
+            table::take(&mut BucketRef { bucket, key }, hash, weigh, step)
         }
         None => true,
     }
@@ -155,13 +155,13 @@ fn masked(way: usize) -> usize {
 }
 
 /// A bucket of a table.
-struct There<K> {
+struct BucketRef<K> {
     bucket: *mut LimitBucket<K>,
     /// Written where a way is taken.
     key: K,
 }
 
-impl<K> There<K> {
+impl<K> BucketRef<K> {
     #[inline(always)]
     fn tag_at(&self, way: usize) -> *mut u64 {
         // SAFETY: inside the bucket.
@@ -175,7 +175,7 @@ impl<K> There<K> {
     }
 }
 
-impl<K: Copy> table::Bucket for There<K> {
+impl<K: Copy> table::Bucket for BucketRef<K> {
     /// The verifier follows each.
     const ATTEMPTS: u32 = 2;
 

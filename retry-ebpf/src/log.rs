@@ -114,7 +114,7 @@ pub(crate) struct Record {
     pub(crate) flags: u8,
 }
 
-impl retry_common::decide::Found for Record {
+impl retry_common::decide::CachedFrame for Record {
     #[inline(always)]
     fn group(&self) -> u16 {
         self.group

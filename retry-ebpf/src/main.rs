@@ -31,7 +31,7 @@ use aya_ebpf::macros::{raw_tracepoint, xdp};
 use aya_ebpf::programs::{RawTracePointContext, XdpContext};
 
 use crate::classify::{NotOurs, classify};
-use crate::reply::Way;
+use crate::reply::Outcome;
 
 /// Attached to every interface of the endpoint: answers NACKs, passes everything else.
 #[xdp]
@@ -40,23 +40,23 @@ fn retry_nack(ctx: XdpContext) -> u32 {
         Ok(request) => reply::answer(&ctx, &request),
         Err(NotOurs::Unknown) => {
             ingress::go_on(&ctx);
-            Way::Pass
+            Outcome::Pass
         }
         Err(NotOurs::PassedOn(counter)) => {
             count::one(counter);
-            Way::Pass
+            Outcome::Pass
         }
         Err(NotOurs::Malformed(counter)) => {
             count::one(counter);
             sample::refused(&ctx, counter);
-            Way::Drop
+            Outcome::Drop
         }
     };
     match way {
-        Way::Pass => xdp_action::XDP_PASS,
-        Way::Drop => xdp_action::XDP_DROP,
-        Way::Redirected => xdp_action::XDP_REDIRECT,
-        Way::Failed(counter) => {
+        Outcome::Pass => xdp_action::XDP_PASS,
+        Outcome::Drop => xdp_action::XDP_DROP,
+        Outcome::Redirected => xdp_action::XDP_REDIRECT,
+        Outcome::Failed(counter) => {
             count::one(counter);
             xdp_action::XDP_DROP
         }

@@ -41,7 +41,7 @@ static MULTICAST: DevMap<ENTRIES> = DevMap::new();
 static UNI_MULTI: DevMap<ENTRIES> = DevMap::new();
 
 /// What becomes of the packet.
-pub(crate) enum Way {
+pub(crate) enum Outcome {
     /// To the stack.
     Pass,
     /// Nowhere.
@@ -54,7 +54,7 @@ pub(crate) enum Way {
 
 /// Decides on a NACK and rewrites the packet.
 #[inline(always)]
-pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Way {
+pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Outcome {
     let policy = Policy::new(request.settings.flags);
     let hash = index::hash(&request.nack.key, request.settings.hash_seed);
     // These lines are most often cold. Loaded here they come at the same time; later, each would wait for the atomic step of
@@ -63,7 +63,7 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Way {
     admit::touch(hash, request.settings);
     let mut kernel = Kernel { ctx, request, hash, policy };
     match decide(&request.nack, policy, &mut kernel) {
-        Verdict::Silence => Way::Drop,
+        Verdict::Silence => Outcome::Drop,
         Verdict::Throttled(bucket) => {
             sample::refused(ctx, Counter::ThrottledSent);
             let answer = Answer::Throttled { bucket, seq_num: request.nack.key.seq_num() };
@@ -75,7 +75,7 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Way {
             if log::hand_over(&event(ctx, request, EventKind::Recover)) {
                 count::one(Counter::HandedOver);
             }
-            if say { back(ctx, request, &Answer::Miss) } else { Way::Drop }
+            if say { back(ctx, request, &Answer::Miss) } else { Outcome::Drop }
         }
         Verdict::AskStore => hand_over(ctx, request, EventKind::Store),
         Verdict::HandOver(_) => hand_over(ctx, request, EventKind::Send),
@@ -96,21 +96,21 @@ fn event(ctx: &XdpContext, request: &Request, kind: EventKind) -> Event {
 }
 
 #[inline(always)]
-fn hand_over(ctx: &XdpContext, request: &Request, kind: EventKind) -> Way {
+fn hand_over(ctx: &XdpContext, request: &Request, kind: EventKind) -> Outcome {
     if log::hand_over(&event(ctx, request, kind)) {
         count::one(Counter::HandedOver);
-        Way::Drop
+        Outcome::Drop
     } else {
         count::one(Counter::PassedEventsFull);
-        Way::Pass
+        Outcome::Pass
     }
 }
 
 #[inline(always)]
-fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) -> Way {
+fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) -> Outcome {
     let ack = plan.ack_flags(plan.multicast, plan.unicast);
     let devmap = match (ack, plan.unicast, plan.multicast) {
-        (None, false, false) => return Way::Drop,
+        (None, false, false) => return Outcome::Drop,
         (Some(flags), false, false) => {
             let answer = Answer::Ack { flags: AckFlags::from_bits(flags), seq_num: request.nack.key.seq_num() };
             return back(ctx, request, &answer);
@@ -129,7 +129,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
     let has_room = packet::resize(ctx, packet_len(record.length));
     // Given back, for clones are copies: of the room they would cost more than this and taking it again.
     if has_room && !packet::resize(ctx, before) {
-        return Way::Failed(Counter::RetransmitErrors);
+        return Outcome::Failed(Counter::RetransmitErrors);
     }
     let ticket = Ticket {
         nonce: next_nonce(),
@@ -143,10 +143,10 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
         reserved: [0; 10],
     };
     if packet::write(ctx, packet::IP + TICKET, ticket).is_none() {
-        return Way::Failed(Counter::RetransmitErrors);
+        return Outcome::Failed(Counter::RetransmitErrors);
     }
     if devmap.redirect(0, u64::from(BPF_F_BROADCAST)).is_err() {
-        return Way::Failed(Counter::RetransmitErrors);
+        return Outcome::Failed(Counter::RetransmitErrors);
     }
     if ack.is_some() {
         count::one(Counter::AcksSent);
@@ -162,38 +162,38 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
             count::one(Counter::DedupEventsFull);
         }
     }
-    Way::Redirected
+    Outcome::Redirected
 }
 
 /// A 16-byte answer in the NACK's place, back by the way it came.
 #[inline(always)]
-fn back(ctx: &XdpContext, request: &Request, answer: &Answer) -> Way {
+fn back(ctx: &XdpContext, request: &Request, answer: &Answer) -> Outcome {
     let (sent, failed) = counter::of_answer(answer);
     let ports = Ends::back(&request.headers);
     if write_answer(ctx, &ports, request.settings.unicast_hop_limit, answer).is_none() || BACK.redirect(0, 0).is_err() {
-        return Way::Failed(failed);
+        return Outcome::Failed(failed);
     }
     count::one(sent);
-    Way::Redirected
+    Outcome::Redirected
 }
 
 /// The frame in the NACK's place, whose room has been made.
 #[inline(always)]
-fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Way {
+fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Outcome {
     let ends = Ends::back(&request.headers);
     // The room was proved, and given back if a multicast was planned that the hold-down then left out.
     if !packet::resize(ctx, packet_len(record.length)) {
-        return Way::Failed(Counter::RetransmitErrors);
+        return Outcome::Failed(Counter::RetransmitErrors);
     }
     if swap_macs(ctx).is_none() || write_frame(ctx, &ends, request.settings.unicast_hop_limit, record).is_none() {
         count::one(Counter::RepairTorn);
-        return Way::Drop;
+        return Outcome::Drop;
     }
     if BACK.redirect(0, 0).is_err() {
-        return Way::Failed(Counter::RetransmitErrors);
+        return Outcome::Failed(Counter::RetransmitErrors);
     }
     count::one(Counter::UnicastRetransmits);
-    Way::Redirected
+    Outcome::Redirected
 }
 
 #[inline(always)]

@@ -62,9 +62,9 @@ impl<K: Copy> LimitTable<K> {
         table::state(&self.there(key, hash), hash)
     }
 
-    fn there(&self, key: K, hash: u64) -> There<'_, K> {
+    fn there(&self, key: K, hash: u64) -> BucketRef<'_, K> {
         let offset = index::bucket(hash, self.mask) as usize * size_of::<LimitBucket<K>>();
-        There { memory: &self.memory, offset, key }
+        BucketRef { memory: &self.memory, offset, key }
     }
 }
 
@@ -90,7 +90,7 @@ impl GroupTable {
 }
 
 /// A bucket of a table.
-struct There<'a, K> {
+struct BucketRef<'a, K> {
     memory: &'a Memory,
     /// Where it stands.
     offset: usize,
@@ -98,7 +98,7 @@ struct There<'a, K> {
     key: K,
 }
 
-impl<K> There<'_, K> {
+impl<K> BucketRef<'_, K> {
     fn word(&self, way: usize, field: usize) -> &AtomicU64 {
         self.memory.word(self.offset + offset_of!(LimitBucket<K>, ways) + way * size_of::<LimitWay>() + field)
     }
@@ -112,7 +112,7 @@ impl<K> There<'_, K> {
     }
 }
 
-impl<K: Copy> table::Bucket for There<'_, K> {
+impl<K: Copy> table::Bucket for BucketRef<'_, K> {
     /// Who fails has seen another thread succeed.
     const ATTEMPTS: u32 = u32::MAX;
 

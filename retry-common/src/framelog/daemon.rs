@@ -122,7 +122,7 @@ enum Reason {
 
 /// A kernel writer is in the way: what it has stored has to be followed first.
 #[derive(Debug)]
-struct Behind;
+struct KernelAhead;
 
 /// What an index entry leads to.
 enum Entry {
@@ -203,13 +203,13 @@ impl<M: Memory> DaemonWriter<M> {
             self.follow(now_ns, usize::MAX, &mut tell);
             match self.try_put(frame, slots, now_ns) {
                 Ok(outcome) => return outcome,
-                Err(Behind) if self.memory.pause(attempt) => attempt += 1,
-                Err(Behind) => return Put::Busy,
+                Err(KernelAhead) if self.memory.pause(attempt) => attempt += 1,
+                Err(KernelAhead) => return Put::Busy,
             }
         }
     }
 
-    fn try_put(&mut self, frame: &NewFrame<'_>, slots: u32, now_ns: u64) -> Result<Put, Behind> {
+    fn try_put(&mut self, frame: &NewFrame<'_>, slots: u32, now_ns: u64) -> Result<Put, KernelAhead> {
         let hash = index::hash(&frame.key, self.hash_seed);
         let partial = checksum::partial(frame.bytes);
         let mut outcome = Put::Stored;
@@ -219,7 +219,7 @@ impl<M: Memory> DaemonWriter<M> {
                 continue;
             }
             match self.judge(hash, entry) {
-                Entry::Pending => return Err(Behind),
+                Entry::Pending => return Err(KernelAhead),
                 Entry::Stale => self.remove_stale(hash, i),
                 // Another key with this tag in this bucket: a reader expects one at most.
                 Entry::Counted(there) if there.key != frame.key => self.forget(hash, i, entry, Reason::Bucket),
@@ -535,7 +535,7 @@ impl<M: Memory> DaemonWriter<M> {
 
     /// Takes `slots` slots at the head of the lane, with room made by dropping the oldest records, and begins the record
     /// there.
-    fn reserve(&mut self, lane: usize, slots: u32, now_ns: u64) -> Result<u64, Behind> {
+    fn reserve(&mut self, lane: usize, slots: u32, now_ns: u64) -> Result<u64, KernelAhead> {
         let lane_slots = self.lanes[lane].slots;
         let taken = loop {
             // This writer's own limit: it is shown to the kernel afterwards, or the kernel would take what was just made.
@@ -546,7 +546,7 @@ impl<M: Memory> DaemonWriter<M> {
                 Err(Refused::Full) if self.lanes[lane].tail != self.lanes[lane].followed => {
                     self.drop_oldest(lane, now_ns, Reason::Lap);
                 }
-                Err(Refused::Full | Refused::Contended) => break Err(Behind),
+                Err(Refused::Full | Refused::Contended) => break Err(KernelAhead),
             }
         };
         if let Ok((from, taken)) = &taken {
@@ -649,7 +649,7 @@ impl<M: Memory> DaemonWriter<M> {
         cursor.records = cursor.records.saturating_sub(1);
     }
 
-    /// Removes every entry that leads to a slot from `from` to `to`. Behind a hole these were never counted: its writer has
+    /// Removes every entry that leads to a slot from `from` to `to`. KernelAhead a hole these were never counted: its writer has
     /// entered its record late.
     fn forget_range(&mut self, lane: usize, from: u64, to: u64, counted: bool) {
         let (first, slots) = (place::slot(from), place::distance(from, to, self.lanes[lane].slots));

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use retry_common::{
     counter::Counter,
-    decide::{Endpoint, Found, Multicast},
+    decide::{Endpoint, CachedFrame, Multicast},
     key::FrameKey,
 };
 
@@ -16,7 +16,7 @@ pub(crate) struct Frame {
     pub(crate) daemon_only: bool,
 }
 
-impl Found for Frame {
+impl CachedFrame for Frame {
     fn group(&self) -> u16 {
         self.group
     }

@@ -106,7 +106,7 @@ fn frames_of_every_kind_and_length() {
                 let (key, packet) = next(&mut flow);
                 let name = format!("{kind:?}, {length} bytes");
                 stored(loaded, &name, &packet);
-                // Found before the daemon has followed, and whole.
+                // CachedFrame before the daemon has followed, and whole.
                 let record = loaded.log().look_up(&key, monotonic_ns()).expect("found");
                 let mut bytes = Vec::new();
                 assert!(loaded.log().copy(&record, &mut bytes), "{name}");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use retry_common::abi::{Bucket, RECORD_HEADER_LEN, RecordHeader, SLOT_LEN};
-use retry_common::decide::{Found, Multicast};
+use retry_common::decide::{CachedFrame, Multicast};
 use retry_common::framelog;
 use retry_common::holddown::{Claim, HoldDown};
 use retry_common::index;
@@ -26,7 +26,7 @@ impl Record {
     }
 }
 
-impl Found for Record {
+impl CachedFrame for Record {
     fn group(&self) -> u16 {
         self.header.group
     }
