@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use retry_common::abi::setting_flag as set;
 use retry_common::counter::Counter;
 use retry_common::decide::{
-    Endpoint, CachedFrame, Multicast, Policy, Repair, Verdict, decide, found, missed, repair, throttle_bucket,
+    CachedFrame, Endpoint, Multicast, Policy, Repair, Verdict, decide, found, missed, repair, throttle_bucket,
 };
 use retry_common::key::FrameKey;
 use retry_common::wire::nack::Nack;

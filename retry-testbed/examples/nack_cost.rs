@@ -22,9 +22,9 @@ use retry_common::{
 };
 use retry_testbed::{
     answer::nack,
-    xdp_fixture::{NACK_ADDRESS, NACK_MAC},
     packet::PacketBuilder,
     testrun::{self, Action},
+    xdp_fixture::{NACK_ADDRESS, NACK_MAC},
 };
 
 const ROUNDS: usize = 15;

@@ -7,9 +7,9 @@ use retry_common::{
 };
 
 use crate::{
-    xdp_fixture::{Loaded, Ran, UNICAST_HOPS},
     packet::{Packet, PacketBuilder},
     testrun::Action,
+    xdp_fixture::{Loaded, Ran, UNICAST_HOPS},
 };
 
 /// Where the ticket stands: behind the IPv6 and UDP headers and the NACK's first 32 bytes.

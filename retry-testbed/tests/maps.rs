@@ -13,8 +13,8 @@ use retry_common::{
 };
 use retry_testbed::{
     answer::nack,
-    xdp_fixture::{Interface, Loaded, NACK_ADDRESS, in_new_namespace, skip},
     packet::PacketBuilder,
+    xdp_fixture::{Interface, Loaded, NACK_ADDRESS, in_new_namespace, skip},
 };
 use retry_userspace::clock::monotonic_ns;
 use serde_json::Value;

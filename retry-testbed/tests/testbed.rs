@@ -16,7 +16,7 @@ use retry_testbed::{
     frames::{Flow, Kind},
     journal::Journal,
     listener::{Listener, ListenerSettings},
-    loss::{LossRule, LossPoint},
+    loss::{LossPoint, LossRule},
     netns::{Netns, host_command},
     packet::{Packet, PacketBuilder},
     publish::Publisher,

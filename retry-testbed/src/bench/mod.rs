@@ -2,6 +2,7 @@
 //! without eBPF, and the daemon's own socket. Rates on shared machines swing: rounds take turns, and only ratios count.
 
 mod cases;
+mod contenders;
 mod machine;
 mod options;
 mod plain;
@@ -9,7 +10,6 @@ mod probe;
 mod profile;
 mod report;
 mod rig;
-mod contenders;
 mod row;
 mod stats;
 mod subject;
@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use retry_testbed::daemon::Daemon;
 
 pub(crate) use self::options::Options;
-use self::{cases::Case, report::Report, contenders::Contenders};
+use self::{cases::Case, contenders::Contenders, report::Report};
 
 /// Environment variable with the directory of the reports.
 const DIRECTORY_VARIABLE: &str = "RETRY_BENCH_DIRECTORY";

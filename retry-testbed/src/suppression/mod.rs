@@ -197,7 +197,12 @@ pub fn run(binary: &Path, scene: &Scene<'_>) -> Result<Counts> {
         let addresses: Vec<Ipv6Addr> =
             (1..=scene.listeners).map(|listener| Ipv6Addr::new(0xFD10, 0, 0, 0, 0, 1, number, listener)).collect();
         fabric.add_addresses(name, &addresses)?;
-        crowds.push(Listeners::gather(&fabric.host(name)?.ns, &addresses, endpoint.nack_address(), Arc::clone(&journal))?);
+        crowds.push(Listeners::gather(
+            &fabric.host(name)?.ns,
+            &addresses,
+            endpoint.nack_address(),
+            Arc::clone(&journal),
+        )?);
     }
     for name in names.iter().map(String::as_str).chain(["endpoint"]) {
         fabric.await_members(name, &[group(SHARD)])?;
@@ -267,7 +272,8 @@ fn publish_and_lose(
         publish.publish(&mut flow)?;
     }
     let deadline = Instant::now() + ARRIVAL;
-    while !crowds.iter_mut().map(Listeners::hears_the_last).collect::<Result<Vec<_>>>()?.into_iter().all(|heard| heard) {
+    while !crowds.iter_mut().map(Listeners::hears_the_last).collect::<Result<Vec<_>>>()?.into_iter().all(|heard| heard)
+    {
         ensure!(Instant::now() < deadline, "a listener did not hear the frame that was not lost");
         thread::sleep(Duration::from_millis(2));
     }

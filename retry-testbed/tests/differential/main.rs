@@ -29,9 +29,9 @@ use retry_common::{
 };
 use retry_testbed::{
     answer::nack_with_flags,
-    xdp_fixture::{Interface, Loaded, NACK_ADDRESS, Ran, difference, in_new_namespace, skip, slow_machine},
     expect::{Out, compare, role},
     packet::PacketBuilder,
+    xdp_fixture::{Interface, Loaded, NACK_ADDRESS, Ran, difference, in_new_namespace, skip, slow_machine},
 };
 use retry_userspace::{
     clock::monotonic_ns,

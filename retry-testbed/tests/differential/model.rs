@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use retry_common::{
     counter::Counter,
-    decide::{Endpoint, CachedFrame, Multicast},
+    decide::{CachedFrame, Endpoint, Multicast},
     key::FrameKey,
 };
 

@@ -19,9 +19,9 @@ use retry_testbed::{
     daemon::Daemon,
     fabric::{Fabric, Host, INTERFACE, group},
     journal::Journal,
-    xdp_fixture::skip,
     packet::{Checksum, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extension, Packet, PacketBuilder, ParsedPacket, multicast_mac},
     publish::Publisher,
+    xdp_fixture::skip,
 };
 
 const FLOW: u64 = 0xD1FF;

@@ -22,11 +22,11 @@ use retry_common::{
 use retry_testbed::{
     answer::nack_with_flags,
     capture::{Capture, Captured, RawSender, is_udp},
-    fabric::{DATA_PORT, Fabric, Host, INTERFACE, group},
-    xdp_fixture::{EGRESS_ADDRESS, Interface, Loaded, MULTICAST_HOPS, NACK_ADDRESS, difference, skip, slow_machine},
-    netns::host_command,
     expect::{back, hex, once, role},
+    fabric::{DATA_PORT, Fabric, Host, INTERFACE, group},
+    netns::host_command,
     packet::{Packet, PacketBuilder},
+    xdp_fixture::{EGRESS_ADDRESS, Interface, Loaded, MULTICAST_HOPS, NACK_ADDRESS, difference, skip, slow_machine},
 };
 
 use crate::table::HOLD_NS;

@@ -15,9 +15,9 @@ use retry_common::{
 };
 use retry_testbed::{
     frames::{Flow, Kind},
-    xdp_fixture::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS, slow_machine},
     packet::{Checksum, ETHERTYPE_VLAN, Extension, PacketBuilder},
     testrun::Action,
+    xdp_fixture::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS, slow_machine},
 };
 use retry_userspace::{
     clock::monotonic_ns,

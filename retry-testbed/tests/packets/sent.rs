@@ -8,8 +8,8 @@ use retry_common::key::FrameKey;
 use retry_testbed::answer::nack;
 use retry_testbed::capture::Capture;
 use retry_testbed::fabric::{Fabric, INTERFACE};
-use retry_testbed::xdp_fixture::{Interface, Loaded, NACK_ADDRESS, difference, skip};
 use retry_testbed::packet::PacketBuilder;
+use retry_testbed::xdp_fixture::{Interface, Loaded, NACK_ADDRESS, difference, skip};
 
 const HELD: FrameKey = FrameKey::new(0x5e47, 1);
 const MISSED: FrameKey = FrameKey::new(0x5e47, 2);

@@ -11,10 +11,10 @@ use retry_common::{
     },
 };
 use retry_testbed::{
-    xdp_fixture::{Loaded, NACK_ADDRESS, NACK_MAC, OWN_ADDRESSES, Ran, slow_machine},
     expect::{Out, hex, once},
     packet::{Checksum, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extension, Packet, PacketBuilder, ParsedPacket, multicast_mac},
     testrun::Action,
+    xdp_fixture::{Loaded, NACK_ADDRESS, NACK_MAC, OWN_ADDRESSES, Ran, slow_machine},
 };
 
 use crate::{

@@ -15,9 +15,9 @@ use retry_common::{
 };
 use retry_testbed::{
     answer::nack_with_flags,
-    xdp_fixture::{Loaded, NACK_ADDRESS},
     expect::{Out, compare, once},
     packet::PacketBuilder,
+    xdp_fixture::{Loaded, NACK_ADDRESS},
 };
 
 /// Longer than any machine runs: a window whose border no test ever sees.

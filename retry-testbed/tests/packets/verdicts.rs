@@ -12,12 +12,12 @@ use retry_common::{
     key::FrameKey,
 };
 use retry_testbed::{
-    xdp_fixture::{Interface, Loaded, in_new_namespace, skip},
     expect::{
         Out, once,
         role::{ACK, LEADS, MULTI, UNI},
     },
     testrun::Action,
+    xdp_fixture::{Interface, Loaded, in_new_namespace, skip},
 };
 use retry_userspace::clock::monotonic_ns;
 

@@ -16,9 +16,9 @@ use anyhow::{Result, ensure};
 use super::Measurement;
 use crate::bench::{
     Settings,
+    contenders::Contenders,
     plain::Plain,
     rig::{Awake, Rig, on_core, thread_of},
-    contenders::Contenders,
     row::{Row, Target},
     subject::{self, IN_XDP, UNICAST},
 };

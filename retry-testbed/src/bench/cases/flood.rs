@@ -7,10 +7,10 @@ use anyhow::Result;
 use super::Measurement;
 use crate::bench::{
     Settings,
+    contenders::{Contenders, best_offer},
     plain::{Answering, Plain},
     probe::{self, Listener, Probe},
     rig::{Ask, Load, Rig, Stretch},
-    contenders::{Contenders, best_offer},
     row::{Row, Target},
     subject::{self, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };

@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use super::Measurement;
 use crate::bench::{
     Settings,
+    contenders::Contenders,
     plain::{Answering, Plain},
     probe::{self, Probe, Probed},
-    contenders::Contenders,
     row::{Row, Target},
     subject::{self, BY_SOCKET, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };

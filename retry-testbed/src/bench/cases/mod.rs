@@ -12,7 +12,7 @@ mod tables;
 use anyhow::{Result, ensure};
 
 use self::rates::Rate;
-use super::{Settings, report::Curve, contenders::Contenders, row::Row};
+use super::{Settings, contenders::Contenders, report::Curve, row::Row};
 
 /// One case: what it is called, what it measures, and how.
 #[derive(Debug)]

@@ -11,10 +11,10 @@ use retry_testbed::daemon::Daemon;
 use super::Measurement;
 use crate::bench::{
     Settings,
+    contenders::{Contenders, best_offer},
     plain::{Answering, Plain},
     profile,
     rig::{Ask, Load, Rig, Stretch},
-    contenders::{Contenders, best_offer},
     row::{Row, Target},
     subject::{self, BOTH, BY_SOCKET, IN_XDP, LIMITS_OUT_OF_REACH, MULTICAST, UNICAST},
 };

@@ -15,8 +15,8 @@ use retry_testbed::{
 use super::Measurement;
 use crate::bench::{
     Settings,
-    rig::{FLOW, Rig},
     contenders::Contenders,
+    rig::{FLOW, Rig},
     row::{Row, Target},
     subject::{self, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };

@@ -11,9 +11,9 @@ use retry_testbed::daemon::Daemon;
 use super::Measurement;
 use crate::bench::{
     Settings,
+    contenders::Contenders,
     report::Curve,
     rig::{Ask, Awake, Rig, Stretch},
-    contenders::Contenders,
     row::{Row, Target},
     stats::Spread,
     subject::{self, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use retry_common::key::FrameKey;
 
-use super::{Gap, NackSocket, State, Timer, Cause, Worker, read_from};
+use super::{Arrival, Gap, NackSocket, State, Timer, Worker, read_from};
 use crate::{
     announce::Advert,
     answer::{Answer, nack},
@@ -88,7 +88,7 @@ impl Worker {
     ) -> Result<()> {
         let (key, endpoint) = asked;
         if from.ip() == endpoint.ip() && key_of(bytes) == Some(key) {
-            self.take_frame(key, bytes, Cause::Unicast);
+            self.take_frame(key, bytes, Arrival::Unicast);
             return Ok(());
         }
         let answer = match Answer::parse(bytes, key.seq_num()) {

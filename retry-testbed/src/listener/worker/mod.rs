@@ -68,7 +68,7 @@ enum Timer {
 
 /// How a frame came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
+enum Arrival {
     Original,
     Multicast,
     Unicast,
@@ -178,7 +178,7 @@ impl Worker {
             let Some(key) = key_of(frame) else {
                 continue;
             };
-            let way = if self.known.contains(from) { Cause::Multicast } else { Cause::Original };
+            let way = if self.known.contains(from) { Arrival::Multicast } else { Arrival::Original };
             self.take_frame(key, frame, way);
             self.follow(key);
         }
@@ -186,7 +186,7 @@ impl Worker {
     }
 
     /// Compares a frame, and closes its gap if there is one.
-    fn take_frame(&mut self, key: FrameKey, frame: &[u8], way: Cause) {
+    fn take_frame(&mut self, key: FrameKey, frame: &[u8], way: Arrival) {
         let verdict = self.journal.compare(key, frame);
         if verdict != Verdict::Same {
             let mut stats = self.stats();
@@ -206,7 +206,7 @@ impl Worker {
         self.arm(close, Timer::Close { token: gap.token });
         let mut stats = self.stats();
         match (way, gap.first_asked) {
-            (Cause::Original, _) => {
+            (Arrival::Original, _) => {
                 stats.late += 1;
                 if gap.state != State::Patient {
                     stats.lost -= 1;
@@ -220,7 +220,7 @@ impl Worker {
             (_, Some(asked)) => {
                 let time = u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX);
                 stats.latency.record(time);
-                if way == Cause::Unicast {
+                if way == Arrival::Unicast {
                     stats.recovered_unicast += 1;
                 } else {
                     stats.recovered_multicast += 1;
