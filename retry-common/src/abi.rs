@@ -45,7 +45,7 @@ pub struct Bucket {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct RecordHeader {
     /// Seqlock: even and unchanged before and after the copy, or the copy is void. It follows from the record's place
-    /// ([`crate::place::version`]), so no version comes twice. 0 = never written, or dropped.
+    /// ([`crate::position::version`]), so no version comes twice. 0 = never written, or dropped.
     pub version: u64,
     /// End of life, nanoseconds of the monotonic clock.
     pub expires_ns: u64,
@@ -368,7 +368,7 @@ pub struct RoleState {
     pub last_nonce: u64,
 }
 
-/// Where those who write a lane stand; places are those of [`crate::place`].
+/// Where those who write a lane stand; places are those of [`crate::position`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Lane {

@@ -4,7 +4,7 @@
 //! * [`wire`]: datagrams; [`key`], [`group`], [`checksum`], [`crc32c`]: what is computed from them
 //! * [`limit`], [`holddown`]: state word and time in, verdict and state word out
 //! * [`table`]: where the states of limits stand
-//! * [`index`], [`place`], [`abi`]: the frame log's layout; [`framelog`]: its protocol
+//! * [`index`], [`position`], [`abi`]: the frame log's layout; [`framelog`]: its protocol
 //! * [`counter`]: every verdict's counter and metric
 //! * [`decide`]: what a NACK gets
 #![no_std]
@@ -24,6 +24,6 @@ pub mod holddown;
 pub mod index;
 pub mod key;
 pub mod limit;
-pub mod place;
+pub mod position;
 pub mod table;
 pub mod wire;

@@ -22,7 +22,7 @@ use retry_common::framelog::{
 };
 use retry_common::index;
 use retry_common::key::FrameKey;
-use retry_common::place;
+use retry_common::position;
 use retry_common::wire::frame::Class;
 
 /// Slots of the lane under test; the other lane has one.
@@ -34,7 +34,7 @@ const LIFE_MS: u32 = 1;
 const LIFE_NS: u64 = 1_000_000;
 
 fn first() -> u64 {
-    place::at(5, 0)
+    position::at(5, 0)
 }
 
 fn key(number: u64) -> FrameKey {
@@ -81,7 +81,7 @@ impl Shared {
         let slots = (SLOTS + 1) as usize;
         Self(Arc::new(Model {
             heads: [first(), first()].map(AtomicU64::new),
-            limits: [place::lap_later(first()), place::lap_later(first())].map(AtomicU64::new),
+            limits: [position::lap_later(first()), position::lap_later(first())].map(AtomicU64::new),
             versions: (0..slots).map(|_| AtomicU64::new(0)).collect(),
             headers: Mutex::new(vec![RecordHeader::default(); slots]),
             bytes: (0..slots).map(|_| AtomicU64::new(0)).collect(),
@@ -95,7 +95,7 @@ impl Shared {
         if bytes.len() > SHORT {
             // The payload looks like a record of another key, whole and alive. Its version is of another lap: which lap the log
             // is in no sender knows.
-            let version = place::version(place::at(4, u32::try_from(slot).expect("small") + 1));
+            let version = position::version(position::at(4, u32::try_from(slot).expect("small") + 1));
             let header =
                 RecordHeader { version, expires_ns: u64::MAX, key: forged, length: 8, ..RecordHeader::default() };
             self.0.headers.lock().unwrap_or_else(PoisonError::into_inner)[slot + 1] = header;
@@ -305,7 +305,7 @@ impl<'a> Append for Kernel<'a> {
         let flags = record_flag::FILLER;
         self.shared.set_header(slot, &RecordHeader { version, length, flags, ..RecordHeader::default() });
         let word = &self.shared.0.versions[slot as usize];
-        let _ = word.compare_exchange(version, place::version(position), Ordering::AcqRel, Ordering::Acquire);
+        let _ = word.compare_exchange(version, position::version(position), Ordering::AcqRel, Ordering::Acquire);
     }
 }
 
@@ -353,9 +353,9 @@ fn check(shared: &Shared, writer: &mut Writer, now_ns: u64, told: &mut Told) {
         let header = shared.header_at(slot);
         assert!(version != 0 && version & 1 == 0, "the entry of a record that is not whole");
         let position = version / 2 - 1;
-        assert_eq!(place::slot(position), slot, "the entry of a record that stands elsewhere");
+        assert_eq!(position::slot(position), slot, "the entry of a record that stands elsewhere");
         assert!(position < shared.0.heads[0].load(SeqCst), "the entry of a record beyond the head");
-        assert!(place::lap_later(position) >= shared.0.limits[0].load(SeqCst), "the entry of a dropped record");
+        assert!(position::lap_later(position) >= shared.0.limits[0].load(SeqCst), "the entry of a dropped record");
         assert_eq!(header.flags & record_flag::FILLER, 0, "the entry of a filler");
         assert_eq!(index::entry(hash(&header.key), slot), entry, "the entry of another key");
         assert_eq!(shared.0.bytes[slot as usize].load(SeqCst) / 10, header.key.seq_num(), "other bytes");

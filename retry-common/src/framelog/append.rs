@@ -4,7 +4,7 @@ use super::shared::{self, Vacancy};
 use super::{Bucket, Word};
 use crate::abi::{RECORD_HEADER_LEN, SLOT_LEN};
 use crate::index;
-use crate::place;
+use crate::position;
 
 /// How often a head that other writers keep moving is tried.
 const ATTEMPTS: u32 = 4;
@@ -77,14 +77,14 @@ fn steps<A: Append>(frame: &A) -> Option<Appended> {
     // From here on the room is this writer's to fill in or to give back, whatever comes.
     if taken.filler != 0 {
         let length = taken.filler * SLOT - HEADER;
-        frame.write_filler(first_slot + place::slot(from), from, place::version(from) | 1, length);
+        frame.write_filler(first_slot + position::slot(from), from, position::version(from) | 1, length);
     }
-    let slot = first_slot + place::slot(taken.start);
+    let slot = first_slot + position::slot(taken.start);
     let version = frame.version(slot)?;
     shared::begin(&version, taken.start);
-    if !frame.fill_in(slot, place::version(taken.start) | 1) {
+    if !frame.fill_in(slot, position::version(taken.start) | 1) {
         if !shared::give_back(&head, &taken) {
-            frame.write_filler(slot, taken.start, place::version(taken.start) | 1, frame.length());
+            frame.write_filler(slot, taken.start, position::version(taken.start) | 1, frame.length());
         }
         return Some(Appended::Wrong);
     }

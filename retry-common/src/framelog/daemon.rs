@@ -8,7 +8,7 @@ use crate::abi::{RECORD_HEADER_LEN, RecordHeader, SEGMENT_SLOTS, SLOT_LEN, recor
 use crate::checksum;
 use crate::index;
 use crate::key::FrameKey;
-use crate::place;
+use crate::position;
 use crate::wire::frame::Class;
 
 /// How long a reserved position may stay uncommitted before it becomes a filler, nanoseconds. The kernel program needs
@@ -312,7 +312,7 @@ impl<M: Memory> DaemonWriter<M> {
                     break;
                 }
                 for _ in 0..DROPPED_AT_ONCE {
-                    let dropped = place::distance(tail, self.lanes[lane].tail, lane_slots);
+                    let dropped = position::distance(tail, self.lanes[lane].tail, lane_slots);
                     if free + dropped >= wanted || self.lanes[lane].tail == followed {
                         break;
                     }
@@ -401,7 +401,7 @@ impl<M: Memory> DaemonWriter<M> {
             if header.flags & record_flag::FILLER == 0 && self.is_findable(slot, &header) {
                 return now_ns.saturating_sub(stored_ns(&header)) / NS_PER_MS;
             }
-            position = place::after(position, record_slots(&header), cursor.slots);
+            position = position::after(position, record_slots(&header), cursor.slots);
         }
         0
     }
@@ -455,7 +455,7 @@ impl<M: Memory> DaemonWriter<M> {
     fn next_followed(&mut self, lane: usize, now_ns: u64) -> Option<(u32, RecordHeader)> {
         let position = self.lanes[lane].followed;
         let slot = self.slot(lane, position);
-        if self.memory.version(slot).load() != place::version(position) && !self.give_up(lane, position, now_ns) {
+        if self.memory.version(slot).load() != position::version(position) && !self.give_up(lane, position, now_ns) {
             return None;
         }
         self.lanes[lane].stalled = None;
@@ -477,7 +477,7 @@ impl<M: Memory> DaemonWriter<M> {
             return false;
         }
         let slot = self.slot(lane, position);
-        let whole = place::version(position);
+        let whole = position::version(position);
         let there = self.memory.version(slot).load();
         // From here on the writer's commit fails; if it came first, the record is whole after all.
         if there == whole || !self.memory.version(slot).replace(there, 0) {
@@ -495,7 +495,7 @@ impl<M: Memory> DaemonWriter<M> {
     /// Slots from `position` to the next record that is whole or being written, the end of the segment, or the head.
     fn hole_slots(&self, lane: usize, position: u64, head: u64) -> u32 {
         let lane_slots = self.lanes[lane].slots;
-        let first = place::slot(position);
+        let first = position::slot(position);
         let segment_end = (first / SEGMENT_SLOTS + 1) * SEGMENT_SLOTS;
         let mut slots = 1;
         while first + slots < segment_end.min(lane_slots) {
@@ -504,7 +504,7 @@ impl<M: Memory> DaemonWriter<M> {
                 break;
             }
             let version = self.memory.version(self.slot(lane, next)).load();
-            if version | 1 == place::version(next) | 1 {
+            if version | 1 == position::version(next) | 1 {
                 break;
             }
             slots += 1;
@@ -528,7 +528,7 @@ impl<M: Memory> DaemonWriter<M> {
     fn pass(&mut self, lane: usize, header: &RecordHeader) {
         let slots = record_slots(header);
         let cursor = &mut self.lanes[lane];
-        cursor.followed = place::after(cursor.followed, slots, cursor.slots);
+        cursor.followed = position::after(cursor.followed, slots, cursor.slots);
         cursor.records += 1;
         self.fetch_beyond(lane, self.lanes[lane].followed, slots);
     }
@@ -539,7 +539,7 @@ impl<M: Memory> DaemonWriter<M> {
         let lane_slots = self.lanes[lane].slots;
         let taken = loop {
             // This writer's own limit: it is shown to the kernel afterwards, or the kernel would take what was just made.
-            let limit = place::lap_later(self.lanes[lane].tail);
+            let limit = position::lap_later(self.lanes[lane].tail);
             let taken = shared::reserve(&self.memory.head(lane), || limit, slots, lane_slots, HEAD_ATTEMPTS);
             match taken {
                 Ok(taken) => break Ok(taken),
@@ -586,7 +586,7 @@ impl<M: Memory> DaemonWriter<M> {
     /// Lets other writers reserve where records were dropped.
     fn move_limit(&self, lane: usize) {
         let limit = self.memory.limit(lane);
-        let new = place::lap_later(self.lanes[lane].tail);
+        let new = position::lap_later(self.lanes[lane].tail);
         if limit.load() != new {
             // No reader may take for a record what the kernel writes next.
             limit.fence();
@@ -598,12 +598,12 @@ impl<M: Memory> DaemonWriter<M> {
     fn drop_oldest(&mut self, lane: usize, now_ns: u64, reason: Reason) -> bool {
         let Cursor { tail, followed, slots: lane_slots, .. } = self.lanes[lane];
         let slot = self.slot(lane, tail);
-        if self.memory.version(slot).load() != place::version(tail) {
+        if self.memory.version(slot).load() != position::version(tail) {
             self.take_up_chain(lane, tail, followed);
             return false;
         }
         let header = self.memory.header(slot);
-        let next = place::after(tail, record_slots(&header), lane_slots);
+        let next = position::after(tail, record_slots(&header), lane_slots);
         if next > followed {
             self.take_up_chain(lane, tail, followed);
             return false;
@@ -639,9 +639,9 @@ impl<M: Memory> DaemonWriter<M> {
     fn take_up_chain(&mut self, lane: usize, tail: u64, followed: u64) {
         self.dropped.broken_chains += 1;
         let lane_slots = self.lanes[lane].slots;
-        let mut next = place::after(tail, 1, lane_slots);
-        while next < followed && self.memory.version(self.slot(lane, next)).load() != place::version(next) {
-            next = place::after(next, 1, lane_slots);
+        let mut next = position::after(tail, 1, lane_slots);
+        while next < followed && self.memory.version(self.slot(lane, next)).load() != position::version(next) {
+            next = position::after(next, 1, lane_slots);
         }
         self.forget_range(lane, tail, next, true);
         let cursor = &mut self.lanes[lane];
@@ -652,7 +652,7 @@ impl<M: Memory> DaemonWriter<M> {
     /// Removes every entry that leads to a slot from `from` to `to`. KernelAhead a hole these were never counted: its writer has
     /// entered its record late.
     fn forget_range(&mut self, lane: usize, from: u64, to: u64, counted: bool) {
-        let (first, slots) = (place::slot(from), place::distance(from, to, self.lanes[lane].slots));
+        let (first, slots) = (position::slot(from), position::distance(from, to, self.lanes[lane].slots));
         let Cursor { first_slot, slots: lane_slots, .. } = self.lanes[lane];
         let mut removed = 0;
         self.memory.clear_entries(&mut |entry| {
@@ -676,7 +676,7 @@ impl<M: Memory> DaemonWriter<M> {
     /// The chain of headers is read from one to the next, and each was last touched by another CPU or long ago: waited for
     /// one by one, they cost more than all the rest.
     fn fetch_beyond(&self, lane: usize, position: u64, slots: u32) {
-        let beyond = place::slot(position).saturating_add(slots * FETCH_AHEAD);
+        let beyond = position::slot(position).saturating_add(slots * FETCH_AHEAD);
         if beyond < self.lanes[lane].slots {
             self.memory.fetch(self.lanes[lane].first_slot + beyond);
         }
@@ -743,7 +743,7 @@ impl<M: Memory> DaemonWriter<M> {
         let cursor = &self.lanes[lane];
         let version = self.memory.version(slot).load();
         let Some(position) = position_of(version) else { return Entry::Stale };
-        if slot.checked_sub(cursor.first_slot) != Some(place::slot(position)) || position < cursor.tail {
+        if slot.checked_sub(cursor.first_slot) != Some(position::slot(position)) || position < cursor.tail {
             return Entry::Stale;
         }
         if position >= cursor.followed {
@@ -817,12 +817,12 @@ impl<M: Memory> DaemonWriter<M> {
     }
 
     fn slot(&self, lane: usize, position: u64) -> u32 {
-        self.lanes[lane].first_slot + place::slot(position)
+        self.lanes[lane].first_slot + position::slot(position)
     }
 
     fn used(&self, lane: usize) -> u32 {
         let cursor = &self.lanes[lane];
-        place::distance(cursor.tail, self.memory.head(lane).load(), cursor.slots)
+        position::distance(cursor.tail, self.memory.head(lane).load(), cursor.slots)
     }
 
     fn free(&self, lane: usize) -> u32 {

@@ -2,7 +2,7 @@
 
 use super::{Bucket, Word};
 use crate::index;
-use crate::place::{self, Reservation};
+use crate::position::{self, Reservation};
 
 /// Why [`reserve`] took nothing.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,7 +39,7 @@ pub(super) fn reserve<W: Word>(
         // The limit first: it only grows, so it holds for any head that is read later.
         let limit = limit();
         let from = head.load();
-        let Some(taken) = place::reserve(from, limit, slots, lane_slots) else {
+        let Some(taken) = position::reserve(from, limit, slots, lane_slots) else {
             return Err(Refused::Full);
         };
         if head.replace(from, taken.end) {
@@ -60,13 +60,13 @@ pub(super) fn give_back<W: Word>(head: &W, taken: &Reservation) -> bool {
 /// Marks the record at `position` as being written.
 #[inline(always)]
 pub(super) fn begin<W: Word>(version: &W, position: u64) {
-    version.store(place::version(position) | 1);
+    version.store(position::version(position) | 1);
 }
 
 /// Makes the record at `position` whole; false when the daemon has given it up as a hole.
 #[inline(always)]
 pub fn commit<W: Word>(version: &W, position: u64) -> bool {
-    let whole = place::version(position);
+    let whole = position::version(position);
     version.replace(whole | 1, whole)
 }
 

@@ -19,7 +19,7 @@ use retry_common::framelog::HOLE_PATIENCE_NS;
 use retry_common::holddown::HoldDown;
 use retry_common::index;
 use retry_common::key::FrameKey;
-use retry_common::place;
+use retry_common::position;
 use retry_common::wire::frame::Class;
 
 use super::reader::bucket_offset;
@@ -46,7 +46,7 @@ fn over(sizes: Sizes, max_keys: u64) -> (Arc<Pages>, Writer, Log) {
 /// The key of a lane's oldest record.
 fn oldest(pages: &Pages, lane: usize) -> Option<FrameKey> {
     let lane: Lane = pages.lanes.read(lane * size_of::<Lane>());
-    let header: RecordHeader = pages.ring.read((lane.first_slot + place::slot(lane.tail)) as usize * SLOT_LEN);
+    let header: RecordHeader = pages.ring.read((lane.first_slot + position::slot(lane.tail)) as usize * SLOT_LEN);
     (lane.records > 0 && header.flags & record_flag::FILLER == 0).then_some(header.key)
 }
 
@@ -55,7 +55,7 @@ fn walk(pages: &Pages, lane: usize) -> u32 {
     let lane: Lane = pages.lanes.read(lane * size_of::<Lane>());
     let (mut at, mut walked) = (lane.tail, 0);
     for _ in 0..lane.records {
-        let slot = place::slot(at);
+        let slot = position::slot(at);
         let start = (lane.first_slot + slot) as usize * SLOT_LEN;
         let header: RecordHeader = pages.ring.read(start);
         let len = RECORD_HEADER_LEN + header.length as usize;
@@ -64,14 +64,14 @@ fn walk(pages: &Pages, lane: usize) -> u32 {
         if header.flags & record_flag::FILLER == 0 {
             assert!(into_segment <= SEGMENT_LEN - SEGMENT_TAIL, "slot {slot} is in the last page of its segment");
         }
-        assert_eq!(header.version, place::version(at), "slot {slot}");
+        assert_eq!(header.version, position::version(at), "slot {slot}");
         let slots = u32::try_from(len.div_ceil(SLOT_LEN)).expect("small");
         walked += slots;
         assert!(slot + slots <= lane.slots, "a record leaves its lane");
-        at = place::after(at, slots, lane.slots);
+        at = position::after(at, slots, lane.slots);
     }
     assert_eq!((at, lane.followed), (lane.head, lane.head), "the records end at the head");
-    assert_eq!(lane.limit, place::lap_later(lane.tail), "what is free may be taken");
+    assert_eq!(lane.limit, position::lap_later(lane.tail), "what is free may be taken");
     walked
 }
 
@@ -361,12 +361,12 @@ fn room_that_is_made_ahead_is_given() {
         }
     }
     let lane = || -> Lane { pages.lanes.read(0) };
-    let free = |lane: Lane| lane.slots - place::distance(lane.tail, lane.head, lane.slots);
+    let free = |lane: Lane| lane.slots - position::distance(lane.tail, lane.head, lane.slots);
     assert!(free(lane()) < ROOM);
     writer.make_ahead(ROOM, START);
     let after = lane();
     assert!((ROOM..ROOM + 100).contains(&free(after)), "{}", free(after));
-    assert_eq!(after.limit, place::lap_later(after.tail));
+    assert_eq!(after.limit, position::lap_later(after.tail));
     assert!(full(&mut writer), "what made way is counted");
 }
 
@@ -492,9 +492,9 @@ fn a_reader_never_sees_a_torn_frame() {
 /// A frame of the kernel's that it goes on writing for ever: reserved, begun and entered.
 fn never_committed(pages: &Pages, key: &FrameKey) {
     let lane: Lane = pages.lanes.read(0);
-    pages.lanes.word(offset_of!(Lane, head)).store(place::after(lane.head, 1, lane.slots), Ordering::SeqCst);
-    let slot = lane.first_slot + place::slot(lane.head);
-    pages.ring.word(slot as usize * SLOT_LEN).store(place::version(lane.head) | 1, Ordering::SeqCst);
+    pages.lanes.word(offset_of!(Lane, head)).store(position::after(lane.head, 1, lane.slots), Ordering::SeqCst);
+    let slot = lane.first_slot + position::slot(lane.head);
+    pages.ring.word(slot as usize * SLOT_LEN).store(position::version(lane.head) | 1, Ordering::SeqCst);
     let hash = index::hash(key, SEED);
     pages.index.word(bucket_offset(pages, hash) + 7 * 8).store(index::entry(hash, slot), Ordering::SeqCst);
 }

@@ -10,7 +10,7 @@ use retry_common::abi::{Lane, RECORD_HEADER_LEN, RecordHeader};
 use retry_common::counter::{Counter, Counters};
 use retry_common::framelog::{Bucket, DaemonWriter, Dropped, Memory, Word};
 use retry_common::index;
-use retry_common::place;
+use retry_common::position;
 
 use super::Pages;
 use super::reader::{bucket_offset, slot_offset};
@@ -31,10 +31,10 @@ pub struct Held(Arc<Pages>);
 impl Writer {
     pub(super) fn new(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Self {
         // No sender can know the seed, nor the first lap that follows from it.
-        let first = place::at(u32::try_from(hash_seed >> 32).unwrap_or(0) % place::FIRST_LAPS, 0);
+        let first = position::at(u32::try_from(hash_seed >> 32).unwrap_or(0) % position::FIRST_LAPS, 0);
         let lanes = pages.sizes.lanes();
         for (number, (first_slot, slots)) in lanes.into_iter().enumerate() {
-            let limit = place::lap_later(first);
+            let limit = position::lap_later(first);
             let lane =
                 Lane { head: first, limit, tail: first, followed: first, records: 0, live: 0, first_slot, slots };
             pages.lanes.write(number * size_of::<Lane>(), lane);

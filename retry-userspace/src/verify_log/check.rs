@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use retry_common::abi::{Bucket, Lane, RECORD_HEADER_LEN, RecordHeader, SEGMENT_SLOTS, SLOT_LEN, record_flag};
 use retry_common::index::{self, BUCKET_ENTRIES};
 use retry_common::key::FrameKey;
-use retry_common::{checksum, place};
+use retry_common::{checksum, position};
 
 use super::report::{Kind, Report};
 use crate::datapath::pinned::Words;
@@ -76,7 +76,7 @@ struct Walked {
 
 impl Walked {
     fn mark(&mut self, place: u64) {
-        let slot = place::slot(place);
+        let slot = position::slot(place);
         if let Some(word) = self.starts.get_mut((slot / 64) as usize) {
             *word |= 1 << (slot % 64);
         }
@@ -84,7 +84,7 @@ impl Walked {
 
     /// Whether a record starts there; `None` for a place that was not walked by.
     fn has(&self, place: u64) -> Option<bool> {
-        let slot = place::slot(place);
+        let slot = position::slot(place);
         let word = self.starts.get((slot / 64) as usize)?;
         (self.from..self.to).contains(&place).then_some(word >> (slot % 64) & 1 != 0)
     }
@@ -180,7 +180,7 @@ impl<W: Words> LogView<'_, W> {
         let mut at = walk.words.tail;
         let mut bytes = Vec::new();
         while at < followed {
-            let slot = first_slot + place::slot(at);
+            let slot = first_slot + position::slot(at);
             let header = match self.stand(lane, slot, at) {
                 Stand::There(header) => header,
                 Stand::Dropped(tail) => {
@@ -190,7 +190,7 @@ impl<W: Words> LogView<'_, W> {
                     continue;
                 }
                 Stand::Broken(version) => {
-                    let wanted = place::version(at);
+                    let wanted = position::version(at);
                     return Some((
                         Kind::Chain,
                         format!("lane {lane}, slot {slot}: version {version:#x} where {wanted:#x} comes next"),
@@ -210,18 +210,18 @@ impl<W: Words> LogView<'_, W> {
                     walk.torn.push(detail);
                 }
             }
-            at = place::after(at, slots, lane_slots);
+            at = position::after(at, slots, lane_slots);
         }
         walk.walked.to = at;
         (at != followed).then(|| {
-            let (at, followed) = (place::slot(at), place::slot(followed));
+            let (at, followed) = (position::slot(at), position::slot(followed));
             (Kind::Chain, format!("lane {lane}: the last record ends at slot {at}, followed is up to {followed}"))
         })
     }
 
     /// The record at `place`, which is between tail and followed.
     fn stand(&self, lane: usize, slot: u32, place: u64) -> Stand {
-        let wanted = place::version(place);
+        let wanted = position::version(place);
         let mut pause = PAUSE;
         let mut looks = 0;
         loop {
@@ -256,7 +256,7 @@ impl<W: Words> LogView<'_, W> {
                 return None;
             }
             fence(Ordering::Acquire);
-            if self.ring.word(slot_offset(slot)) != place::version(place) {
+            if self.ring.word(slot_offset(slot)) != position::version(place) {
                 return None;
             }
             thread::sleep(pause);
@@ -277,8 +277,8 @@ impl<W: Words> LogView<'_, W> {
             let LaneWords { tail, followed, head, first_slot, slots, .. } = self.lane(lane);
             let ring_slots = u64::try_from(self.ring.len() / SLOT_LEN).unwrap_or(u64::MAX);
             let inside = slots != 0 && u64::from(first_slot) + u64::from(slots) <= ring_slots;
-            let in_order = tail <= followed && followed <= head && head <= place::lap_later(tail);
-            let in_lane = [tail, followed, head].iter().all(|at| place::slot(*at) < slots);
+            let in_order = tail <= followed && followed <= head && head <= position::lap_later(tail);
+            let in_lane = [tail, followed, head].iter().all(|at| position::slot(*at) < slots);
             if inside && in_order && in_lane {
                 return None;
             }
@@ -656,11 +656,11 @@ impl LaneWords {
     }
 
     const fn leads(&self, place: u64, slot: u32) -> bool {
-        place::slot(place) == slot - self.first_slot
+        position::slot(place) == slot - self.first_slot
     }
 }
 
-/// The place of an even version, see [`place::version`].
+/// The place of an even version, see [`position::version`].
 const fn place_of(version: u64) -> u64 {
     version.wrapping_sub(2) / 2
 }

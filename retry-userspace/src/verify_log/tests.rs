@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use retry_common::abi::{Bucket, Lane, RecordHeader, SLOT_LEN, record_flag};
 use retry_common::index::{self, BUCKET_ENTRIES};
 use retry_common::key::FrameKey;
-use retry_common::place;
+use retry_common::position;
 use retry_common::wire::frame::Class;
 
 use super::{Kind, LogView, Report, command, directories};
@@ -191,7 +191,7 @@ fn each_kind_of_damage_has_its_name() {
             |scene| {
                 let lane_place = scene.lane_word(offset_of!(Lane, tail)).load(Ordering::Relaxed);
                 let inside = scene.slot_of(key(6)) + 1;
-                let version = place::version(place::at(u32::try_from(lane_place >> 32).expect("a lap"), inside));
+                let version = position::version(position::at(u32::try_from(lane_place >> 32).expect("a lap"), inside));
                 let header = RecordHeader { version, key: key(999), length: 100, ..RecordHeader::default() };
                 scene.pages.ring.write(inside as usize * SLOT_LEN, header);
                 scene.set_index(scene.empty_beside(key(5)), index::entry(Scene::hash(key(999)), inside));
@@ -268,9 +268,9 @@ fn each_kind_of_damage_has_its_name() {
 fn begin(scene: &Scene, key: FrameKey) -> (u32, u64) {
     let head = scene.lane_word(offset_of!(Lane, head));
     let at = head.load(Ordering::Relaxed);
-    let slot = place::slot(at);
+    let slot = position::slot(at);
     let header = RecordHeader {
-        version: place::version(at) | 1,
+        version: position::version(at) | 1,
         key,
         length: 150,
         flags: record_flag::KERNEL,
@@ -293,7 +293,7 @@ fn a_frame_that_is_being_written_is_waited_for() {
     let report = thread::scope(|scope| {
         scope.spawn(|| {
             thread::sleep(Duration::from_millis(60));
-            scene.version(slot).store(place::version(at), Ordering::Release);
+            scene.version(slot).store(position::version(at), Ordering::Release);
         });
         scene.check()
     });
@@ -317,7 +317,7 @@ fn twins_are_right_until_they_are_followed() {
     let scene = Scene::new();
     for _ in 0..2 {
         let (slot, at) = begin(&scene, key(777));
-        scene.version(slot).store(place::version(at), Ordering::Release);
+        scene.version(slot).store(position::version(at), Ordering::Release);
     }
     let report = scene.check();
     assert!(report.is_clean(), "{report}");

@@ -85,7 +85,7 @@ fn sources_that_stay_lose_nothing_while_others_come_and_go() {
     });
 }
 
-/// As [`place`], for frames.
+/// As [`position`], for frames.
 fn merged(pair: &Pair) -> GroupSet {
     GroupSet { delivery: Delivery::Merged, ..group_set(pair) }
 }

@@ -1,9 +1,9 @@
-//! Places in a lane of the frame log, and how a writer takes the next one.
+//! Positions in a lane of the frame log, and how a writer reserves the next one.
 //!
-//! A place is the lap (upper 32 bits) and the slot in the lane (lower 32 bits) as one number that only grows. Kernel and
-//! daemon append to the same lanes: whoever changes the lane's head by compare-exchange owns what lies between the old
-//! head and the new one. A record's version follows from its place, so no version comes twice at a slot, and whoever
-//! reads on from the last record knows which version the next one will have.
+//! A position is the lap (upper 32 bits) and the slot in the lane (lower 32 bits) as one number that only grows. The kernel
+//! program and the daemon append to the same lanes: the writer that changes the lane's head by compare-exchange owns what
+//! lies between the old head and the new one. A record's version follows from its position, so no version comes twice at a
+//! slot, and the daemon knows which version the next record will have.
 
 use crate::abi::{SEGMENT_LEN, SEGMENT_SLOTS, SEGMENT_TAIL, SLOT_LEN};
 
@@ -14,35 +14,35 @@ const START_SLOTS: u32 = ((SEGMENT_LEN - SEGMENT_TAIL) / SLOT_LEN) as u32;
 /// Laps that a lane may start with: the first is drawn at random, so that nobody outside knows what a version will be.
 pub const FIRST_LAPS: u32 = 1 << 28;
 
-/// The place of `slot` (counted from the lane's first) in `lap`.
+/// The position of `slot` (counted from the lane's first) in `lap`.
 #[inline(always)]
 pub const fn at(lap: u32, slot: u32) -> u64 {
     (lap as u64) << 32 | slot as u64
 }
 
-/// The slot of a place, counted from the lane's first.
+/// The slot of a position, counted from the lane's first.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is the slot")]
-pub const fn slot(place: u64) -> u32 {
-    place as u32
+pub const fn slot(position: u64) -> u32 {
+    position as u32
 }
 
 /// The version of the record that stands there: even, and never 0.
 #[inline(always)]
-pub const fn version(place: u64) -> u64 {
-    place * 2 + 2
+pub const fn version(position: u64) -> u64 {
+    position * 2 + 2
 }
 
 /// The same slot one lap later.
 #[inline(always)]
-pub const fn lap_later(place: u64) -> u64 {
-    place + (1 << 32)
+pub const fn lap_later(position: u64) -> u64 {
+    position + (1 << 32)
 }
 
-/// The place `slots` further on, in a lane of `lane_slots`. No record goes beyond the end of its lane.
+/// The position `slots` further on, in a lane of `lane_slots`. No record goes beyond the end of its lane.
 #[inline(always)]
-pub const fn after(place: u64, slots: u32, lane_slots: u32) -> u64 {
-    if slot(place) + slots >= lane_slots { at((place >> 32) as u32 + 1, 0) } else { place + slots as u64 }
+pub const fn after(position: u64, slots: u32, lane_slots: u32) -> u64 {
+    if slot(position) + slots >= lane_slots { at((position >> 32) as u32 + 1, 0) } else { position + slots as u64 }
 }
 
 /// Slots from `from` to `to`, which is less than a lap and one slot later.
@@ -56,7 +56,7 @@ pub const fn distance(from: u64, to: u64, lane_slots: u32) -> u32 {
 pub struct Reservation {
     /// Slots of a filler at the old head, the rest of a segment that the record does not fit in; 0 is none.
     pub filler: u32,
-    /// The record's place.
+    /// The record's position.
     pub start: u64,
     /// The new head.
     pub end: u64,
@@ -85,7 +85,7 @@ mod tests {
     fn a_record_that_does_not_fit_its_segment_starts_the_next() {
         let head = at(5, SEGMENT_SLOTS - 10);
         let far = lap_later(lap_later(head));
-        // The last page is no place to begin in, even for what would fit.
+        // The last page is no position to begin in, even for what would fit.
         let taken = Reservation { filler: 10, start: at(5, SEGMENT_SLOTS), end: at(5, SEGMENT_SLOTS + 7) };
         assert_eq!(reserve(head, far, 7, LANE), Some(taken));
         let last = at(5, START_SLOTS);
