@@ -296,7 +296,7 @@ pub struct LimitWay {
 pub struct LimitBucket<K> {
     /// The ways.
     pub ways: [LimitWay; crate::table::WAYS],
-    /// Their keys, as whoever took the way last wrote them: nothing is decided by these.
+    /// Their keys, as the last writer of the way wrote them: no decision rests on these.
     pub keys: [K; crate::table::WAYS],
 }
 
@@ -372,7 +372,7 @@ pub struct RoleState {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Lane {
-    /// Place of the next record. Whoever changes it by compare-exchange owns what it went by.
+    /// Position of the next record. The writer that changes it by compare-exchange owns what it went by.
     pub head: u64,
     /// Place up to which room has been made: the daemon alone moves it, and only forward.
     pub limit: u64,

@@ -163,7 +163,7 @@ pub fn decide<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Ver
     match endpoint.look_up() {
         Some(frame) => found(nack, policy, frame, endpoint),
         None if policy.has(setting_flag::STORE) => {
-            // Whoever asks has no window of ours to charge when the answer comes.
+            // The backend's answer comes without a window to charge, so it is charged now.
             if endpoint.take_sequence() { Verdict::AskStore } else { over_sequence(policy, endpoint) }
         }
         None => missed(nack, policy, endpoint),
@@ -204,10 +204,10 @@ pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoin
     let unicast = policy.has(setting_flag::UNICAST) || nack.proxied();
     let multicast = policy.has(setting_flag::MULTICAST);
     let holder = if multicast { Some(endpoint.peek_multicast()) } else { None };
-    // What is held down needs no frame, costs nothing, and is answered by whoever looks at it.
+    // What is held down needs no frame and costs nothing: the path that looks at it answers.
     let repairs = matches!(holder, Some(Multicast::Claimed));
     if repairs || unicast {
-        // Also when the frame is handed over: whoever takes over has no window of ours to charge. And before the packet is
+        // Also when the frame is handed over: the daemon does not charge this window again. And before the packet is
         // grown: an atomic step waits until all that was written before has reached the cache.
         if !endpoint.take_sequence() {
             return over_sequence(policy, endpoint);

@@ -17,7 +17,7 @@ const TAG_BITS_FROM: u32 = 40;
 /// The hash that index, hold-down table, windows and tags are cut from. `seed` is drawn at start, so that nobody can
 /// choose keys which fall into one bucket.
 ///
-/// 64 frames in a row share all but few bits, the lowest of which count on: whoever stores a flow or asks for a
+/// 64 frames in a row share all but few bits, the lowest of which count on: a writer that stores a flow, or a listener that asks for a
 /// burst of it walks through memory, and does not jump.
 #[inline(always)]
 pub const fn hash(key: &FrameKey, seed: u64) -> u64 {

@@ -1,7 +1,7 @@
 //! The kernel's limit tables: from a key to a state word of [`crate::limit`], as arithmetic on one cache line.
 //!
 //! A bucket has four ways, each the hash of a key beside its state. Ways are taken in order and never given back. Where all
-//! are taken a new key takes the way whose state weighs least: that of somebody who has all tokens back, if there is one. So
+//! are taken a new key takes the way whose state weighs least: that of a key that has all its tokens back, if there is one. So
 //! a flood of keys that come once pushes out keys that came once, and with a burst above 1 who is over a limit outlasts them.
 
 use core::hint::black_box;
@@ -109,12 +109,12 @@ pub fn take<B: Bucket>(
     true
 }
 
-/// Gives the key with this `tag` a way and its `first` state. The way, still to be charged, where somebody else had the same key.
+/// Gives the key with this `tag` a way and its `first` state. The way, still to be charged, where another CPU had the same key.
 #[inline(always)]
 fn enter<B: Bucket>(bucket: &mut B, tag: u64, weigh: impl Fn(u64) -> u64, first: u64) -> Option<usize> {
     let way = lightest(bucket, weigh);
     let (old, forgotten) = (bucket.tag(way), bucket.state(way));
-    // Again, now that the way is chosen: whoever comes after this look sees the same weights, chooses the same way, and one of
+    // Again, now that the way is chosen: a CPU that looks after this sees the same weights, chooses the same way, and one of
     // us fails to take it. Otherwise a key could have two.
     if let Some(way) = find(bucket, tag) {
         return Some(way);

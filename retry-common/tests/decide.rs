@@ -406,7 +406,7 @@ proptest! {
         let expected = table(&world, flags, &nack);
         let verdict = decide(&nack, Policy::new(flags), &mut world);
         prop_assert_eq!((verdict, &world.steps), (expected.0, &expected.1));
-        // Whoever says whether it can send is asked for what would be sent.
+        // `can_send` is asked for what would be sent.
         let wanted = flags & set::MULTICAST != 0 && multicast == Multicast::Claimed;
         prop_assert_eq!(world.wanted, expected.1.contains(&CanSend).then_some(wanted));
     }

@@ -215,7 +215,7 @@ pub(crate) fn claim(hash: u64, settings: &Settings, now_ns: u64) -> Claim {
     match hold_down.claim(old, hash, now_ns) {
         // SAFETY: as above.
         Claim::Free(new) if !unsafe { compare_exchange(place, old, new) } => {
-            // Somebody was quicker: most likely for the same frame. Ask what the word says now.
+            // Another CPU was quicker: most likely for the same frame. Ask what the word says now.
             // SAFETY: as above.
             hold_down.claim(unsafe { place.read_volatile() }, hash, now_ns)
         }

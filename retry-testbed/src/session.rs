@@ -83,7 +83,7 @@ impl Drop for Bpffs {
         // A daemon removes its pins; the directory is ours. Absent is as good.
         let _ = std::fs::remove_dir_all(Self::pins());
         if self.mounted {
-            // Somebody else may use it by now: then it stays.
+            // Another process may use it by now: then it stays.
             let _ = nix::mount::umount(daemon::BPFFS);
         }
     }

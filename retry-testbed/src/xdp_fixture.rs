@@ -69,7 +69,7 @@ const MTU: &str = "3500";
 
 /// True, and said so, when a test that needs root cannot run.
 #[must_use]
-#[expect(clippy::print_stdout, reason = "whoever counts the tests reads it there")]
+#[expect(clippy::print_stdout, reason = "the test runner reads skips there")]
 pub fn skip(test: &str) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {

@@ -136,7 +136,7 @@ fn native_without_rights_does_not_start() {
         println!("SKIP native_without_rights_does_not_start: this host has no IPv6 loopback");
         return;
     }
-    // Where whoever it is may read and run it.
+    // Where every user may read and run it.
     let directory = tempfile::tempdir().expect("a directory");
     fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("ours");
     let binary = directory.path().join("retry-endpoint");

@@ -1,8 +1,12 @@
-//! `check`: formatting, lints and documentation, every warning an error. The first suite of `test`.
+//! `check`: formatting, words, lints and documentation, every warning an error. The first suite of `test`.
 
-use std::process::{Command, ExitCode};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     context::{Context, run as run_command, step},
@@ -11,7 +15,10 @@ use crate::{
 };
 
 /// The parts, in their order; each counts as one test.
-pub(crate) const PARTS: [&str; 4] = ["fmt", "clippy", "clippy-ebpf", "docs"];
+pub(crate) const PARTS: [&str; 5] = ["fmt", "words", "clippy", "clippy-ebpf", "docs"];
+
+/// Where the words stand that no other file may use.
+const GLOSSARY: &str = "docs/glossary.md";
 
 /// Runs every part, also after one that failed.
 ///
@@ -35,7 +42,70 @@ pub(crate) fn run(context: &Context) -> Result<ExitCode> {
 /// It found something.
 pub(crate) fn run_part(context: &Context, part: &str) -> Result<()> {
     step(format_args!("check {part}"));
+    if part == "words" {
+        return words(context);
+    }
     run_command(&mut command(context, part)?)
+}
+
+/// Code and documents use none of the words that the glossary retires.
+fn words(context: &Context) -> Result<()> {
+    let read = |path: &Path| fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+    let retired = retired(&read(&context.root.join(GLOSSARY))?);
+    ensure!(!retired.is_empty(), "{GLOSSARY} has no table of retired words");
+    let mut found = Vec::new();
+    for path in texts(&context.root)? {
+        let name = path.strip_prefix(&context.root).unwrap_or(&path).display().to_string();
+        if name == GLOSSARY {
+            continue;
+        }
+        for (number, line) in read(&path)?.lines().enumerate() {
+            found.extend(
+                retired
+                    .iter()
+                    .filter(|word| uses(line, word))
+                    .map(|word| format!("{name}:{}: \"{word}\": {}", number + 1, line.trim())),
+            );
+        }
+    }
+    ensure!(found.is_empty(), "words that {GLOSSARY} retires:\n{}", found.join("\n"));
+    Ok(())
+}
+
+/// The first cells of the glossary's table of retired words, in lower case.
+fn retired(glossary: &str) -> Vec<String> {
+    let section = glossary.split_once("## Retired words").map_or("", |(_, section)| section);
+    section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+        .map(|(word, _)| word.to_lowercase())
+        .collect()
+}
+
+/// True when the line has the word, and not only as a part of another.
+fn uses(line: &str, word: &str) -> bool {
+    let line = line.to_lowercase();
+    let is_letter = |c: char| c.is_alphanumeric() || c == '_';
+    line.match_indices(word)
+        .any(|(at, _)| !line[..at].ends_with(is_letter) && !line[at + word.len()..].starts_with(is_letter))
+}
+
+/// Every file of Rust or Markdown below a directory, what is built or hidden aside.
+fn texts(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries = fs::read_dir(directory).with_context(|| format!("read {}", directory.display()))?;
+    for entry in entries {
+        let path = entry.with_context(|| format!("read {}", directory.display()))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() {
+            if name != "target" && !name.starts_with('.') {
+                found.extend(texts(&path)?);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "md") {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 fn command(context: &Context, part: &str) -> Result<Command> {
@@ -66,6 +136,14 @@ fn command(context: &Context, part: &str) -> Result<Command> {
 mod tests {
     use super::*;
     use crate::context::shown;
+
+    #[test]
+    fn retired_words_are_found_as_whole_words() {
+        let glossary = "| `kept` | x |\n## Retired words\n| word | instead |\n| --- | --- |\n| `Old Name` | new |\n| `foo` | bar |\n";
+        assert_eq!(retired(glossary), ["old name", "foo"]);
+        assert!(uses("// The old name of it.", "old name") && uses("Foo: bar", "foo"));
+        assert!(!uses("fool, foo_bar, food", "foo"));
+    }
 
     #[test]
     fn every_part_has_a_command_and_warnings_are_errors() {

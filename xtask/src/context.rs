@@ -187,7 +187,7 @@ fn privilege() -> Privilege {
         command.args(["-n", "true"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     };
-    // Where somebody sits at the keyboard, sudo can ask.
+    // Where a person sits at the keyboard, sudo can ask.
     if find_program("sudo").is_some() && (silent() || io::stdin().is_terminal()) {
         Privilege::Sudo
     } else {
@@ -298,7 +298,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Program and arguments, as somebody would type them.
+/// Program and arguments, as a person would type them.
 pub(crate) fn shown(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy()];
     words.extend(command.get_args().map(OsStr::to_string_lossy));

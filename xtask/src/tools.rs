@@ -149,7 +149,7 @@ impl Tool {
         }
     }
 
-    /// What somebody would type to get it.
+    /// What a person would type to get it.
     pub(crate) fn command(&self, context: &Context) -> String {
         let rustup = |arguments: &[&str]| format!("rustup {}", arguments.join(" "));
         match self.elsewhere {

@@ -1,6 +1,6 @@
 //! The tee envelope (loopback only): a datagram handed on by another process of this host, with the source it came from.
 //!
-//! Whoever reads it vouches that its socket is bound to a loopback address: the envelope says who sent the datagram,
+//! The reader vouches that its socket is bound to a loopback address: the envelope says who sent the datagram,
 //! and anyone could write one.
 
 use crate::wire::{chunk, put};

@@ -114,7 +114,7 @@ impl<'a> Cluster<'a> {
     /// The servers that serve slots, in order of their slots.
     ///
     /// # Errors
-    /// The cluster does not say, or somebody else serves some.
+    /// The cluster does not say, or another node serves some.
     pub fn masters(&self) -> Result<Vec<usize>> {
         let asked = self.alive().next().context("nobody is left")?;
         let mut masters = Vec::new();
@@ -137,7 +137,7 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
-    /// Starts a server again after [`Cluster::kill`]: still the same node, without data, and the replica of whoever took its
+    /// Starts a server again after [`Cluster::kill`]: still the same node, without data, and the replica of the node that took its
     /// place. Waits until it follows.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
-    /// Waits until every slot is served by somebody who lives, as all that live see it.
+    /// Waits until a live node serves every slot, as all live nodes see it.
     ///
     /// # Errors
     /// It takes too long.

@@ -183,7 +183,7 @@ impl<'a> Server<'a> {
         Ok(keys.len())
     }
 
-    /// How often a command was called, by anybody.
+    /// How often a command was called, by all clients together.
     ///
     /// # Errors
     /// As [`Server::run`].
@@ -209,7 +209,7 @@ impl<'a> Server<'a> {
                 bail!("{NAME} at {} ended: {status}\n{}", self.address(), self.log());
             }
             match self.run::<String>(redis::cmd("INFO").arg("server")) {
-                // Somebody else may answer at a port that it does not get.
+                // Another server may answer at a port that it does not get.
                 Ok(text) if text.contains(&format!("process_id:{}\r", self.pid())) => return Ok(()),
                 answer if Instant::now() > deadline => {
                     bail!("{NAME} at {} does not answer: {answer:?}\n{}", self.address(), self.log())

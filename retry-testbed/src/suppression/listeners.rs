@@ -51,7 +51,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// How long it took until everybody had an answer: the endpoint had read all NACKs by then.
+    /// How long it took until every listener had an answer: the endpoint had read all NACKs by then.
     pub(super) fn took(&self) -> Duration {
         self.answered - self.first
     }
@@ -125,7 +125,7 @@ impl Listeners {
         Ok(Self { members, epoll, endpoint, journal, buffer: vec![0; 65_536], counts: Counts::default() })
     }
 
-    /// Reads what has come. Whether everybody has heard two frames or more.
+    /// Reads what has come. Whether every listener has heard two frames or more.
     pub(super) fn hears_the_last(&mut self) -> Result<bool> {
         for at in 0..self.members.len() {
             self.read_group(at, 0)?;
@@ -133,7 +133,7 @@ impl Listeners {
         Ok(self.members.iter().all(|member| member.heard.len() >= 2))
     }
 
-    /// How many frames everybody has heard, if that is the same number.
+    /// How many frames each listener has heard, if that is the same number.
     pub(super) fn heard_each(&self) -> Option<usize> {
         let count = self.members.first()?.heard.len();
         self.members.iter().all(|member| member.heard.len() == count).then_some(count)

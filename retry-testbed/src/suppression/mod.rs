@@ -102,7 +102,7 @@ impl<'a> Scene<'a> {
         Self { asking, lost_repairs: 100, ..Self::at_once(xdp) }
     }
 
-    /// As [`Scene::spread`], when everybody asks whatever it hears: no listener helps the hold-down.
+    /// As [`Scene::spread`], when every listener asks whatever it hears: no listener helps the hold-down.
     #[must_use]
     pub const fn spread_all_the_same(xdp: &'a str) -> Self {
         let asking = Asking::Spread { over: Duration::from_millis(200), stop_when_heard: false };

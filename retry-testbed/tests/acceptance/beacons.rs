@@ -99,14 +99,14 @@ fn a_beacon_says_where_to_ask() {
     let more = [
         ["-nack-port", "9777", "-mc-group-id", "0x00AB"],
         ["-beacon-tier", "254", "-beacon-preference", "0"],
-        ["-beacon-interval", "90s", "-instance", "somebody"],
+        ["-beacon-interval", "90s", "-instance", "another"],
     ];
     let got = announced(&fabric, &more.concat());
     assert_eq!(groups(&got), [Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0xab, BEACON)]);
     let advert = got[0].1;
     assert_eq!((*advert.nack_address.ip(), advert.nack_address.port()), (endpoint.addr, 9777));
     assert_eq!((advert.tier, advert.preference, advert.interval_seconds), (254, 0, 90));
-    assert_eq!(advert.instance_id, retry_common::wire::advert::instance_id("somebody"));
+    assert_eq!(advert.instance_id, retry_common::wire::advert::instance_id("another"));
     assert_eq!((got[0].0.hop_limit, *got[0].0.src.ip()), (1, endpoint.addr));
 }
 

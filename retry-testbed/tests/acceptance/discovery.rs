@@ -22,7 +22,7 @@ const UNICAST: [&str; 2] = ["-beacon-flags-multicast=false", "-beacon-flags-unic
 const DISCOVER: [&str; 2] = ["-proxy-enabled", "-proxy-discover"];
 const BEACON: u16 = 0xFFFD;
 
-/// `one` has the frames; `other`, on the same fabric, loses them and looks for somebody who has.
+/// `one` has the frames; `other`, on the same fabric, loses them and looks for an endpoint that has them.
 struct Pair {
     fabric: Fabric,
     journal: Arc<Journal>,

@@ -39,7 +39,7 @@ fn an_end_while_it_starts_leaves_nothing() {
     }
 }
 
-/// Whoever has seen `/readyz` say 200 is answered by the kernel: the budgets of its limits are not there twice.
+/// A listener that has seen `/readyz` say 200 is answered by the kernel: the budgets of its limits are not there twice.
 #[test]
 fn ready_means_that_the_kernel_answers() {
     if !is_root("ready_means_that_the_kernel_answers") {

@@ -95,7 +95,7 @@ fn native_stays_and_says_what_is_lost() {
     assert!(is_answered(&socket, endpoint, KEY, &held), "{}", daemon.log());
 }
 
-/// A veth pair drops what is longer than the MTU of either end, in silence, whoever sends it. What would be lost is not
+/// A veth pair drops what is longer than the MTU of either end, in silence, in both directions. What would be lost is not
 /// sent, not counted as sent, and not ACKed; what is long enough to be fragmented leaves in pieces that fit.
 #[test]
 fn nothing_is_sent_that_a_peer_with_a_smaller_mtu_drops() {

@@ -46,7 +46,7 @@ fn send_by_unicast(client: &Host, endpoint: &Host, keys: std::ops::Range<u64>) {
     socket.send_to(&train, to).expect("it leaves");
 }
 
-/// What comes by unicast is not stored, whoever fills the cache, whether sources are named or not.
+/// Neither fill stores what comes by unicast, whether sources are named or not.
 fn unicast(xdp: &str, fill: &str, prefix: u16) {
     const UNICAST: u64 = 11;
     let fabric = Fabric::flat(1500).expect("a fabric");

@@ -1,4 +1,4 @@
-//! 200 listeners miss the same frames: one repair serves them all, and everybody is told that it was sent by multicast.
+//! 200 listeners miss the same frames: one repair serves them all, and every listener is told that it was sent by multicast.
 
 use retry_testbed::suppression::{self, Counts, Scene};
 
@@ -22,7 +22,7 @@ fn at_once(xdp: &str) {
     everybody_recovers(&counts);
     assert_eq!(counts.frames, scene.frames, "this machine was too busy to ask in time: {counts:?}");
     assert!(counts.copies_per_frame() <= COPIES, "{counts:?}");
-    // Everybody asked for every frame, and had an answer of its own to it.
+    // Every listener asked for every frame, and had an answer of its own to it.
     let asked = 200 * (counts.frames + counts.late_rounds);
     assert_eq!((counts.asked, counts.acked), (asked, asked), "{counts:?}");
     assert_eq!(counts.retransmits + counts.held_down, counts.acks, "{counts:?}");

@@ -52,7 +52,7 @@ fn told_of_repairs(xdp: &str) {
     assert_eq!(repairs.len(), 1, "one copy for both");
     assert!(repairs[0].payload == bytes && *repairs[0].src.ip() == site.host("one").addr);
 
-    // Whoever asks again has lost that repair too.
+    // A listener that asks again has lost that repair too.
     std::thread::sleep((AGAIN + Duration::from_millis(200)).saturating_sub(repaired.elapsed()));
     assert_eq!(answer(&other, site.host("two").nack_address(), KEY), Some(BY_MULTICAST));
     let repairs = watch.repairs(KEY, 2);

@@ -164,7 +164,7 @@ fn nobody_home(xdp: &str) {
     eventually("a connection", || told(&one, "connected to the shared store") == 1);
 }
 
-/// Redis dies and comes back empty: told once each time, and frames are shared again without anybody's help.
+/// Redis dies and comes back empty: told once each time, and frames are shared again without an operator's help.
 fn dies_and_comes_back(xdp: &str) {
     let site = Site::new();
     let (mut redis, _loss) = (site.redis(), site.deafen("two"));

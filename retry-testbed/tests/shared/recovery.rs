@@ -35,7 +35,7 @@ fn instances<'a>(site: &'a Site, redis: &RedisServer<'_>, xdp: &str, backend: &s
         "-proxy-dedup-window",
         "45s",
     ];
-    // On this fabric its own multicast would repair the frame for everybody.
+    // On this fabric its own multicast would repair the frame for every listener.
     let alone = ["-beacon-enabled=false", "-beacon-flags-multicast=false", "-beacon-flags-unicast"];
     let up = site.daemon("up", xdp, &alone);
     let one = site.endpoint("one", xdp, &redis.address(), &flags);
@@ -97,7 +97,7 @@ fn together(xdp: &str) {
     assert!(&redis.frame(KEY).expect("it is there") == bytes, "byte for byte");
     assert_eq!(watch.repairs(KEY, 1).len(), 1);
     assert_eq!(up.metrics().expect("a scrape").count("bre_nack_requests_total", &[]), 1, "one request upstream");
-    // Whoever left it to the other gets it from Redis; the hold-down is over.
+    // The endpoint that left it to the other gets it from Redis; the hold-down is over.
     std::thread::sleep(Duration::from_millis(50));
     for name in ["one", "two"] {
         let socket = asker(site.host("client"));

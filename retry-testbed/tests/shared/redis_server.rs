@@ -87,7 +87,7 @@ impl<'a> RedisServer<'a> {
         self.0.keys(prefix).expect("Redis answers")
     }
 
-    /// How often a command was called, by anybody.
+    /// How often a command was called, by all clients together.
     pub(crate) fn calls(&self, command: &str) -> u64 {
         self.0.calls(command).expect("Redis answers")
     }

@@ -1,4 +1,4 @@
-//! The fabric of these tests: two endpoints, whoever publishes and asks, a Redis; and what is asked of them.
+//! The fabric of these tests: two endpoints, a publisher, listeners, a Redis; and what is asked of them.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddrV6, TcpStream, UdpSocket};

@@ -1,4 +1,4 @@
-//! Every number that is shown, with its name and labels: once, for whoever shows it. Those of counters are
+//! Every number that is shown, with its name and labels: once, for every exporter. Those of counters are
 //! `retry_common::counter`'s.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Trying again: one policy, whoever retries.
+//! Trying again: one policy for all that retry.
 //!
 //! [`Retry::run`] makes attempts as its [`Policy`] has it, with an optional circuit breaker around them. What an attempt
 //! says is definitive or transient ([`Failure`]): a definitive answer (a MISS, a wrong password) is never tried again. A
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::settings::{Retry as Settings, RetryPolicy};
 use breaker::Breaker;
 
-/// When to try again. The seam: whoever retries knows nothing else of a policy.
+/// When to try again. The seam: a caller knows nothing else of a policy.
 pub trait Policy: Send + Sync {
     /// The waits between attempts; as many attempts follow the first as there are waits.
     fn waits(&self) -> Box<dyn Iterator<Item = Duration> + Send>;
@@ -180,7 +180,7 @@ impl Retry {
                     permit.succeeded();
                     return Ok(value);
                 }
-                // Whoever gives an answer that stands is at work.
+                // A peer that gives a final answer works.
                 Err(Failure::Definitive(error)) => {
                     permit.succeeded();
                     return Err(GaveUp::Definitive { error, attempts });

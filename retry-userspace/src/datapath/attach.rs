@@ -115,7 +115,7 @@ impl Attachments {
         }
     }
 
-    /// Attaches nothing any more; whoever removes the pins detaches.
+    /// Attaches nothing any more; removing the pins detaches.
     pub(super) fn end(&mut self) {
         self.links.clear();
         self.pins = None;

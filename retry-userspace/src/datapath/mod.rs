@@ -347,7 +347,7 @@ impl Request<'_> {
 
 impl Drop for Datapath {
     fn drop(&mut self) {
-        // Whoever else has a handle attaches nothing any more.
+        // Other holders of a handle attach nothing any more.
         self.attachments.lock().unwrap_or_else(PoisonError::into_inner).end();
     }
 }

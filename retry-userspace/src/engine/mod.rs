@@ -1,5 +1,5 @@
 //! What the daemon answers: `retry_common::decide` over the daemon's own tables. No sockets and no clock in here: a NACK
-//! and a time go in, a verdict comes out, and whoever called carries it out.
+//! and a time go in, a verdict comes out, and the caller carries it out.
 
 mod tables;
 

@@ -145,7 +145,7 @@ pub type OnStored = Box<dyn Fn(FrameKey, u32, &[u8]) + Send + Sync>;
 pub struct Fill {
     /// The rules.
     pub rules: FillRules,
-    /// The log's only writer, shared with whoever stores what did not come by multicast.
+    /// The log's only writer, shared with the parts that store what did not come by multicast.
     pub writer: Arc<Mutex<Writer>>,
     /// Counts.
     pub counters: Arc<UserCounters>,

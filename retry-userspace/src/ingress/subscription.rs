@@ -1,6 +1,6 @@
 //! The sockets of a set of groups: any-source ones that stay, and those of sources that come and go.
 //!
-//! Joining thousands of groups takes its time, so a thread of its own joins and leaves, while whoever receives goes on
+//! Joining thousands of groups takes its time, so a thread of its own joins and leaves, while the receiving thread goes on
 //! receiving: it sees new sockets when they have joined, and reads the old ones empty when they have left.
 //!
 //! Several threads can receive: each has a share of the groups, with sockets of its own.
@@ -86,7 +86,7 @@ pub struct Subscription {
     sockets: Vec<Arc<Socket>>,
     board: Arc<Board>,
     seen: u64,
-    keeper: Arc<Mutex<Joiner>>,
+    joiner: Arc<Mutex<Joiner>>,
 }
 
 impl std::fmt::Debug for Subscription {
@@ -103,7 +103,7 @@ impl Rejoin {
     /// The groups that have to be joined: those by source while there are sources.
     #[must_use]
     pub fn groups(&self) -> BTreeSet<Ipv6Addr> {
-        self.keeper().groups()
+        self.joiner().groups()
     }
 
     /// Joins every group on the interface of this index, by new sockets, and gives up the old ones.
@@ -111,10 +111,10 @@ impl Rejoin {
     /// # Errors
     /// [`JoinError`]; then the sockets are those of before. They have left the groups if they were on this interface.
     pub fn on(&self, interface: u32) -> Result<(), JoinError> {
-        self.keeper().rejoin(interface)
+        self.joiner().rejoin(interface)
     }
 
-    fn keeper(&self) -> MutexGuard<'_, Joiner> {
+    fn joiner(&self) -> MutexGuard<'_, Joiner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -158,11 +158,11 @@ impl Subscription {
         on_joined: Option<OnJoined>,
     ) -> Result<Vec<Self>, JoinError> {
         let (port, has_sources) = (group_set.port, !group_set.by_source.is_empty());
-        let mut keeper = Joiner { on_joined, ..Joiner::default() };
+        let mut joiner = Joiner { on_joined, ..Joiner::default() };
         for share in group_set.split(shares) {
-            keeper.open_share(share)?;
+            joiner.open_share(share)?;
         }
-        let mut all = Self::of(&Joiner::start(keeper, port, first, has_sources.then_some(wanted))?);
+        let mut all = Self::of(&Joiner::start(joiner, port, first, has_sources.then_some(wanted))?);
         for subscription in &mut all {
             subscription.reconcile(|_| {});
         }
@@ -170,13 +170,13 @@ impl Subscription {
     }
 
     /// One for each share.
-    fn of(keeper: &Arc<Mutex<Joiner>>) -> Vec<Self> {
-        let kept = keeper.lock().unwrap_or_else(PoisonError::into_inner);
+    fn of(joiner: &Arc<Mutex<Joiner>>) -> Vec<Self> {
+        let kept = joiner.lock().unwrap_or_else(PoisonError::into_inner);
         let open = |share: &Share| Self {
             sockets: Vec::new(),
             board: Arc::clone(&share.board),
             seen: 0,
-            keeper: Arc::clone(keeper),
+            joiner: Arc::clone(joiner),
         };
         kept.shares.iter().map(open).collect()
     }
@@ -184,7 +184,7 @@ impl Subscription {
     /// What joins everything anew, for all shares.
     #[must_use]
     pub fn rejoin(&self) -> Rejoin {
-        Rejoin(Arc::clone(&self.keeper))
+        Rejoin(Arc::clone(&self.joiner))
     }
 
     /// What is joined, by all shares, also later.
@@ -265,19 +265,19 @@ impl Joiner {
             self.join_one(*source)?;
         }
         self.publish();
-        let keeper = Arc::new(Mutex::new(self));
+        let joiner = Arc::new(Mutex::new(self));
         if let Some(wanted) = wanted {
-            let kept = Arc::clone(&keeper);
+            let kept = Arc::clone(&joiner);
             let keep = move || Self::keep(&kept, &wanted);
             thread::Builder::new().name(format!("joins-{port}")).spawn(keep).map_err(JoinError::Thread)?;
         }
-        Ok(keeper)
+        Ok(joiner)
     }
 
-    fn keep(keeper: &Mutex<Self>, wanted: &Receiver<BTreeSet<Ipv6Addr>>) {
+    fn keep(joiner: &Mutex<Self>, wanted: &Receiver<BTreeSet<Ipv6Addr>>) {
         while let Ok(set) = wanted.recv() {
             let set = wanted.try_iter().last().unwrap_or(set);
-            keeper.lock().unwrap_or_else(PoisonError::into_inner).reconcile(&set);
+            joiner.lock().unwrap_or_else(PoisonError::into_inner).reconcile(&set);
         }
     }
 

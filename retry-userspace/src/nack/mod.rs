@@ -44,7 +44,7 @@ pub struct Server {
     pub engine: Engine,
     /// Sends.
     pub sender: Sender,
-    /// Asks whoever else may have a frame.
+    /// Asks the backends that may have a frame.
     pub pending: Pending,
     /// Traces some of the NACKs.
     pub tracer: NackTracer,

@@ -56,7 +56,7 @@ pub struct Claimed {
     to: SocketAddrV6,
 }
 
-/// Whoever else may have a frame, or a claim to it.
+/// What may have a frame that this endpoint has not, or a claim to it.
 #[derive(Clone, Default)]
 pub struct Backends {
     /// The shared store.
@@ -149,7 +149,7 @@ impl Pending {
         self.asking.load(Ordering::Relaxed) == 0 && self.claiming.load(Ordering::Relaxed) == 0
     }
 
-    /// Everybody who waits for `key`.
+    /// Every pending NACK for `key`.
     fn waiters(&self, key: &FrameKey) -> Vec<PendingNack> {
         let waiters = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(key).unwrap_or_default();
         self.asking.fetch_sub(waiters.len(), Ordering::Relaxed);
@@ -186,7 +186,7 @@ impl Server {
                 Ok(Reply::Fetched(key, answer)) => self.fetched(&key, answer, &mut frame),
                 Ok(Reply::Claimed(claimed, answer)) => self.claimed(claimed, answer, &mut frame),
                 Ok(Reply::Recovered(recovered)) => self.recovered(&recovered, &mut frame),
-                // Whoever still waits gets its answer, which no wait keeps longer than a listener's patience.
+                // A pending NACK still gets its answer, which no wait keeps longer than a listener's patience.
                 Err(RecvTimeoutError::Timeout) if last && self.pending.is_idle() => return,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,

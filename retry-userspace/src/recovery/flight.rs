@@ -3,7 +3,7 @@
 //!
 //! A frame carries its key, an ACK and a THROTTLED the SeqNum, a MISS neither (docs/wire-format.md). So:
 //!
-//! * A frame is taken for the job that waits for its key, whoever sends it and however late.
+//! * A frame is taken for the job that waits for its key, whichever upstream sends it and however late.
 //! * A MISS is taken for the oldest NACK that its sender has not answered, and that job goes on to the next upstream. It is
 //!   *certain*, so that the job may be given up, only when as many MISSes came as NACKs could be meant. NACKs whose time is
 //!   over still could be, for a while.

@@ -28,16 +28,16 @@ const SLICE: Duration = Duration::from_millis(10);
 /// Why no frame came.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 enum NoFrame {
-    /// Everybody who was asked and answers usually said MISS.
+    /// Every upstream that was asked and usually answers said MISS.
     #[error("every upstream said MISS")]
     Miss,
-    /// Somebody did not answer in time.
+    /// An upstream did not answer in time.
     #[error("no upstream sent it in time")]
     Timeout,
-    /// Somebody told us to hold, and nobody was silent.
+    /// An upstream told us to hold, and none was silent.
     #[error("the upstreams throttle us")]
     Throttled,
-    /// Somebody could not be reached, and nobody was silent or told us to hold.
+    /// An upstream could not be reached, and none was silent or told us to hold.
     #[error("no upstream can be reached")]
     Unreachable,
     /// There is nobody to ask.
@@ -133,7 +133,7 @@ const fn counter(gave_up: &GaveUp<NoFrame>) -> Option<Counter> {
     })
 }
 
-/// Asks everybody, as often as the policy has it. The frame ends it whenever it comes, and from whom.
+/// Asks every upstream, as often as the policy has it. The frame ends it whenever it comes, and from whom.
 async fn rounds(shared: &Shared, key: &FrameKey, ear: &mut JobReceiver) -> Result<Vec<u8>, GaveUp<NoFrame>> {
     let frame = ear.frame.clone();
     // Attempts come one after the other; the lock is never waited for.
@@ -271,7 +271,7 @@ impl Round<'_> {
         }
     }
 
-    /// Gives those whose MISS may have been another's the rest of their time. Whoever calls listens for the frame.
+    /// Gives those whose MISS may have been another's the rest of their time. The caller listens for the frame.
     async fn wait_for_doubtful(&mut self) {
         while let Some(last) = self.doubtful.iter().map(|(_, until)| *until).max() {
             if self.hear(last).await.is_none() {

@@ -234,7 +234,7 @@ impl Shared {
             }
         };
         if !self.upstreams().has(from) {
-            tracing::trace!(%from, "a datagram from somebody who is no upstream");
+            tracing::trace!(%from, "a datagram from a host that is no upstream");
             return;
         }
         let answered = match Answer::parse(bytes) {

@@ -54,7 +54,7 @@ impl Sockets {
         let send =
             || -> io::Result<()> { Ok(sendto(socket.as_raw_fd(), bytes, &to, MsgFlags::MSG_DONTWAIT).map(drop)?) };
         match send() {
-            // Perhaps the ICMP error of an earlier datagram, which is told to whoever calls next.
+            // Perhaps the ICMP error of an earlier datagram, which the next call gets.
             Err(error) if is_unreachable(&error) => send(),
             other => other,
         }

@@ -77,7 +77,7 @@ pub struct Choice {
 pub struct Order {
     /// One after the other, each address once.
     pub ask: Vec<Choice>,
-    /// Somebody who told us to hold was left out.
+    /// An upstream that told us to hold was left out.
     pub held: bool,
 }
 

@@ -80,7 +80,7 @@ struct Refusal {
     probe_at: Instant,
 }
 
-/// A veth pair drops what is longer than either end's MTU, whoever sends it, and says nothing.
+/// A veth pair drops what is longer than either end's MTU, in both directions, and says nothing.
 fn too_narrow(interface: &Interface) -> String {
     let Interface { name, mtu, .. } = interface;
     let reach = interface.reach();

@@ -355,7 +355,7 @@ async fn serve(
         })?;
     }
 
-    // Before anybody is told that it is ready: without a lease the kernel passes NACKs on.
+    // Before `/readyz` says ready: without a lease the kernel passes NACKs on.
     state.renew_lease(settings.xdp.lease);
     // The first look is over before the daemon says that it is ready.
     let follower = follower.look_once().await;

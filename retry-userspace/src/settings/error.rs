@@ -94,7 +94,7 @@ fn without_password(address: &str) -> String {
     let Some((login, host)) = address.rsplit_once('@') else {
         return address.to_owned();
     };
-    // Without a scheme, as somebody writes it who forgot that, the login is a word of what may be a sentence.
+    // Without a scheme (an operator may forget it) the login is a word of what may be a sentence.
     let kept = match login.split_once("://") {
         Some((scheme, _)) => scheme.len() + "://".len(),
         None => login.rfind(char::is_whitespace).map_or(0, |space| space + 1),

@@ -117,7 +117,7 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// Listens until `cancel`, wherever there is somebody to listen to.
+    /// Listens until `cancel`, on every server that can be reached.
     pub(super) async fn run(self, redis: Redis, cancel: CancellationToken) {
         let policy = Exponential::new(&redis.retry);
         let mut waits = policy.waits();

@@ -102,7 +102,7 @@ fn read_claim(value: &[u8]) -> Option<(&[u8], Duration)> {
 }
 
 /// How old a claim of this life is that Redis keeps for another `left_ms`. `None` for what Redis keeps for longer than that: the
-/// server's clock was set back, or another server has taken over whose clock is behind. Such a claim must not silence anybody.
+/// server's clock was set back, or another server has taken over whose clock is behind. Such a claim must not silence an instance.
 fn age(life: Duration, left_ms: i64) -> Option<Duration> {
     life.checked_sub(Duration::from_millis(u64::try_from(left_ms).ok()?))
 }

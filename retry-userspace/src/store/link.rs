@@ -17,7 +17,7 @@ use super::{Node, Unavailable};
 use crate::backoff::{GaveUp, Retry};
 use crate::settings::Redis;
 
-/// How often a connection is tried, so that its loss shows before somebody needs it.
+/// How often a connection is tried, so that its loss shows before a request needs it.
 pub(super) const PULSE: Duration = Duration::from_secs(2);
 /// Pulses in a row without an answer after which nobody is taken to be there any more. A server that loses its power
 /// closes no connection, and TCP alone finds out after a quarter of an hour.
@@ -64,7 +64,7 @@ impl Link {
         link
     }
 
-    /// There is a connection, and somebody answers.
+    /// There is a connection, and the server answers.
     pub(super) fn is_connected(&self) -> bool {
         self.has_connection() && !self.is_open()
     }
@@ -192,7 +192,7 @@ impl Link {
                 Ok(connection) => return self.begin(connection),
                 Err(error) => {
                     self.tell_down(&error);
-                    // A password that is wrong stays wrong until somebody mends it.
+                    // A password that is wrong stays wrong until the operator mends it.
                     let wait = if is_refusal(&error) {
                         pause.max(Duration::from_secs(1))
                     } else {
@@ -234,7 +234,7 @@ impl Link {
 
     /// Tries the connection; false when nobody answers in time. The breaker guards those who wait, and nobody waits for
     /// this: it is asked past the breaker, and closes it when its time has come, so that the store comes back without
-    /// anybody asking for it.
+    /// a request for it.
     async fn pulse(&self) -> bool {
         let ping = redis::cmd("PING");
         let answer = self.send(&ping, self.op_timeout).await;

@@ -120,7 +120,7 @@ impl Task {
             let left = tokio::sync::Mutex::new(&mut *batch);
             let outcome = self.link.retry.run(&self.cancel, |_| self.attempt(&left)).await;
             match outcome {
-                // What one frame is refused for, the next would be: they wait for somebody to mend it.
+                // What one frame is refused for, the next would be: they wait until the operator mends it.
                 Err(GaveUp::Definitive { error: Fault::Redis(error), .. }) if is_refusal(&error) => {
                     tokio::select! {
                         () = self.cancel.cancelled() => {}

@@ -47,7 +47,7 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Contenders) ->
                 probe::ask(&rigs.socket, &probe).context("-xdp off")?,
             ];
             for (probed, who) in round.iter().zip(WHO) {
-                // What is lost is lost to a full queue of 256 packets while somebody else had the core.
+                // What is lost is lost to a full queue of 256 packets while another task had the core.
                 ensure!(probed.share() >= 0.5, "{who} answered {} of {} NACKs", probed.answered, probed.sent);
                 answered += probed.answered;
                 sent += probed.sent;

@@ -148,7 +148,7 @@ pub(crate) struct Reflector {
 }
 
 impl Reflector {
-    /// Packets sent back so far, whether anybody took them or not.
+    /// Packets sent back so far, whether the peer took them or not.
     pub(crate) fn count(&self) -> Result<u64> {
         Ok(self.reflected.get(&0, 0)?.iter().sum())
     }

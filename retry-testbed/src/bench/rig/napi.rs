@@ -53,7 +53,7 @@ pub(crate) fn thread_of(pid: u32, name: &str) -> Result<Option<i32>> {
 /// Lets a thread run before all ordinary ones, or as an ordinary one again; 0 is the calling thread.
 ///
 /// For the listener, for the client's NAPI, and for the server's NAPI while a cache is filled without loss: each would
-/// otherwise wait for a time slice of whoever shares its core.
+/// otherwise wait for a time slice of the tasks that share its core.
 pub(crate) fn urgent(thread: i32, on: bool) -> Result<()> {
     if on { schedule(thread, libc::SCHED_FIFO, 10) } else { schedule(thread, libc::SCHED_OTHER, 0) }
 }
@@ -126,7 +126,7 @@ pub(crate) fn moderate(ns: &Netns, on: bool) -> Result<()> {
 
 /// Writes attributes of `eth0` of a namespace.
 fn write_sysfs(ns: &Netns, attributes: &[(&str, &str)]) -> Result<()> {
-    // sysfs shows the network namespace of whoever mounted it.
+    // sysfs shows the network namespace of the process that mounted it.
     ns.enter(|| -> Result<()> {
         unshare(CloneFlags::CLONE_NEWNS)?;
         let none: Option<&str> = None;

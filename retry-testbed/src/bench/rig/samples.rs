@@ -39,7 +39,7 @@ pub(crate) struct Right {
     /// Whether an ACK goes before its frame: in the kernel, where the frame's room is proved first, and in the plain server.
     /// The daemon's socket sends the frame first, for its ACK says what has left.
     pub(crate) ack_leads: bool,
-    /// Who asks may be somebody else than the client.
+    /// The source may be another host than the client.
     pub(crate) spoofed: bool,
 }
 

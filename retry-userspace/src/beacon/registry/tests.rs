@@ -68,7 +68,7 @@ fn an_endpoint_is_known_until_three_intervals_of_silence() {
     );
     assert_eq!(ids(&registry, at(600 + 180) - 1), [1]);
     assert!(ids(&registry, at(600 + 180)).is_empty());
-    // Whoever comes back is new.
+    // An endpoint that comes back is new.
     assert_eq!(hear(&mut registry, &advert(1), at(900)), Outcome::New);
 }
 

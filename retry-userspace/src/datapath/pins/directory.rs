@@ -17,9 +17,9 @@ use super::{DatapathError, from_errno, pin_error};
 pub(super) const LINK: &str = "link-";
 /// What the pins of programs begin with.
 const PROGRAM: &str = "retry_";
-/// Permissions of everybody but the owner.
+/// Permissions of all users but the owner.
 const OTHERS: u32 = 0o077;
-/// Permissions to write of everybody but the owner.
+/// Permissions to write of all users but the owner.
 const OTHERS_WRITE: u32 = 0o022;
 
 /// An open directory.

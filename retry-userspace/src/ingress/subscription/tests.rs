@@ -228,18 +228,18 @@ fn a_group_is_in_one_share() {
 #[test]
 fn a_source_is_joined_in_every_share_or_in_none() {
     in_namespace("a_source_is_joined_in_every_share_or_in_none", |pair| {
-        let mut keeper = Joiner::default();
+        let mut joiner = Joiner::default();
         // There is no such interface: the second share can join nothing.
         for interface in [pair.far.index, 9_999] {
-            keeper.open_share(GroupSet { interface, ..group_set(&pair) }).expect("no group of any source");
+            joiner.open_share(GroupSet { interface, ..group_set(&pair) }).expect("no group of any source");
         }
-        keeper.reconcile(&set([2]));
-        assert_eq!(keeper.refused, set([2]));
-        assert!(keeper.shares.iter().all(|share| share.joins.sources().next().is_none()));
-        assert_eq!((keeper.status.sources(), keeper.status.sockets()), (0, 0));
-        keeper.shares.pop();
-        keeper.reconcile(&set([2]));
-        assert_eq!((keeper.refused.len(), keeper.status.sources()), (0, 1));
+        joiner.reconcile(&set([2]));
+        assert_eq!(joiner.refused, set([2]));
+        assert!(joiner.shares.iter().all(|share| share.joins.sources().next().is_none()));
+        assert_eq!((joiner.status.sources(), joiner.status.sockets()), (0, 0));
+        joiner.shares.pop();
+        joiner.reconcile(&set([2]));
+        assert_eq!((joiner.refused.len(), joiner.status.sources()), (0, 1));
     });
 }
 
@@ -276,15 +276,15 @@ fn a_source_that_is_refused_is_tried_again() {
         let (_, never) = mpsc::channel();
         let error = Subscription::open(group_set(&pair), &set([1]), never).expect_err("no room");
         assert!(error.to_string().contains("net.core.optmem_max (now 16 bytes)"), "{error}");
-        let mut keeper = Joiner::default();
-        keeper.open_share(group_set(&pair)).expect("no group of any source");
-        keeper.reconcile(&set([1, 2]));
-        let refused = keeper.refused.clone();
-        let keeper = Arc::new(Mutex::new(keeper));
-        let mut subscription = Subscription::of(&keeper).swap_remove(0);
+        let mut joiner = Joiner::default();
+        joiner.open_share(group_set(&pair)).expect("no group of any source");
+        joiner.reconcile(&set([1, 2]));
+        let refused = joiner.refused.clone();
+        let joiner = Arc::new(Mutex::new(joiner));
+        let mut subscription = Subscription::of(&joiner).swap_remove(0);
         assert_eq!((refused, subscription.status().sources()), (set([1, 2]), 0));
         fs::write("/proc/sys/net/core/optmem_max", "131072").expect("own namespace");
-        let keeping = thread::spawn(move || Joiner::keep(&keeper, &wanted));
+        let keeping = thread::spawn(move || Joiner::keep(&joiner, &wanted));
         sender.send(set([1, 2])).expect("listened to");
         eventually("joined", || subscription.has_news());
         assert_eq!(subscription.status().sources(), 2);

@@ -130,7 +130,7 @@ async fn who_throttles_is_left_alone() {
     other.send_frame(&other.nack().await).await;
     assert_eq!(rig.recovered().await, 2);
     assert!(busy.is_quiet());
-    // It may have what the other has not: that is no MISS of everybody.
+    // It may have what the other has not: that is no MISS of all.
     rig.ask(3);
     other.miss(&other.nack().await).await;
     rig.counts(Counter::ProxyFailedThrottled, 1).await;

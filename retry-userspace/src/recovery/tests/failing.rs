@@ -94,7 +94,7 @@ async fn what_is_not_the_frame_is_not_taken() {
     let got = upstream.nack().await;
     let mut forged = frame_of(1);
     forged.truncate(200);
-    // Cut short, too short, of nobody, of another frame, from somebody else.
+    // Cut short, too short, of no frame asked for, of another frame, from another host.
     upstream.send(&got, &forged).await;
     upstream.send(&got, b"?").await;
     upstream.send(&got, &[]).await;
