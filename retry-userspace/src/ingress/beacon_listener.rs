@@ -15,12 +15,10 @@ use super::source_discovery::Control;
 use super::subscription::Subscription;
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
-use crate::net::batch::{Batch, Readiness};
+use crate::net::batch::{Batch, LONGEST_DATAGRAM, Readiness};
 
 /// Datagrams taken in one system call.
 const BATCH: usize = 32;
-/// The longest datagram.
-const LONGEST: usize = 65_536;
 /// How long a shutdown, or a change of the sockets, may go unseen.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Type byte of a manifest.
@@ -47,7 +45,7 @@ impl BeaconListener {
     /// # Errors
     /// What a receive returns.
     pub fn run(mut self, shutdown: &AtomicBool) -> io::Result<()> {
-        let mut batch = Batch::new(BATCH, LONGEST);
+        let mut batch = Batch::new(BATCH, LONGEST_DATAGRAM);
         while !shutdown.load(Ordering::Relaxed) {
             // What is still queued of a source that leaves says nothing any more.
             self.subscription.reconcile(|_| {});

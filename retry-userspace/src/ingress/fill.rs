@@ -17,12 +17,10 @@ use super::subscription::Subscription;
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
 use crate::framelog::{Followed, LaneUse, NewFrame, Put, Removed, Writer};
-use crate::net::batch::{Batch, Readiness};
+use crate::net::batch::{Batch, LONGEST_DATAGRAM, Readiness};
 
 /// Datagrams taken in one system call.
 const BATCH: usize = 64;
-/// The longest UDP datagram.
-const BUFFER_LEN: usize = 65_536;
 /// How long a shutdown may go unseen.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Records of the kernel's followed in one go, a lane.
@@ -159,7 +157,7 @@ impl Fill {
     /// # Errors
     /// What a receive returns.
     pub fn run(&self, subscription: &mut Subscription, shutdown: &AtomicBool) -> io::Result<()> {
-        let mut batch = Batch::new(BATCH, BUFFER_LEN);
+        let mut batch = Batch::new(BATCH, LONGEST_DATAGRAM);
         let mut lost = HashMap::new();
         while !shutdown.load(Ordering::Relaxed) {
             subscription.reconcile(|leaving| {

@@ -14,10 +14,9 @@ use thiserror::Error;
 use super::fill::{Fill, StoredFrom};
 use super::joins::RECEIVE_BUFFER;
 use crate::clock::monotonic_ns;
+use crate::net::batch::LONGEST_DATAGRAM;
 use crate::net::options;
 
-/// The longest datagram.
-const LONGEST: usize = 65_536;
 /// How long a shutdown may go unseen.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -67,7 +66,7 @@ impl Fill {
     /// # Errors
     /// What the receive returns.
     pub fn run_tee(&self, socket: &TeeSocket, shutdown: &AtomicBool) -> io::Result<()> {
-        let mut buffer = vec![0; LONGEST];
+        let mut buffer = vec![0; LONGEST_DATAGRAM];
         let (mut received, mut lost) = (0_u64, 0);
         while !shutdown.load(Ordering::Relaxed) {
             let is_quiet = match socket.0.recv_from(&mut buffer) {

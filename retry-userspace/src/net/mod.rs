@@ -1,8 +1,7 @@
 //! Sockets and interfaces. This layer moves datagrams and says what happened to each; it decides nothing about them.
 //!
 //! [`interface`] finds an interface and its addresses, [`batch`] receives ([`readiness`] waits on several
-//! sockets), [`nack_socket`] sends from the NACK port, with [`outbox`] for
-//! many unicast datagrams a system call and [`multicast`] for one datagram out of a chosen interface. [`neighbours`] says which
+//! sockets), [`nack_socket`] sends from the NACK port, by [`multicast`] where a datagram leaves by a chosen interface. [`neighbours`] says which
 //! datagrams would wait in the kernel: no send waits. [`bound`] says what other programs have bound. [`options`] sets what the standard
 //! library does not reach, and `message` lays out addresses and control messages.
 
@@ -14,7 +13,6 @@ pub mod multicast;
 pub mod nack_socket;
 pub mod neighbours;
 pub mod options;
-pub mod outbox;
 pub mod readiness;
 #[cfg(test)]
 pub(crate) mod testing;

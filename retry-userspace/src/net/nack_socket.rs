@@ -13,7 +13,6 @@ use super::batch::SHUTDOWN_POLL;
 use super::bound;
 use super::multicast::{self, Egress};
 use super::options::{self, ReceiveBuffer};
-use super::outbox::Outbox;
 
 /// Bytes of send buffer to ask for: no send waits, so what a burst of answers needs has to have room.
 const SEND_BUFFER: usize = 4 << 20;
@@ -124,11 +123,6 @@ impl NackSocket {
         }
     }
 
-    /// Tries each waiting datagram of the outbox once and returns how many left; the outbox keeps the outcome of each.
-    pub fn send_answers(&self, outbox: &mut Outbox) -> usize {
-        outbox.send(self.socket.as_fd())
-    }
-
     /// Sends one datagram to a group out of one interface.
     ///
     /// # Errors
@@ -196,10 +190,8 @@ mod tests {
         assert_eq!(batch.recv(&socket, SOON).expect("received"), 1);
         let nack = batch.datagrams().next().expect("one");
         assert_eq!((nack.bytes, nack.destination), (&b"nack"[..], Some(Ipv6Addr::LOCALHOST)));
-        let mut outbox = Outbox::new();
-        outbox.push(nack.source, b"frame");
-        outbox.push(nack.source, b"ack");
-        assert_eq!(socket.send_answers(&mut outbox), 2);
+        socket.send_unicast(nack.source, b"frame").expect("sent");
+        socket.send_unicast(nack.source, b"ack").expect("sent");
         socket.send_unicast(nack.source, b"single").expect("sent");
         let mut answers = Batch::new(4, 256);
         assert_eq!(answers.recv(&listener, SOON).expect("received"), 3);

@@ -10,14 +10,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
+use crate::net::batch::LONGEST_DATAGRAM;
 use crate::net::options::{set_receive_buffer, set_send_buffer};
 
 /// Receive buffer asked for, bytes: what hundreds of jobs may get at once.
 const BUFFER: usize = 4 << 20;
 /// Send buffer asked for, bytes: NACKs to upstreams whose neighbour does not resolve leave room for those to others.
 const SEND_BUFFER: usize = 2 << 20;
-/// The longest datagram.
-const LONGEST: usize = 65_536;
 
 /// What a socket tells.
 #[derive(Debug)]
@@ -87,7 +86,7 @@ fn open(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 async fn hear(socket: &UdpSocket, take: &impl Fn(Heard<'_>)) {
-    let mut buffer = vec![0; LONGEST];
+    let mut buffer = vec![0; LONGEST_DATAGRAM];
     // Fails when the runtime ends.
     while socket.ready(Interest::READABLE | Interest::ERROR).await.is_ok() {
         loop {
