@@ -1,18 +1,23 @@
 //! retry-endpoint: keeps the recent frames of a multicast fabric and answers NACKs for them, in the kernel where it can.
 //!
-//! The flow, and the modules in its order:
+//! The modules, in the order in which the daemon uses them:
 //!
-//! 1. [`settings`] are parsed and checked; [`fabric`] looks up what they name.
-//! 2. [`datapath`] loads the XDP program and gives the pages of the [`framelog`]; without BPF they are plain memory.
+//! 1. [`settings`] are parsed and checked; [`fabric`] looks up what they name. `run` builds, starts and ends all parts.
+//! 2. [`datapath`] loads the XDP programs and gives the pages of the [`framelog`]; without BPF they are plain memory.
 //! 3. [`ingress`] joins the groups and appends every frame to the log.
-//! 4. The kernel answers hits. What it does not take reaches [`nack`], by socket or by event.
-//! 5. [`engine`] decides as the kernel does; [`repair`] sends.
-//! 6. [`beacon`] announces, [`admin`] shows, [`telemetry`] tells.
-//! 7. [`interfaces`] are watched: what changes underneath is followed.
+//! 4. The kernel program answers hits. What it does not take reaches [`nack`], by socket or by event.
+//! 5. [`engine`] decides as the kernel program does, with [`limits`] of its own; [`repair`] sends.
+//! 6. What this endpoint does not have comes from the shared [`store`] or by [`recovery`] from upstream endpoints; [`backoff`]
+//!    paces both.
+//! 7. [`beacon`] announces this endpoint and hears of others; [`admin`] shows numbers and frames over HTTP; [`telemetry`]
+//!    logs and exports; [`counters`] counts.
+//! 8. [`interfaces`] are watched, and the daemon follows what changes on the host.
+//! 9. [`verify_log`] checks the log of a running daemon, from another process.
 //!
-//! [`verify_log`] checks the log of a daemon that runs, from another process.
+//! [`net`] has the sockets, [`clock`] the time, [`shutdown`] the signals.
 //!
-//! Nothing below imports anything above it; [`datapath`] alone knows aya.
+//! [`datapath`] alone knows aya and the names of maps. `run` alone imports every part. [`admin`] and [`telemetry`] import
+//! each other (samples one way, the log level the other), and [`settings`] takes the scope's type from [`beacon`].
 
 pub mod admin;
 pub mod backoff;
