@@ -284,7 +284,7 @@ pub struct GroupKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct LimitWay {
-    /// Hash of the key; 0 = nobody has taken it.
+    /// Hash of the key; 0 = the way is free.
     pub tag: u64,
     /// The state word of [`crate::limit`].
     pub state: u64,

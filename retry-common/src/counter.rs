@@ -150,7 +150,7 @@ counters! {
     ProxyQueueDropped proxy_queue_dropped User = "bre_proxy_queue_dropped_total" [] "Recoveries dropped because too many waited.";
     AdvertsHeard adverts_heard User = "bre_beacon_adverts_received_total" [] "ADVERTs of other endpoints heard.";
     AdvertsRefused adverts_refused User = "bre_beacon_dropped_total" [reason = "decode_error"] "Datagrams on the beacon groups that are neither ADVERT nor manifest.";
-    AdvertsUnusable adverts_unusable User = "bre_beacon_dropped_total" [reason = "unusable"] "ADVERTs of endpoints that nobody can reach.";
+    AdvertsUnusable adverts_unusable User = "bre_beacon_dropped_total" [reason = "unusable"] "ADVERTs of endpoints that cannot be reached.";
     AdvertsOverflow adverts_overflow User = "bre_beacon_dropped_total" [reason = "table_full"] "ADVERTs of endpoints that the table has no room for.";
     ManifestsHeard manifests_heard User = "bre_manifests_received_total" [] "Shard manifests heard.";
     ManifestsRefused manifests_refused User = "bre_manifests_dropped_total" [reason = "decode_error"] "Shard manifests that cannot be read.";

@@ -57,7 +57,7 @@ pub trait CachedFrame: Copy {
 /// Who multicast the frame lately.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Multicast {
-    /// Nobody: the claim is ours, send.
+    /// No instance: the claim is ours, send.
     Claimed,
     /// We did.
     HeldByUs,
@@ -86,7 +86,7 @@ pub trait Endpoint {
     fn can_send(&mut self, frame: &Self::Frame, multicast: bool) -> bool;
     /// Claims the multicast of the frame.
     fn claim_multicast(&mut self) -> Multicast;
-    /// What a claim would say, without making it: [`Multicast::Claimed`] when nobody holds the frame.
+    /// What a claim would say, without making it: [`Multicast::Claimed`] when no instance holds the frame.
     fn peek_multicast(&mut self) -> Multicast;
     /// Counts one.
     fn count(&mut self, counter: Counter);
@@ -106,7 +106,7 @@ pub struct Repair {
 }
 
 impl Repair {
-    /// The flags of the ACK, given what really left; `None` when there is nothing to say or nobody wants it.
+    /// The flags of the ACK, given what really left; `None` when there is nothing to say or no ACK is wanted.
     #[inline(always)]
     pub const fn ack_flags(&self, multicast_left: bool, unicast_left: bool) -> Option<u8> {
         let mut flags = 0;
@@ -127,7 +127,7 @@ pub enum Verdict<F> {
     Silence,
     /// A THROTTLED with this backoff bucket.
     Throttled(u8),
-    /// A MISS; nobody else is asked.
+    /// A MISS; no backend is asked.
     Miss,
     /// A MISS if `say`, and a job for recovery.
     Recover {

@@ -12,7 +12,7 @@ const TAG_SHIFT: u32 = TIME_BITS + 1;
 /// Who multicast the frame last.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Claim {
-    /// Nobody lately: send. The word is what the table holds from now on.
+    /// No instance lately: send. The word is what the table holds from now on.
     Free(u64),
     /// We did, less than the hold-down ago.
     Ours,

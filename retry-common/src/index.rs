@@ -14,7 +14,7 @@ const NEIGHBOURS: u64 = 64;
 /// A bit from which on all that is cut from a hash as a tag has it.
 const TAG_BITS_FROM: u32 = 40;
 
-/// The hash that index, hold-down table, windows and tags are cut from. `seed` is drawn at start, so that nobody can
+/// The hash that index, hold-down table, windows and tags are cut from. `seed` is drawn at start, so that no sender can
 /// choose keys which fall into one bucket.
 ///
 /// 64 frames in a row share all but few bits, the lowest of which count on: a writer that stores a flow, or a listener that asks for a

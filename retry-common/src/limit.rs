@@ -1,7 +1,7 @@
 //! Rate limits as integer arithmetic: a state word and a time in, a verdict and a state word out.
 //!
 //! Both limits keep their whole state in one `u64`, so that a single compare-exchange updates it, in the kernel and in
-//! userspace alike. A state of 0 is a limit that nobody has used yet. Times are nanoseconds of the monotonic clock.
+//! userspace alike. A state of 0 is a limit that has not been used yet. Times are nanoseconds of the monotonic clock.
 
 /// Nanoseconds in a second.
 const SECOND_NS: u64 = 1_000_000_000;
@@ -26,7 +26,7 @@ impl TokenBucket {
         Self { interval_ns, depth_ns: interval_ns.saturating_mul(burst.saturating_sub(1) as u64) }
     }
 
-    /// True when the limit refuses nobody.
+    /// True when the limit is off.
     #[inline(always)]
     pub const fn is_off(&self) -> bool {
         self.interval_ns == 0
@@ -76,7 +76,7 @@ impl Window {
         Self { window_ns: if window_ns == 0 { 1 } else { window_ns }, max: max as u64 }
     }
 
-    /// True when the limit refuses nobody.
+    /// True when the limit is off.
     #[inline(always)]
     pub const fn is_off(&self) -> bool {
         self.max == 0

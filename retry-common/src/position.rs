@@ -11,7 +11,7 @@ use crate::abi::{SEGMENT_LEN, SEGMENT_SLOTS, SEGMENT_TAIL, SLOT_LEN};
 #[expect(clippy::cast_possible_truncation, reason = "2^18 at most")]
 const START_SLOTS: u32 = ((SEGMENT_LEN - SEGMENT_TAIL) / SLOT_LEN) as u32;
 
-/// Laps that a lane may start with: the first is drawn at random, so that nobody outside knows what a version will be.
+/// Laps that a lane may start with: the first is drawn at random, so that no sender knows what a version will be.
 pub const FIRST_LAPS: u32 = 1 << 28;
 
 /// The position of `slot` (counted from the lane's first) in `lap`.

@@ -47,7 +47,7 @@ pub const fn join(hash: u64, word: u64) -> u64 {
     h ^ (h >> 33)
 }
 
-/// What tells keys of one bucket apart: all of the hash. Never 0, which is a way that nobody has taken.
+/// What tells keys of one bucket apart: all of the hash. Never 0, which is a free way.
 #[inline(always)]
 pub const fn tag(hash: u64) -> u64 {
     hash | (1 << 63)

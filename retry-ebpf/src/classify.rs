@@ -147,7 +147,7 @@ fn nack(ctx: &XdpContext, headers: &IpUdp) -> Result<Nack, NotOurs> {
             NackError::Range => Counter::NackRange,
         })
     })?;
-    // Nobody here reads the SubtreeID: left in the packet it costs no copy.
+    // No step reads the SubtreeID: left in the packet it costs no copy.
     Ok(Nack { subtree_id: [0; 32], ..nack })
 }
 

@@ -1,6 +1,6 @@
 //! Frames of the fabric, from the wire into the log: the program that `retry_nack` goes on to with multicast.
 //!
-//! It stores what is plain: a whole frame with a right checksum, from a joined group, whose key nobody has and whose bucket
+//! It stores what is plain: a whole frame with a right checksum, from a joined group, whose key is new and whose bucket
 //! has an empty place. Everything else is passed on to the daemon's sockets, which know what to do and count it:
 //! duplicates, replaced frames, bundles, frames above the MTU, bad bytes, a lane without room.
 //!

@@ -291,7 +291,7 @@ pub(crate) fn copy_in(ctx: &XdpContext, slot: u32, offset: usize, length: u64) -
     // SAFETY: `header` leaves a page less than its own length behind it, and a frame is shorter than that.
     let to = unsafe { header.cast_mut().cast::<u8>().add(RECORD_HEADER_LEN) };
     // What is summed are whole words: of the last one, zeros are to stay where the frame has ended.
-    // SAFETY: as above; nobody else writes or reads there, and the word begins inside the frame.
+    // SAFETY: as above; no other writer writes there, no reader believes it, and the word begins inside the frame.
     let last = unsafe { to.add(black_box((length - 1) & 0xffc) as usize) }.cast::<u32>();
     // SAFETY: as above; a record's bytes are aligned to 16.
     unsafe { last.write(0) };

@@ -68,7 +68,7 @@ pub enum FabricError {
         /// The interface that was looked at.
         interface: String,
     },
-    /// Nobody holds the address.
+    /// No interface holds the address.
     #[error("-{setting} {address}: no interface of this host has this address")]
     NotOurs {
         /// The setting.

@@ -263,7 +263,7 @@ pub(crate) fn is_program(file: &Path) -> bool {
 
 /// One line that tells what happens now. On standard error: standard output belongs to the programs that are started.
 pub(crate) fn step(text: impl Display) {
-    // Nobody listens: no reason to stop.
+    // No process reads: no reason to stop.
     let _ = writeln!(io::stderr(), "xtask: {text}");
 }
 

@@ -105,7 +105,7 @@ impl Toolchain {
         }
         code("link-arg=--btf".into());
         code(joined("linker=", &linker(context), ""));
-        // The object tells its lines to an operator: where it was built is nobody's business.
+        // The object tells its lines to an operator: it does not tell where it was built.
         let mut remap = |from: &Path, to: &str| flags.push(joined("--remap-path-prefix=", from, to));
         remap(&context.root, "=.");
         remap(&cargo_home()?, "=/cargo");

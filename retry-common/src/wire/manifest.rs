@@ -100,7 +100,7 @@ pub enum ManifestError {
     /// The CRC is not that of the bytes.
     #[error("the CRC is wrong")]
     Crc,
-    /// Both forms of groups, or neither although their flag is set, or one although it is not: then nobody could say
+    /// Both forms of groups, or neither although their flag is set, or one although it is not: then no reader could say
     /// where the sources begin.
     #[error("not exactly one form of groups")]
     Groups,

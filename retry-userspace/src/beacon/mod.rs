@@ -58,7 +58,7 @@ impl Scope {
 ///
 /// With sources named, ADVERTs go to the source-specific beacon groups, whose source is `bind-source`: listeners that have
 /// us in their list join (S,G), and a network that carries nothing else carries that. They go to the any-source groups as
-/// well: a listener that has not heard of us cannot name us, and hearing of endpoints that nobody configured is what the
+/// well: a listener that has not heard of us cannot name us, and hearing of endpoints that are not configured is what the
 /// beacon is for. Who hears both keeps one entry, by instance id (BRC-126). The scope org has no source-specific groups on
 /// this fabric ([`group::prefix`]): there, ADVERTs go to the any-source group alone.
 #[must_use]

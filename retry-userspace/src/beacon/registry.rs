@@ -66,13 +66,13 @@ pub enum Outcome {
     Own,
     /// No ADVERT.
     Refused(AdvertError),
-    /// Nobody can send NACKs there.
+    /// No listener can send NACKs there.
     Unusable(Unusable),
     /// There is no room for one more endpoint.
     Full,
 }
 
-/// Why nobody can send NACKs to an announced address.
+/// Why no listener can send NACKs to an announced address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Unusable {
     /// `::`.

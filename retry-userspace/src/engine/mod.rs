@@ -30,7 +30,7 @@ pub struct Rules {
     pub hold_down: HoldDown,
     /// Entries of each limit table.
     pub limit_entries: u32,
-    /// What their hashes begin with, which nobody outside knows.
+    /// What their hashes begin with, which no sender knows.
     pub hash_seed: u64,
 }
 
@@ -95,7 +95,7 @@ impl Engine {
     }
 
     /// What a NACK gets that had to wait for the shared store, now that it has answered: the frame is in the log by now,
-    /// or nobody has it.
+    /// or there is no such frame.
     pub fn handle_asked(&self, nack: &Nack, source: Ipv6Addr, admitted: Admitted, now_ns: u64) -> Verdict<Record> {
         let mut case = Case { admitted: Some(admitted), ..self.case(nack, source, now_ns) };
         match case.look_up() {

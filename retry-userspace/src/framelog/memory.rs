@@ -66,7 +66,7 @@ impl Memory {
         unsafe { place.read_volatile() }
     }
 
-    /// Asks for the cache line at `offset`, which is soon read. What lies outside is nobody's loss.
+    /// Asks for the cache line at `offset`, which is soon read. What lies outside is left alone.
     pub(super) fn fetch(&self, offset: usize) {
         if offset < self.len {
             // SAFETY: inside the mapping, as just checked.
@@ -110,11 +110,11 @@ impl Memory {
     /// The `len` bytes at `offset`.
     ///
     /// # Safety
-    /// Nobody writes there while the slice lives: it is for the writer alone, of a record that is whole and that it has not
+    /// No writer writes there while the slice lives: it is for the writer alone, of a record that is whole and that it has not
     /// dropped.
     pub(super) unsafe fn bytes(&self, offset: usize, len: usize) -> &[u8] {
         let place = self.at(offset, len);
-        // SAFETY: inside the mapping, which lives as long as `self`; nobody writes there, says the caller.
+        // SAFETY: inside the mapping, which lives as long as `self`; no writer writes there, says the caller.
         unsafe { std::slice::from_raw_parts(place, len) }
     }
 }

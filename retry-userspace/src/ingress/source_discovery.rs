@@ -123,7 +123,7 @@ impl Control {
                 () = self.changed.notified() => {}
                 _ = tick.tick() => {}
             }
-            // At the end nobody listens any more.
+            // At the end no receiver is left.
             drop(tell(&data, &mut told, self.wanted()));
             drop(tell(&beacons, &mut told_beacons, self.beacon_sources(&names.borrow())));
         }

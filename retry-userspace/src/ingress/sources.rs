@@ -188,7 +188,7 @@ mod tests {
         let (two, three) = ([ip(2).octets(), ip(99).octets(), Ipv6Addr::LOCALHOST.octets()], [ip(3).octets()]);
         assert_eq!(sources.handle_manifest(&manifest(&two, 100, 0), ip(60), 0), Outcome::Foreign);
         assert_eq!(sources.handle_manifest(&manifest(&two, 100, 0), ip(50), 0), Outcome::Taken);
-        // Neither our own address nor one that nobody can have.
+        // Neither our own address nor one that no host can have.
         assert_eq!(sources.wanted(S), set(&[1, 2]));
         assert_eq!(sources.handle_manifest(&manifest(&three, 99, 0), ip(50), S), Outcome::Stale);
         assert_eq!(sources.handle_manifest(&manifest(&three, 5, 0), ip(51), S), Outcome::Taken);

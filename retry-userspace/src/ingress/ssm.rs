@@ -16,7 +16,7 @@ use socket2::Socket;
 use super::joins::{self, Delivery, JoinError};
 use crate::net::options;
 
-/// The (source, group) pairs joined on one interface and UDP port. Dropping it leaves them, once nobody else holds a socket.
+/// The (source, group) pairs joined on one interface and UDP port. Dropping it leaves them, once no other handle holds a socket.
 #[derive(Debug)]
 pub struct SourceJoins {
     delivery: Delivery,

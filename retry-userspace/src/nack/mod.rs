@@ -1,5 +1,5 @@
 //! Serves NACKs that the kernel did not: the socket of the NACK port, and the kernel's events. Both hand a NACK to the
-//! engine and carry out its verdict. What needs an answer from elsewhere first waits in [`pending`], and holds up nobody.
+//! engine and carry out its verdict. What needs an answer from elsewhere first waits in [`pending`], and holds no worker up.
 
 pub mod pending;
 

@@ -138,13 +138,13 @@ impl Pending {
         let (store, replies) = (store.clone(), self.replies.clone());
         self.runtime.spawn(async move {
             let answer = store.fetch(&key).await;
-            // Nobody takes replies any more at the end.
+            // At the end no thread takes replies any more.
             let _ = replies.send(Reply::Fetched(key, answer));
         });
         true
     }
 
-    /// Nobody waits.
+    /// No NACK and no repair is pending.
     fn is_idle(&self) -> bool {
         self.asking.load(Ordering::Relaxed) == 0 && self.claiming.load(Ordering::Relaxed) == 0
     }

@@ -144,7 +144,7 @@ fn bind(socket: &Socket, address: SocketAddrV6, shared: bool) -> Result<SocketAd
     socket.set_reuse_address(shared)?;
     let port = socket.local_addr()?.as_socket_ipv6().map_or(address.port(), |local| local.port());
     let local = SocketAddrV6::new(*address.ip(), port, 0, 0);
-    // Who was there first. Without /proc there is nobody to ask, and nothing to lose: such a host is not for several users.
+    // Who was there first. Without /proc there is nothing to ask, and nothing to lose: such a host is not for several users.
     match bound::rival(local) {
         Ok(Some(rival)) => Err(OpenError::Rival { address: local, user: rival.user, inode: rival.inode }),
         Ok(None) => Ok(local),

@@ -24,7 +24,7 @@ use super::upstreams::{MOST, bare};
 
 /// How long after its time an answer may still come and be taken for another's.
 const LATE_NS: u64 = 2_000_000_000;
-/// Most NACKs of one upstream that nobody waits for any more; the oldest make way.
+/// Most NACKs of one upstream that no job waits for any more; the oldest make way.
 const MOST_ABANDONED: usize = 256;
 
 /// What an upstream says other than the frame.
@@ -81,7 +81,7 @@ enum State {
     Acked,
     /// It was answered with the frame then: the ACK is on its way, or lost.
     Framed(u64),
-    /// Nobody waits for it any more since then; its answer may still come.
+    /// No job waits for it any more since then; its answer may still come.
     Abandoned(u64),
 }
 
@@ -249,7 +249,7 @@ impl Flight {
         self.jobs.contains_key(key)
     }
 
-    /// True when nobody who was asked for it is waited for.
+    /// True when no upstream that was asked for it is waited for.
     #[cfg(test)]
     pub(super) fn is_given_up(&self, key: &FrameKey) -> bool {
         let mut asked = self.lines.values().flat_map(|line| &line.asked).filter(|one| one.key == *key).peekable();
@@ -324,7 +324,7 @@ impl Line {
         Some(at.map(|(at, _)| (at, sent_ns)))
     }
 
-    /// Nobody waits any more for what was asked for `key`.
+    /// No job waits any more for what was asked for `key`.
     fn abandon(&mut self, key: &FrameKey, now_ns: u64) {
         self.asked.retain(|one| one.key != *key || one.state != State::Acked);
         for one in self.asked.iter_mut().filter(|one| one.key == *key && one.is_waited_for()) {

@@ -1,4 +1,4 @@
-//! The jobs: each asks one upstream after the other, until the frame comes or nobody is left.
+//! The jobs: each asks one upstream after the other, until the frame comes or no upstream is left.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::clock::monotonic_ns;
 
 /// Recoveries that one worker keeps under way: each waits for answers nearly all of its time.
 pub(super) const AT_A_TIME: usize = 256;
-/// Recoveries begun in one [`SLICE`] at most, 4,000 per second: a flood of NACKs for frames that nobody has goes no further.
+/// Recoveries begun in one [`SLICE`] at most, 4,000 per second: a flood of NACKs for frames that do not exist goes no further.
 const MOST_IN_A_SLICE: u32 = 40;
 /// See [`MOST_IN_A_SLICE`].
 const SLICE: Duration = Duration::from_millis(10);
@@ -40,9 +40,9 @@ enum NoFrame {
     /// An upstream could not be reached, and none was silent or told us to hold.
     #[error("no upstream can be reached")]
     Unreachable,
-    /// There is nobody to ask.
+    /// There is no upstream to ask.
     #[error("no upstream is known")]
-    Nobody,
+    NoUpstream,
 }
 
 /// A job that waits for its turn, or is under way. Its frame is under way until this is dropped.
@@ -129,7 +129,7 @@ const fn counter(gave_up: &GaveUp<NoFrame>) -> Option<Counter> {
         NoFrame::Timeout => Counter::ProxyFailedTimeout,
         NoFrame::Throttled => Counter::ProxyFailedThrottled,
         NoFrame::Unreachable => Counter::ProxyFailedUnreachable,
-        NoFrame::Nobody => Counter::ProxyFailedNone,
+        NoFrame::NoUpstream => Counter::ProxyFailedNone,
     })
 }
 
@@ -144,7 +144,7 @@ async fn rounds(shared: &Shared, key: &FrameKey, ear: &mut JobReceiver) -> Resul
             biased;
             frame = arrival(frame.clone()) => Ok(frame),
             why = round(shared, key, &mut replies) => Err(match why {
-                NoFrame::Miss | NoFrame::Nobody => Failure::Definitive(why),
+                NoFrame::Miss | NoFrame::NoUpstream => Failure::Definitive(why),
                 NoFrame::Timeout | NoFrame::Throttled | NoFrame::Unreachable => Failure::Transient(why),
             }),
         }
@@ -177,7 +177,7 @@ async fn round(shared: &Shared, key: &FrameKey, replies: &mut UnboundedReceiver<
         (upstreams.is_empty(), upstreams.order(proxy.select, key.hash_key(), monotonic_ns()))
     };
     if is_empty {
-        return NoFrame::Nobody;
+        return NoFrame::NoUpstream;
     }
     if proxy.max_endpoints > 0 {
         order.ask.truncate(usize::try_from(proxy.max_endpoints).unwrap_or(usize::MAX));

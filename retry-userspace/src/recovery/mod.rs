@@ -1,4 +1,4 @@
-//! Recovery from upstream endpoints: a frame that nobody here has is asked for elsewhere, by a NACK with the Proxied flag,
+//! Recovery from upstream endpoints: a frame that is missing here is asked for elsewhere, by a NACK with the Proxied flag,
 //! and comes back by unicast.
 //!
 //! [`upstreams`] and [`health`] decide who is asked, `flight` which answer belongs to which job, `refresh` when upstreams
@@ -75,7 +75,7 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Keeps instances from recovering one frame at the same time.
 pub trait Claims: Send + Sync {
-    /// True when the recovery is ours; also when nobody can be asked, for twice is better than never.
+    /// True when the recovery is ours; also when the store cannot be asked, for twice is better than never.
     fn claim<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, bool>;
     /// Gives up a claim whose recovery came to nothing.
     fn release<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, ()>;

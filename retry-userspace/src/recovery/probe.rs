@@ -59,10 +59,11 @@ impl Report {
             );
         }
         match (self.answered, self.unreachable) {
-            (0, 0) => {
-                (false, "no answer: nobody there, a filter on the way, or an endpoint with -suppress-miss".to_owned())
-            }
-            (0, _) => (false, "unreachable (ICMP): nobody takes NACKs there".to_owned()),
+            (0, 0) => (
+                false,
+                "no answer: no endpoint there, a filter on the way, or an endpoint with -suppress-miss".to_owned(),
+            ),
+            (0, _) => (false, "unreachable (ICMP): no program takes NACKs there".to_owned()),
             (answered, _) if answered < self.sent => (false, "answers, but not always: see the loss".to_owned()),
             _ => (true, "ok".to_owned()),
         }
@@ -97,7 +98,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     match outcome {
         Ok(report) => {
             let (good, verdict) = report.verdict();
-            // When nobody reads any more, the exit code still tells.
+            // When no process reads any more, the exit code still tells.
             let _ = if matches.get_flag("json") {
                 let line = serde_json::json!({ "report": report, "ok": good, "verdict": verdict });
                 writeln!(out, "{line}")
@@ -150,7 +151,7 @@ fn resolve(text: &str) -> std::io::Result<SocketAddr> {
     addresses.next().ok_or_else(|| std::io::Error::other("the name has no address"))
 }
 
-/// Sends `count` NACKs, every one for another frame that nobody has, and listens after each for up to a second.
+/// Sends `count` NACKs, every one for another frame that does not exist, and listens after each for up to a second.
 ///
 /// # Errors
 /// A socket cannot be had, or fails otherwise than by an ICMP error.

@@ -62,7 +62,7 @@ impl State {
 
     /// Looks for the upstreams when it is time to; `jitter_ns` is added to the time until the next.
     ///
-    /// Endpoints keep their places while they are heard. When nobody is heard any more, those of before stay: the beacons
+    /// Endpoints keep their places while they are heard. When no endpoint is heard any more, the previous ones stay in use: the beacons
     /// may be what is lost.
     #[must_use]
     pub(super) fn step(&self, seen: &Seen, now_ns: u64, jitter_ns: u64) -> Option<Step> {

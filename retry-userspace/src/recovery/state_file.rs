@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// Its name in `-state-dir`.
 const NAME: &str = "upstreams.json";
-/// Seconds after which nobody believes it any more.
+/// Seconds after which the file is no longer believed.
 const TOO_OLD_S: u64 = 24 * 3600;
 
 /// What stands in it.

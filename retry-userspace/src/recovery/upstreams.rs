@@ -89,7 +89,7 @@ pub struct Upstreams {
 
 impl Upstreams {
     /// Who is asked for a frame of `flow`: healthy ones as `select` has it, then pinned ones that do not answer as listed;
-    /// others only when there is nobody else. Those that told us to hold are left out.
+    /// others only when there is no other upstream. Those that told us to hold are left out.
     #[must_use]
     pub fn order(&self, select: ProxySelect, flow: u64, now_ns: u64) -> Order {
         let (mut healthy, ill): (Vec<&Upstream>, Vec<&Upstream>) = self.all.iter().partition(|one| one.health.is_up());
@@ -113,7 +113,7 @@ impl Upstreams {
         Order { ask, held }
     }
 
-    /// One that nobody has asked for a while, and of which more should be known: it is sent a copy of a NACK.
+    /// One that has not been asked for a while, and of which more should be known: it is sent a copy of a NACK.
     pub fn take_idle(&mut self, select: ProxySelect, now_ns: u64) -> Option<SocketAddr> {
         let due = |one: &&mut Upstream| {
             let pause = match (one.health.is_up(), select) {
@@ -184,7 +184,7 @@ impl Upstreams {
         }
     }
 
-    /// True when nobody is known.
+    /// True when no upstream is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()

@@ -40,7 +40,7 @@ pub enum Held {
     Answer(Answer, SocketAddrV6),
     /// The unicast copy and the ACK of a repair.
     Rest(Rest),
-    /// A recovery from upstream: nobody asks for others on behalf of a listener that does not exist.
+    /// A recovery from upstream: upstreams are asked for nothing on behalf of a listener that does not exist.
     Recovery(Job),
 }
 

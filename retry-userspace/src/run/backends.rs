@@ -74,7 +74,7 @@ pub(super) fn recovery(
     };
     let config = recovery::Config { proxy: settings.proxy.clone() };
     let on_frame = move |recovered| {
-        // Nobody takes replies any more at the end.
+        // At the end no thread takes replies any more.
         let _ = replies.send(Reply::Recovered(recovered));
     };
     Ok(Some(Recovery::start(

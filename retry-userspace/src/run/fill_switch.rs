@@ -1,7 +1,7 @@
 //! Other programs that listen to the frames on this host.
 //!
 //! What the kernel stores reaches no socket. A listener or a proxy beside the endpoint would go without, so with `-fill auto`
-//! the kernel stores only while nobody else has the data port open.
+//! the kernel stores only while no other program has the data port open.
 
 use std::io;
 use std::net::SocketAddrV6;
@@ -56,7 +56,7 @@ impl FillSwitch {
             Ok(others) => others,
             Err(error) => {
                 if !self.told_unreadable {
-                    tracing::warn!(%error, "-fill: cannot see who else listens on this host: taken as nobody");
+                    tracing::warn!(%error, "-fill: cannot see which other programs listen on this host: taken as none");
                     self.told_unreadable = true;
                 }
                 false
@@ -92,7 +92,7 @@ fn others_listen(port: u16) -> io::Result<bool> {
     Ok(!bound::by_others(port)?.is_empty())
 }
 
-/// Watches that nobody else is bound to the address and port of NACKs.
+/// Watches that no other program is bound to the address and port of NACKs.
 pub(super) struct NackPortWatch {
     address: SocketAddrV6,
     counters: Arc<UserCounters>,

@@ -85,7 +85,7 @@ async fn run_seen(
     shutdown: impl Future<Output = ()>,
     see: impl FnOnce(&Arc<Fill>),
 ) -> Result<(), StartError> {
-    // Before anything else: a hang-up that nobody watches for ends a process.
+    // Before anything else: a hang-up that is not watched for ends a process.
     let hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).map_err(StartError::Thread)?;
     let fabric = Fabric::find(
         &settings.ingress.mc_iface,
@@ -218,7 +218,7 @@ async fn run_seen(
     let events = state.datapath().as_mut().and_then(Datapath::take_events);
     let parts = Parts { server, socket, gate, fill, joins, beacons, tee, events, answers, hangups, management, cancel };
     let result = serve(settings, &fabric, &state, workers, parts, log_level, shutdown).await;
-    // The program goes first: from here on nothing is answered from a log that nobody fills.
+    // The program goes first: from here on nothing is answered from a log that is not filled.
     state.end_datapath();
     if let Some(exporter) = exporter
         && let Err(error) = tokio::task::spawn_blocking(move || exporter.shutdown()).await

@@ -41,7 +41,7 @@ impl Workers {
         Ok(())
     }
 
-    /// The first worker that ended although nobody asked it to.
+    /// The first worker that ended although it was not asked to.
     pub(super) fn failed(&mut self) -> Option<StartError> {
         let place = self.threads.iter().position(|(_, thread)| thread.is_finished())?;
         let (worker, thread) = self.threads.swap_remove(place);

@@ -11,7 +11,7 @@ pub struct Flag {
     pub env_name: Option<&'static str>,
     /// Other names for it.
     pub aliases: &'static [&'static str],
-    /// What it is when nobody sets it; empty is "not set".
+    /// What it is when it is not set; empty is "not set".
     pub default: &'static str,
     /// True when `-name` alone means `-name=true`.
     pub switch: bool,

@@ -302,7 +302,7 @@ pub struct Proxy {
     pub workers: usize,
     /// `proxy-queue`: recoveries that wait. Default 1024. More are dropped and counted.
     pub queue: usize,
-    /// `proxy-retry-*`: how a recovery that nobody answered is tried again.
+    /// `proxy-retry-*`: how a recovery without an answer is tried again.
     pub retry: Retry,
 }
 

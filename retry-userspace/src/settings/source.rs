@@ -18,7 +18,7 @@ pub enum SetBy {
     Flag,
     /// The environment.
     Env,
-    /// Nobody.
+    /// Neither flag nor variable.
     Default,
 }
 

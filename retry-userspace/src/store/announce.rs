@@ -96,7 +96,7 @@ impl Task {
             let (told, claims) = tokio::join!(self.link.ask(&publish, self.limit), claims);
             let failed = claims.iter().filter(|claim| claim.is_err()).count() + usize::from(told.is_err());
             self.counters.add(Counter::CacheErrors, u64::try_from(failed).unwrap_or(0));
-            // Nobody is told again later: by then it says nothing.
+            // Other instances are not told again later: by then it says nothing.
             let outcome = if told.is_ok() { Counter::DedupAnnounced } else { Counter::DedupNotAnnounced };
             self.counters.add(outcome, u64::try_from(batch.len()).unwrap_or(0));
             batch.clear();
@@ -130,7 +130,7 @@ impl Listener {
             match heard {
                 // It listened for a while before the connection ended.
                 Ok(()) => (waits, told_refused) = (policy.waits(), false),
-                // Nobody else would tell: all other commands may be allowed.
+                // No other command would tell: all others may be allowed.
                 Err(error) if is_refusal(&error) && !told_refused => {
                     told_refused = true;
                     tracing::warn!(%error, "-redis-addr: the shared store does not let its user listen to {CHANNEL}: repairs of other instances are not heard of");
@@ -146,10 +146,10 @@ impl Listener {
         }
     }
 
-    /// Listens until the connection ends, or nobody answers on it any more.
+    /// Listens until the connection ends, or the server answers on it no more.
     ///
     /// # Errors
-    /// There is nobody to listen to.
+    /// There is no server to listen to.
     async fn listen(&self, turn: usize) -> RedisResult<()> {
         let mut channel = self.target.listen(turn).await?;
         within(self.limit, channel.subscribe(CHANNEL)).await?;
@@ -159,10 +159,10 @@ impl Listener {
             match tokio::time::timeout(PULSE, messages.next()).await {
                 Ok(Some(message)) => self.take(message.get_payload_bytes()),
                 Ok(None) => return Ok(()),
-                // A listener sends nothing, so that TCP would never find out that nobody is there.
+                // A listener sends nothing, so that TCP would never find out that the server is gone.
                 Err(_) => {
                     if let Err(error) = within(self.limit, asks.ping::<Value>()).await {
-                        tracing::debug!(%error, "nobody tells of other instances' repairs any more");
+                        tracing::debug!(%error, "other instances' repairs are not heard of any more");
                         return Ok(());
                     }
                 }

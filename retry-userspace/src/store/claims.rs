@@ -122,7 +122,7 @@ mod tests {
     fn a_claim_is_read_back() {
         assert_eq!(read_claim(&claim_value("a b", MINUTE)), Some((&b"a b"[..], MINUTE)));
         assert_eq!(read_claim(&claim_value("", Duration::ZERO)), Some((&b""[..], Duration::from_millis(1))));
-        // What the Go program writes counts as nobody's.
+        // What the Go program writes counts as no instance's.
         for value in [&b""[..], b"1", b"instance-1", b"x 1"] {
             assert_eq!(read_claim(value), None);
         }

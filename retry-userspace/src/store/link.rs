@@ -19,7 +19,7 @@ use crate::settings::Redis;
 
 /// How often a connection is tried, so that its loss shows before a request needs it.
 pub(super) const PULSE: Duration = Duration::from_secs(2);
-/// Pulses in a row without an answer after which nobody is taken to be there any more. A server that loses its power
+/// Pulses in a row without an answer after which the server is taken to be gone. A server that loses its power
 /// closes no connection, and TCP alone finds out after a quarter of an hour.
 const SILENT: u32 = 2;
 
@@ -217,7 +217,7 @@ impl Link {
         }
     }
 
-    /// Leaves a connection that nobody answers on. One master of a cluster may be silent while the others serve: there
+    /// Leaves a connection on which the server is silent. One master of a cluster may be silent while the others serve: there
     /// the next connection, which knows who took over, is made first.
     async fn replace(&self) {
         let Some(live) = self.live.load_full() else {
@@ -232,7 +232,7 @@ impl Link {
         }
     }
 
-    /// Tries the connection; false when nobody answers in time. The breaker guards those who wait, and nobody waits for
+    /// Tries the connection; false when the server does not answer in time. The breaker guards requests, and no request waits for
     /// this: it is asked past the breaker, and closes it when its time has come, so that the store comes back without
     /// a request for it.
     async fn pulse(&self) -> bool {

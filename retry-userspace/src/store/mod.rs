@@ -1,6 +1,6 @@
 //! The store that instances share: Redis. One server, a Redis or Valkey Cluster, or a master behind Sentinels; with TLS.
 //!
-//! Nobody waits for it on the data path: what is written or told is queued (`writer`, `announce`), what is asked is
+//! The data path never waits for it: what is written or told is queued (`writer`, `announce`), what is asked is
 //! awaited by tasks, at most for as long as it is of use. `link` holds the connection and finds the next one when it
 //! breaks. Keys: `bre:frame:`, `bre:dedup:` and `bre:proxy:`, then the 16 bytes of the frame's key.
 

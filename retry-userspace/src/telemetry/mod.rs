@@ -46,7 +46,7 @@ impl LogLevel {
     /// Sets the level, one of the words of `log-level`, whatever their case.
     ///
     /// # Errors
-    /// [`LogLevelError`]: no such word, or nobody listens to levels any more; the level stays.
+    /// [`LogLevelError`]: no such word, or the logger is gone; the level stays.
     pub fn set(&self, level: &str) -> Result<(), LogLevelError> {
         let words = [Level::TRACE, Level::DEBUG, Level::INFO, Level::WARN, Level::ERROR];
         let parsed = words

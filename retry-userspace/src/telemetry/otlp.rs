@@ -1,5 +1,5 @@
 //! OpenTelemetry: metrics and traces to a collector, OTLP over gRPC. Exports run on threads of their own; a collector that
-//! is slow or gone holds up nobody.
+//! is slow or gone holds no thread up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -95,7 +95,7 @@ fn tell_end(what: &str, outcome: &OTelSdkResult) {
 /// The way to the collector, the same for metrics and traces.
 fn reached<B: WithExportConfig + WithTonicConfig>(builder: B, url: &str) -> B {
     let builder = builder.with_endpoint(url).with_timeout(PATIENCE);
-    // The library trusts nobody unless told whom.
+    // The library trusts no certificate unless told which.
     if url.starts_with("https://") {
         builder.with_tls_config(ClientTlsConfig::new().with_native_roots())
     } else {

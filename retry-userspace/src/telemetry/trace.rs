@@ -1,4 +1,4 @@
-//! Traces of NACKs that the daemon handles. What XDP answers is not traced: nobody outside the kernel hears of it.
+//! Traces of NACKs that the daemon handles. What XDP answers is not traced: no process outside the kernel hears of it.
 
 use std::net::SocketAddrV6;
 use std::time::SystemTime;

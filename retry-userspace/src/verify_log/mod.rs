@@ -202,7 +202,7 @@ fn directories(matches: &ArgMatches) -> Result<Vec<PathBuf>, VerifyError> {
 }
 
 fn show(directory: &Path, report: &Report, json: bool) {
-    // When nobody reads any more, the exit code still tells.
+    // When no process reads any more, the exit code still tells.
     let _ = if json {
         let line =
             serde_json::json!({ "log": directory.display().to_string(), "ok": report.is_clean(), "report": report });

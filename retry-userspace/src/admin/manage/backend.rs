@@ -23,7 +23,7 @@ pub trait Backend: Send + Sync {
     fn put(&self, key: FrameKey, bytes: Vec<u8>, life: Option<Duration>)
     -> BoxFuture<'_, Result<PutOutcome, PutError>>;
 
-    /// Takes the frame of `key` out, of the shared store too; false when nobody had it.
+    /// Takes the frame of `key` out, of the shared store too; false when there was none.
     fn delete(&self, key: FrameKey) -> BoxFuture<'_, Result<bool, BackendError>>;
 
     /// All numbers now.

@@ -158,6 +158,6 @@ fn judge(key: FrameKey, bytes: &[u8]) -> Result<(), ApiError> {
     match frame.head().cache_key() {
         Some(own) if own == key => Ok(()),
         Some(own) => Err(ApiError::unprocessable("key_differs", format!("the path says {key}, the frame says {own}"))),
-        None => Err(ApiError::unprocessable("not_numbered", "the frame has no SeqNum: nobody could ask for it")),
+        None => Err(ApiError::unprocessable("not_numbered", "the frame has no SeqNum: no listener could ask for it")),
     }
 }
