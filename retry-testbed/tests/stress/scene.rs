@@ -88,6 +88,15 @@ pub(crate) struct Wanted {
     pub(crate) lives_last: bool,
 }
 
+/// Sets a flag when it is dropped.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Stage {
     pub(crate) fn new() -> Self {
         let fabric = Fabric::flat_with_queues(1_500, 2).expect("a fabric");
@@ -129,8 +138,9 @@ impl Stage {
                     thread::sleep(LOOK);
                 }
             });
+            // Also when the traffic panics: the scope waits for the thread that looks.
+            let _over = SetOnDrop(&over);
             traffic(&stop);
-            over.store(true, Ordering::Relaxed);
         });
         if let Some(trouble) = trouble.into_inner().expect("no panic holds it") {
             let log =

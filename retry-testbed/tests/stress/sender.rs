@@ -10,7 +10,6 @@ use nix::unistd::Pid;
 use retry_common::checksum;
 use retry_common::key::FrameKey;
 use retry_testbed::batch::{BATCH, BatchSender};
-use retry_testbed::capture::RawSender;
 use retry_testbed::fabric::{DATA_PORT, Host, INTERFACE, group};
 use retry_testbed::frames::BLOCK_GROUP;
 use retry_testbed::packet::{PacketBuilder, multicast_mac};
@@ -29,7 +28,6 @@ pub(crate) type Order<'a> = &'a (dyn Fn(u64) -> (FrameKey, u8) + Sync);
 pub(crate) struct Path<'a> {
     material: &'a Material,
     sender: BatchSender,
-    raw: RawSender,
     source: Ipv6Addr,
     mac: [u8; 6],
     port: u16,
@@ -39,8 +37,7 @@ impl<'a> Path<'a> {
     /// From a host, with a source port of its own: a flow of its own for the queues.
     pub(crate) fn open(host: &Host, port: u16, material: &'a Material) -> Self {
         let sender = BatchSender::open(&host.ns, INTERFACE).expect("a packet socket");
-        let raw = RawSender::open(&host.ns, INTERFACE).expect("a packet socket");
-        Self { material, sender, raw, source: host.addr, mac: host.mac, port }
+        Self { material, sender, source: host.addr, mac: host.mac, port }
     }
 
     /// Sends frames in this order from one CPU, `rate` a second or as many as go (0), until `time` is over or `stop` is set.
@@ -77,7 +74,7 @@ impl<'a> Path<'a> {
             packet.src_mac = self.mac;
             let id = u32::try_from(key.seq_num() << 4 & 0xffff_ffff).unwrap_or(0) | u32::from(generation);
             for fragment in packet.fragments(FRAGMENT, id) {
-                self.raw.send(&fragment).expect("a fragment leaves");
+                self.sender.send(&[fragment]).expect("a fragment leaves, or finds a full queue");
             }
         } else {
             let mut packet = Vec::new();
