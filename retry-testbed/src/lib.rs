@@ -6,7 +6,7 @@
 //! them and notes them in the [`journal`], [`listener`] receives them, asks for what it missed ([`answer`]) and compares.
 //! [`announce`] reads ADVERTs and sends shard manifests, [`tee`] hands frames to a daemon on its own host.
 //! [`daemon`] runs the real program and reads its numbers ([`http`]); [`testrun`] runs one packet through an XDP program,
-//! [`loaded`] is ours with a frame log, [`outcome`] what a NACK gets from it; [`replay`] takes datagrams out of a capture.
+//! [`xdp_fixture`] is ours with a frame log, [`expect`] what a NACK gets from it; [`replay`] takes datagrams out of a capture.
 //! [`suppression`] lets hundreds of listeners miss the same frames and counts the copies of their repairs.
 
 pub mod announce;

@@ -1,7 +1,7 @@
 //! From the fabric into the frame log.
 //!
-//! [`listening`] holds the sockets ([`joins`] from any source, [`ssm`] from named ones), [`fill`] stores what they receive,
-//! [`tee`] what a program on this host hands on. With sources named, [`sources`] decides (purely) which, [`control`] finds
+//! [`subscription`] holds the sockets ([`joins`] from any source, [`ssm`] from named ones), [`fill`] stores what they receive,
+//! [`tee`] what a program on this host hands on. With sources named, [`sources`] decides (purely) which, [`source_discovery`] finds
 //! out: from DNS ([`resolve`]), and from the manifests that the [`beacon_listener`] on the beacon groups hears.
 
 pub mod beacon_listener;
