@@ -343,10 +343,13 @@ impl<W: Words> LogView<'_, W> {
     }
 
     /// Compares the daemon's count of live entries with those that are there, once nothing is in flight.
+    ///
+    /// The daemon empties entries before it shows that it has: a difference counts if it is the same in [`LOOKS`] looks
+    /// between which nothing has moved.
     fn check_live(&self, report: &mut Report) {
         let mut pause = PAUSE;
-        let mut wrong = None;
-        for _ in 0..WALKS {
+        let mut wrong: Option<([LaneWords; 2], u64, u32)> = None;
+        for _ in 0..2 * LOOKS {
             let before = [self.lane(0), self.lane(1)];
             let mut there = 0u64;
             for bucket in 0..self.buckets {
@@ -359,13 +362,18 @@ impl<W: Words> LogView<'_, W> {
                 if counted == there {
                     return;
                 }
-                wrong = Some(format!("the daemon counts {counted} entries, {there} are there"));
+                let looks = match &wrong {
+                    Some((words, entries, looks)) if *words == before && *entries == there => looks + 1,
+                    _ => 1,
+                };
+                if looks == LOOKS {
+                    report.find(Kind::Live, format!("the daemon counts {counted} entries, {there} are there"));
+                    return;
+                }
+                wrong = Some((before, there, looks));
             }
             thread::sleep(pause);
-            pause *= 2;
-        }
-        if let Some(detail) = wrong {
-            report.find(Kind::Live, detail);
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
