@@ -6,6 +6,8 @@
 //! bytes and versions are loom's, so that a reader's fences are checked too.
 //!
 //! Each test has been seen to fail with the step left out that it is about; the step is named beside it.
+//!
+//! Longer than most files: the memory that stands in for the real one is private to the models that run over it.
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;

@@ -1,4 +1,6 @@
 //! The kernel side: load, attach, pin, settings, counters. The only module that knows aya and names maps.
+//!
+//! Longer than most files: it alone opens maps, and a map is opened, filled and pinned in one order.
 
 mod attach;
 mod error;
