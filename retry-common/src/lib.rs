@@ -7,6 +7,24 @@
 //! * [`index`], [`position`], [`abi`]: the frame log's layout; [`framelog`]: its protocol
 //! * [`counter`]: every verdict's counter and metric
 //! * [`decide`]: what a NACK gets
+//!
+//! A listener asks for frame 7 of a flow, and reads the answer:
+//!
+//! ```
+//! use retry_common::key::FrameKey;
+//! use retry_common::wire::answer::{AckFlags, Answer};
+//! use retry_common::wire::nack::{NACK_LEN, Nack};
+//!
+//! let nack = Nack { flags: 0, key: FrameKey::new(0x1122_3344_5566_7788, 7), subtree_id: [0; 32] };
+//! let datagram = nack.to_bytes();
+//! assert_eq!(datagram.len(), NACK_LEN);
+//! assert_eq!(Nack::parse(&datagram)?, nack);
+//!
+//! // The endpoint multicasts the frame and says so.
+//! let ack = Answer::Ack { flags: AckFlags::MULTICAST, seq_num: 7 };
+//! assert_eq!(Answer::parse(&ack.to_bytes())?, ack);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 

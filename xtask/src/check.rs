@@ -1,4 +1,4 @@
-//! `check`: formatting, words, lints and documentation, every warning an error. The first suite of `test`.
+//! `check`: formatting, words, lints, documentation and its examples, every warning an error. The first suite of `test`.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The parts, in their order; each counts as one test.
-pub(crate) const PARTS: [&str; 5] = ["fmt", "words", "clippy", "clippy-ebpf", "docs"];
+pub(crate) const PARTS: [&str; 6] = ["fmt", "words", "clippy", "clippy-ebpf", "docs", "examples"];
 
 /// Where the words stand that no other file may use.
 const GLOSSARY: &str = "docs/glossary.md";
@@ -126,6 +126,9 @@ fn command(context: &Context, part: &str) -> Result<Command> {
             command
                 .args(["doc", "--workspace", "--no-deps", "--keep-going", "--quiet"])
                 .env("RUSTDOCFLAGS", "-D warnings");
+        }
+        "examples" => {
+            command.args(["test", "--doc", "--workspace", "--exclude=retry-ebpf", "--no-fail-fast", "--quiet"]);
         }
         other => anyhow::bail!("check has no part {other}"),
     }

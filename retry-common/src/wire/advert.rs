@@ -31,6 +31,24 @@ pub fn instance_id(name: &str) -> u32 {
 }
 
 /// An announcement.
+///
+/// ```
+/// use std::net::Ipv6Addr;
+/// use retry_common::wire::advert::{Advert, FLAG_MULTICAST, SCOPE_SITE, instance_id};
+///
+/// let advert = Advert {
+///     scope: SCOPE_SITE,
+///     nack_addr: "fd10::20".parse::<Ipv6Addr>()?.octets(),
+///     nack_port: 9300,
+///     tier: 0,
+///     preference: 128,
+///     interval_s: 60,
+///     flags: FLAG_MULTICAST,
+///     instance_id: instance_id("retry-1"),
+/// };
+/// assert_eq!(Advert::parse(&advert.to_bytes())?, advert);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Advert {
     /// A `SCOPE_` value.

@@ -33,6 +33,17 @@ impl AckFlags {
 }
 
 /// An answer.
+///
+/// ```
+/// use retry_common::wire::answer::Answer;
+///
+/// // "Ask again in 500 ms": 125 ms << 2.
+/// let throttled = Answer::Throttled { bucket: 2, seq_num: 42 };
+/// assert_eq!(Answer::parse(&throttled.to_bytes()), Ok(throttled));
+///
+/// // A MISS does not repeat the number that was asked for.
+/// assert!(Answer::Miss.to_bytes().ends_with(&[0; 8]));
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Answer {
     /// The frame was sent.

@@ -186,6 +186,33 @@ pub struct Bundle {
 }
 
 /// The header of a frame, judged: all rules but those of a bundle's members.
+///
+/// ```
+/// use retry_common::key::FrameKey;
+/// use retry_common::wire::PROTO_VER;
+/// use retry_common::wire::frame::{Class, Head, Version};
+///
+/// let key = FrameKey::new(0xfeed, 42);
+/// let head = Head {
+///     proto: PROTO_VER,
+///     version: Version::Transaction,
+///     byte7: 0,
+///     ident: [0xab; 32],
+///     key,
+///     scope: [0; 32],
+///     header_len: Version::Transaction.header_len(),
+///     payload_len: 300,
+///     fragment: None,
+///     bundle: None,
+/// };
+/// let mut datagram = [0; 392];
+/// head.write(&mut datagram).ok_or("too long")?;
+///
+/// let read = Head::parse(&datagram, datagram.len())?;
+/// assert_eq!(read.cache_key(), Some(key));
+/// assert_eq!(read.class(), Some(Class::Tx));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Head {
     /// Protocol version: [`PROTO_VER`](crate::wire::PROTO_VER) in what we write, not judged in what we read.

@@ -31,6 +31,35 @@ const TYPE: u8 = 0x40;
 const CRC_AT: usize = 44;
 
 /// An announcement.
+///
+/// ```
+/// use std::net::Ipv6Addr;
+/// use retry_common::wire::manifest::{FLAG_SSM, Groups, Manifest};
+///
+/// let publisher = "fd10::1".parse::<Ipv6Addr>()?.octets();
+/// let manifest = Manifest {
+///     flags: FLAG_SSM,
+///     source: publisher,
+///     instance_id: 1,
+///     epoch_s: 1_700_000_000,
+///     ttl_s: 0,
+///     interval_s: 30,
+///     shard_bits: 2,
+///     role: 4,
+///     generation_id: [0; 16],
+///     groups: Groups::Bitmap(&[0b0000_1010]),
+///     sources: &[publisher],
+///     successor: None,
+///     rest: &[],
+/// };
+/// let mut datagram = [0; 128];
+/// let len = manifest.write(&mut datagram).ok_or("too long")?;
+///
+/// let read = Manifest::parse(&datagram[..len])?;
+/// assert_eq!(read.sources, [publisher]);
+/// assert_eq!(read.groups().collect::<Vec<_>>(), [1, 3]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Manifest<'a> {
     /// `FLAG_` bits; those of the groups, sources and successor are the fields below.

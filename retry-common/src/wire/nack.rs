@@ -11,6 +11,19 @@ const TYPE: u8 = 0x10;
 pub const FLAG_PROXIED: u8 = 0x01;
 
 /// A request for one frame.
+///
+/// ```
+/// use retry_common::key::FrameKey;
+/// use retry_common::wire::nack::{Nack, NackError};
+///
+/// let nack = Nack { flags: 0, key: FrameKey::new(0xfeed, 42), subtree_id: [0; 32] };
+/// let mut datagram = nack.to_bytes();
+/// assert_eq!(Nack::parse(&datagram), Ok(nack));
+///
+/// // EndSeq is the last eight bytes before the SubtreeID; ranges are reserved.
+/// datagram[31] = 43;
+/// assert_eq!(Nack::parse(&datagram), Err(NackError::Range));
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Nack {
     /// Bit 0 is Proxied; other bits are ignored.

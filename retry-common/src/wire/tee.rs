@@ -13,6 +13,20 @@ const TEE_MAGIC: u32 = 0x5445_4531;
 const VERSION: u8 = 1;
 
 /// What arrived on a tee socket.
+///
+/// ```
+/// use retry_common::wire::tee::{ENVELOPE_LEN, Tee};
+///
+/// let mut buffer = [0; 64];
+/// let sent = Tee::Encap { source: [0xfd; 16], source_port: 9001, datagram: b"a frame" };
+/// let len = sent.write(&mut buffer).ok_or("too long")?;
+/// assert_eq!(len, ENVELOPE_LEN + 7);
+/// assert_eq!(Tee::parse(&buffer[..len])?, sent);
+///
+/// // Without an envelope the datagram is the frame itself.
+/// assert_eq!(Tee::parse(b"a frame")?, Tee::Raw(b"a frame"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Tee<'a> {
     /// A datagram in its envelope.
