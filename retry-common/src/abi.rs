@@ -10,7 +10,7 @@ use crate::key::FrameKey;
 use crate::limit::{TokenBucket, Window};
 
 /// Version of everything in this file. Raised by any change that makes old maps unreadable.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// Bytes of one entry of the ring map. No record straddles two segments.
 pub const SEGMENT_LEN: usize = 1 << 24;
@@ -402,16 +402,16 @@ const _: () = {
     assert!(offset_of!(RecordHeader, group) == 42);
     assert!(offset_of!(RecordHeader, class) == 44);
     assert!(offset_of!(RecordHeader, flags) == 45);
-    assert!(size_of::<Limits>() == 64);
+    assert!(size_of::<Limits>() == 96);
     assert!(offset_of!(Settings, lease_until_ns) == 8);
     assert!(offset_of!(Settings, limits) == 24);
-    assert!(offset_of!(Settings, hold_down) == 88);
-    assert!(offset_of!(Settings, layout) == 104);
-    assert!(offset_of!(Settings, nack_addr) == 128);
-    assert!(NACK_MAC_WORD == 184);
-    assert!(offset_of!(Settings, beef_bits) == 185);
-    assert!(offset_of!(Settings, nack_mac) == 186);
-    assert!(size_of::<Settings>() == 192);
+    assert!(offset_of!(Settings, hold_down) == 120);
+    assert!(offset_of!(Settings, layout) == 136);
+    assert!(offset_of!(Settings, nack_addr) == 160);
+    assert!(NACK_MAC_WORD == 216);
+    assert!(offset_of!(Settings, beef_bits) == 217);
+    assert!(offset_of!(Settings, nack_mac) == 218);
+    assert!(size_of::<Settings>() == 224);
     assert!(size_of::<Egress>() == 24);
     assert!(size_of::<Event>() == 40);
     assert!(size_of::<AddressKey>() == 16);
