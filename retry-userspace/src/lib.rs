@@ -17,7 +17,7 @@
 //! [`net`] has the sockets, [`clock`] the time, [`shutdown`] the signals.
 //!
 //! [`datapath`] alone knows aya and the names of maps. `run` alone imports every part. [`admin`] and [`telemetry`] import
-//! each other (samples one way, the log level the other), and [`settings`] takes the scope's type from [`beacon`].
+//! each other (samples one way, the log level the other).
 
 pub mod admin;
 pub mod backoff;

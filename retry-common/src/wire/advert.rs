@@ -1,6 +1,7 @@
 //! The ADVERT beacon (BRC-126): an endpoint says where it is and what it offers.
 
 use crate::crc32c;
+use crate::group::Scope;
 use crate::wire::{HEAD, MAGIC};
 
 /// Length of an ADVERT, bytes.
@@ -16,14 +17,40 @@ pub const FLAG_MULTICAST: u16 = 0x0010;
 
 const TYPE: u8 = 0x20;
 
-/// [`Advert::scope`]: sent to the site's beacon group.
-pub const SCOPE_SITE: u8 = 0x05;
-/// [`Advert::scope`]: sent to the organisation's beacon group.
-pub const SCOPE_ORG: u8 = 0x08;
-/// [`Advert::scope`]: sent to the global beacon group.
-pub const SCOPE_GLOBAL: u8 = 0x0E;
-/// [`Advert::scope`]: sent to all three.
-pub const SCOPE_ALL: u8 = 0xFF;
+/// How far an ADVERT is announced.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum BeaconScope {
+    /// The site's beacon group.
+    Site,
+    /// The organisation's.
+    Org,
+    /// The global one.
+    Global,
+    /// All three.
+    All,
+}
+
+impl BeaconScope {
+    /// The scopes whose beacon groups get the ADVERT.
+    pub const fn scopes(self) -> &'static [Scope] {
+        match self {
+            Self::Site => &[Scope::Site],
+            Self::Org => &[Scope::Org],
+            Self::Global => &[Scope::Global],
+            Self::All => &[Scope::Site, Scope::Org, Scope::Global],
+        }
+    }
+
+    /// [`Advert::scope`].
+    pub const fn byte(self) -> u8 {
+        match self {
+            Self::Site => 0x05,
+            Self::Org => 0x08,
+            Self::Global => 0x0E,
+            Self::All => 0xFF,
+        }
+    }
+}
 
 /// The id of an instance name: its CRC32c, 1 in place of 0.
 pub fn instance_id(name: &str) -> u32 {
@@ -51,7 +78,7 @@ pub fn instance_id(name: &str) -> u32 {
 /// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Advert {
-    /// A `SCOPE_` value.
+    /// [`BeaconScope::byte`].
     pub scope: u8,
     /// Where NACKs are taken.
     pub nack_addr: [u8; 16],

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use retry_common::group::{self, SourceMode};
-use retry_common::wire::advert::{self, ADVERT_LEN, Advert};
+use retry_common::wire::advert::{self, ADVERT_LEN, Advert, BeaconScope};
 use socket2::Socket;
 
 use crate::net::multicast::{self, Egress};
@@ -18,41 +18,6 @@ use crate::net::options;
 
 /// UDP port of the beacon groups. It is a fact of the fabric: `nack-port` is announced inside the ADVERT.
 pub const BEACON_PORT: u16 = 9300;
-
-/// How far an ADVERT is announced: `beacon-scope`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// The site's beacon group.
-    Site,
-    /// The organisation's.
-    Org,
-    /// The global one.
-    Global,
-    /// All three (`both`), with the scope byte 0xFF.
-    All,
-}
-
-impl Scope {
-    /// The scopes whose beacon groups get the ADVERT.
-    const fn scopes(self) -> &'static [group::Scope] {
-        match self {
-            Self::Site => &[group::Scope::Site],
-            Self::Org => &[group::Scope::Org],
-            Self::Global => &[group::Scope::Global],
-            Self::All => &[group::Scope::Site, group::Scope::Org, group::Scope::Global],
-        }
-    }
-
-    /// The scope byte of the ADVERT.
-    const fn byte(self) -> u8 {
-        match self {
-            Self::Site => 0x05,
-            Self::Org => 0x08,
-            Self::Global => 0x0E,
-            Self::All => 0xFF,
-        }
-    }
-}
 
 /// The groups that ADVERTs of a scope go to.
 ///
@@ -62,7 +27,7 @@ impl Scope {
 /// beacon is for. Who hears both keeps one entry, by instance id (BRC-126). The scope org has no source-specific groups on
 /// this fabric ([`group::prefix`]): there, ADVERTs go to the any-source group alone.
 #[must_use]
-pub fn groups(scope: Scope, mode: SourceMode, group_id: u16) -> Vec<Ipv6Addr> {
+pub fn groups(scope: BeaconScope, mode: SourceMode, group_id: u16) -> Vec<Ipv6Addr> {
     let modes: &[SourceMode] = match mode {
         SourceMode::Asm => &[SourceMode::Asm],
         SourceMode::Ssm => &[SourceMode::Asm, SourceMode::Ssm],
@@ -85,7 +50,7 @@ pub struct Settings {
     /// `beacon-interval`: listeners forget an endpoint after three of them.
     pub interval: Duration,
     /// `beacon-scope`.
-    pub scope: Scope,
+    pub scope: BeaconScope,
     /// `mc-group-id`.
     pub group_id: u16,
     /// `beacon-flags-multicast`: repairs go by multicast.

@@ -6,7 +6,7 @@ use crate::net::batch::Batch;
 use crate::net::interface::Interface;
 use crate::net::testing::{Pair, QUIET, SOON, in_namespace};
 
-fn settings(scope: Scope) -> Settings {
+fn settings(scope: BeaconScope) -> Settings {
     Settings {
         nack_address: "fd10::20".parse().expect("an address"),
         nack_port: 9300,
@@ -38,7 +38,7 @@ fn the_advert_is_that_of_the_fields_program() {
     // The capture does not tell the instance's name.
     let mut expected = golden();
     expected[32..36].copy_from_slice(&advert::instance_id("NAME").to_be_bytes());
-    assert_eq!(advert(&settings(Scope::Site), false)[..], expected);
+    assert_eq!(advert(&settings(BeaconScope::Site), false)[..], expected);
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn each_setting_has_its_place() {
         preference: 7,
         interval: Duration::from_millis(1_500),
         unicast: true,
-        ..settings(Scope::All)
+        ..settings(BeaconScope::All)
     };
     assert_eq!(
         read(&other, false),
@@ -66,7 +66,7 @@ fn each_setting_has_its_place() {
         }
     );
     let flags = |change: fn(&mut Settings), draining| {
-        let mut settings = Settings { multicast: false, ..settings(Scope::Site) };
+        let mut settings = Settings { multicast: false, ..settings(BeaconScope::Site) };
         change(&mut settings);
         read(&settings, draining).flags
     };
@@ -76,11 +76,12 @@ fn each_setting_has_its_place() {
     assert_eq!(flags(|settings| settings.has_parent = true, false), 0x0002);
     assert_eq!(flags(|settings| settings.unicast = true, false), 0x0008);
     assert_eq!(flags(|settings| settings.multicast = true, false), 0x0010);
-    let scopes = [(Scope::Site, 0x05), (Scope::Org, 0x08), (Scope::Global, 0x0E), (Scope::All, 0xFF)];
+    let scopes =
+        [(BeaconScope::Site, 0x05), (BeaconScope::Org, 0x08), (BeaconScope::Global, 0x0E), (BeaconScope::All, 0xFF)];
     for (scope, byte) in scopes {
         assert_eq!(read(&settings(scope), false).scope, byte);
     }
-    let forever = Settings { interval: Duration::MAX, ..settings(Scope::Site) };
+    let forever = Settings { interval: Duration::MAX, ..settings(BeaconScope::Site) };
     assert_eq!(read(&forever, false).interval_s, u16::MAX);
 }
 
@@ -98,11 +99,11 @@ fn source_specific_groups_are_added_where_the_scope_has_them() {
         all.iter().map(Ipv6Addr::to_string).collect::<Vec<_>>().join(" ")
     };
     for (scope, asm, ssm) in [
-        (Scope::Site, "ff05::b:fffd", "ff05::b:fffd ff35::b:fffd"),
-        (Scope::Org, "ff08::b:fffd", "ff08::b:fffd"),
-        (Scope::Global, "ff0e::b:fffd", "ff0e::b:fffd ff3e::b:fffd"),
+        (BeaconScope::Site, "ff05::b:fffd", "ff05::b:fffd ff35::b:fffd"),
+        (BeaconScope::Org, "ff08::b:fffd", "ff08::b:fffd"),
+        (BeaconScope::Global, "ff0e::b:fffd", "ff0e::b:fffd ff3e::b:fffd"),
         (
-            Scope::All,
+            BeaconScope::All,
             "ff05::b:fffd ff08::b:fffd ff0e::b:fffd",
             "ff05::b:fffd ff08::b:fffd ff0e::b:fffd ff35::b:fffd ff3e::b:fffd",
         ),
@@ -114,18 +115,18 @@ fn source_specific_groups_are_added_where_the_scope_has_them() {
 #[test]
 fn every_group_hears_it_from_the_chosen_source() {
     in_namespace("every_group_hears_it_from_the_chosen_source", |Pair { near, far }| {
-        let all = groups(Scope::All, SourceMode::Ssm, 0x000B);
+        let all = groups(BeaconScope::All, SourceMode::Ssm, 0x000B);
         let joins = Joins::open(far.index, BEACON_PORT, &all).expect("joined");
         let socket = joins.fds().next().expect("at least one");
         options::tell_hop_limit(&socket).expect("an option");
         let mut batch = Batch::new(8, 2048);
         for (scope, mode) in [
-            (Scope::Site, SourceMode::Asm),
-            (Scope::Org, SourceMode::Asm),
-            (Scope::Global, SourceMode::Asm),
-            (Scope::All, SourceMode::Asm),
-            (Scope::Org, SourceMode::Ssm),
-            (Scope::All, SourceMode::Ssm),
+            (BeaconScope::Site, SourceMode::Asm),
+            (BeaconScope::Org, SourceMode::Asm),
+            (BeaconScope::Global, SourceMode::Asm),
+            (BeaconScope::All, SourceMode::Asm),
+            (BeaconScope::Org, SourceMode::Ssm),
+            (BeaconScope::All, SourceMode::Ssm),
         ] {
             let settings = Settings {
                 interface: near.index,
@@ -155,8 +156,11 @@ fn every_group_hears_it_from_the_chosen_source() {
 #[test]
 fn an_advert_that_cannot_leave_is_an_error() {
     let lo = Interface::by_name("lo").expect("every namespace has lo");
-    let settings =
-        Settings { interface: lo.index, source: "2001:db8::dead".parse().expect("an address"), ..settings(Scope::All) };
+    let settings = Settings {
+        interface: lo.index,
+        source: "2001:db8::dead".parse().expect("an address"),
+        ..settings(BeaconScope::All)
+    };
     let sender = BeaconSender::open(&settings).expect("opened");
     let error = sender.send(false).expect_err("the source is not this host's");
     assert_eq!(error.raw_os_error(), Some(libc::EINVAL));

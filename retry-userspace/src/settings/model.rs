@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use retry_common::group::{BeefBits, Scope, ShardBits, SourceMode};
+use retry_common::wire::advert::BeaconScope;
 use retry_common::wire::frame::Class;
 
 use super::flags::Flag;
 use super::hosts::{Host, HostPort, RedisNode};
 use super::source::SetBy;
-use crate::beacon::Scope as BeaconScope;
 
 /// All settings, checked one by one and together.
 #[derive(Clone, Debug)]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use retry_common::group::{self, BeefBits, Scope, ShardBits, SourceMode};
+use retry_common::wire::advert::BeaconScope;
 
 use super::error::SettingsError;
 use super::model::{
@@ -11,7 +12,6 @@ use super::model::{
 };
 use super::source::Values;
 use super::{hosts, values};
-use crate::beacon::Scope as BeaconScope;
 
 type Read<T> = Result<T, SettingsError>;
 type Bound = (Duration, &'static str);

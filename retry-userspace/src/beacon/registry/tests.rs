@@ -18,7 +18,7 @@ fn sender() -> SocketAddrV6 {
 
 fn advert(instance_id: u32) -> Advert {
     Advert {
-        scope: advert::SCOPE_SITE,
+        scope: advert::BeaconScope::Site.byte(),
         nack_addr: "fd10::20".parse::<Ipv6Addr>().expect("an address").octets(),
         nack_port: 9300,
         tier: 0,

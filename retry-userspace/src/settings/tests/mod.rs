@@ -9,10 +9,10 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use retry_common::group::{BeefBits, Scope, SourceMode};
+use retry_common::wire::advert::BeaconScope;
 use retry_common::wire::frame::Class;
 
 use super::*;
-use crate::beacon::Scope as BeaconScope;
 
 fn words(args: &[&str]) -> impl Iterator<Item = OsString> + use<> {
     ["retry-endpoint"].iter().chain(args).map(OsString::from).collect::<Vec<_>>().into_iter()
