@@ -9,15 +9,15 @@
 //! 5. [`engine`] decides as the kernel program does, with [`limits`] of its own; [`repair`] sends.
 //! 6. What this endpoint does not have comes from the shared [`store`] or by [`recovery`] from upstream endpoints; [`backoff`]
 //!    paces both.
-//! 7. [`beacon`] announces this endpoint and hears of others; [`admin`] shows numbers and frames over HTTP; [`telemetry`]
-//!    logs and exports; [`counters`] counts.
+//! 7. [`beacon`] announces this endpoint and hears of others; [`counters`] counts, [`metrics`] makes samples of all numbers;
+//!    [`admin`] shows numbers and frames over HTTP; [`telemetry`] logs and exports.
 //! 8. [`interfaces`] are watched, and the daemon follows what changes on the host.
 //! 9. [`verify_log`] checks the log of a running daemon, from another process.
 //!
 //! [`net`] has the sockets, [`clock`] the time, [`shutdown`] the signals.
 //!
-//! [`datapath`] alone knows aya and the names of maps. `run` alone imports every part. [`admin`] and [`telemetry`] import
-//! each other (samples one way, the log level the other).
+//! [`datapath`] alone knows aya and the names of maps. `run` alone imports every part. [`admin`] takes the log level from
+//! [`telemetry`], and both take the numbers from [`metrics`].
 
 pub mod admin;
 pub mod backoff;
@@ -31,6 +31,7 @@ pub mod framelog;
 pub mod ingress;
 pub mod interfaces;
 pub mod limits;
+pub mod metrics;
 pub mod nack;
 pub mod net;
 pub mod recovery;

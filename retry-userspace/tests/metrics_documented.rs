@@ -3,7 +3,7 @@
 #![expect(clippy::panic, reason = "a test's panic is its message")]
 
 use retry_common::counter::Counter;
-use retry_userspace::admin::{Snapshot, metrics_text};
+use retry_userspace::metrics::{Snapshot, prometheus};
 
 const DOCUMENT: &str = include_str!("../../docs/metrics.md");
 
@@ -70,7 +70,7 @@ fn describes(row: &Row, series: &Series) -> bool {
 }
 
 fn scrape() -> String {
-    metrics_text(&Snapshot::complete()).expect("a snapshot becomes text")
+    prometheus::text(&Snapshot::complete()).expect("a snapshot becomes text")
 }
 
 #[test]

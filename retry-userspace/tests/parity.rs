@@ -8,7 +8,8 @@ use std::fs;
 use std::path::Path;
 
 use retry_common::counter::{Counter, Side};
-use retry_userspace::admin::{self, Snapshot, manage, metrics_text};
+use retry_userspace::admin::{self, manage};
+use retry_userspace::metrics::{Snapshot, prometheus};
 use retry_userspace::settings;
 
 const DOCUMENT: &str = include_str!("../../docs/parity.md");
@@ -76,7 +77,7 @@ fn own_series() -> BTreeSet<Series> {
         })
         .collect();
     let counters: BTreeSet<String> = own.iter().map(|(name, _)| name.clone()).collect();
-    let scrape = metrics_text(&Snapshot::complete()).expect("a snapshot becomes text");
+    let scrape = prometheus::text(&Snapshot::complete()).expect("a snapshot becomes text");
     for line in scrape.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
         let name = line.split(' ').next().unwrap_or_default();
         if !counters.contains(name) {

@@ -10,11 +10,11 @@ use super::state::State;
 use crate::admin::manage::{
     Backend, BackendError, BoxFuture, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
 };
-use crate::admin::{Snapshot, Source};
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::monotonic_ns;
 use crate::framelog::{Log, Put, Removed};
 use crate::ingress::fill::{Fill, Refused, StoredFrom};
+use crate::metrics::{Snapshot, Source};
 use crate::settings::Described;
 use crate::store::{Node, Store, Unavailable};
 

@@ -29,7 +29,7 @@ use tokio::sync::Notify;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self, Source, manage};
+use crate::admin::{self, manage};
 use crate::beacon::BeaconSender;
 use crate::beacon::registry::SharedRegistry;
 use crate::counters::UserCounters;
@@ -41,6 +41,7 @@ use crate::ingress::beacon_listener::BeaconListener;
 use crate::ingress::fill::{Fill, OnStored};
 use crate::ingress::subscription::Subscription;
 use crate::ingress::tee::TeeSocket;
+use crate::metrics::Source;
 use crate::nack::Server;
 use crate::nack::pending::{Backends, Pending, Reply};
 use crate::net::nack_socket::{self, NackSocket};

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use retry_common::counter::Counters;
 use tokio::sync::Notify;
 
-use crate::admin::{Snapshot, Source, StoreUse, Upstream};
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
 use crate::datapath::{Datapath, Delivered};
@@ -16,9 +15,9 @@ use crate::framelog::Writer;
 use crate::ingress::fill::LogUse;
 use crate::ingress::subscription;
 use crate::interfaces::delivery::{Ledger, Part};
+use crate::metrics::{Host, Snapshot, Source, StoreUse, Upstream};
 use crate::recovery::{Recovery, UpstreamStatus};
 use crate::store::Store;
-use crate::telemetry::inventory::Host;
 
 /// Looks at a log that is locked, before what was last seen of it is shown.
 const LOOKS: usize = 64;

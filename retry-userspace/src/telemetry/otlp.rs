@@ -17,10 +17,9 @@ use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use thiserror::Error;
 
 use super::SERVICE;
-use super::inventory::Host;
 use super::watched::Watched;
-use crate::admin::Source;
-use crate::admin::samples::{Kind, Sample, samples};
+use crate::metrics::samples::{Kind, Sample, samples};
+use crate::metrics::{Host, Snapshot, Source};
 use crate::settings::Otlp;
 
 /// Longest time of one export, and of the last ones at the end.
@@ -160,7 +159,7 @@ fn by_name(samples: Vec<Sample>) -> BTreeMap<&'static str, Vec<Sample>> {
 fn instruments(provider: &SdkMeterProvider, source: Arc<dyn Source>) {
     let meter = provider.meter(SERVICE);
     // The metrics of parts that have nothing to show yet have their names all the same.
-    let all = by_name(samples(&crate::admin::Snapshot::complete()));
+    let all = by_name(samples(&Snapshot::complete()));
     let snapshots = Arc::new(Snapshots::new(source));
     for (name, samples) in all {
         let Some(first) = samples.first() else { continue };

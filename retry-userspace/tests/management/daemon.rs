@@ -13,10 +13,10 @@ use retry_common::wire::frame::{Class, Frame, Head, Version};
 use retry_userspace::admin::manage::{
     Backend, BackendError, BoxFuture, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
 };
-use retry_userspace::admin::{Snapshot, Source};
 use retry_userspace::beacon::registry::Endpoint;
 use retry_userspace::clock::monotonic_ns;
 use retry_userspace::framelog::{Log, NewFrame, Pages, Put, Removed, Sizes, Writer, open};
+use retry_userspace::metrics::{Snapshot, Source};
 use retry_userspace::settings::{Described, Settings};
 use tokio::sync::Semaphore;
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use retry_common::key::FrameKey;
 use retry_common::wire::frame::Class;
 
-use crate::admin::Snapshot;
 use crate::beacon::registry::Endpoint;
+use crate::metrics::Snapshot;
 use crate::settings::Described;
 
 /// A future that a trait object can return.

@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::Shared;
 use super::backend::{Members, RedisMembers};
-use crate::admin::Snapshot;
 use crate::beacon::registry::Endpoint;
+use crate::metrics::{RINGS, Snapshot};
 use crate::settings::SetBy;
 
 /// Words for the `FLAG_` bits of an ADVERT.
@@ -20,9 +20,6 @@ const FLAGS: [(u16, &str); 4] = [
     (advert::FLAG_UNICAST, "unicast"),
     (advert::FLAG_MULTICAST, "multicast"),
 ];
-
-/// Names of the lanes of the frame log, as in the label `ring` of `/metrics`.
-const RINGS: [&str; 2] = ["short", "long"];
 
 pub(super) async fn stats(State(backend): State<Shared>) -> Json<Value> {
     Json(stats_of(&backend.stats()))

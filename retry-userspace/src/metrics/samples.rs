@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use retry_common::abi::Sent;
 use retry_common::counter::{Counter, Side};
 
-use super::Snapshot;
+use super::{RINGS, Snapshot};
 
 /// What a number is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -31,9 +31,6 @@ pub struct Sample {
     /// The number: exact up to 2^53.
     pub value: f64,
 }
-
-/// Names of the lanes of the frame log, in their order.
-const RINGS: [&str; 2] = ["short", "long"];
 
 /// All numbers of a snapshot; series of one name stand together, except those of counters with several labels.
 #[expect(clippy::cast_precision_loss, reason = "the numbers of both formats are doubles: exact up to 2^53")]
