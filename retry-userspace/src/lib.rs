@@ -16,8 +16,19 @@
 //!
 //! [`net`] has the sockets, [`clock`] the time, [`shutdown`] the signals.
 //!
-//! [`datapath`] alone knows aya and the names of maps. `run` alone imports every part. [`admin`] takes the log level from
-//! [`telemetry`], and both take the numbers from [`metrics`].
+//! # What imports what
+//!
+//! A module imports modules of earlier lines only; its tests may import any. The test `layers` holds the code to this list.
+//!
+//! 1. `clock`, `counters`, `framelog`, `settings`, `shutdown`
+//! 2. `backoff`, `limits`, `net`
+//! 3. `beacon`, `datapath`, `engine`, `fabric`, `store`
+//! 4. `ingress`, `metrics`, `recovery`, `verify_log`
+//! 5. `interfaces`, `repair`, `telemetry`
+//! 6. `admin`, `nack`
+//! 7. `run`, which imports every part
+//!
+//! `datapath` alone knows aya and the names of maps.
 
 pub mod admin;
 pub mod backoff;
