@@ -7,7 +7,7 @@ use core::mem::offset_of;
 
 use crate::holddown::HoldDown;
 use crate::key::FrameKey;
-use crate::limit::{TokenBucket, Window};
+use crate::limits::{TokenBucket, Window, table};
 
 /// Version of everything in this file. Raised by any change that makes old maps unreadable.
 pub const LAYOUT: u32 = 5;
@@ -295,9 +295,9 @@ pub struct LimitWay {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct LimitBucket<K> {
     /// The ways.
-    pub ways: [LimitWay; crate::table::WAYS],
+    pub ways: [LimitWay; table::WAYS],
     /// Their keys, as the last writer of the way wrote them: no decision rests on these.
-    pub keys: [K; crate::table::WAYS],
+    pub keys: [K; table::WAYS],
 }
 
 /// What the main program leaves in the NACK's SubtreeID for the role program that rewrites each clone.

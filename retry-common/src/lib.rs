@@ -2,8 +2,8 @@
 //! one truth table. `no_std`, no allocation, no clock, no I/O: everything can be tested on the host.
 //!
 //! * [`wire`]: datagrams; [`key`], [`group`], [`checksum`], [`crc32c`]: what is computed from them
-//! * [`limit`], [`holddown`]: state word and time in, verdict and state word out
-//! * [`table`]: where the states of limits stand
+//! * [`limits`]: a state word and a time in, a verdict and a state word out; where these words stand
+//! * [`holddown`]: the same for multicast repairs of one frame
 //! * [`index`], [`position`], [`abi`]: the frame log's layout; [`framelog`]: its protocol
 //! * [`counter`]: every verdict's counter and metric
 //! * [`decide`]: what a NACK gets
@@ -41,7 +41,6 @@ pub mod group;
 pub mod holddown;
 pub mod index;
 pub mod key;
-pub mod limit;
+pub mod limits;
 pub mod position;
-pub mod table;
 pub mod wire;

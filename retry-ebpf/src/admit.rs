@@ -1,4 +1,4 @@
-//! The limits, in tables of bounded size ([`retry_common::table`]): a spoofed flood pushes out what means least and grows
+//! The limits, in tables of bounded size ([`retry_common::limits::table`]): a spoofed flood pushes out what means least and grows
 //! nothing. The only file with map-value pointers into them.
 //!
 //! Longer than most files, because it is the only one: four limits over one kind of bucket, whose bounds the verifier has to see.
@@ -10,8 +10,8 @@ use aya_ebpf::macros::btf_map;
 use retry_common::abi::{AddressKey, ChainKey, GroupKey, LimitBucket, Settings};
 use retry_common::index;
 use retry_common::key::FrameKey;
-use retry_common::limit::{TokenBucket, Window};
-use retry_common::table::{self, WAYS};
+use retry_common::limits::table::{self, WAYS};
+use retry_common::limits::{TokenBucket, Window};
 
 use crate::atomic::compare_exchange;
 

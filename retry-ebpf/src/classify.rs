@@ -8,7 +8,7 @@ use aya_ebpf::programs::XdpContext;
 use retry_common::abi::Settings;
 use retry_common::checksum;
 use retry_common::counter::Counter;
-use retry_common::table::{self, OWN_BITS};
+use retry_common::limits::table::{self, OWN_BITS};
 use retry_common::wire::nack::{NACK_LEN, Nack, NackError};
 
 use crate::packet::{self, IP_UDP_LEN, IpUdp};

@@ -18,7 +18,7 @@ use aya::{
 use retry_common::{
     abi::{self, LAYOUT, setting_flag},
     key::FrameKey,
-    limit::{TokenBucket, Window},
+    limits::{TokenBucket, Window},
 };
 use retry_testbed::{
     answer::nack,

@@ -22,7 +22,7 @@ use retry_common::{
     holddown::HoldDown,
     index,
     key::FrameKey,
-    table,
+    limits::table,
     wire::frame::Class,
 };
 use retry_userspace::{

@@ -9,7 +9,7 @@ use std::{
 use retry_common::{
     abi::{Limits, Settings},
     key::FrameKey,
-    limit::TokenBucket,
+    limits::TokenBucket,
 };
 use retry_testbed::{
     answer::nack,

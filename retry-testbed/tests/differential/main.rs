@@ -24,7 +24,7 @@ use retry_common::{
     holddown::HoldDown,
     index,
     key::FrameKey,
-    limit::{TokenBucket, Window},
+    limits::{TokenBucket, Window},
     wire::{frame::Class, nack::Nack},
 };
 use retry_testbed::{

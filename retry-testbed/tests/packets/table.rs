@@ -11,7 +11,7 @@ use retry_common::{
     counter::Counter,
     holddown::HoldDown,
     key::FrameKey,
-    limit::{TokenBucket, Window},
+    limits::{TokenBucket, Window},
 };
 use retry_testbed::{
     answer::nack_with_flags,

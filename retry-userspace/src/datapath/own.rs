@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
-use retry_common::table::{self, OWN_BITS};
+use retry_common::limits::table::{self, OWN_BITS};
 
 use super::{DatapathError, chain, fill, map, taken};
 

@@ -1,8 +1,6 @@
 //! What the daemon answers: `retry_common::decide` over the daemon's own tables. No sockets and no clock in here: a NACK
 //! and a time go in, a verdict comes out, and the caller carries it out.
 
-mod tables;
-
 use std::io;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -12,12 +10,12 @@ use retry_common::counter::Counter;
 use retry_common::decide::{self, Endpoint, Multicast, Policy, Repair, Verdict};
 use retry_common::holddown::HoldDown;
 use retry_common::key::FrameKey;
-use retry_common::limit::TokenBucket;
+use retry_common::limits::TokenBucket;
 use retry_common::wire::nack::Nack;
 
 use crate::counters::UserCounters;
 use crate::framelog::{Log, Record};
-use tables::Tables;
+use crate::limits::LimitTables;
 
 /// What shapes the answers.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +51,7 @@ pub trait GroupLimit: Send + Sync {
 /// Decides on NACKs that the kernel did not answer.
 pub struct Engine {
     rules: Rules,
-    tables: Tables,
+    tables: LimitTables,
     kernel_groups: Option<Box<dyn GroupLimit>>,
     log: Log,
     counters: Arc<UserCounters>,
@@ -70,7 +68,7 @@ impl Engine {
         counters: Arc<UserCounters>,
         kernel_groups: Option<Box<dyn GroupLimit>>,
     ) -> io::Result<Self> {
-        let tables = Tables::new(rules.limit_entries, rules.hash_seed)?;
+        let tables = LimitTables::new(rules.limit_entries, rules.hash_seed)?;
         Ok(Self { rules, tables, kernel_groups, log, counters })
     }
 

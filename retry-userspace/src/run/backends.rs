@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender as Replies;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
-use retry_common::limit::TokenBucket;
+use retry_common::limits::TokenBucket;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;

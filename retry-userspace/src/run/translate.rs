@@ -7,8 +7,8 @@ use std::time::Duration;
 use retry_common::abi::{self, setting_flag};
 use retry_common::group::{self, Sharding, SourceMode};
 use retry_common::holddown::HoldDown;
-use retry_common::limit::{TokenBucket, Window};
-use retry_common::table;
+use retry_common::limits::table;
+use retry_common::limits::{TokenBucket, Window};
 use retry_common::wire::frame::Class;
 
 use crate::beacon;

@@ -5,7 +5,7 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
 };
 
-use retry_common::limit::{TokenBucket, Window};
+use retry_common::limits::{TokenBucket, Window};
 
 /// One multiplication: addresses need no better hash here.
 #[derive(Default)]

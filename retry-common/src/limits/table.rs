@@ -1,4 +1,4 @@
-//! The kernel's limit tables: from a key to a state word of [`crate::limit`], as arithmetic on one cache line.
+//! Limit tables, the kernel's and the daemon's: from a key to the state word of a limit, as arithmetic on one cache line.
 //!
 //! A bucket has four ways, each the hash of a key beside its state. Ways are taken in order and never given back. Where all
 //! are taken a new key takes the way whose state weighs least: that of a key that has all its tokens back, if there is one. So
@@ -175,7 +175,7 @@ fn lightest<B: Bucket>(bucket: &B, weigh: impl Fn(u64) -> u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limit::{TokenBucket, Window};
+    use crate::limits::{TokenBucket, Window};
     use proptest::prelude::*;
     use std::cell::{Cell, RefCell};
     use std::collections::HashMap;

@@ -1,5 +1,5 @@
-//! Limit tables in memory that threads share, and the kernel with them where it is a map's: [`retry_common::table`] over
-//! atomic words.
+//! One limit table in memory that threads share, and the kernel with them where it is a map's:
+//! [`retry_common::limits::table`] over atomic words.
 
 use std::io;
 use std::marker::PhantomData;
@@ -7,8 +7,9 @@ use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use retry_common::abi::{GroupKey, LimitBucket, LimitWay};
-use retry_common::limit::{TokenBucket, Window};
-use retry_common::{index, table};
+use retry_common::index;
+use retry_common::limits::table;
+use retry_common::limits::{TokenBucket, Window};
 
 use crate::framelog::Memory;
 

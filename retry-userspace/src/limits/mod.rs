@@ -1,17 +1,24 @@
-//! The limits of the socket path, in tables of the same kind as the kernel's.
+//! The daemon's limits: of the socket path, in four tables of the same kind as the kernel's ([`LimitTables`]), and of
+//! (source, group) in the kernel's own table, which the daemon charges too ([`GroupTable`]).
+//!
+//! What a limit means is [`retry_common::limits`]; the kernel program charges its tables in `retry-ebpf/src/admit.rs`.
+
+mod table;
 
 use std::io;
 
 use retry_common::abi::{AddressKey, ChainKey};
+use retry_common::index;
 use retry_common::key::FrameKey;
-use retry_common::limit::{TokenBucket, Window};
-use retry_common::{index, table};
+use retry_common::limits::table::{address_hash, join};
+use retry_common::limits::{TokenBucket, Window};
 
-use crate::limits::{GroupTable, LimitTable};
+pub use table::GroupTable;
+pub(crate) use table::LimitTable;
 
-/// The four tables.
+/// The four tables of the socket path.
 #[derive(Debug)]
-pub(super) struct Tables {
+pub(crate) struct LimitTables {
     seed: u64,
     address: LimitTable<AddressKey>,
     sequence: LimitTable<FrameKey>,
@@ -19,12 +26,12 @@ pub(super) struct Tables {
     group: GroupTable,
 }
 
-impl Tables {
+impl LimitTables {
     /// Tables for `entries` keys each, whose hashes begin with `seed`.
     ///
     /// # Errors
     /// What mapping their memory returns.
-    pub(super) fn new(entries: u32, seed: u64) -> io::Result<Self> {
+    pub(crate) fn new(entries: u32, seed: u64) -> io::Result<Self> {
         Ok(Self {
             seed,
             address: LimitTable::plain(entries)?,
@@ -34,27 +41,32 @@ impl Tables {
         })
     }
 
-    pub(super) fn take_address(&self, address: [u8; 16], bucket: &TokenBucket, now_ns: u64) -> bool {
-        let hash = table::address_hash(&address, self.seed);
+    /// Takes a token of the source address; true when there was one.
+    pub(crate) fn take_address(&self, address: [u8; 16], bucket: &TokenBucket, now_ns: u64) -> bool {
+        let hash = address_hash(&address, self.seed);
         self.address.take_token(AddressKey { address }, hash, bucket, now_ns)
     }
 
-    pub(super) fn take_group(&self, address: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
+    /// Takes a token of the source address and group; true when there was one.
+    pub(crate) fn take_group(&self, address: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
         self.group.take(address, group, bucket, now_ns)
     }
 
-    pub(super) fn take_chain(&self, address: [u8; 16], hash_key: u64, window: &Window, now_ns: u64) -> bool {
-        let hash = table::join(table::address_hash(&address, self.seed), hash_key);
+    /// Counts in the window of the source address and flow; true when there was room.
+    pub(crate) fn take_chain(&self, address: [u8; 16], hash_key: u64, window: &Window, now_ns: u64) -> bool {
+        let hash = join(address_hash(&address, self.seed), hash_key);
         let key = ChainKey { address, hash_key: hash_key.to_be_bytes() };
         self.chain.take_window(key, hash, window, now_ns)
     }
 
-    pub(super) fn sequence_is_over(&self, key: FrameKey, window: &Window, now_ns: u64) -> bool {
+    /// True when the frame's window is full.
+    pub(crate) fn sequence_is_over(&self, key: FrameKey, window: &Window, now_ns: u64) -> bool {
         let state = || self.sequence.state(key, index::hash(&key, self.seed));
         !window.is_off() && state().is_some_and(|state| window.is_over(state, now_ns))
     }
 
-    pub(super) fn take_sequence(&self, key: FrameKey, window: &Window, now_ns: u64) -> bool {
+    /// Counts in the frame's window; true when there was room.
+    pub(crate) fn take_sequence(&self, key: FrameKey, window: &Window, now_ns: u64) -> bool {
         self.sequence.take_window(key, index::hash(&key, self.seed), window, now_ns)
     }
 }
@@ -65,8 +77,8 @@ mod tests {
 
     const NOW: u64 = 5_000_000_000;
 
-    fn tables() -> Tables {
-        Tables::new(1_024, 7).expect("memory")
+    fn tables() -> LimitTables {
+        LimitTables::new(1_024, 7).expect("memory")
     }
 
     #[test]
@@ -92,7 +104,7 @@ mod tests {
     #[test]
     fn threads_that_ask_for_one_frame_share_its_window() {
         const FRAMES: u64 = 2_000;
-        let (tables, window) = (Tables::new(16_384, 7).expect("memory"), Window::new(5, 3_600_000_000_000));
+        let (tables, window) = (LimitTables::new(16_384, 7).expect("memory"), Window::new(5, 3_600_000_000_000));
         let together = std::sync::Barrier::new(2);
         let ask = || {
             let asked = (0..FRAMES).map(|seq_num| {
@@ -115,7 +127,7 @@ mod tests {
     #[test]
     fn who_is_over_a_limit_is_remembered_longest() {
         // One bucket.
-        let tables = Tables::new(2, 7).expect("memory");
+        let tables = LimitTables::new(2, 7).expect("memory");
         let bucket = TokenBucket::new(1, 10);
         let (over, once) = ([0xff; 16], [0xfe; 16]);
         while tables.take_address(over, &bucket, NOW) {}
