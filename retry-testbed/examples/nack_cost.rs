@@ -21,10 +21,12 @@ use retry_common::{
     limits::{TokenBucket, Window},
 };
 use retry_testbed::{
-    answer::nack,
-    packet::PacketBuilder,
-    testrun::{self, Action},
-    xdp_fixture::{NACK_ADDRESS, NACK_MAC},
+    net::packet::PacketBuilder,
+    peers::answer::nack,
+    xdp::{
+        fixture::{NACK_ADDRESS, NACK_MAC},
+        testrun::{self, Action},
+    },
 };
 
 const ROUNDS: usize = 15;

@@ -1,32 +1,21 @@
-//! What the tests, the demo and the bench stand on. Development only.
+//! What the test suites, the demo and the bench stand on. Development only.
 //!
-//! From the ground up: [`netns`] makes namespaces, [`fabric`] joins hosts in them, [`loss`] loses packets on the way.
-//! [`packet`] builds and checks packets, [`capture`] reads and writes them raw, [`batch`]
-//! many at once. [`frames`] makes frames, [`publish`] sends
-//! them and notes them in the [`journal`], [`listener`] receives them, asks for what it missed ([`answer`]) and compares.
-//! [`announce`] reads ADVERTs and sends shard manifests, [`tee`] hands frames to a daemon on its own host.
-//! [`daemon`] runs the real program and reads its numbers ([`http`]); [`testrun`] runs one packet through an XDP program,
-//! [`xdp_fixture`] is ours with a frame log, [`expect`] what a NACK gets from it; [`replay`] takes datagrams out of a capture.
-//! [`suppression`] lets hundreds of listeners miss the same frames and counts the copies of their repairs.
+//! # Where a line belongs
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`net`] | the network itself: namespaces, the fabric that joins hosts, loss, packets built, sent raw, captured and read back |
+//! | [`peers`] | what stands on hosts beside the daemon: frames and their publisher, listeners, Redis, beacons and manifests, the tee |
+//! | [`daemon`] | the daemon as a process under test: its start and end, and what its HTTP servers tell |
+//! | [`xdp`] | the kernel program by itself: one packet through it, its maps, and what a NACK has to get from it |
+//! | [`scene`] | a daemon with its peers on a fabric, as more than one suite or the bench sets them up |
+//!
+//! A module imports those above it in this table, and no other; `xdp` does without `daemon`.
+//! The binary adds three directories of its own, one for each verb: `demo/`, `bench/` and `cluster/`. What only one of
+//! them needs stays there. What only one suite needs stays in that suite's directory below `tests/`.
 
-pub mod announce;
-pub mod answer;
-pub mod batch;
-pub mod capture;
 pub mod daemon;
-pub mod expect;
-pub mod fabric;
-pub mod frames;
-pub mod http;
-pub mod journal;
-pub mod listener;
-pub mod loss;
-pub mod netns;
-pub mod packet;
-pub mod publish;
-pub mod redis;
-pub mod replay;
-pub mod suppression;
-pub mod tee;
-pub mod testrun;
-pub mod xdp_fixture;
+pub mod net;
+pub mod peers;
+pub mod scene;
+pub mod xdp;

@@ -12,9 +12,9 @@ use retry_common::{
     limits::TokenBucket,
 };
 use retry_testbed::{
-    answer::nack,
-    packet::PacketBuilder,
-    xdp_fixture::{Interface, Loaded, NACK_ADDRESS, in_new_namespace, skip},
+    net::packet::PacketBuilder,
+    peers::answer::nack,
+    xdp::fixture::{Interface, Loaded, NACK_ADDRESS, in_new_namespace, skip},
 };
 use retry_userspace::clock::monotonic_ns;
 use serde_json::Value;

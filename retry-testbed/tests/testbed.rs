@@ -10,17 +10,21 @@ use std::{
 
 use retry_common::key::FrameKey;
 use retry_testbed::{
-    answer::nack,
-    capture::{Capture, RawSender, datagrams, is_udp},
-    fabric::{DATA_PORT, Fabric, INTERFACE, NACK_PORT, group},
-    frames::{Flow, Kind},
-    journal::Journal,
-    listener::{Listener, ListenerSettings},
-    loss::{LossPoint, LossRule},
-    netns::{Netns, host_command},
-    packet::{Packet, PacketBuilder},
-    publish::Publisher,
-    replay::Joiner,
+    net::{
+        capture::{Capture, RawSender, datagrams, is_udp},
+        fabric::{DATA_PORT, Fabric, INTERFACE, NACK_PORT, group},
+        loss::{LossPoint, LossRule},
+        netns::{Netns, host_command},
+        packet::{Packet, PacketBuilder},
+        replay::Joiner,
+    },
+    peers::{
+        answer::nack,
+        frames::{Flow, Kind},
+        journal::Journal,
+        listener::{Listener, ListenerSettings},
+        publish::Publisher,
+    },
 };
 
 const WAIT: Duration = Duration::from_secs(2);

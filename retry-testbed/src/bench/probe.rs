@@ -19,7 +19,7 @@ use nix::{
     sys::time::TimeSpec,
 };
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{self, Answer};
+use retry_testbed::peers::answer::{self, Answer};
 
 use super::rig::{FLOW, LOAD_CORE, Rig, frame, pin, urgent};
 

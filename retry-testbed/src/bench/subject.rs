@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use retry_testbed::{daemon::Daemon, fabric::Fabric};
+use retry_testbed::{daemon::Daemon, net::fabric::Fabric};
 
 use super::rig::{Rig, on_server_core};
 

@@ -15,9 +15,11 @@ use std::{
 use anyhow::{Result, ensure};
 use retry_testbed::{
     daemon::{self, Daemon},
-    fabric::{Fabric, group},
-    netns::TOOLS,
-    redis::{self, Cluster},
+    net::{
+        fabric::{Fabric, group},
+        netns::TOOLS,
+    },
+    peers::redis::{self, Cluster},
 };
 
 use self::{smoke::Step, table::Table};

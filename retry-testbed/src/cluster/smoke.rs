@@ -15,13 +15,17 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use retry_common::key::FrameKey;
 use retry_testbed::{
-    answer::{Answer, nack},
-    fabric::Host,
-    frames::{Flow, Kind},
-    http::{self, Metrics},
-    journal::{Journal, Verdict},
-    loss::{Loss, LossRule},
-    publish::Publisher,
+    daemon::http::{self, Metrics},
+    net::{
+        fabric::Host,
+        loss::{Loss, LossRule},
+    },
+    peers::{
+        answer::{Answer, nack},
+        frames::{Flow, Kind},
+        journal::{Journal, Verdict},
+        publish::Publisher,
+    },
 };
 use serde::Serialize;
 

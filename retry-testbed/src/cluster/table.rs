@@ -49,7 +49,7 @@ impl Table {
                 management: ADMIN,
             });
         }
-        let store = |(name, node): (_, &retry_testbed::redis::Server<'_>)| Store {
+        let store = |(name, node): (_, &retry_testbed::peers::redis::Server<'_>)| Store {
             name,
             namespace: node.host().ns.name().to_owned(),
             pid: node.pid(),

@@ -19,12 +19,16 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use retry_testbed::{
     daemon::{self, Daemon},
-    fabric::{Fabric, INTERFACE},
-    journal::Journal,
-    listener::{Listener, ListenerSettings},
-    loss::{Loss, LossRule},
-    netns::TOOLS,
-    publish::Publisher,
+    net::{
+        fabric::{Fabric, INTERFACE},
+        loss::{Loss, LossRule},
+        netns::TOOLS,
+    },
+    peers::{
+        journal::Journal,
+        listener::{Listener, ListenerSettings},
+        publish::Publisher,
+    },
 };
 
 use self::{

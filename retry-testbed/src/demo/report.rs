@@ -5,7 +5,7 @@ use std::{io::Write as _, time::Instant};
 use anyhow::Result;
 use retry_testbed::{
     daemon::{CpuTime, Daemon},
-    listener::{Listener, Stats},
+    peers::listener::{Listener, Stats},
 };
 use serde::Serialize;
 

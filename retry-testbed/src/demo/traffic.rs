@@ -15,12 +15,16 @@ use retry_common::{
     wire::frame::Frame,
 };
 use retry_testbed::{
-    answer::nack,
-    fabric::group,
-    frames::{BEEF_GROUP, BLOCK_GROUP, Flow, Kind, SUBTREE_GROUP},
-    netns::Netns,
-    publish::Publisher,
-    replay::{self, Datagram},
+    net::{
+        fabric::group,
+        netns::Netns,
+        replay::{self, Datagram},
+    },
+    peers::{
+        answer::nack,
+        frames::{BEEF_GROUP, BLOCK_GROUP, Flow, Kind, SUBTREE_GROUP},
+        publish::Publisher,
+    },
 };
 
 const SHARD_BITS: u8 = 2;
@@ -223,9 +227,8 @@ mod tests {
     use std::path::PathBuf;
 
     use retry_testbed::{
-        fabric::group,
-        frames::{Flow, Kind},
-        replay::Datagram,
+        net::{fabric::group, replay::Datagram},
+        peers::frames::{Flow, Kind},
     };
 
     use super::{LARGE, Traffic, choose, sharding_of};

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use retry_testbed::listener::Stats;
+use retry_testbed::peers::listener::Stats;
 
 use super::report::Sample;
 

@@ -3,11 +3,11 @@
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use retry_testbed::announce::Advert;
-use retry_testbed::capture::Capture;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, INTERFACE, group_in};
-use retry_testbed::packet::{ParsedPacket, multicast_mac};
+use retry_testbed::net::capture::Capture;
+use retry_testbed::net::fabric::{Fabric, INTERFACE, group_in};
+use retry_testbed::net::packet::{ParsedPacket, multicast_mac};
+use retry_testbed::peers::announce::Advert;
 
 use super::scene::{binary, flags, is_root, two_hosts};
 use super::tools::{adverts, await_advert};

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
-use retry_testbed::capture::Capture;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, group};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::journal::{Journal, Verdict, key_of};
-use retry_testbed::listener::{Listener, ListenerSettings};
-use retry_testbed::loss::LossRule;
-use retry_testbed::publish::Publisher;
+use retry_testbed::net::capture::Capture;
+use retry_testbed::net::fabric::{Fabric, group};
+use retry_testbed::net::loss::LossRule;
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::{Journal, Verdict, key_of};
+use retry_testbed::peers::listener::{Listener, ListenerSettings};
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{binary, datagrams_from, flags, two_hosts};
 use super::tools::{PATIENCE, ask_each, both_paths, counted, is_repair, path};

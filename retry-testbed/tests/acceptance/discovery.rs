@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
-use retry_testbed::capture::Capture;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host, INTERFACE, group};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::journal::{Journal, Verdict};
-use retry_testbed::listener::{Listener, ListenerSettings};
-use retry_testbed::loss::LossRule;
-use retry_testbed::packet::Packet;
-use retry_testbed::publish::Publisher;
+use retry_testbed::net::capture::Capture;
+use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, group};
+use retry_testbed::net::loss::LossRule;
+use retry_testbed::net::packet::Packet;
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::{Journal, Verdict};
+use retry_testbed::peers::listener::{Listener, ListenerSettings};
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{ask, asker, binary, flags};
 use super::tools::{PATIENCE, await_advert, both_paths, counted, eventually, repairs};

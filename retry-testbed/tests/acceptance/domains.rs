@@ -5,13 +5,13 @@ use std::net::SocketAddrV6;
 use std::sync::Arc;
 
 use retry_common::key::FrameKey;
-use retry_testbed::capture::Capture;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host, INTERFACE, NACK_PORT, SECOND_ADDRESS, SECOND_INTERFACE, group};
-use retry_testbed::frames::Flow;
-use retry_testbed::http::Metrics;
-use retry_testbed::journal::Journal;
-use retry_testbed::publish::Publisher;
+use retry_testbed::daemon::http::Metrics;
+use retry_testbed::net::capture::Capture;
+use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, NACK_PORT, SECOND_ADDRESS, SECOND_INTERFACE, group};
+use retry_testbed::peers::frames::Flow;
+use retry_testbed::peers::journal::Journal;
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{binary, flags};
 use super::tools::counted;

@@ -7,16 +7,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
 use retry_common::key::FrameKey;
-use retry_testbed::announce::Advert;
-use retry_testbed::answer::{Answer, nack};
-use retry_testbed::capture::{Capture, is_udp};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, INTERFACE, group};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::journal::Journal;
-use retry_testbed::listener::{Listener, ListenerSettings};
-use retry_testbed::loss::LossRule;
-use retry_testbed::publish::Publisher;
+use retry_testbed::net::capture::{Capture, is_udp};
+use retry_testbed::net::fabric::{Fabric, INTERFACE, group};
+use retry_testbed::net::loss::LossRule;
+use retry_testbed::peers::announce::Advert;
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::Journal;
+use retry_testbed::peers::listener::{Listener, ListenerSettings};
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{asker, binary, flags, frame, two_hosts};
 use super::tools::{PATIENCE, Pins, adverts, await_advert, both_paths, counted, eventually};

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack, nack_with_flags};
-use retry_testbed::capture::Capture;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host, INTERFACE, group};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::http::Metrics;
-use retry_testbed::journal::{Journal, Verdict, key_of};
-use retry_testbed::listener::{Listener, ListenerSettings};
-use retry_testbed::loss::LossRule;
-use retry_testbed::publish::Publisher;
+use retry_testbed::daemon::http::Metrics;
+use retry_testbed::net::capture::Capture;
+use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, group};
+use retry_testbed::net::loss::LossRule;
+use retry_testbed::peers::answer::{Answer, nack, nack_with_flags};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::{Journal, Verdict, key_of};
+use retry_testbed::peers::listener::{Listener, ListenerSettings};
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{asker, binary, datagrams_from, flags};
 use super::tools::{both_paths, counted, is_repair};

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, group};
-use retry_testbed::http::Metrics;
-use retry_testbed::journal::Journal;
-use retry_testbed::publish::Publisher;
+use retry_testbed::daemon::http::Metrics;
+use retry_testbed::net::fabric::{Fabric, group};
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::journal::Journal;
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{binary, flags, frame, two_hosts};
 use super::tools::{ask_each, both_paths, counted, path, read_answers};

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use retry_common::key::FrameKey;
-use retry_testbed::answer::nack;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::Fabric;
+use retry_testbed::net::fabric::Fabric;
+use retry_testbed::peers::answer::nack;
 use serde_json::Value;
 
 use super::scene::{ask, asker, binary, flags, is_root, two_hosts};

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack, nack_with_flags};
-use retry_testbed::capture::{Capture, datagrams};
-use retry_testbed::fabric::{INTERFACE, NACK_PORT, group};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::listener::{Listener, ListenerSettings};
-use retry_testbed::packet::ParsedPacket;
+use retry_testbed::net::capture::{Capture, datagrams};
+use retry_testbed::net::fabric::{INTERFACE, NACK_PORT, group};
+use retry_testbed::net::packet::ParsedPacket;
+use retry_testbed::peers::answer::{Answer, nack, nack_with_flags};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::listener::{Listener, ListenerSettings};
 
 use super::domains::{BETWEEN, Domains, failed};
 use super::scene::{ask, asker, datagrams_from};
@@ -202,7 +202,8 @@ fn one_request_for_many(xdp: &str) {
     let (key, _) = domains.publish(&mut Flow::new(Kind::Tx, 0, 2, 400..=400), &[&up]);
     let far = domains.far_capture();
     // The upstream's answers wait until all have asked: the job is in flight for each of them.
-    let hold = retry_testbed::loss::LossRule { port: NACK_PORT, ..retry_testbed::loss::LossRule::random(1000) };
+    let hold =
+        retry_testbed::net::loss::LossRule { port: NACK_PORT, ..retry_testbed::net::loss::LossRule::random(1000) };
     let held = domains.fabric.lose("up", &hold).expect("a loss");
     for _ in 0..20 {
         missed(&ask(&asker(&domains.far), BETWEEN, &nack(key), 1), key.seq_num());

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retry_common::key::FrameKey;
-use retry_testbed::announce::{ManifestSender, Named};
-use retry_testbed::answer::{Answer, nack};
-use retry_testbed::capture::Capture;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host, group_in};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::journal::Journal;
-use retry_testbed::publish::Publisher;
+use retry_testbed::net::capture::Capture;
+use retry_testbed::net::fabric::{Fabric, Host, group_in};
+use retry_testbed::peers::announce::{ManifestSender, Named};
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::Journal;
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{ask, asker, binary, flags, two_hosts};
 use super::tools::{PATIENCE, both_paths, counted, eventually, repairs};
@@ -97,7 +97,7 @@ fn named_publisher(xdp: &str) {
     );
     let seen = port.wait(1, PATIENCE, |packet| repairs(packet, key));
     let repair = seen.iter().find(|packet| repairs(packet, key)).expect("a repair");
-    let repair = retry_testbed::packet::Packet::check(&repair.bytes).expect("a right packet");
+    let repair = retry_testbed::net::packet::Packet::check(&repair.bytes).expect("a right packet");
     assert_eq!((*repair.src.ip(), *repair.dst.ip()), (endpoint.addr, group_in(SITE, 1)));
     assert!(repair.payload == bytes, "the frame, byte for byte");
 }

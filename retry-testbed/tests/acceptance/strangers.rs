@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
-use retry_testbed::capture::{Capture, RawSender};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host, INTERFACE, NACK_PORT, SECOND_MAC, group};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::http::Metrics;
-use retry_testbed::journal::Journal;
-use retry_testbed::packet::PacketBuilder;
-use retry_testbed::publish::Publisher;
+use retry_testbed::daemon::http::Metrics;
+use retry_testbed::net::capture::{Capture, RawSender};
+use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, NACK_PORT, SECOND_MAC, group};
+use retry_testbed::net::packet::PacketBuilder;
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::Journal;
+use retry_testbed::peers::publish::Publisher;
 
 use super::domains::{BETWEEN, Domains};
 use super::scene::{ask, asker, binary, flags, frame, is_root, two_hosts};

@@ -3,14 +3,14 @@
 use std::net::SocketAddrV6;
 use std::sync::Arc;
 
-use retry_testbed::answer::{Answer, nack};
-use retry_testbed::capture::Capture;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, group};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::journal::{Journal, Verdict};
-use retry_testbed::publish::Publisher;
-use retry_testbed::tee::TeeSender;
+use retry_testbed::net::capture::Capture;
+use retry_testbed::net::fabric::{Fabric, group};
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::{Journal, Verdict};
+use retry_testbed::peers::publish::Publisher;
+use retry_testbed::peers::tee::TeeSender;
 
 use super::scene::{ask, asker, binary, datagrams_from, flags, two_hosts};
 use super::tools::{PATIENCE, both_paths, counted, is_repair, repairs};

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
-use retry_testbed::capture::Capture;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, INTERFACE, group};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::journal::Journal;
-use retry_testbed::listener::{Listener, ListenerSettings, Stats};
-use retry_testbed::loss::LossRule;
-use retry_testbed::publish::Publisher;
+use retry_testbed::net::capture::Capture;
+use retry_testbed::net::fabric::{Fabric, INTERFACE, group};
+use retry_testbed::net::loss::LossRule;
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::Journal;
+use retry_testbed::peers::listener::{Listener, ListenerSettings, Stats};
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{binary, flags};
 use super::tools::{PATIENCE, await_advert, both_paths, counted};
@@ -28,7 +28,7 @@ fn asks(xdp: &str, first: &[&str], second: &[&str], first_lost: &[u64]) -> (Stat
     let fabric = Fabric::bridged(&["first", "second", "client", "publisher"], 1500).expect("a fabric");
     let host = |name| fabric.host(name).expect("a host");
     let (publisher, group) = (host("publisher").addr, group(2));
-    let beacons = vec![retry_testbed::fabric::group(0xFFFD)];
+    let beacons = vec![retry_testbed::net::fabric::group(0xFFFD)];
     let journal = Arc::new(Journal::new());
     let settings = ListenerSettings::discovering(vec![group], beacons.clone());
     let listener = Listener::start(&host("client").ns, settings, Arc::clone(&journal)).expect("a listener");

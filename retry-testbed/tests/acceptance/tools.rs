@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
-use retry_testbed::announce::{Advert, BEACON_PORT};
-use retry_testbed::answer::Answer;
-use retry_testbed::capture::{Capture, Captured, is_udp};
+use retry_testbed::daemon::http::Metrics;
 use retry_testbed::daemon::{BPFFS, Daemon};
-use retry_testbed::fabric::Host;
-use retry_testbed::http::Metrics;
-use retry_testbed::journal::key_of;
-use retry_testbed::packet::{Packet, ParsedPacket};
+use retry_testbed::net::capture::{Capture, Captured, is_udp};
+use retry_testbed::net::fabric::Host;
+use retry_testbed::net::packet::{Packet, ParsedPacket};
+use retry_testbed::peers::announce::{Advert, BEACON_PORT};
+use retry_testbed::peers::answer::Answer;
+use retry_testbed::peers::journal::key_of;
 
 use super::scene::{asker, await_count};
 

@@ -28,10 +28,12 @@ use retry_common::{
     wire::{frame::Class, nack::Nack},
 };
 use retry_testbed::{
-    answer::nack_with_flags,
-    expect::{Out, compare, role},
-    packet::PacketBuilder,
-    xdp_fixture::{Interface, Loaded, NACK_ADDRESS, Ran, difference, in_new_namespace, skip, slow_machine},
+    net::packet::PacketBuilder,
+    peers::answer::nack_with_flags,
+    xdp::{
+        expect::{Out, compare, role},
+        fixture::{Interface, Loaded, NACK_ADDRESS, Ran, difference, in_new_namespace, skip, slow_machine},
+    },
 };
 use retry_userspace::{
     clock::monotonic_ns,

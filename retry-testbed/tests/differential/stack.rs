@@ -14,14 +14,16 @@ use std::{
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng, seq::IndexedRandom as _};
 use retry_common::{checksum, key::FrameKey};
 use retry_testbed::{
-    answer::nack,
-    capture::{Capture, RawSender, is_udp},
     daemon::Daemon,
-    fabric::{Fabric, Host, INTERFACE, group},
-    journal::Journal,
-    packet::{Checksum, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extension, Packet, PacketBuilder, ParsedPacket, multicast_mac},
-    publish::Publisher,
-    xdp_fixture::skip,
+    net::{
+        capture::{Capture, RawSender, is_udp},
+        fabric::{Fabric, Host, INTERFACE, group},
+        packet::{
+            Checksum, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extension, Packet, PacketBuilder, ParsedPacket, multicast_mac,
+        },
+    },
+    peers::{answer::nack, journal::Journal, publish::Publisher},
+    xdp::fixture::skip,
 };
 
 const FLOW: u64 = 0xD1FF;

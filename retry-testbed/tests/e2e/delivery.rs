@@ -2,9 +2,9 @@
 //! listeners get their answers by another way where there is one.
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::nack;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host, INTERFACE};
+use retry_testbed::net::fabric::{Fabric, Host, INTERFACE};
+use retry_testbed::peers::answer::nack;
 
 use super::changes::{await_ready, await_refusal, eventually, is_answered, publish, readiness, run, served};
 use super::scene::{ask, asker, binary, flags, frame, is_root, two_hosts};

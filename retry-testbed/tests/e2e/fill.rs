@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use retry_common::checksum;
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, group};
-use retry_testbed::journal::Journal;
-use retry_testbed::publish::Publisher;
+use retry_testbed::net::fabric::{Fabric, group};
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::journal::Journal;
+use retry_testbed::peers::publish::Publisher;
 use socket2::{Domain, Socket, Type};
 
 use super::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};

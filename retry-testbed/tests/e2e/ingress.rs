@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use retry_testbed::answer::{Answer, nack};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::Fabric;
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::journal::{Journal, Verdict};
-use retry_testbed::publish::Publisher;
+use retry_testbed::net::fabric::Fabric;
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::{Journal, Verdict};
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
 
@@ -41,7 +41,7 @@ fn counted_with(workers: &str, xdp: &str) -> Counts {
         // The first frame once more, and what is no frame.
         let mut again = Flow::new(flow.kind(), 0, 2, 90..=1201).with_hash_key(flow.hash_key());
         publish.publish(&mut again).expect("a frame leaves");
-        let group = retry_testbed::fabric::group(flow.group_index());
+        let group = retry_testbed::net::fabric::group(flow.group_index());
         publish.send(group, &frame(flow.next_key(), 100, 1)[..60]).expect("a datagram leaves");
     }
     await_count(&daemon, "bre_frames_received_total", &[], stored + 4);

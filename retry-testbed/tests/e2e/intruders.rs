@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{DATA_PORT, Fabric, Host, group_in};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::journal::Journal;
-use retry_testbed::publish::Publisher;
-use retry_testbed::tee::TeeSender;
+use retry_testbed::net::fabric::{DATA_PORT, Fabric, Host, group_in};
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::Journal;
+use retry_testbed::peers::publish::Publisher;
+use retry_testbed::peers::tee::TeeSender;
 
 use super::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
 

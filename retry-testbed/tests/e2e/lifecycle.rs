@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
-use retry_testbed::capture::{Capture, RawSender};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host, INTERFACE, group};
-use retry_testbed::journal::Journal;
-use retry_testbed::packet::{Checksum, PacketBuilder};
-use retry_testbed::publish::Publisher;
+use retry_testbed::net::capture::{Capture, RawSender};
+use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, group};
+use retry_testbed::net::packet::{Checksum, PacketBuilder};
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::journal::Journal;
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{ask, asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
 

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host, group, group_in};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::journal::Journal;
-use retry_testbed::publish::Publisher;
+use retry_testbed::net::fabric::{Fabric, Host, group, group_in};
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::Journal;
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
 

@@ -5,9 +5,9 @@ use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host, NACK_PORT, group};
+use retry_testbed::net::fabric::{Fabric, Host, NACK_PORT, group};
+use retry_testbed::peers::answer::{Answer, nack};
 use socket2::{Domain, Socket, Type};
 
 use super::scene::{ask, asker, await_count, binary, flags, is_root, two_hosts};

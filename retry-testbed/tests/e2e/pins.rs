@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host, INTERFACE};
+use retry_testbed::net::fabric::{Fabric, Host, INTERFACE};
 use tempfile::TempDir;
 
 use super::scene::{binary, flags, is_root, two_hosts};

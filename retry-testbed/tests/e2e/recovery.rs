@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
-use retry_testbed::capture::Capture;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, INTERFACE, group};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::journal::{Journal, Verdict};
-use retry_testbed::listener::{Listener, ListenerSettings};
-use retry_testbed::loss::{LossPoint, LossRule};
-use retry_testbed::publish::Publisher;
+use retry_testbed::net::capture::Capture;
+use retry_testbed::net::fabric::{Fabric, INTERFACE, group};
+use retry_testbed::net::loss::{LossPoint, LossRule};
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::{Journal, Verdict};
+use retry_testbed::peers::listener::{Listener, ListenerSettings};
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{ask, asker, await_count, binary, datagrams_from, flags, is_root, two_hosts};
 
@@ -113,8 +113,8 @@ fn recovers(name: &str, shape: Shape, xdp: &str, repair: Repair) {
         assert_eq!(packet.trailer, 0);
         if packet.dst.ip().is_multicast() {
             assert_eq!((packet.hop_limit, packet.dst.port()), (REPAIR_HOPS, 9001));
-            assert_eq!(packet.dst_mac, retry_testbed::packet::multicast_mac(*packet.dst.ip()));
-            let key = retry_testbed::journal::key_of(&packet.payload).expect("a frame");
+            assert_eq!(packet.dst_mac, retry_testbed::net::packet::multicast_mac(*packet.dst.ip()));
+            let key = retry_testbed::peers::journal::key_of(&packet.payload).expect("a frame");
             assert_eq!(journal.compare(key, &packet.payload), Verdict::Same);
             multicasts += 1;
         } else {
@@ -125,7 +125,7 @@ fn recovers(name: &str, shape: Shape, xdp: &str, repair: Repair) {
                 assert_eq!(ack, Answer::Ack { multicast: repair.multicast, unicast: repair.unicast });
                 acks += 1;
             } else {
-                let key = retry_testbed::journal::key_of(&packet.payload).expect("a frame");
+                let key = retry_testbed::peers::journal::key_of(&packet.payload).expect("a frame");
                 assert_eq!(journal.compare(key, &packet.payload), Verdict::Same);
                 unicasts += 1;
             }

@@ -4,13 +4,13 @@ use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{nack, nack_with_flags};
-use retry_testbed::capture::Capture;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, INTERFACE, group};
-use retry_testbed::journal::Journal;
-use retry_testbed::packet::ParsedPacket;
-use retry_testbed::publish::Publisher;
+use retry_testbed::net::capture::Capture;
+use retry_testbed::net::fabric::{Fabric, INTERFACE, group};
+use retry_testbed::net::packet::ParsedPacket;
+use retry_testbed::peers::answer::{nack, nack_with_flags};
+use retry_testbed::peers::journal::Journal;
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
 

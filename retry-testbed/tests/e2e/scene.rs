@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
-use retry_testbed::capture::{Captured, is_udp};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host};
-use retry_testbed::http::Metrics;
-use retry_testbed::packet::{Packet, ParsedPacket};
+use retry_testbed::daemon::http::Metrics;
+use retry_testbed::net::capture::{Captured, is_udp};
+use retry_testbed::net::fabric::{Fabric, Host};
+use retry_testbed::net::packet::{Packet, ParsedPacket};
 
 /// True when this test may run; says so when it may not.
 pub(crate) fn is_root(name: &str) -> bool {

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
-use retry_testbed::capture::Capture;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host, INTERFACE, group};
-use retry_testbed::frames::{Flow, Kind};
-use retry_testbed::http;
-use retry_testbed::journal::{Journal, key_of};
-use retry_testbed::publish::Publisher;
+use retry_testbed::daemon::http;
+use retry_testbed::net::capture::Capture;
+use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, group};
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::peers::journal::{Journal, key_of};
+use retry_testbed::peers::publish::Publisher;
 
 use super::scene::{ask, asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
 

@@ -1,6 +1,6 @@
 //! 200 listeners miss the same frames: one repair serves them all, and every listener is told that it was sent by multicast.
 
-use retry_testbed::suppression::{self, Counts, Scene};
+use retry_testbed::scene::suppression::{self, Counts, Scene};
 
 use super::scene::{binary, is_root};
 

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use aya::maps::{Array, Map, MapData};
 use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, group};
-use retry_testbed::journal::Journal;
-use retry_testbed::netns::Netns;
-use retry_testbed::publish::Publisher;
+use retry_testbed::net::fabric::{Fabric, group};
+use retry_testbed::net::netns::Netns;
+use retry_testbed::peers::journal::Journal;
+use retry_testbed::peers::publish::Publisher;
 use retry_userspace::datapath::pinned::{PinnedLog, Words as _};
 
 use super::scene::{await_count, binary, flags, frame, is_root, two_hosts};

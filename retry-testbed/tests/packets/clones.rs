@@ -20,13 +20,17 @@ use retry_common::{
     key::FrameKey,
 };
 use retry_testbed::{
-    answer::nack_with_flags,
-    capture::{Capture, Captured, RawSender, is_udp},
-    expect::{back, hex, once, role},
-    fabric::{DATA_PORT, Fabric, Host, INTERFACE, group},
-    netns::host_command,
-    packet::{Packet, PacketBuilder},
-    xdp_fixture::{EGRESS_ADDRESS, Interface, Loaded, MULTICAST_HOPS, NACK_ADDRESS, difference, skip, slow_machine},
+    net::{
+        capture::{Capture, Captured, RawSender, is_udp},
+        fabric::{DATA_PORT, Fabric, Host, INTERFACE, group},
+        netns::host_command,
+        packet::{Packet, PacketBuilder},
+    },
+    peers::answer::nack_with_flags,
+    xdp::{
+        expect::{back, hex, once, role},
+        fixture::{EGRESS_ADDRESS, Interface, Loaded, MULTICAST_HOPS, NACK_ADDRESS, difference, skip, slow_machine},
+    },
 };
 
 use crate::table::HOLD_NS;

@@ -14,10 +14,12 @@ use retry_common::{
     wire::frame::Frame,
 };
 use retry_testbed::{
-    frames::{Flow, Kind},
-    packet::{Checksum, ETHERTYPE_VLAN, Extension, PacketBuilder},
-    testrun::Action,
-    xdp_fixture::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS, slow_machine},
+    net::packet::{Checksum, ETHERTYPE_VLAN, Extension, PacketBuilder},
+    peers::frames::{Flow, Kind},
+    xdp::{
+        fixture::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS, slow_machine},
+        testrun::Action,
+    },
 };
 use retry_userspace::{
     clock::monotonic_ns,

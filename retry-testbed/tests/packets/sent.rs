@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
-use retry_testbed::answer::nack;
-use retry_testbed::capture::Capture;
-use retry_testbed::fabric::{Fabric, INTERFACE};
-use retry_testbed::packet::PacketBuilder;
-use retry_testbed::xdp_fixture::{Interface, Loaded, NACK_ADDRESS, difference, skip};
+use retry_testbed::net::capture::Capture;
+use retry_testbed::net::fabric::{Fabric, INTERFACE};
+use retry_testbed::net::packet::PacketBuilder;
+use retry_testbed::peers::answer::nack;
+use retry_testbed::xdp::fixture::{Interface, Loaded, NACK_ADDRESS, difference, skip};
 
 const HELD: FrameKey = FrameKey::new(0x5e47, 1);
 const MISSED: FrameKey = FrameKey::new(0x5e47, 2);

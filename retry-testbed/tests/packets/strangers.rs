@@ -11,10 +11,14 @@ use retry_common::{
     },
 };
 use retry_testbed::{
-    expect::{Out, hex, once},
-    packet::{Checksum, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extension, Packet, PacketBuilder, ParsedPacket, multicast_mac},
-    testrun::Action,
-    xdp_fixture::{Loaded, NACK_ADDRESS, NACK_MAC, OWN_ADDRESSES, Ran, slow_machine},
+    net::packet::{
+        Checksum, ETHERTYPE_QINQ, ETHERTYPE_VLAN, Extension, Packet, PacketBuilder, ParsedPacket, multicast_mac,
+    },
+    xdp::{
+        expect::{Out, hex, once},
+        fixture::{Loaded, NACK_ADDRESS, NACK_MAC, OWN_ADDRESSES, Ran, slow_machine},
+        testrun::Action,
+    },
 };
 
 use crate::{

@@ -14,10 +14,12 @@ use retry_common::{
     limits::{TokenBucket, Window},
 };
 use retry_testbed::{
-    answer::nack_with_flags,
-    expect::{Out, compare, once},
-    packet::PacketBuilder,
-    xdp_fixture::{Loaded, NACK_ADDRESS},
+    net::packet::PacketBuilder,
+    peers::answer::nack_with_flags,
+    xdp::{
+        expect::{Out, compare, once},
+        fixture::{Loaded, NACK_ADDRESS},
+    },
 };
 
 /// Longer than any machine runs: a window whose border no test ever sees.

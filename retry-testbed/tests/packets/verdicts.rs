@@ -11,13 +11,13 @@ use retry_common::{
     holddown::HoldDown,
     key::FrameKey,
 };
-use retry_testbed::{
+use retry_testbed::xdp::{
     expect::{
         Out, once,
         role::{ACK, LEADS, MULTI, UNI},
     },
+    fixture::{Interface, Loaded, in_new_namespace, skip},
     testrun::Action,
-    xdp_fixture::{Interface, Loaded, in_new_namespace, skip},
 };
 use retry_userspace::clock::monotonic_ns;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
-use retry_testbed::redis::{Cluster, PORT, Server};
+use retry_testbed::peers::redis::{Cluster, PORT, Server};
 
 use super::certificates::Files;
 use super::scene::{claims, config, connected, fabric, host, is_root, keeps, on, redis, start_with, until};

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
-use retry_testbed::redis::{PORT, Server};
+use retry_testbed::peers::redis::{PORT, Server};
 use retry_userspace::store::Unavailable;
 use tracing_subscriber::util::SubscriberInitExt as _;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
-use retry_testbed::fabric::{Fabric, Host};
+use retry_testbed::net::fabric::{Fabric, Host};
 use retry_userspace::counters::UserCounters;
 use retry_userspace::settings::{Redis, RedisNode, Retry, RetryPolicy};
 use retry_userspace::store::{Claim, Config, Store};

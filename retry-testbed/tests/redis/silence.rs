@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
-use retry_testbed::fabric::{Fabric, Host};
-use retry_testbed::redis::{Cluster, PORT, Server};
+use retry_testbed::net::fabric::{Fabric, Host};
+use retry_testbed::peers::redis::{Cluster, PORT, Server};
 use retry_userspace::settings::Redis;
 
 use super::scene::{PATIENCE, Started, config, connected, fabric, host, is_root, keeps, on, redis, start_with, until};

@@ -1,7 +1,7 @@
 //! The servers that these tests stand on are what they say.
 
 use retry_common::key::FrameKey;
-use retry_testbed::redis::{Cluster, PORT, Server, name};
+use retry_testbed::peers::redis::{Cluster, PORT, Server, name};
 
 use super::scene::{fabric, host, is_root};
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
-use retry_testbed::redis::Server;
+use retry_testbed::peers::redis::Server;
 use retry_userspace::store::{Claim, Unavailable};
 
 use super::scene::{

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::group;
+use retry_testbed::net::fabric::group;
 use tempfile::TempDir;
 
 use super::scene::{asker, binary, flags, frame};

@@ -5,9 +5,9 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::Answer;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::group;
+use retry_testbed::net::fabric::group;
+use retry_testbed::peers::answer::Answer;
 
 use super::scene::{asker, frame};
 use super::site::{BY_MULTICAST, PATIENCE, Site, answer, both_paths, counted, eventually, path};

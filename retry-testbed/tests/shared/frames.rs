@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::group;
-use retry_testbed::frames::{Flow, Kind};
+use retry_testbed::net::fabric::group;
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
 
 use super::redis_server::RedisServer;
 use super::scene::{ask, asker, await_count, frame};

@@ -4,10 +4,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::group;
-use retry_testbed::frames::{Flow, Kind};
+use retry_testbed::net::fabric::group;
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::frames::{Flow, Kind};
 
 use super::redis_server::RedisServer;
 use super::scene::{asker, frame, is_root};
@@ -90,8 +90,9 @@ fn asks_redis_again(site: &Site, daemon: &Daemon<'_>, name: &str) {
     let socket = asker(site.host("client"));
     let mut seq_num = 5_000;
     eventually("an answer of Redis", || {
-        let late =
-            |metrics: &retry_testbed::http::Metrics| metrics.count("bre_store_lookups_total", &[("outcome", "late")]);
+        let late = |metrics: &retry_testbed::daemon::http::Metrics| {
+            metrics.count("bre_store_lookups_total", &[("outcome", "late")])
+        };
         let before = late(&daemon.metrics().expect("a scrape"));
         seq_num += 1;
         let missed = answer(&socket, site.host(name).nack_address(), FrameKey::new(FLOW, seq_num));

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::Answer;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::group;
-use retry_testbed::loss::{Loss, LossRule};
+use retry_testbed::net::fabric::group;
+use retry_testbed::net::loss::{Loss, LossRule};
+use retry_testbed::peers::answer::Answer;
 
 use super::redis_server::RedisServer;
 use super::scene::{asker, frame};
@@ -86,7 +86,9 @@ fn together(xdp: &str) {
     let watch = site.watch(&[group(0)]);
     let sockets = [asker(site.host("client")), asker(site.host("other"))];
     for (socket, name) in sockets.iter().zip(["one", "two"]) {
-        socket.send_to(&retry_testbed::answer::nack(KEY), site.host(name).nack_address()).expect("a NACK leaves");
+        socket
+            .send_to(&retry_testbed::peers::answer::nack(KEY), site.host(name).nack_address())
+            .expect("a NACK leaves");
     }
     let recovered = || {
         let both = [one, two].map(|daemon| daemon.metrics().expect("a scrape"));

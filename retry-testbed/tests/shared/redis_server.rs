@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use redis::{Cmd, FromRedisValue};
 use retry_common::key::FrameKey;
-use retry_testbed::fabric::Host;
-use retry_testbed::redis::{PORT, Server, name};
+use retry_testbed::net::fabric::Host;
+use retry_testbed::peers::redis::{PORT, Server, name};
 
 /// Where one with TLS listens for the test itself.
 const PLAIN_PORT: u16 = 6380;

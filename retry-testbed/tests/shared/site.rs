@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
-use retry_testbed::answer::{Answer, nack};
-use retry_testbed::capture::{Capture, Captured, is_udp};
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{DATA_PORT, Fabric, Host, INTERFACE, group};
-use retry_testbed::http::Metrics;
-use retry_testbed::journal::{Journal, key_of};
-use retry_testbed::listener::{Listener, ListenerSettings, Stats};
-use retry_testbed::loss::{Loss, LossRule};
-use retry_testbed::packet::{Packet, ParsedPacket};
-use retry_testbed::publish::Publisher;
+use retry_testbed::daemon::http::Metrics;
+use retry_testbed::net::capture::{Capture, Captured, is_udp};
+use retry_testbed::net::fabric::{DATA_PORT, Fabric, Host, INTERFACE, group};
+use retry_testbed::net::loss::{Loss, LossRule};
+use retry_testbed::net::packet::{Packet, ParsedPacket};
+use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::peers::journal::{Journal, key_of};
+use retry_testbed::peers::listener::{Listener, ListenerSettings, Stats};
+use retry_testbed::peers::publish::Publisher;
 
 use super::redis_server::RedisServer;
 use super::scene::{ask, await_count, binary, flags};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use retry_common::key::FrameKey;
-use retry_testbed::fabric::group;
+use retry_testbed::net::fabric::group;
 
 use super::redis_server::RedisServer;
 use super::scene::{asker, frame, is_root};

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use retry_common::key::FrameKey;
-use retry_testbed::answer::nack;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::fabric::{Fabric, Host};
+use retry_testbed::net::fabric::{Fabric, Host};
+use retry_testbed::peers::answer::nack;
 
 use super::held;
 use super::material::{Kind, Material, mix};

@@ -9,10 +9,10 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use retry_common::checksum;
 use retry_common::key::FrameKey;
-use retry_testbed::batch::{BATCH, BatchSender};
-use retry_testbed::fabric::{DATA_PORT, Host, INTERFACE, group};
-use retry_testbed::frames::BLOCK_GROUP;
-use retry_testbed::packet::{PacketBuilder, multicast_mac};
+use retry_testbed::net::batch::{BATCH, BatchSender};
+use retry_testbed::net::fabric::{DATA_PORT, Host, INTERFACE, group};
+use retry_testbed::net::packet::{PacketBuilder, multicast_mac};
+use retry_testbed::peers::frames::BLOCK_GROUP;
 
 use super::material::{Kind, Material};
 

@@ -8,8 +8,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use retry_common::key::FrameKey;
 use retry_testbed::{
-    answer::{self, Answer},
     daemon::Daemon,
+    peers::answer::{self, Answer},
 };
 
 use super::Measurement;

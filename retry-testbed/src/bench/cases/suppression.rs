@@ -2,7 +2,7 @@
 //! tenth of the repairs lost. Every listener has to have its frame in the end.
 
 use anyhow::{Result, ensure};
-use retry_testbed::suppression::{self, Scene};
+use retry_testbed::scene::suppression::{self, Scene};
 
 use super::Measurement;
 use crate::bench::{

@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::Result;
 use retry_testbed::{
-    fabric::{DATA_PORT, group},
-    journal::key_of,
+    net::fabric::{DATA_PORT, group},
+    peers::journal::key_of,
 };
 use socket2::{Domain, Socket, Type};
 

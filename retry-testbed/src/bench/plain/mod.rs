@@ -21,7 +21,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use nix::sched::{CloneFlags, setns};
-use retry_testbed::fabric::Fabric;
+use retry_testbed::net::fabric::Fabric;
 
 pub(crate) use self::serve::Answering;
 use super::rig::{SERVER_CORE, on_core, pin};

@@ -14,7 +14,7 @@ use retry_common::{
         nack::Nack,
     },
 };
-use retry_testbed::fabric::{DATA_PORT, group};
+use retry_testbed::net::fabric::{DATA_PORT, group};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{

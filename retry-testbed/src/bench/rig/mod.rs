@@ -18,8 +18,8 @@ use aya::{
     programs::{Xdp, XdpMode},
 };
 use retry_testbed::{
-    fabric::{Fabric, Host},
-    testrun,
+    net::fabric::{Fabric, Host},
+    xdp::testrun,
 };
 
 pub(crate) use self::{

@@ -17,7 +17,7 @@ use nix::{
     sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
     unistd::Pid,
 };
-use retry_testbed::{fabric::INTERFACE, netns::Netns};
+use retry_testbed::net::{fabric::INTERFACE, netns::Netns};
 
 /// Core of the load and of the count of what comes back.
 pub(crate) const LOAD_CORE: usize = 0;

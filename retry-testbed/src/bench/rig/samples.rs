@@ -5,9 +5,11 @@ use std::net::Ipv6Addr;
 use anyhow::{Result, ensure};
 use aya::Pod;
 use retry_testbed::{
-    answer::Answer,
-    fabric::{DATA_PORT, Host, group},
-    packet::{Packet, ParsedPacket},
+    net::{
+        fabric::{DATA_PORT, Host, group},
+        packet::{Packet, ParsedPacket},
+    },
+    peers::answer::Answer,
 };
 
 use super::template::{LOAD_PORT, frame};

@@ -6,10 +6,14 @@ use anyhow::{Result, ensure};
 use aya::Pod;
 use retry_common::{checksum, key::FrameKey};
 use retry_testbed::{
-    answer,
-    fabric::{DATA_PORT, Host, group},
-    frames::{Flow, Kind},
-    packet::PacketBuilder,
+    net::{
+        fabric::{DATA_PORT, Host, group},
+        packet::PacketBuilder,
+    },
+    peers::{
+        answer,
+        frames::{Flow, Kind},
+    },
 };
 
 /// The flow that is asked for.
@@ -174,8 +178,8 @@ mod tests {
 
     use retry_common::checksum;
     use retry_testbed::{
-        answer,
-        packet::{Packet, PacketBuilder},
+        net::packet::{Packet, PacketBuilder},
+        peers::answer,
     };
 
     use super::{CHECKSUM, FLOW, HEADERS, SHORTEST, SOURCE, frame, interval, rewrite_checksum, seq_places, take};

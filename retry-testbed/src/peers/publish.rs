@@ -15,10 +15,11 @@ use retry_common::key::FrameKey;
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    fabric::{DATA_PORT, INTERFACE, group},
-    frames::Flow,
-    journal::Journal,
-    netns::Netns,
+    net::{
+        fabric::{DATA_PORT, INTERFACE, group},
+        netns::Netns,
+    },
+    peers::{frames::Flow, journal::Journal},
 };
 
 /// Sends frames to groups. Datagrams above the MTU leave as IPv6 fragments.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::announce::Advert;
+use crate::peers::announce::Advert;
 
 /// What an endpoint said of itself, and how long that holds.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ mod tests {
     };
 
     use super::Endpoints;
-    use crate::announce::Advert;
+    use crate::peers::announce::Advert;
 
     fn endpoint(number: u16) -> SocketAddrV6 {
         SocketAddrV6::new(Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, number), 9300, 0, 0)

@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use anyhow::{Context, Result};
 use retry_common::key::FrameKey;
 
-use crate::{journal::Journal, netns::Netns};
+use crate::{net::netns::Netns, peers::journal::Journal};
 
 /// Sends to a daemon's `-tee-listen`.
 #[derive(Debug)]

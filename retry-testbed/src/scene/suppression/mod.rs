@@ -20,15 +20,19 @@ use retry_common::key::FrameKey;
 
 use self::listeners::{Asked, Listeners, Plan};
 use crate::{
-    capture::{Capture, Captured, is_udp},
     daemon::Daemon,
-    fabric::{DATA_PORT, Fabric, Host, INTERFACE, group},
-    frames::{Flow, Kind},
-    journal::{Journal, Verdict, key_of},
-    listener::raise_descriptor_limit,
-    loss::LossRule,
-    packet::Packet,
-    publish::Publisher,
+    net::{
+        capture::{Capture, Captured, is_udp},
+        fabric::{DATA_PORT, Fabric, Host, INTERFACE, group},
+        loss::LossRule,
+        packet::Packet,
+    },
+    peers::{
+        frames::{Flow, Kind},
+        journal::{Journal, Verdict, key_of},
+        listener::raise_descriptor_limit,
+        publish::Publisher,
+    },
 };
 
 /// Group index of the frames.

@@ -1,5 +1,7 @@
 //! The real daemon in a namespace: started, awaited, scraped, ended, and its log kept for the day on which a test fails.
 
+pub mod http;
+
 use std::{
     io::{BufRead as _, BufReader, Read},
     net::SocketAddr,
@@ -14,9 +16,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::{mount::MsFlags, sys::statfs};
 use retry_userspace::verify_log::Report;
 
-use crate::{
+use self::http::Metrics;
+use crate::net::{
     fabric::INTERFACE,
-    http::{self, Metrics},
     netns::{ChildGuard, Netns},
 };
 

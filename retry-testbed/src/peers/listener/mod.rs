@@ -28,10 +28,11 @@ use socket2::{Domain, Socket, Type};
 
 pub use self::stats::Stats;
 use crate::{
-    announce::BEACON_PORT,
-    fabric::{DATA_PORT, INTERFACE},
-    journal::Journal,
-    netns::Netns,
+    net::{
+        fabric::{DATA_PORT, INTERFACE},
+        netns::Netns,
+    },
+    peers::{announce::BEACON_PORT, journal::Journal},
 };
 
 /// Groups that one socket joins: the kernel's option memory ends a little above two thousand.

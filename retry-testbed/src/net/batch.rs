@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use nix::errno::Errno;
 
-use crate::{capture, netns::Netns};
+use crate::net::{capture, netns::Netns};
 
 /// Packets of one system call.
 pub const BATCH: usize = 64;

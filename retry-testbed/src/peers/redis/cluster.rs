@@ -7,7 +7,7 @@ use redis::Value;
 use retry_common::key::FrameKey;
 
 use super::{PORT, Server, name};
-use crate::fabric::Host;
+use crate::net::fabric::Host;
 
 /// How long a master may be silent before its replica takes over.
 const NODE_TIMEOUT_MS: &str = "1500";

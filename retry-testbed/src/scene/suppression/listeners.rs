@@ -15,11 +15,15 @@ use retry_common::key::FrameKey;
 
 use super::{Asking, Counts, SHARD};
 use crate::{
-    answer::{Answer, nack},
-    fabric::{DATA_PORT, INTERFACE, group},
-    journal::{Journal, Verdict, key_of},
-    listener::join,
-    netns::Netns,
+    net::{
+        fabric::{DATA_PORT, INTERFACE, group},
+        netns::Netns,
+    },
+    peers::{
+        answer::{Answer, nack},
+        journal::{Journal, Verdict, key_of},
+        listener::join,
+    },
 };
 
 /// A frame that did not come this long after a NACK is asked for again; doubles each time, up to four times as long.

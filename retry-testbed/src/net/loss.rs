@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{fabric::DATA_PORT, netns::Netns};
+use crate::net::{fabric::DATA_PORT, netns::Netns};
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -37,7 +37,7 @@ pub enum Share {
     },
 }
 
-/// A rule for [`crate::fabric::Fabric::lose`]. IPv6 fragments: losing the first one loses the datagram.
+/// A rule for [`crate::net::fabric::Fabric::lose`]. IPv6 fragments: losing the first one loses the datagram.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LossRule {
     /// Where.

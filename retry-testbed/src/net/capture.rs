@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use pcap_file::pcap::{PcapPacket, PcapWriter};
 
-use crate::{
+use crate::net::{
     netns::Netns,
     packet::{Packet, ParsedPacket},
 };
@@ -340,7 +340,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::{Captured, datagrams, is_udp, write_pcap};
-    use crate::packet::{Checksum, PacketBuilder};
+    use crate::net::packet::{Checksum, PacketBuilder};
 
     fn captured(builder: &PacketBuilder) -> Captured {
         Captured { time: SystemTime::now(), outgoing: false, bytes: builder.build() }

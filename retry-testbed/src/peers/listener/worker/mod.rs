@@ -16,7 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use retry_common::key::FrameKey;
 
 use super::{ListenerSettings, Shared, Stats, endpoints::Endpoints};
-use crate::journal::{Journal, Verdict, key_of};
+use crate::peers::journal::{Journal, Verdict, key_of};
 
 /// Tokens below are group sockets, those from here on belong to NACKs.
 const FIRST_NACK: u64 = 1 << 32;

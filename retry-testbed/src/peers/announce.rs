@@ -10,7 +10,7 @@ use retry_common::wire::{
 };
 use socket2::{Domain, Socket, Type};
 
-use crate::{fabric::INTERFACE, netns::Netns};
+use crate::net::{fabric::INTERFACE, netns::Netns};
 
 /// UDP port of the beacon groups.
 pub const BEACON_PORT: u16 = 9300;
@@ -142,7 +142,7 @@ mod tests {
     use super::Advert;
 
     /// The field's, as it was recorded.
-    const GOLDEN: &str = include_str!("../../retry-common/tests/golden/advert-1.hex");
+    const GOLDEN: &str = include_str!("../../../retry-common/tests/golden/advert-1.hex");
 
     fn golden() -> Vec<u8> {
         let text: String = GOLDEN.split_whitespace().collect();

@@ -32,8 +32,8 @@ use retry_userspace::{
 };
 
 use crate::{
-    netns::host_command,
-    testrun::{self, Action},
+    net::netns::host_command,
+    xdp::testrun::{self, Action},
 };
 
 /// Where the program answers NACKs.

@@ -10,7 +10,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use retry_common::key::FrameKey;
 
 use super::{Arrival, Gap, NackSocket, State, Timer, Worker, read_from};
-use crate::{
+use crate::peers::{
     announce::Advert,
     answer::{Answer, nack},
     journal::key_of,

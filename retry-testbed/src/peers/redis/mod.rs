@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 use redis::{Cmd, Connection, FromRedisValue};
 use retry_common::key::FrameKey;
 
-use crate::{fabric::Host, netns::ChildGuard};
+use crate::net::{fabric::Host, netns::ChildGuard};
 
 pub use cluster::Cluster;
 

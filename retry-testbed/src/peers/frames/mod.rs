@@ -201,7 +201,7 @@ mod tests {
     };
 
     use super::{Flow, Kind};
-    use crate::journal::key_of;
+    use crate::peers::journal::key_of;
 
     #[test]
     fn frames_are_numbered_from_one() {

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use pcap_file::{DataLink, pcap::PcapReader};
 
-use crate::{capture::without_tags, fabric::DATA_PORT};
+use crate::net::{capture::without_tags, fabric::DATA_PORT};
 
 /// One UDP datagram of a capture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +132,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::{Joiner, datagrams, frames};
-    use crate::packet::PacketBuilder;
+    use crate::net::packet::PacketBuilder;
 
     fn golden(name: &str) -> PathBuf {
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../retry-common/tests/golden").join(name)

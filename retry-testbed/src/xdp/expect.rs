@@ -7,9 +7,11 @@ use retry_common::{
 };
 
 use crate::{
-    packet::{Packet, PacketBuilder},
-    testrun::Action,
-    xdp_fixture::{Loaded, Ran, UNICAST_HOPS},
+    net::packet::{Packet, PacketBuilder},
+    xdp::{
+        fixture::{Loaded, Ran, UNICAST_HOPS},
+        testrun::Action,
+    },
 };
 
 /// Where the ticket stands: behind the IPv6 and UDP headers and the NACK's first 32 bytes.

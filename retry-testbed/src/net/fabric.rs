@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{
+use crate::net::{
     loss::{Loss, LossPoint, LossRule},
     netns::Netns,
 };
@@ -156,7 +156,7 @@ impl Fabric {
     /// Two hosts, `endpoint` and `client`, on the two ends of one veth pair.
     ///
     /// # Errors
-    /// Not root, or one of [`crate::netns::TOOLS`] is missing or refuses.
+    /// Not root, or one of [`crate::net::netns::TOOLS`] is missing or refuses.
     pub fn flat(mtu: u16) -> Result<Self> {
         Self::flat_with_queues(mtu, 1)
     }

@@ -1,0 +1,13 @@
+//! The network: hosts in namespaces, what is lost between them, and packets as bytes.
+//!
+//! From the ground up: [`netns`] makes namespaces, [`fabric`] joins hosts in them, [`loss`] loses packets on the way.
+//! [`packet`] builds and checks packets, [`capture`] receives and sends them raw, [`batch`] sends many with one call,
+//! and [`replay`] takes datagrams out of a capture file.
+
+pub mod batch;
+pub mod capture;
+pub mod fabric;
+pub mod loss;
+pub mod netns;
+pub mod packet;
+pub mod replay;
