@@ -67,17 +67,6 @@ const LEASE: Duration = Duration::from_secs(3_600);
 /// A page less headroom, as veth allows with native XDP on every kernel that we run on.
 const MTU: &str = "3500";
 
-/// True, and said so, when a test that needs root cannot run.
-#[must_use]
-#[expect(clippy::print_stdout, reason = "the test runner reads skips there")]
-pub fn skip(test: &str) -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        println!("SKIP {test}: needs root");
-    }
-    !root
-}
-
 /// True on an emulated processor: tests take fewer samples there.
 #[must_use]
 pub fn slow_machine() -> bool {

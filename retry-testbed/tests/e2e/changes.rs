@@ -19,9 +19,8 @@ use retry_testbed::net::packet::Packet;
 use retry_testbed::peers::answer::nack;
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
+use retry_testbed::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
 use serde_json::Value;
-
-use super::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
 
 const KEY: FrameKey = FrameKey::new(0xc4a9, 1);
 const NEXT: FrameKey = FrameKey::new(0xc4a9, 2);

@@ -5,9 +5,9 @@ use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::{Fabric, Host, INTERFACE};
 use retry_testbed::peers::answer::nack;
+use retry_testbed::scene::{ask, asker, binary, flags, frame, is_root, two_hosts};
 
 use super::changes::{await_ready, await_refusal, eventually, is_answered, publish, readiness, run, served};
-use super::scene::{ask, asker, binary, flags, frame, is_root, two_hosts};
 
 const KEY: FrameKey = FrameKey::new(0xde11, 1);
 /// Unicast repairs: what comes back can be counted at the asker's socket.

@@ -11,9 +11,8 @@ use retry_testbed::net::fabric::{Fabric, group};
 use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
+use retry_testbed::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
 use socket2::{Domain, Socket, Type};
-
-use super::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
 
 const FRAMES: u64 = 50;
 

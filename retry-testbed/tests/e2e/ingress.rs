@@ -8,8 +8,7 @@ use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::{Journal, Verdict};
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
+use retry_testbed::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
 
 /// Frames of each flow.
 const EACH: usize = 20;

@@ -13,8 +13,7 @@ use retry_testbed::net::packet::multicast_mac;
 use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{ask, asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
+use retry_testbed::scene::{ask, asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
 
 const KEY: FrameKey = FrameKey::new(0xe9e5, 1);
 /// The endpoint's address and MAC on its second interface.

@@ -13,8 +13,7 @@ use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
 use retry_testbed::peers::tee::TeeSender;
-
-use super::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
+use retry_testbed::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
 
 const FLOW: u64 = 0x5747;
 const ASM: u16 = 0xFF05;

@@ -16,8 +16,7 @@ use retry_testbed::net::packet::{Checksum, PacketBuilder};
 use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{ask, asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
+use retry_testbed::scene::{ask, asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
 
 const KEY: FrameKey = FrameKey::new(0x1ea5e, 1);
 

@@ -14,8 +14,7 @@ use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
+use retry_testbed::scene::{ask, asker, await_count, binary, flags, frame, is_root, two_hosts};
 
 const KEY: FrameKey = FrameKey::new(0x1055, 1);
 

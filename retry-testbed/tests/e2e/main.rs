@@ -1,20 +1,36 @@
-//! The real daemon on real fabrics: frames in by multicast, NACKs from listeners, every packet that comes back checked.
+//! One real daemon, or one with its upstream endpoints, on real fabrics: every packet that comes back is checked, and so are
+//! the daemon's own counters, logs and files. Several daemons over one Redis are the suite `shared`.
 //! Needs root; each test makes namespaces of its own and removes them.
-#![expect(clippy::print_stdout, reason = "a test that skips says so")]
+//!
+//! Each module is one subject and says at its top what holds. What several modules need is `retry_testbed::scene`.
+#![expect(clippy::print_stdout, reason = "what a scene has counted is what to read")]
 
+mod beacons;
+mod burst;
 mod changes;
 mod delivery;
+mod discovery;
+mod domains;
+mod drain;
 mod fill;
+mod identities;
 mod ingress;
 mod interfaces;
 mod intruders;
 mod lifecycle;
+mod limits;
+mod logs;
 mod losses;
 mod nack_port;
 mod pins;
 mod recovery;
+mod repairs;
 mod same_answers;
-mod scene;
 mod settings;
+mod ssm;
+mod start;
+mod strangers;
 mod suppression;
+mod tee;
+mod tiers;
 mod verify;

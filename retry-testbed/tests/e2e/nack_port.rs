@@ -8,9 +8,8 @@ use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::{Fabric, Host, NACK_PORT, group};
 use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::scene::{ask, asker, await_count, binary, flags, is_root, two_hosts};
 use socket2::{Domain, Socket, Type};
-
-use super::scene::{ask, asker, await_count, binary, flags, is_root, two_hosts};
 
 const KEY: FrameKey = FrameKey::new(0xb1d, 1);
 /// Another user of the machine.

@@ -12,9 +12,8 @@ use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::{Fabric, Host, INTERFACE};
+use retry_testbed::scene::{binary, flags, is_root, two_hosts};
 use tempfile::TempDir;
-
-use super::scene::{binary, flags, is_root, two_hosts};
 
 /// Another user of the machine.
 const NOBODY: u32 = 65_534;

@@ -1,320 +1,228 @@
-//! Every frame version, lost on the way to a listener, asked for and recovered: by unicast, multicast and both, through
-//! XDP and through the socket, on a flat link and through a bridge.
+//! Recovery from upstream, across domains: MISS at once, one NACK upstream that says Proxied, and the frame in our domain.
 
+use std::net::{SocketAddrV6, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
-use retry_testbed::daemon::Daemon;
-use retry_testbed::net::capture::Capture;
-use retry_testbed::net::fabric::{Fabric, INTERFACE, group};
-use retry_testbed::net::loss::{LossPoint, LossRule};
-use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::both_paths;
+use retry_testbed::net::capture::{Capture, datagrams};
+use retry_testbed::net::fabric::{INTERFACE, NACK_PORT, group};
+use retry_testbed::net::packet::ParsedPacket;
+use retry_testbed::peers::answer::{Answer, nack, nack_with_flags};
 use retry_testbed::peers::frames::{Flow, Kind};
-use retry_testbed::peers::journal::{Journal, Verdict};
 use retry_testbed::peers::listener::{Listener, ListenerSettings};
-use retry_testbed::peers::publish::Publisher;
+use retry_testbed::scene::{PATIENCE, ask, asker, counted, datagrams_from, eventually, is_repair, path, repairs};
 
-use super::scene::{ask, asker, await_count, binary, datagrams_from, flags, is_root, two_hosts};
+use super::domains::{BETWEEN, Domains, failed};
 
-/// Frames of each kind.
-const EACH: usize = 4;
-/// Hop limit of a multicast repair, by default.
-const REPAIR_HOPS: u8 = 1;
-/// The system's hop limit.
-const ANSWER_HOPS: u8 = 64;
+const PROXIED: u8 = 0x01;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
-    Flat,
-    Bridged,
+fn missed(answers: &[Vec<u8>], seq_num: u64) {
+    let read: Vec<_> = answers.iter().map(|bytes| Answer::parse(bytes, seq_num)).collect();
+    assert_eq!(read, [Ok(Answer::Miss)]);
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Repair {
-    multicast: bool,
-    unicast: bool,
+/// The field's scenario from end to end.
+fn across_domains(xdp: &str) {
+    let domains = Domains::new();
+    let up = domains.upstream("up", xdp, &[]);
+    let between = domains.between(xdp, &["up"], &[]);
+    let mut flow = Flow::new(Kind::Tx, 0, 2, 700..=701);
+    let (key, bytes) = domains.publish(&mut flow, &[&up]);
+    let uplink = Capture::start_with(&domains.host("between").ns, INTERFACE, true).expect("a capture");
+    let far = domains.far_capture();
+
+    let socket = asker(&domains.far);
+    missed(&ask(&socket, BETWEEN, &nack(key), 1), key.seq_num());
+    let repaired = far.wait(1, PATIENCE, |packet| repairs(packet, key));
+    let found: Vec<_> = datagrams_from(&repaired, *BETWEEN.ip()).into_iter().filter(is_repair).collect();
+    assert_eq!(found.len(), 1, "one repair\n{}", between.log());
+    let repair = &found[0];
+    assert!(repair.payload == bytes, "the frame, byte for byte");
+    assert_eq!((*repair.dst.ip(), repair.hop_limit), (group(0), 1));
+
+    let metrics = counted(&between, "bre_retransmits_total", &[], 1);
+    let count = |metric, labels: &[_]| metrics.count(metric, labels);
+    assert_eq!((count("bre_proxy_requests_total", &[]), count("bre_proxy_recovered_total", &[])), (1, 1));
+    assert_eq!(count("bre_proxy_failed_total", &[]), 0);
+    assert_eq!(count("bre_cache_stored_total", &[("source", "proxy")]), 1);
+    assert_eq!((count("bre_cache_misses_total", &[]), count("bre_cache_hits_total", &[])), (1, 0));
+
+    exchange_upstream(&domains, &uplink, key, &bytes);
+    let metrics = up.metrics().expect("a scrape");
+    assert_eq!(metrics.count("bre_unicast_retransmits_total", &[("path", path(xdp))]), 1, "a copy in multicast mode");
+    assert_eq!(metrics.count("bre_retransmits_total", &[("path", path(xdp))]), 1);
+
+    // From now on it is the endpoint's own frame.
+    let answers = ask(&socket, BETWEEN, &nack(key), 1);
+    assert_eq!(Answer::parse(&answers[0], key.seq_num()), Ok(Answer::Ack { multicast: true, unicast: false }));
+    let repaired = far.wait(1, PATIENCE, |packet| repairs(packet, key));
+    let repair = datagrams_from(&repaired, *BETWEEN.ip()).into_iter().find(is_repair).expect("a second repair");
+    assert!(repair.payload == bytes, "the frame, byte for byte");
+    let metrics = counted(&between, "bre_retransmits_total", &[], 2);
+    assert_eq!(metrics.count("bre_cache_hits_total", &[("path", path(xdp))]), 1);
+    assert_eq!(metrics.count("bre_proxy_requests_total", &[]), 1, "nobody was asked again");
+    assert_eq!(up.metrics().expect("a scrape").count("bre_nack_requests_total", &[]), 1);
 }
 
-const UNICAST: Repair = Repair { multicast: false, unicast: true };
-const MULTICAST: Repair = Repair { multicast: true, unicast: false };
-const BOTH: Repair = Repair { multicast: true, unicast: true };
-
-fn flows() -> Vec<Flow> {
-    // Fragments by the three, everything else spread over the four shards; odd lengths too.
-    (0u16..).zip(Kind::CACHED).map(|(shard, kind)| Flow::new(kind, shard, 2, 90..=1201)).collect()
+/// What went over the link between the domains: one NACK of 64 bytes that says Proxied, the frame, and its ACK.
+fn exchange_upstream(domains: &Domains, uplink: &Capture, key: FrameKey, bytes: &[u8]) {
+    let (up, between) = (domains.host("up"), domains.host("between"));
+    let all = datagrams(&uplink.take()).expect("right packets");
+    let of = |from: SocketAddrV6, to: SocketAddrV6| -> Vec<&ParsedPacket> {
+        let either = |a: SocketAddrV6, b: SocketAddrV6| a.ip() == b.ip() && (b.port() == 0 || a.port() == b.port());
+        all.iter().filter(|packet| either(packet.src, from) && either(packet.dst, to)).collect()
+    };
+    let here = SocketAddrV6::new(between.addr, 0, 0, 0);
+    let asked = of(here, up.nack_address());
+    assert_eq!(asked.len(), 1, "one NACK upstream");
+    assert_eq!(asked[0].payload[..32], nack_with_flags(key, PROXIED)[..32]);
+    assert_eq!(asked[0].payload.len(), 64);
+    let answers = of(up.nack_address(), here);
+    assert!(answers.iter().all(|packet| packet.dst.port() == asked[0].src.port()));
+    let (frames, said): (Vec<_>, Vec<_>) = answers.into_iter().partition(|packet| packet.payload.len() != 16);
+    assert!(frames.len() == 1 && frames[0].payload == bytes, "one unicast copy, byte for byte");
+    let said: Vec<_> = said.iter().map(|packet| Answer::parse(&packet.payload, key.seq_num())).collect();
+    assert_eq!(said, [Ok(Answer::Ack { multicast: true, unicast: true })]);
 }
 
-fn recovers(name: &str, shape: Shape, xdp: &str, repair: Repair) {
-    if !is_root(name) {
-        return;
-    }
-    let fabric = match shape {
-        Shape::Flat => Fabric::flat(1500),
-        Shape::Bridged => Fabric::bridged(&["endpoint", "client", "publisher"], 1500),
-    }
-    .expect("a fabric");
-    let (endpoint, client) = two_hosts(&fabric);
-    let publisher = if shape == Shape::Flat { client } else { fabric.host("publisher").expect("a publisher") };
-    let mode =
-        [format!("-beacon-flags-multicast={}", repair.multicast), format!("-beacon-flags-unicast={}", repair.unicast)];
-    let flags = flags(xdp, &[&mode[0], &mode[1]]);
-    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags).expect("a daemon");
-
-    let journal = Arc::new(Journal::new());
-    let mut flows = flows();
+/// A listener in the second domain loses frames of every kind, one larger than the MTU among them.
+fn every_kind(xdp: &str) {
+    let domains = Domains::new();
+    let up = domains.upstream("up", xdp, &[]);
+    let between = domains.between(xdp, &["up"], &[]);
+    let mut flows: Vec<_> = Kind::CACHED.map(|kind| Flow::new(kind, 1, 2, 100..=1200)).into();
+    flows.push(Flow::new(Kind::Anchor, 0, 2, 5_000..=5_000));
     let mut groups: Vec<_> = flows.iter().map(|flow| group(flow.group_index())).collect();
     groups.sort();
     groups.dedup();
-    let listener = Listener::start(
-        &client.ns,
-        ListenerSettings::new(groups.clone(), endpoint.nack_address()),
-        Arc::clone(&journal),
-    )
-    .expect("a listener");
-    for host in ["endpoint", "client"] {
-        fabric.await_members(host, &groups).expect("members");
-    }
-    // All of the publisher's frames, and none of the repairs.
-    let place = if shape == Shape::Flat { LossPoint::Arrival } else { LossPoint::Link };
-    let loss = fabric.lose("client", &LossRule::random(1000).from(publisher.addr).at(place)).expect("a loss");
-    let capture = Capture::start(&client.ns, INTERFACE).expect("a capture");
-
-    let publish = Publisher::open(&publisher.ns, Arc::clone(&journal)).expect("a publisher");
+    domains.fabric.await_members("up", &groups).expect("members");
     for flow in &mut flows {
-        for _ in 0..EACH {
-            publish.publish(flow).expect("a frame leaves");
+        for _ in 0..3 {
+            domains.publish(flow, &[&up]);
         }
     }
-    let wanted = u64::try_from(journal.len()).expect("few");
-    assert_eq!(journal.len(), Kind::CACHED.len() * EACH);
-    await_count(&daemon, "bre_frames_cached_total", &[], wanted);
-    assert!(loss.dropped().expect("a count") >= wanted, "the listener was to lose every frame");
-
-    listener.expect(journal.keys());
-    assert!(listener.settle(Duration::from_secs(10)), "open gaps: {:?}\n{}", listener.stats(), daemon.log());
-    // What drains behind the frames: ACKs.
-    std::thread::sleep(Duration::from_millis(150));
+    let mut settings = ListenerSettings::new(groups, BETWEEN);
+    settings.miss_attempts = 6;
+    settings.attempts = 12;
+    let listener = Listener::start(&domains.far.ns, settings, Arc::clone(&domains.journal)).expect("a listener");
+    listener.expect(domains.journal.keys());
+    assert!(listener.settle(PATIENCE), "open gaps: {:?}\n{}", listener.stats(), between.log());
     let stats = listener.stop().expect("a listener's counts");
-    assert_eq!(stats.complaints, Vec::<String>::new());
-    assert_eq!((stats.recovered(), stats.unrecovered, stats.wrong_bytes), (wanted, 0, 0), "{stats:?}");
-    assert_eq!((stats.misses, stats.throttled, stats.bad_answers), (0, 0, 0), "{stats:?}");
-    if repair != BOTH {
-        let (by_unicast, by_multicast) = if repair.unicast { (wanted, 0) } else { (0, wanted) };
-        assert_eq!((stats.recovered_unicast, stats.recovered_multicast), (by_unicast, by_multicast));
-    }
-
-    let (mut acks, mut unicasts, mut multicasts) = (0, 0, 0);
-    for packet in datagrams_from(&capture.take(), endpoint.addr) {
-        if packet.src.port() != 9300 || packet.dst.port() == 9300 {
-            continue;
-        }
-        assert_eq!(packet.src_mac, endpoint.mac);
-        assert_eq!(packet.trailer, 0);
-        if packet.dst.ip().is_multicast() {
-            assert_eq!((packet.hop_limit, packet.dst.port()), (REPAIR_HOPS, 9001));
-            assert_eq!(packet.dst_mac, retry_testbed::net::packet::multicast_mac(*packet.dst.ip()));
-            let key = retry_testbed::peers::journal::key_of(&packet.payload).expect("a frame");
-            assert_eq!(journal.compare(key, &packet.payload), Verdict::Same);
-            multicasts += 1;
-        } else {
-            assert_eq!((packet.hop_limit, packet.dst_mac), (ANSWER_HOPS, client.mac));
-            if packet.payload.len() == 16 {
-                let seq_num = u64::from_be_bytes(packet.payload[8..].try_into().expect("eight bytes"));
-                let ack = Answer::parse(&packet.payload, seq_num).expect("an answer");
-                assert_eq!(ack, Answer::Ack { multicast: repair.multicast, unicast: repair.unicast });
-                acks += 1;
-            } else {
-                let key = retry_testbed::peers::journal::key_of(&packet.payload).expect("a frame");
-                assert_eq!(journal.compare(key, &packet.payload), Verdict::Same);
-                unicasts += 1;
-            }
-        }
-    }
-    // A NACK that is sent twice because its answer was late is answered twice.
-    let nacks = stats.nacks;
-    assert_eq!(acks, nacks);
-    assert_eq!(unicasts, if repair.unicast { nacks } else { 0 });
-    let repairs = if repair.multicast { wanted..=nacks } else { 0..=0 };
-    assert!(repairs.contains(&multicasts), "{multicasts} multicast repairs for {nacks} NACKs");
-
-    let metrics = daemon.metrics().expect("a scrape");
-    let (path, other) = if xdp == "off" { ("user", "xdp") } else { ("xdp", "user") };
-    assert_eq!(metrics.count("bre_cache_hits_total", &[("path", path)]), nacks);
-    assert_eq!(metrics.count("bre_nack_requests_total", &[("path", path)]), nacks);
-    assert_eq!(metrics.count("bre_nack_requests_total", &[("path", other)]), 0);
-    assert_eq!(metrics.count("bre_xdp_handed_over_total", &[]), 0);
-    assert_eq!(metrics.count("bre_responses_sent_total", &[("type", "ack"), ("path", path)]), acks);
-    assert_eq!(metrics.count("bre_retransmits_total", &[("path", path)]), multicasts);
-    assert_eq!(metrics.count("bre_unicast_retransmits_total", &[("path", path)]), unicasts);
-    assert_eq!(metrics.count("bre_repair_torn_total", &[]), 0);
-    assert_eq!(metrics.count("bre_retransmit_errors_total", &[]), 0);
+    let wanted = u64::try_from(domains.journal.len()).expect("few");
+    assert_eq!((stats.recovered_multicast, stats.unrecovered), (wanted, 0), "{stats:?}\n{}", between.log());
+    assert_eq!((stats.wrong_bytes, stats.bad_answers), (0, 0), "{:?}", stats.complaints);
+    let metrics = between.metrics().expect("a scrape");
+    let recovered = metrics.count("bre_proxy_recovered_total", &[]);
+    assert_eq!((recovered, metrics.count("bre_cache_stored_total", &[("source", "proxy")])), (wanted, wanted));
+    assert_eq!(metrics.count("bre_proxy_failed_total", &[]), 0);
 }
 
-macro_rules! recovery {
-    ($($name:ident: $shape:ident $xdp:literal $repair:ident;)*) => { $(
-        #[test]
-        fn $name() {
-            recovers(stringify!($name), Shape::$shape, $xdp, $repair);
-        }
-    )* };
+/// What says Proxied has been asked for by an endpoint: it gets a MISS, and nobody is asked in turn.
+fn proxied_goes_nowhere(xdp: &str) {
+    let domains = Domains::new();
+    let up = domains.upstream("up", xdp, &[]);
+    let between = domains.between(xdp, &["up"], &[]);
+    let mut flow = Flow::new(Kind::Tx, 0, 2, 100..=100);
+    let (key, _) = domains.publish(&mut flow, &[&up]);
+    let far = domains.far_capture();
+    let socket = asker(&domains.far);
+    missed(&ask(&socket, BETWEEN, &nack_with_flags(key, PROXIED), 1), key.seq_num());
+    // A job that must not be has time to show itself while one that must be is done.
+    let (other, _) = domains.publish(&mut flow, &[&up]);
+    missed(&ask(&socket, BETWEEN, &nack(other), 1), other.seq_num());
+    let seen = far.wait(1, PATIENCE, |packet| repairs(packet, other));
+    assert!(!seen.iter().any(|packet| repairs(packet, key)));
+    let metrics = counted(&between, "bre_proxy_recovered_total", &[], 1);
+    assert_eq!(metrics.count("bre_proxy_requests_total", &[]), 1);
+    assert_eq!(up.metrics().expect("a scrape").count("bre_nack_requests_total", &[]), 1);
+    missed(&ask(&socket, BETWEEN, &nack_with_flags(key, PROXIED), 1), key.seq_num());
 }
 
-recovery! {
-    flat_native_unicast: Flat "native" UNICAST;
-    flat_native_multicast: Flat "native" MULTICAST;
-    flat_native_both: Flat "native" BOTH;
-    flat_off_unicast: Flat "off" UNICAST;
-    flat_off_multicast: Flat "off" MULTICAST;
-    flat_off_both: Flat "off" BOTH;
-    bridged_native_unicast: Bridged "native" UNICAST;
-    bridged_native_multicast: Bridged "native" MULTICAST;
-    bridged_native_both: Bridged "native" BOTH;
-    bridged_off_unicast: Bridged "off" UNICAST;
-    bridged_off_multicast: Bridged "off" MULTICAST;
-    bridged_off_both: Bridged "off" BOTH;
+/// The first upstream endpoint has it not, and says so; the second one has it.
+fn the_next_upstream(xdp: &str) {
+    let domains = Domains::new();
+    // It joins nothing, so that it has nothing.
+    let deaf = ["-mc-join-enabled=false", "-tee-listen", "[::1]:9002"];
+    let mut all = retry_testbed::scene::flags(xdp, &deaf);
+    all.push("-beacon-enabled=false");
+    let empty = retry_testbed::daemon::Daemon::start(&retry_testbed::scene::binary(), &domains.host("spare").ns, &all)
+        .expect("an endpoint without frames");
+    let up = domains.upstream("up", xdp, &[]);
+    let between = domains.between(xdp, &["spare", "up"], &[]);
+    let (key, _) = domains.publish(&mut Flow::new(Kind::Block, 0, 2, 200..=200), &[&up]);
+    let far = domains.far_capture();
+    missed(&ask(&asker(&domains.far), BETWEEN, &nack(key), 1), key.seq_num());
+    let seen = far.wait(1, PATIENCE, |packet| repairs(packet, key));
+    assert!(seen.iter().any(|packet| repairs(packet, key)), "{}", between.log());
+    let metrics = counted(&between, "bre_proxy_recovered_total", &[], 1);
+    assert_eq!(metrics.count("bre_proxy_requests_total", &[]), 2);
+    assert_eq!(metrics.count("bre_proxy_failed_total", &[]), 0);
+    let metrics = empty.metrics().expect("a scrape");
+    assert_eq!(metrics.count("bre_responses_sent_total", &[("type", "miss")]), 1);
 }
 
-/// In generic mode packets hardly grow: MISSes come from the kernel, frames from the daemon by event.
-#[test]
-fn skb_mode_hands_frames_to_the_daemon() {
-    if !is_root("skb_mode_hands_frames_to_the_daemon") {
-        return;
+/// Upstream endpoints that say nothing, and then one that has it not: each failure has its reason.
+fn failures_have_reasons(xdp: &str) {
+    let domains = Domains::new();
+    let listen = |name: &str| {
+        let host = domains.host(name);
+        host.ns.enter(|| UdpSocket::bind((host.addr, NACK_PORT))).expect("a socket")
+    };
+    let silent = listen("spare");
+    let once = ["-proxy-timeout", "200ms", "-proxy-retry-policy", "none"];
+    let socket = asker(&domains.far);
+    {
+        let between = domains.between(xdp, &["spare"], &once);
+        missed(&ask(&socket, BETWEEN, &nack(FrameKey::new(5, 6)), 1), 6);
+        let metrics = counted(&between, "bre_proxy_failed_total", &[("reason", "timeout")], 1);
+        assert_eq!(failed(&metrics, "timeout"), 1);
+        assert_eq!(metrics.count("bre_proxy_failed_total", &[]), 1);
+        assert_eq!(metrics.count("bre_proxy_requests_total", &[]), 1);
+        let mut bytes = [0; 128];
+        silent.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+        let (length, _) = silent.recv_from(&mut bytes).expect("the NACK came");
+        assert_eq!((length, bytes[7]), (64, PROXIED));
     }
-    let fabric = Fabric::flat(1500).expect("a fabric");
-    let (endpoint, client) = two_hosts(&fabric);
-    let flags = flags("skb", &["-beacon-flags-unicast"]);
-    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags).expect("a daemon");
-    let journal = Arc::new(Journal::new());
-    let publish = Publisher::open(&client.ns, Arc::clone(&journal)).expect("a publisher");
-    let mut flow = Flow::new(Kind::Tx, 0, 2, 1300..=1300);
-    let key = publish.publish(&mut flow).expect("a frame leaves").expect("a key");
-    await_count(&daemon, "bre_frames_cached_total", &[], 1);
-    let socket = asker(client);
-    let answers = ask(&socket, endpoint.nack_address(), &nack(key), 2);
-    assert_eq!(answers.len(), 2, "{}", daemon.log());
-    assert!(answers.iter().any(|bytes| journal.compare(key, bytes) == Verdict::Same));
-    let missing = FrameKey::new(key.hash_key(), 99);
-    let answers = ask(&socket, endpoint.nack_address(), &nack(missing), 1);
-    assert_eq!(Answer::parse(&answers[0], 99), Ok(Answer::Miss));
-    let metrics = daemon.metrics().expect("a scrape");
-    assert_eq!(metrics.state("bre_xdp_mode", "mode").as_deref(), Some("skb"));
-    assert_eq!(metrics.count("bre_responses_sent_total", &[("type", "miss"), ("path", "xdp")]), 1);
+    let up = domains.upstream("up", xdp, &[]);
+    let between = domains.between(xdp, &["up"], &once);
+    missed(&ask(&socket, BETWEEN, &nack(FrameKey::new(5, 7)), 1), 7);
+    let metrics = counted(&between, "bre_proxy_failed_total", &[("reason", "miss")], 1);
+    assert_eq!(metrics.count("bre_proxy_failed_total", &[]), 1);
+    assert_eq!(metrics.count("bre_proxy_recovered_total", &[]), 0);
+    assert_eq!(up.metrics().expect("a scrape").count("bre_cache_misses_total", &[]), 1);
 }
 
-/// An anchor above the MTU comes in as IPv6 fragments and leaves the same way, by the daemon's hand.
-#[test]
-fn oversize_frames_are_handed_over() {
-    if !is_root("oversize_frames_are_handed_over") {
-        return;
+/// Many listeners miss one frame: it is asked for upstream once, and all of them get it by one repair.
+fn one_request_for_many(xdp: &str) {
+    let domains = Domains::new();
+    let up = domains.upstream("up", xdp, &[]);
+    let between = domains.between(xdp, &["up"], &["-repair-holddown", "1h"]);
+    let (key, _) = domains.publish(&mut Flow::new(Kind::Tx, 0, 2, 400..=400), &[&up]);
+    let far = domains.far_capture();
+    // The upstream's answers wait until all have asked: the job is in flight for each of them.
+    let hold =
+        retry_testbed::net::loss::LossRule { port: NACK_PORT, ..retry_testbed::net::loss::LossRule::random(1000) };
+    let held = domains.fabric.lose("up", &hold).expect("a loss");
+    for _ in 0..20 {
+        missed(&ask(&asker(&domains.far), BETWEEN, &nack(key), 1), key.seq_num());
     }
-    let fabric = Fabric::flat(1500).expect("a fabric");
-    let (endpoint, client) = two_hosts(&fabric);
-    let flags = flags("native", &["-beacon-flags-unicast"]);
-    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags).expect("a daemon");
-    let journal = Arc::new(Journal::new());
-    let publish = Publisher::open(&client.ns, Arc::clone(&journal)).expect("a publisher");
-    for length in [1_361, 5_000, 60_000] {
-        let mut flow = Flow::new(Kind::Anchor, 0, 2, length..=length);
-        let listener_groups = vec![group(flow.group_index())];
-        let before = daemon.metrics().expect("a scrape");
-        let key = publish.publish(&mut flow).expect("a frame leaves").expect("a key");
-        await_count(&daemon, "bre_frames_cached_total", &[], before.count("bre_frames_cached_total", &[]) + 1);
-        let mut settings = ListenerSettings::new(listener_groups, endpoint.nack_address());
-        settings.ask = true;
-        let listener = Listener::start(&client.ns, settings, Arc::clone(&journal)).expect("a listener");
-        listener.expect([key]);
-        assert!(listener.settle(Duration::from_secs(5)), "{length}: {:?}\n{}", listener.stats(), daemon.log());
-        std::thread::sleep(Duration::from_millis(100));
-        let stats = listener.stop().expect("counts");
-        assert_eq!((stats.recovered(), stats.wrong_bytes, stats.acks), (1, 0, 1), "{length}: {stats:?}");
-        let after = daemon.metrics().expect("a scrape");
-        let moved = |name: &str, labels: &[(&str, &str)]| after.count(name, labels) - before.count(name, labels);
-        assert_eq!(moved("bre_xdp_handed_over_total", &[]), 1, "{length}");
-        assert_eq!(moved("bre_retransmits_total", &[("path", "user")]), 1, "{length}");
-        assert_eq!(moved("bre_unicast_retransmits_total", &[("path", "user")]), 1, "{length}");
-    }
+    counted(&between, "bre_proxy_inflight_dedup_total", &[], 19);
+    drop(held);
+    let seen = far.wait(1, PATIENCE, |packet| repairs(packet, key));
+    assert_eq!(seen.iter().filter(|packet| repairs(packet, key)).count(), 1, "{}", between.log());
+    eventually("the frame's recovery is counted", || {
+        between.metrics().expect("a scrape").count("bre_proxy_recovered_total", &[]) == 1
+    });
+    assert_eq!(up.metrics().expect("a scrape").count("bre_unicast_retransmits_total", &[]), 1);
 }
 
-/// Version 1 and SeqNum 0 are received and never cached; what is no frame is counted.
-#[test]
-fn what_is_not_cached_is_missed() {
-    if !is_root("what_is_not_cached_is_missed") {
-        return;
-    }
-    let fabric = Fabric::flat(1500).expect("a fabric");
-    let (endpoint, client) = two_hosts(&fabric);
-    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &[])).expect("a daemon");
-    let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
-    let mut legacy = Flow::new(Kind::Legacy, 0, 2, 256..=256);
-    let mut unstamped = Flow::new(Kind::Tx, 0, 2, 256..=256).starting_at(0);
-    publish.publish(&mut legacy).expect("a frame leaves");
-    publish.publish(&mut unstamped).expect("a frame leaves");
-    publish.send(group(0), b"no frame at all").expect("it leaves");
-    let metrics = await_count(&daemon, "bre_frames_received_total", &[], 3);
-    assert_eq!(metrics.count("bre_frames_cached_total", &[]), 0);
-    assert_eq!(metrics.count("bre_frames_dropped_total", &[("reason", "no_sequence")]), 2);
-    assert_eq!(metrics.count("bre_frames_dropped_total", &[("reason", "decode_error")]), 1);
-    let key = FrameKey::new(unstamped.hash_key(), 0);
-    let answers = ask(&asker(client), endpoint.nack_address(), &nack(key), 1);
-    assert_eq!(Answer::parse(&answers[0], 0), Ok(Answer::Miss));
-}
-
-/// The newest bytes of a key win: a publisher that starts anew numbers from 1 again.
-#[test]
-fn a_restarted_publishers_frames_replace_the_old() {
-    if !is_root("a_restarted_publishers_frames_replace_the_old") {
-        return;
-    }
-    let fabric = Fabric::flat(1500).expect("a fabric");
-    let (endpoint, client) = two_hosts(&fabric);
-    let flags = flags("native", &["-beacon-flags-unicast", "-beacon-flags-multicast=false"]);
-    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags).expect("a daemon");
-    let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
-    let key = FrameKey::new(0x77, 1);
-    let (old, new) = (super::scene::frame(key, 300, 1), super::scene::frame(key, 700, 2));
-    for (bytes, cached, replaced, same) in [(&old, 1, 0, 0), (&old, 1, 0, 1), (&new, 2, 1, 1)] {
-        publish.send(group(0), bytes).expect("a frame leaves");
-        let sum = cached + same;
-        await_count(&daemon, "bre_frames_received_total", &[], sum);
-        let metrics = await_count(&daemon, "bre_frames_cached_total", &[], cached);
-        assert_eq!(metrics.count("bre_cache_duplicates_total", &[("kind", "replaced")]), replaced);
-        assert_eq!(metrics.count("bre_cache_duplicates_total", &[("kind", "same")]), same);
-        let answers = ask(&asker(client), endpoint.nack_address(), &nack(key), 2);
-        assert!(answers.contains(bytes), "the newest bytes");
-    }
-}
-
-/// A ring shorter than the TTL: the oldest frames go first, are missed, and an operator can see it.
-#[test]
-fn a_short_ring_forgets_the_oldest_first() {
-    if !is_root("a_short_ring_forgets_the_oldest_first") {
-        return;
-    }
-    let fabric = Fabric::flat(1500).expect("a fabric");
-    let (endpoint, client) = two_hosts(&fabric);
-    let flags = flags("native", &["-beacon-flags-unicast", "-beacon-flags-multicast=false"]);
-    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags).expect("a daemon");
-    let journal = Arc::new(Journal::new());
-    let publish = Publisher::open(&client.ns, Arc::clone(&journal)).expect("a publisher");
-    // 16 MiB hold 11,000 records of 1,472 bytes.
-    let mut flow = Flow::new(Kind::Tx, 0, 2, 1300..=1300);
-    for number in 0..14_000 {
-        publish.publish(&mut flow).expect("a frame leaves");
-        if number % 100 == 0 {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-    let metrics = await_count(&daemon, "bre_frames_cached_total", &[], 14_000);
-    assert_eq!(metrics.count("bre_frames_cached_total", &[]), 14_000);
-    let evicted = metrics.count("bre_cache_evicted_total", &[("reason", "lap")]);
-    assert!((2_000..4_500).contains(&evicted), "{evicted} laps");
-    assert_eq!(metrics.count("bre_cache_size", &[]) + evicted, 14_000);
-    assert!(metrics.sum("bre_cache_oldest_age_seconds", &[("ring", "short")]) > 0.0);
-    let socket = asker(client);
-    let missed = ask(&socket, endpoint.nack_address(), &nack(FrameKey::new(flow.hash_key(), 1)), 1);
-    assert_eq!(Answer::parse(&missed[0], 1), Ok(Answer::Miss));
-    let newest = FrameKey::new(flow.hash_key(), 14_000);
-    let answers = ask(&socket, endpoint.nack_address(), &nack(newest), 2);
-    assert!(answers.iter().any(|bytes| journal.compare(newest, bytes) == Verdict::Same));
+both_paths! {
+    across_domains: across_domains_native, across_domains_off;
+    every_kind: every_kind_native, every_kind_off;
+    proxied_goes_nowhere: proxied_goes_nowhere_native, proxied_goes_nowhere_off;
+    the_next_upstream: the_next_upstream_native, the_next_upstream_off;
+    failures_have_reasons: failures_have_reasons_native, failures_have_reasons_off;
+    one_request_for_many: one_request_for_many_native, one_request_for_many_off;
 }

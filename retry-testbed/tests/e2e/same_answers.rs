@@ -11,8 +11,7 @@ use retry_testbed::net::packet::ParsedPacket;
 use retry_testbed::peers::answer::{nack, nack_with_flags};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
+use retry_testbed::scene::{asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
 
 const FLOW: u64 = 0x5a5a;
 

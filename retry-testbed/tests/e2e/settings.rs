@@ -13,8 +13,7 @@ use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::{Journal, key_of};
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{ask, asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
+use retry_testbed::scene::{ask, asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
 
 const KEY: FrameKey = FrameKey::new(0x5e77, 1);
 const BY_MULTICAST: Answer = Answer::Ack { multicast: true, unicast: false };

@@ -1,8 +1,7 @@
 //! 200 listeners miss the same frames: one repair serves them all, and every listener is told that it was sent by multicast.
 
 use retry_testbed::scene::suppression::{self, Counts, Scene};
-
-use super::scene::{binary, is_root};
+use retry_testbed::scene::{binary, is_root};
 
 /// Copies on the wire for each frame, at most.
 const COPIES: f64 = 1.02;

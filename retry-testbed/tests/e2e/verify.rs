@@ -12,9 +12,8 @@ use retry_testbed::net::fabric::{Fabric, group};
 use retry_testbed::net::netns::Netns;
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
+use retry_testbed::scene::{await_count, binary, flags, frame, is_root, two_hosts};
 use retry_userspace::datapath::pinned::{PinnedLog, Words as _};
-
-use super::scene::{await_count, binary, flags, frame, is_root, two_hosts};
 
 const FRAMES: u64 = 20;
 

@@ -11,12 +11,13 @@ use retry_common::{
     holddown::HoldDown,
     key::FrameKey,
 };
+use retry_testbed::scene::is_root;
 use retry_testbed::xdp::{
     expect::{
         Out, once,
         role::{ACK, LEADS, MULTI, UNI},
     },
-    fixture::{Interface, Loaded, in_new_namespace, skip},
+    fixture::{Interface, Loaded, in_new_namespace},
     testrun::Action,
 };
 use retry_userspace::clock::monotonic_ns;
@@ -374,7 +375,7 @@ const CASES: &[Case] = &[
 ];
 
 pub(crate) fn with_program(name: &str, work: impl FnOnce(&mut Loaded) + Send) {
-    if skip(name) {
+    if !is_root(name) {
         return;
     }
     in_new_namespace(|| {

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use retry_common::key::FrameKey;
 use retry_testbed::peers::redis::{Cluster, PORT, Server};
+use retry_testbed::scene::is_root;
 
 use super::certificates::Files;
-use super::scene::{claims, config, connected, fabric, host, is_root, keeps, on, redis, start_with, until};
+use super::scene::{claims, config, connected, fabric, host, keeps, on, redis, start_with, until};
 
 const KEY: FrameKey = FrameKey::new(0xfeed, 7);
 

@@ -1,6 +1,5 @@
 //! The daemon's store over every kind of Redis that operators have: one server, with users and TLS; a Cluster; a master
 //! behind Sentinels; slow, dead and replaced ones. Needs root, for namespaces.
-#![expect(clippy::print_stdout, reason = "a test that skips says so")]
 
 mod certificates;
 mod kinds;

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex};
 use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
 use retry_testbed::peers::redis::{PORT, Server};
+use retry_testbed::scene::is_root;
 use retry_userspace::store::Unavailable;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use super::scene::{MINUTE, bytes, config, connected, fabric, host, is_root, keeps, on, redis, until};
+use super::scene::{MINUTE, bytes, config, connected, fabric, host, keeps, on, redis, until};
 
 const KEY: FrameKey = FrameKey::new(0xfeed, 7);
 const FLOW: u64 = 2;

@@ -17,15 +17,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const OP_TIMEOUT: Duration = Duration::from_millis(500);
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
-/// True when this test may run; says so when it may not.
-pub(crate) fn is_root(name: &str) -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        println!("SKIP {name}: needs root");
-    }
-    root
-}
-
 /// One host for the store, and these for Redis.
 pub(crate) fn fabric(redis: &[&str]) -> Fabric {
     let names: Vec<&str> = ["store"].iter().chain(redis).copied().collect();

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use retry_common::key::FrameKey;
 use retry_testbed::net::fabric::{Fabric, Host};
 use retry_testbed::peers::redis::{Cluster, PORT, Server};
+use retry_testbed::scene::is_root;
 use retry_userspace::settings::Redis;
 
-use super::scene::{PATIENCE, Started, config, connected, fabric, host, is_root, keeps, on, redis, start_with, until};
+use super::scene::{PATIENCE, Started, config, connected, fabric, host, keeps, on, redis, start_with, until};
 
 const KEY: FrameKey = FrameKey::new(0xfeed, 7);
 const NODES: [&str; 6] = ["r1", "r2", "r3", "r4", "r5", "r6"];

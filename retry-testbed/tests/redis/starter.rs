@@ -2,8 +2,9 @@
 
 use retry_common::key::FrameKey;
 use retry_testbed::peers::redis::{Cluster, PORT, Server, name};
+use retry_testbed::scene::is_root;
 
-use super::scene::{fabric, host, is_root};
+use super::scene::{fabric, host};
 
 const KEY: FrameKey = FrameKey::new(0xfeed, 7);
 

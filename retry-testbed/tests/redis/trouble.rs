@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
 use retry_testbed::peers::redis::Server;
+use retry_testbed::scene::is_root;
 use retry_userspace::store::{Claim, Unavailable};
 
-use super::scene::{
-    MINUTE, OP_TIMEOUT, bytes, config, connected, fabric, host, is_root, keeps, on, redis, start_with, until,
-};
+use super::scene::{MINUTE, OP_TIMEOUT, bytes, config, connected, fabric, host, keeps, on, redis, start_with, until};
 
 const KEY: FrameKey = FrameKey::new(0xfeed, 7);
 

@@ -7,12 +7,13 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retry_common::key::FrameKey;
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::group;
-use tempfile::TempDir;
+use retry_testbed::scene::{asker, binary, counted, eventually, flags, frame};
 
-use super::scene::{asker, binary, flags, frame};
-use super::site::{BY_MULTICAST, Site, answer, both_paths, counted, eventually, told};
+use super::site::{BY_MULTICAST, Site, answer, told};
+use tempfile::TempDir;
 
 const KEY: FrameKey = FrameKey::new(0xc10c, 1);
 /// How far the clocks are apart, in seconds.

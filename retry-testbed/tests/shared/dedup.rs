@@ -5,12 +5,13 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::group;
 use retry_testbed::peers::answer::Answer;
+use retry_testbed::scene::{PATIENCE, asker, counted, eventually, frame, path};
 
-use super::scene::{asker, frame};
-use super::site::{BY_MULTICAST, PATIENCE, Site, answer, both_paths, counted, eventually, path};
+use super::site::{BY_MULTICAST, Site, answer};
 
 const FLOW: u64 = 0xdedb;
 const KEY: FrameKey = FrameKey::new(FLOW, 1);

@@ -3,16 +3,16 @@
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::group;
 use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::scene::{PATIENCE, ask, asker, await_count, counted, eventually, frame, path};
+
+use super::site::{BY_MULTICAST, LISTENERS_PATIENCE, Site, answer, api};
 
 use super::redis_server::RedisServer;
-use super::scene::{ask, asker, await_count, frame};
-use super::site::{
-    BY_MULTICAST, LISTENERS_PATIENCE, PATIENCE, Site, answer, api, both_paths, counted, eventually, path,
-};
 
 const KEY: FrameKey = FrameKey::new(0x5a4ed, 1);
 const SHARED: [&str; 2] = ["-cache-backend", "redis"];

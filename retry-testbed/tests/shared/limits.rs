@@ -3,13 +3,15 @@
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::group;
 use retry_testbed::peers::answer::{Answer, nack};
+use retry_testbed::scene::{asker, counted, frame};
+
+use super::site::{BY_MULTICAST, Site, answer};
 
 use super::redis_server::RedisServer;
-use super::scene::{asker, frame};
-use super::site::{BY_MULTICAST, Site, answer, both_paths, counted};
 
 const FLOW: u64 = 0x11d17;
 

@@ -1,10 +1,5 @@
 //! Several instances behind one Redis: real daemons on one bridged fabric, a real Redis on a host of its own. Judged by the
 //! bytes on the wire, by what Redis holds, and by the daemons' counters. Needs root; each test makes namespaces of its own.
-#![expect(clippy::print_stdout, reason = "a test that skips says so")]
-
-#[expect(dead_code, reason = "these fabrics are bridged")]
-#[path = "../e2e/scene.rs"]
-mod scene;
 
 mod redis_server;
 mod site;

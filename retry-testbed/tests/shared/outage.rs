@@ -4,16 +4,16 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::group;
 use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::frames::{Flow, Kind};
+use retry_testbed::scene::{PATIENCE, asker, counted, eventually, frame, is_root, path};
+
+use super::site::{BY_MULTICAST, LISTENERS_PATIENCE, Site, answer, told};
 
 use super::redis_server::RedisServer;
-use super::scene::{asker, frame, is_root};
-use super::site::{
-    BY_MULTICAST, LISTENERS_PATIENCE, PATIENCE, Site, answer, both_paths, counted, eventually, path, told,
-};
 
 const FLOW: u64 = 0x000b_a6e5;
 const SHARED: [&str; 2] = ["-cache-backend", "redis"];

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::group;
 use retry_testbed::net::loss::{Loss, LossRule};
 use retry_testbed::peers::answer::Answer;
+use retry_testbed::scene::{asker, counted, eventually, frame, path};
+
+use super::site::{BY_MULTICAST, Site, answer};
 
 use super::redis_server::RedisServer;
-use super::scene::{asker, frame};
-use super::site::{BY_MULTICAST, Site, answer, both_paths, counted, eventually, path};
 
 const KEY: FrameKey = FrameKey::new(0x4ec0, 1);
 

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::daemon::http::Metrics;
 use retry_testbed::net::capture::{Capture, Captured, is_udp};
 use retry_testbed::net::fabric::{DATA_PORT, Fabric, Host, INTERFACE, group};
 use retry_testbed::net::loss::{Loss, LossRule};
@@ -16,43 +15,14 @@ use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::journal::{Journal, key_of};
 use retry_testbed::peers::listener::{Listener, ListenerSettings, Stats};
 use retry_testbed::peers::publish::Publisher;
+use retry_testbed::scene::{PATIENCE, ask, binary, eventually, flags};
 
 use super::redis_server::RedisServer;
-use super::scene::{ask, await_count, binary, flags};
 
-/// Long enough for a busy machine; nothing waits so long when it works.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a listener waits for its first answer.
 pub(crate) const LISTENERS_PATIENCE: Duration = Duration::from_millis(300);
 /// The ACK of a repair by multicast.
 pub(crate) const BY_MULTICAST: Answer = Answer::Ack { multicast: true, unicast: false };
-
-/// One test with XDP in the driver, one with the daemon's socket alone.
-macro_rules! both_paths {
-    ($($(#[$doc:meta])* $body:ident: $native:ident, $off:ident;)*) => { $(
-        $(#[$doc])*
-        #[test]
-        fn $native() {
-            if $crate::scene::is_root(stringify!($native)) {
-                $body("native");
-            }
-        }
-
-        $(#[$doc])*
-        #[test]
-        fn $off() {
-            if $crate::scene::is_root(stringify!($off)) {
-                $body("off");
-            }
-        }
-    )* };
-}
-pub(crate) use both_paths;
-
-/// The label `path` of what this `-xdp` mode serves.
-pub(crate) fn path(xdp: &str) -> &'static str {
-    if xdp == "off" { "user" } else { "xdp" }
-}
 
 /// The hosts and what joins them.
 pub(crate) struct Site {
@@ -159,23 +129,6 @@ pub(crate) fn answer(socket: &UdpSocket, to: SocketAddrV6, key: FrameKey) -> Opt
     socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let answers = ask(socket, to, &nack(key), 1);
     answers.first().map(|bytes| Answer::parse(bytes, key.seq_num()).expect("an answer"))
-}
-
-/// Waits until a counter has at least this value and returns the scrape; shows the daemon's log when it never has.
-pub(crate) fn counted(daemon: &Daemon<'_>, metric: &str, labels: &[(&str, &str)], value: u64) -> Metrics {
-    let metrics = await_count(daemon, metric, labels, value);
-    let found = metrics.count(metric, labels);
-    assert!(found >= value, "{metric}{labels:?} is {found}, not {value}\n{}", daemon.log());
-    metrics
-}
-
-/// Waits until something is so.
-pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "never came: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// A request to the management API at `[::1]:9401` of a host: the status, and the body as bytes.

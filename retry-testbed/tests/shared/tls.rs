@@ -5,10 +5,11 @@ use std::path::Path;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use retry_common::key::FrameKey;
 use retry_testbed::net::fabric::group;
+use retry_testbed::scene::{asker, counted, eventually, frame, is_root};
+
+use super::site::{BY_MULTICAST, Site, answer, told};
 
 use super::redis_server::RedisServer;
-use super::scene::{asker, frame, is_root};
-use super::site::{BY_MULTICAST, Site, answer, counted, eventually, told};
 
 const KEY: FrameKey = FrameKey::new(0x715, 1);
 

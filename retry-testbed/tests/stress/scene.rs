@@ -41,15 +41,6 @@ pub(crate) fn share(hundredths: u32) -> Duration {
     Duration::from_secs(1).mul_f64(f64::from(seconds) * f64::from(hundredths) / 100.0)
 }
 
-/// True when this test may run; says so when it may not.
-pub(crate) fn is_root(name: &str) -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        println!("SKIP {name}: needs root");
-    }
-    root
-}
-
 /// Rings of 16 MiB, no limits, repairs by unicast so that listeners' bytes can be compared; what comes later wins.
 pub(crate) fn small<'a>(more: &[&'a str]) -> Vec<&'a str> {
     let mut flags = vec![

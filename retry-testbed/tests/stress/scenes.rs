@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
 
+use retry_testbed::scene::is_root;
+
 use super::material::{Kind, Material, mix};
-use super::scene::{Stage, Wanted, is_root, share, small};
+use super::scene::{Stage, Wanted, share, small};
 use super::sender::{Order, Path};
 
 /// At full speed.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::capture::Capture;
 use retry_testbed::net::fabric::{Fabric, INTERFACE, group};
@@ -11,9 +12,7 @@ use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::listener::{Listener, ListenerSettings, Stats};
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{binary, flags};
-use super::tools::{PATIENCE, await_advert, both_paths, counted};
+use retry_testbed::scene::{PATIENCE, await_advert, binary, counted, flags};
 
 /// What each endpoint was asked and how it answered.
 #[derive(Debug, PartialEq, Eq)]

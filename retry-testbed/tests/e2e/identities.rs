@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::daemon::http::Metrics;
 use retry_testbed::net::capture::Capture;
@@ -15,9 +16,7 @@ use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::{Journal, Verdict, key_of};
 use retry_testbed::peers::listener::{Listener, ListenerSettings};
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{asker, binary, datagrams_from, flags};
-use super::tools::{both_paths, counted, is_repair};
+use retry_testbed::scene::{asker, binary, counted, datagrams_from, flags, is_repair};
 
 /// Frames of each kind, and the listeners that lose some.
 const EACH: usize = 30;

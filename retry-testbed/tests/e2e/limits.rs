@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::daemon::http::Metrics;
 use retry_testbed::net::fabric::{Fabric, group};
 use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{binary, flags, frame, two_hosts};
-use super::tools::{ask_each, both_paths, counted, path, read_answers};
+use retry_testbed::scene::{ask_each, binary, counted, flags, frame, path, read_answers, two_hosts};
 
 const FLOW: u64 = 0x71;
 /// Frames that the endpoint holds.
@@ -175,7 +174,7 @@ fn another_address(xdp: &str) {
         (1..=3)
             .filter(|seq_num| {
                 let nack = nack(FrameKey::new(FLOW, *seq_num));
-                !super::scene::ask(&socket, endpoint.nack_address(), &nack, 1).is_empty()
+                !retry_testbed::scene::ask(&socket, endpoint.nack_address(), &nack, 1).is_empty()
             })
             .count()
     };

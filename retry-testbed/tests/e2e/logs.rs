@@ -7,10 +7,8 @@ use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::Fabric;
 use retry_testbed::peers::answer::nack;
+use retry_testbed::scene::{ask, asker, binary, eventually, flags, is_root, two_hosts};
 use serde_json::Value;
-
-use super::scene::{ask, asker, binary, flags, is_root, two_hosts};
-use super::tools::eventually;
 
 const IDENTITY: [&str; 3] = ["service.name", "service.instance.id", "service.version"];
 

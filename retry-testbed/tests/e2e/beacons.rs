@@ -8,9 +8,7 @@ use retry_testbed::net::capture::Capture;
 use retry_testbed::net::fabric::{Fabric, INTERFACE, group_in};
 use retry_testbed::net::packet::{ParsedPacket, multicast_mac};
 use retry_testbed::peers::announce::Advert;
-
-use super::scene::{binary, flags, is_root, two_hosts};
-use super::tools::{adverts, await_advert};
+use retry_testbed::scene::{adverts, await_advert, binary, flags, is_root, two_hosts};
 
 const BOUND: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, 0x77);
 const BEACON: u16 = 0xFFFD;

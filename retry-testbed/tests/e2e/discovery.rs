@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use retry_common::key::FrameKey;
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::capture::Capture;
 use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, group};
@@ -13,9 +14,7 @@ use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::{Journal, Verdict};
 use retry_testbed::peers::listener::{Listener, ListenerSettings};
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{ask, asker, binary, flags};
-use super::tools::{PATIENCE, await_advert, both_paths, counted, eventually, repairs};
+use retry_testbed::scene::{PATIENCE, ask, asker, await_advert, binary, counted, eventually, flags, repairs};
 
 /// Repairs by unicast alone, so that what comes by multicast is the other endpoint's.
 const UNICAST: [&str; 2] = ["-beacon-flags-multicast=false", "-beacon-flags-unicast"];

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retry_common::key::FrameKey;
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::capture::Capture;
 use retry_testbed::net::fabric::{Fabric, Host, group_in};
@@ -15,9 +16,7 @@ use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{ask, asker, binary, flags, two_hosts};
-use super::tools::{PATIENCE, both_paths, counted, eventually, repairs};
+use retry_testbed::scene::{PATIENCE, ask, asker, binary, counted, eventually, flags, repairs, two_hosts};
 
 const SITE: u16 = 0xFF35;
 const FIRST: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, 2);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
 use retry_common::key::FrameKey;
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::capture::{Capture, is_udp};
 use retry_testbed::net::fabric::{Fabric, INTERFACE, group};
@@ -17,9 +18,9 @@ use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::listener::{Listener, ListenerSettings};
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{asker, binary, flags, frame, two_hosts};
-use super::tools::{PATIENCE, Pins, adverts, await_advert, both_paths, counted, eventually};
+use retry_testbed::scene::{
+    PATIENCE, Pins, adverts, asker, await_advert, binary, counted, eventually, flags, frame, two_hosts,
+};
 
 const KEY: FrameKey = FrameKey::new(0xd1a1, 1);
 const DRAIN: Duration = Duration::from_secs(2);

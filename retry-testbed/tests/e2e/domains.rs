@@ -12,9 +12,7 @@ use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, NACK_PORT, SECOND_ADDR
 use retry_testbed::peers::frames::Flow;
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{binary, flags};
-use super::tools::counted;
+use retry_testbed::scene::{binary, counted, flags};
 
 /// Where the endpoint under test answers NACKs of the second domain.
 pub(crate) const BETWEEN: SocketAddrV6 = SocketAddrV6::new(SECOND_ADDRESS, NACK_PORT, 0, 0);

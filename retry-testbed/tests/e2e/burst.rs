@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::capture::Capture;
 use retry_testbed::net::fabric::{Fabric, group};
@@ -15,9 +16,7 @@ use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::{Journal, Verdict, key_of};
 use retry_testbed::peers::listener::{Listener, ListenerSettings};
 use retry_testbed::peers::publish::Publisher;
-
-use super::scene::{binary, datagrams_from, flags, two_hosts};
-use super::tools::{PATIENCE, ask_each, both_paths, counted, is_repair, path};
+use retry_testbed::scene::{PATIENCE, ask_each, binary, counted, datagrams_from, flags, is_repair, path, two_hosts};
 
 const LOST: u64 = 50;
 

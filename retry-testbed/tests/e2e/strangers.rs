@@ -16,10 +16,9 @@ use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
+use retry_testbed::scene::{PATIENCE, ask, asker, binary, counted, flags, frame, is_root, repairs, two_hosts};
 
 use super::domains::{BETWEEN, Domains};
-use super::scene::{ask, asker, binary, flags, frame, is_root, two_hosts};
-use super::tools::{PATIENCE, counted, repairs};
 
 const KEY: FrameKey = FrameKey::new(0x57a6, 1);
 /// Spoofed NACKs per second.

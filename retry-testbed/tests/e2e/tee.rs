@@ -3,6 +3,7 @@
 use std::net::SocketAddrV6;
 use std::sync::Arc;
 
+use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::capture::Capture;
 use retry_testbed::net::fabric::{Fabric, group};
@@ -11,9 +12,9 @@ use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::{Journal, Verdict};
 use retry_testbed::peers::publish::Publisher;
 use retry_testbed::peers::tee::TeeSender;
-
-use super::scene::{ask, asker, binary, datagrams_from, flags, two_hosts};
-use super::tools::{PATIENCE, both_paths, counted, is_repair, repairs};
+use retry_testbed::scene::{
+    PATIENCE, ask, asker, binary, counted, datagrams_from, flags, is_repair, repairs, two_hosts,
+};
 
 fn tee_alone(xdp: &str) {
     let fabric = Fabric::bridged(&["endpoint", "client", "publisher"], 1500).expect("a fabric");

@@ -7,9 +7,7 @@ use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::{Fabric, INTERFACE};
 use retry_testbed::peers::answer::{Answer, nack};
-
-use super::scene::{ask, asker, binary, flags, is_root, two_hosts};
-use super::tools::{Pins, eventually};
+use retry_testbed::scene::{Pins, ask, asker, binary, eventually, flags, is_root, two_hosts};
 
 /// A supervisor may change its mind while the daemon starts: whenever it says so, nothing is left behind.
 #[test]
