@@ -4,62 +4,27 @@
 mod cases;
 mod contenders;
 mod machine;
+mod model;
 mod options;
 mod plain;
 mod probe;
 mod profile;
 mod report;
 mod rig;
-mod row;
 mod stats;
 mod subject;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use retry_testbed::daemon::Daemon;
+use anyhow::{Context as _, Result};
 
 pub(crate) use self::options::Options;
-use self::{cases::Case, contenders::Contenders, report::Report};
+use self::{cases::Entry, contenders::Contenders, options::Settings, report::Report};
 
-/// Environment variable with the directory of the reports.
-const DIRECTORY_VARIABLE: &str = "RETRY_BENCH_DIRECTORY";
 /// A target was missed, with `--strict`.
 const MISSED: u8 = 1;
 /// An answer, a byte, a checksum or a count was wrong, or the run could not be made.
 const WRONG: u8 = 3;
-
-/// How long and how often things are measured.
-#[derive(Clone, Debug)]
-pub(crate) struct Settings {
-    /// Rounds of everything that is compared.
-    pub(crate) rounds: usize,
-    /// Length of one measurement at full rate.
-    pub(crate) stretch: Duration,
-    /// Fewer points and shorter waits.
-    pub(crate) quick: bool,
-    /// The daemon's binary.
-    pub(crate) binary: PathBuf,
-    /// Where the reports go.
-    pub(crate) directory: PathBuf,
-    /// Whether each case is profiled too.
-    pub(crate) profile: bool,
-}
-
-impl Settings {
-    fn new(options: &Options) -> Result<Self> {
-        let quick = options.quick;
-        let directory = options.directory.clone().or_else(|| std::env::var_os(DIRECTORY_VARIABLE).map(PathBuf::from));
-        Ok(Self {
-            rounds: if quick { 3 } else { 5 },
-            stretch: Duration::from_millis(if quick { 200 } else { 400 }),
-            quick,
-            binary: options.daemon.clone().map_or_else(Daemon::binary, Ok)?,
-            directory: directory.with_context(|| format!("{DIRECTORY_VARIABLE} does not name a directory"))?,
-            profile: options.profile,
-        })
-    }
-}
 
 /// Runs it. Exit code 0 when the run was right; 1 with `--strict` when a target is missed; 3 when it was not right.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
@@ -83,7 +48,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// Runs the cases and reports. False when one of them was not right: the others are reported all the same.
-fn measure(options: &Options, chosen: &[&'static Case]) -> Result<(Report, bool)> {
+fn measure(options: &Options, chosen: &[&'static Entry]) -> Result<(Report, bool)> {
     let settings = Settings::new(options)?;
     std::fs::create_dir_all(&settings.directory).with_context(|| settings.directory.display().to_string())?;
     if settings.profile {
@@ -92,9 +57,10 @@ fn measure(options: &Options, chosen: &[&'static Case]) -> Result<(Report, bool)
     let mut report = Report::new(machine::describe());
     let mut rigs = Contenders::new()?;
     let mut right = true;
-    for case in chosen {
+    for entry in chosen {
+        let case = &entry.case;
         let start = std::time::Instant::now();
-        match cases::measure(case, &settings, &mut rigs) {
+        match cases::measure(entry, &settings, &mut rigs) {
             Ok(found) => {
                 report.add(case, found);
                 eprintln!("bench: {} in {:.1} s", case.name, start.elapsed().as_secs_f64());

@@ -1,6 +1,12 @@
-//! The command line of `bench`.
+//! The command line of `bench`, and what follows from it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result};
+use retry_testbed::daemon::Daemon;
+
+/// Environment variable with the directory of the reports.
+const DIRECTORY_VARIABLE: &str = "RETRY_BENCH_DIRECTORY";
 
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
@@ -29,4 +35,40 @@ pub(crate) struct Options {
     /// Directory of report.json and report.html; by default what RETRY_BENCH_DIRECTORY names.
     #[arg(long)]
     pub(super) directory: Option<PathBuf>,
+}
+
+/// How long and how often things are measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Rounds of everything that is compared.
+    pub(crate) rounds: usize,
+    /// Length of one measurement at full rate.
+    pub(crate) stretch: Duration,
+    /// Fewer points and shorter waits.
+    pub(crate) quick: bool,
+    /// The daemon's binary.
+    pub(crate) binary: PathBuf,
+    /// Where the reports go.
+    pub(crate) directory: PathBuf,
+    /// Whether each case is profiled too.
+    pub(crate) profile: bool,
+}
+
+impl Settings {
+    /// What these options ask for.
+    ///
+    /// # Errors
+    /// No daemon or no directory is named.
+    pub(super) fn new(options: &Options) -> Result<Self> {
+        let quick = options.quick;
+        let directory = options.directory.clone().or_else(|| std::env::var_os(DIRECTORY_VARIABLE).map(PathBuf::from));
+        Ok(Self {
+            rounds: if quick { 3 } else { 5 },
+            stretch: Duration::from_millis(if quick { 200 } else { 400 }),
+            quick,
+            binary: options.daemon.clone().map_or_else(Daemon::binary, Ok)?,
+            directory: directory.with_context(|| format!("{DIRECTORY_VARIABLE} does not name a directory"))?,
+            profile: options.profile,
+        })
+    }
 }

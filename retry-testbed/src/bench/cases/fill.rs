@@ -13,13 +13,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::Measurement;
 use crate::bench::{
-    Settings,
     contenders::Contenders,
+    model::{Measurement, Row, Target},
+    options::Settings,
     plain::Plain,
     rig::{Awake, Rig, on_core, thread_of},
-    row::{Row, Target},
     subject::{self, IN_XDP, UNICAST},
 };
 

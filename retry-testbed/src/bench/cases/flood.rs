@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::Measurement;
 use crate::bench::{
-    Settings,
     contenders::{Contenders, best_offer},
+    model::{Measurement, Row, Target},
+    options::Settings,
     plain::{Answering, Plain},
     probe::{self, Listener, Probe},
     rig::{Ask, Load, Rig, Stretch},
-    row::{Row, Target},
     subject::{self, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };
 

@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::Measurement;
 use crate::bench::{
-    Settings,
     contenders::Contenders,
+    model::{Measurement, Row, Target},
+    options::Settings,
     plain::{Answering, Plain},
     probe::{self, Probe, Probed},
-    row::{Row, Target},
     subject::{self, BY_SOCKET, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };
 

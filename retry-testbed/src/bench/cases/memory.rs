@@ -5,11 +5,10 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 use retry_testbed::daemon::Daemon;
 
-use super::Measurement;
 use crate::bench::{
-    Settings,
     contenders::Contenders,
-    row::{Row, Target},
+    model::{Measurement, Row, Target},
+    options::Settings,
     subject::{self, IN_XDP, UNICAST},
 };
 

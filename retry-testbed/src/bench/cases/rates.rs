@@ -8,14 +8,13 @@
 use anyhow::{Context as _, Result, ensure};
 use retry_testbed::daemon::Daemon;
 
-use super::Measurement;
 use crate::bench::{
-    Settings,
     contenders::{Contenders, best_offer},
+    model::{Measurement, Row, Target},
+    options::Settings,
     plain::{Answering, Plain},
     profile,
     rig::{Ask, Load, Rig, Stretch},
-    row::{Row, Target},
     subject::{self, BOTH, BY_SOCKET, IN_XDP, LIMITS_OUT_OF_REACH, MULTICAST, UNICAST},
 };
 

@@ -12,12 +12,11 @@ use retry_testbed::{
     peers::answer::{self, Answer},
 };
 
-use super::Measurement;
 use crate::bench::{
-    Settings,
     contenders::Contenders,
+    model::{Measurement, Row, Target},
+    options::Settings,
     rig::{FLOW, Rig},
-    row::{Row, Target},
     subject::{self, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };
 

@@ -4,11 +4,10 @@
 use anyhow::{Result, ensure};
 use retry_testbed::scene::suppression::{self, Scene};
 
-use super::Measurement;
 use crate::bench::{
-    Settings,
     contenders::Contenders,
-    row::{Row, Target},
+    model::{Measurement, Row, Target},
+    options::Settings,
 };
 
 const SCENES: [(&str, Scene<'_>, Target); 2] = [

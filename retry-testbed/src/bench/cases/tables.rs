@@ -8,13 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use retry_testbed::daemon::Daemon;
 
-use super::Measurement;
 use crate::bench::{
-    Settings,
     contenders::Contenders,
-    report::Curve,
+    model::{Curve, Measurement, Row, Target},
+    options::Settings,
     rig::{Ask, Awake, Rig, Stretch},
-    row::{Row, Target},
     stats::Spread,
     subject::{self, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };

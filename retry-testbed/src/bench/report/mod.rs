@@ -9,11 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-pub(crate) use self::svg::Curve;
-use super::{
-    cases::{Case, Measurement},
-    row::Row,
-};
+use super::model::{Case, Measurement, Row};
 
 /// What a run found.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! One page that needs nothing else: no script, no network.
 
-use crate::bench::cases::{Case, Measurement};
+use crate::bench::model::{Case, Measurement};
 
 use super::{
     svg::{self, escape},

@@ -3,19 +3,7 @@
 use std::fmt::Write as _;
 
 use super::table::figure;
-
-/// A line for each series over a common logarithmic axis.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Curve {
-    /// What is shown.
-    pub(crate) title: String,
-    /// What the horizontal axis is.
-    pub(crate) across: &'static str,
-    /// Unit of the vertical axis.
-    pub(crate) unit: &'static str,
-    /// Name and points of each line.
-    pub(crate) series: Vec<(String, Vec<(f64, f64)>)>,
-}
+use crate::bench::model::Curve;
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 280.0;

@@ -2,10 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::bench::{
-    cases::{Case, Measurement},
-    row::Row,
-};
+use crate::bench::model::{Case, Measurement, Row};
 
 const HEAD: [&str; 8] = ["case", "median", "min", "max", "unit", "reference", "ratio", "target"];
 

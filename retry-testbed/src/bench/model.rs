@@ -1,8 +1,41 @@
-//! One line of the report.
+//! What the cases find and the report shows. Neither knows the other.
 
 use serde::Serialize;
 
 use super::stats::Spread;
+
+/// What a case is called, on the command line and in the report.
+#[derive(Debug)]
+pub(crate) struct Case {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// What it measures.
+    pub(crate) about: &'static str,
+}
+
+/// What a case found.
+#[derive(Debug, Default)]
+pub(crate) struct Measurement {
+    /// Its lines.
+    pub(crate) rows: Vec<Row>,
+    /// Its curves.
+    pub(crate) curves: Vec<Curve>,
+    /// What a reader has to know besides.
+    pub(crate) notes: Vec<String>,
+}
+
+/// A line for each series over a common logarithmic axis.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Curve {
+    /// What is shown.
+    pub(crate) title: String,
+    /// What the horizontal axis is.
+    pub(crate) across: &'static str,
+    /// Unit of the vertical axis.
+    pub(crate) unit: &'static str,
+    /// Name and points of each line.
+    pub(crate) series: Vec<(String, Vec<(f64, f64)>)>,
+}
 
 /// What a figure has to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
