@@ -57,7 +57,7 @@ fn every_setting_has_its_row() {
     let own: Vec<_> = settings::all()
         .map(|flag| {
             let whose = if is_new(flag.name) { "new" } else { "Go" };
-            (flag.name.to_owned(), flag.env(), whose.to_owned())
+            (flag.name.to_owned(), flag.env.to_owned(), whose.to_owned())
         })
         .collect();
     assert_eq!(documented, own);

@@ -129,7 +129,7 @@ fn every_grouping_is_by_labels_of_the_program() {
 #[test]
 fn every_setting_is_the_programs() {
     let names: BTreeSet<&str> =
-        settings::all().flat_map(|flag| flag.aliases.iter().copied().chain([flag.name])).collect();
+        settings::all().flat_map(|flag| flag.aliases.iter().map(|alias| alias.flag).chain([flag.name])).collect();
     let mut found = 0;
     for span in spans() {
         let Some(flag) = span.strip_prefix('-').filter(|flag| flag.starts_with(|c: char| c.is_ascii_lowercase()))

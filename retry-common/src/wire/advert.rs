@@ -61,10 +61,10 @@ pub fn instance_id(name: &str) -> u32 {
 ///
 /// ```
 /// use std::net::Ipv6Addr;
-/// use retry_common::wire::advert::{Advert, FLAG_MULTICAST, SCOPE_SITE, instance_id};
+/// use retry_common::wire::advert::{Advert, BeaconScope, FLAG_MULTICAST, instance_id};
 ///
 /// let advert = Advert {
-///     scope: SCOPE_SITE,
+///     scope: BeaconScope::Site.byte(),
 ///     nack_addr: "fd10::20".parse::<Ipv6Addr>()?.octets(),
 ///     nack_port: 9300,
 ///     tier: 0,

@@ -3,8 +3,9 @@
 use retry_common::group::SourceMode;
 
 use super::error::SettingsError;
-use super::model::{Backend, FillMode, Settings, XdpMode};
+use super::model::Settings;
 use super::source::Values;
+use super::table::{Backend, FillMode, XdpMode};
 
 /// Most publishers that are joined by name alone: a socket takes a bounded number of sources for a group.
 const STATIC_PUBLISHERS: usize = 16;

@@ -1,16 +1,19 @@
 //! Settings: flags, environment, cross-checks.
 //!
-//! The way of a value: `source` finds its text (flag, else variable, else default), `read` makes it a typed field within
-//! its bounds, `checks` holds it against the others. Each setting stands once in [`GROUPS`], which `-help`, this code and
-//! docs/configuration.md share.
+//! Each setting is one row in `table/`: name, variable, default, bounds and text, at the field of [`Settings`] that it
+//! fills. `-help`, the start and docs/configuration.md (`cargo xtask docs`) are made from these rows.
+//!
+//! The way of a value: `source` finds its text (flag, else variable, else default), the row makes it a typed field within
+//! its bounds, `checks` holds it against the others.
 
+mod accepts;
 mod checks;
 mod duration;
 mod error;
-mod flags;
 mod hosts;
 mod model;
-mod read;
+mod reference;
+mod rows;
 mod source;
 mod table;
 #[cfg(test)]
@@ -21,12 +24,13 @@ use std::ffi::OsString;
 
 pub(crate) use duration::parse as parse_duration;
 pub use error::{SettingsError, Stop};
-pub use flags::{Flag, Group, all};
 pub use hosts::{Host, HostPort, RedisNode};
-pub use model::*;
+pub use model::{Described, Settings};
+pub use reference::reference;
+pub use rows::{Alias, Flag, Group, all, groups};
 pub use source::SetBy;
 use source::Values;
-pub use table::GROUPS;
+pub use table::*;
 
 impl Settings {
     /// The settings of a command line (program name first) and an environment.
@@ -38,31 +42,14 @@ impl Settings {
         env: impl Fn(&str) -> Option<E>,
     ) -> Result<Self, Stop> {
         let values = Values::collect(args, env)?;
-        let mut settings = read::settings(&values)?;
+        let mut settings = Self::read(&mut rows::Rows::of(&values))?;
         checks::check(&settings, &values)?;
         settings.described = all().map(|flag| settings.in_force(flag, &values)).collect();
         Ok(settings)
     }
 
-    /// Every setting as it is in force, in the order of [`GROUPS`].
+    /// Every setting as it is in force, in the order of [`groups`].
     pub fn describe(&self) -> &[Described] {
         &self.described
-    }
-
-    fn in_force(&self, flag: &'static Flag, values: &Values) -> Described {
-        let decides = match flag.name {
-            name if name.starts_with("cache-ttl-") => read::ttl_source(values, name),
-            "dedup-repeat-after" if self.dedup.repeat_after == self.dedup.window && !values.is_set(flag.name) => {
-                "dedup-window"
-            }
-            name => name,
-        };
-        let value = match flag.name {
-            "nack-workers" => self.nack.workers.to_string(),
-            "instance" => self.telemetry.instance.clone(),
-            "log-level" => self.telemetry.level.as_str().to_ascii_lowercase(),
-            _ => error::shown(values.text(decides)),
-        };
-        Described { flag, value, set_by: values.set_by(decides) }
     }
 }

@@ -8,8 +8,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
 use super::error::{SettingsError, Stop, shown};
-use super::flags::{self, Flag};
-use super::table::GROUPS;
+use super::rows::{self, Flag, groups};
 
 /// Who set a value.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -35,7 +34,7 @@ struct Value {
     text: String,
     set_by: SetBy,
     /// The variable that the text comes from.
-    variable: Option<String>,
+    variable: Option<&'static str>,
 }
 
 impl Values {
@@ -49,11 +48,11 @@ impl Values {
             return Err(SettingsError::Usage(line).into());
         }
         let matches = command().try_get_matches_from(args).map_err(|error| stop_of(&error))?;
-        let values = flags::all().map(|flag| {
+        let values = rows::all().map(|flag| {
             // Empty is unset, as the field's program has it.
             let from_env = || {
-                std::iter::once(flag.env()).chain(flag.env_aliases()).find_map(|name| {
-                    let text: OsString = env(&name)?.into();
+                std::iter::once(flag.env).chain(flag.aliases.iter().map(|alias| alias.env)).find_map(|name| {
+                    let text: OsString = env(name)?.into();
                     (!text.is_empty()).then_some((name, text))
                 })
             };
@@ -106,7 +105,7 @@ impl Values {
             "" => "is not set".to_owned(),
             text => shown(text),
         };
-        let setting = match self.settings.get(name).and_then(|value| value.variable.as_deref()) {
+        let setting = match self.settings.get(name).and_then(|value| value.variable) {
             Some(variable) => format!("-{name} (from {variable}) {value}"),
             None => format!("-{name} {value}"),
         };
@@ -124,22 +123,25 @@ fn command() -> Command {
              retry-endpoint probe ADDR: measures how another endpoint answers; retry-endpoint probe -help tells more.\n\
              retry-endpoint verify-log: checks the frame log of a daemon that runs; verify-log -help tells more.",
         );
-    GROUPS.iter().fold(command, |command, group| {
+    groups().iter().fold(command, |command, group| {
         let args = group.flags.iter().map(|flag| arg_of(flag).help_heading(group.title));
         command.args(args)
     })
 }
 
-fn arg_of(flag: &Flag) -> Arg {
+fn arg_of(flag: &'static Flag) -> Arg {
     let default = if flag.default.is_empty() { "not set" } else { flag.default };
     let arg = Arg::new(flag.name)
         .long(flag.name)
-        .aliases(flag.aliases.iter().copied())
+        .aliases(flag.aliases.iter().map(|alias| alias.flag))
         .action(ArgAction::Set)
         .overrides_with(flag.name)
         .value_name("value")
-        .help(format!("{} {} [default: {default}; env: {}]", flag.meaning, flag.consequence, flag.env()));
-    if flag.switch { arg.num_args(0..=1).require_equals(true).default_missing_value("true") } else { arg }
+        .help(format!(
+            "{} {} [accepted: {}; default: {default}; env: {}]",
+            flag.meaning, flag.consequence, flag.accepted, flag.env
+        ));
+    if flag.is_switch { arg.num_args(0..=1).require_equals(true).default_missing_value("true") } else { arg }
 }
 
 /// `-name value`, `-name=value` and `--name value` as `--name=value`, by the rules of Go's `flag` package: a setting that
@@ -156,7 +158,7 @@ fn from_go_style(mut args: impl Iterator<Item = OsString>) -> Vec<OsString> {
         };
         let mut whole = OsString::from("--");
         whole.push(body);
-        if body.to_str().and_then(flags::find).is_some_and(|flag| !flag.switch)
+        if body.to_str().and_then(rows::find).is_some_and(|flag| !flag.is_switch)
             && let Some(value) = args.next()
         {
             whole.push("=");

@@ -35,7 +35,7 @@ pub(super) async fn config(State(backend): State<Shared>) -> Json<Value> {
                 SetBy::Env => "env",
                 SetBy::Default => "default",
             };
-            json!({ "name": one.flag.name, "env": one.flag.env(), "value": one.value, "set_by": set_by })
+            json!({ "name": one.flag.name, "env": one.flag.env, "value": one.value, "set_by": set_by })
         })
         .collect();
     Json(json!({ "settings": settings }))

@@ -63,9 +63,9 @@ fn variables_are_upper_snake_case_but_for_three() {
             "instance" => "INSTANCE_ID".to_owned(),
             name => name.to_uppercase().replace('-', "_"),
         };
-        assert_eq!(flag.env(), expected);
+        assert_eq!(flag.env, expected);
     }
-    assert_eq!(flags::find("egress-hoplimit").expect("a setting").env(), "EGRESS_HOPLIMIT");
+    assert_eq!(rows::find("egress-hoplimit").expect("a setting").env, "EGRESS_HOPLIMIT");
     assert_eq!(in_force(&started(&[], &[("SCOPE", "org"), ("INSTANCE", "i")]), "scope").1, SetBy::Default);
 }
 
@@ -90,7 +90,7 @@ fn help_and_version_are_asked_for() {
         assert_eq!((stop.code(), stop.to_stdout()), (0, true), "{arg}");
         let text = stop.to_string();
         for flag in all() {
-            assert!(text.contains(&format!("--{}", flag.name)) && text.contains(&flag.env()), "{}", flag.name);
+            assert!(text.contains(&format!("--{}", flag.name)) && text.contains(flag.env), "{}", flag.name);
         }
     }
     for arg in ["-version", "--version"] {

@@ -56,7 +56,7 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("shard-bits", "5", &[]),
     ("subtree-data-enabled", "true", &[]),
     ("beef-enabled", "true", &[]),
-    ("beef-shard-bits", "3", &[]),
+    ("beef-shard-bits", "3", &["-beef-enabled"]),
     ("tee-listen", "[::1]:9002", &[]),
     ("mc-join-enabled", "false", &["-tee-listen=[::1]:9002"]),
     ("ingress-workers", "3", &[]),
@@ -85,6 +85,8 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("egress-port", "9102", &[]),
     ("egress-multicast-loop", "true", &[]),
     ("egress-hoplimit", "8", &[]),
+    ("beacon-flags-multicast", "false", &["-beacon-flags-unicast"]),
+    ("beacon-flags-unicast", "true", &[]),
     ("repair-holddown", "20ms", &[]),
     ("rl-ip-rate", "1000", &[]),
     ("rl-ip-burst", "100", &[]),
@@ -136,8 +138,6 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("beacon-preference", "200", &[]),
     ("beacon-interval", "5s", &[]),
     ("beacon-scope", "both", &[]),
-    ("beacon-flags-multicast", "false", &["-beacon-flags-unicast"]),
-    ("beacon-flags-unicast", "true", &[]),
     ("beacon-flags-draining", "true", &[]),
     ("xdp", "skb", &[]),
     ("fill", "daemon", &[]),
@@ -163,28 +163,43 @@ fn every_setting_has_a_sample() {
     assert_eq!(once.len(), names.len(), "a setting stands twice");
     assert_eq!(SAMPLES.iter().map(|(name, ..)| *name).collect::<Vec<_>>(), names);
     for (name, value, _) in SAMPLES {
-        assert_ne!(flags::find(name).expect("a setting").default, *value, "{name}");
+        assert_ne!(rows::find(name).expect("a setting").default, *value, "{name}");
     }
 }
 
 #[test]
 fn a_flag_beats_the_variable_and_the_variable_the_default() {
     for (name, value, with) in SAMPLES {
-        let flag = flags::find(name).expect("a setting");
+        let flag = rows::find(name).expect("a setting");
         if !PAIRED.contains(name) {
             let default = in_force(&started(with, &[]), name);
             assert_eq!(default.1, SetBy::Default, "{name}");
             assert_ne!(default.0, *value, "{name}");
         }
 
-        let env = flag.env();
-        assert_eq!(in_force(&started(with, &[(&env, value)]), name), ((*value).to_owned(), SetBy::Env), "{env}");
+        let env = flag.env;
+        assert_eq!(in_force(&started(with, &[(env, value)]), name), ((*value).to_owned(), SetBy::Env), "{env}");
 
         let written = format!("-{name}={value}");
         let args: Vec<&str> = with.iter().copied().chain([written.as_str()]).collect();
         assert_eq!(in_force(&started(&args, &[]), name), ((*value).to_owned(), SetBy::Flag), "{name}");
         // What the variable says does not count then, not even when it is nonsense.
-        assert_eq!(in_force(&started(&args, &[(&env, "no\nsense")]), name).1, SetBy::Flag, "{name}");
+        assert_eq!(in_force(&started(&args, &[(env, "no\nsense")]), name).1, SetBy::Flag, "{name}");
+    }
+}
+
+/// No row without a field: the typed settings differ once a setting has another value.
+#[test]
+fn every_setting_fills_a_field() {
+    let fields = |mut settings: Settings| {
+        settings.described.clear();
+        format!("{settings:?}")
+    };
+    for (name, value, with) in SAMPLES {
+        let written = format!("-{name}={value}");
+        let args: Vec<&str> = with.iter().copied().chain([written.as_str()]).collect();
+        let without = started(if PAIRED.contains(name) { &[] } else { with }, &[]);
+        assert_ne!(fields(started(&args, &[])), fields(without), "{name}");
     }
 }
 

@@ -144,9 +144,9 @@ fn a_value_out_of_bounds() {
         let written = format!("-{name}={value}");
         assert_eq!(refused(&[&written], &[]), (format!("-{name} {shown}: {accepted}"), 1));
         if !value.is_empty() {
-            let env = flags::find(name).expect("a setting").env();
+            let env = rows::find(name).expect("a setting").env;
             let line = format!("-{name} (from {env}) {shown}: {accepted}");
-            assert_eq!(refused(&[], &[(&env, value)]), (line, 1));
+            assert_eq!(refused(&[], &[(env, value)]), (line, 1));
         }
     }
 }
@@ -322,9 +322,9 @@ proptest! {
         value in "[\\PC\\n\\x00]{0,12}",
         which in 0..SAMPLES.len(),
     ) {
-        let env = flags::find(SAMPLES[which].0).expect("a setting").env();
+        let env = rows::find(SAMPLES[which].0).expect("a setting").env;
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        if let Err(stop) = start(&args, &[(&env, &value)])
+        if let Err(stop) = start(&args, &[(env, &value)])
             && stop.code() != 0
         {
             let line = stop.to_string();
