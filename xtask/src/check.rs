@@ -1,4 +1,4 @@
-//! `check`: formatting, words, lints, documentation and its examples, every warning an error. The first suite of `test`.
+//! `check`: formatting, words, lints, documentation, examples and generated text, every warning an error. The first suite of `test`.
 
 use std::{
     fs,
@@ -10,12 +10,13 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     context::{Context, run as run_command, step},
+    docs,
     ebpf_toolchain::Toolchain,
     tools::{self, Use},
 };
 
 /// The parts, in their order; each counts as one test.
-pub(crate) const PARTS: [&str; 6] = ["fmt", "words", "clippy", "clippy-ebpf", "docs", "examples"];
+pub(crate) const PARTS: [&str; 7] = ["fmt", "words", "clippy", "clippy-ebpf", "docs", "examples", "reference"];
 
 /// Where the words stand that no other file may use.
 const GLOSSARY: &str = "docs/glossary.md";
@@ -42,10 +43,11 @@ pub(crate) fn run(context: &Context) -> Result<ExitCode> {
 /// It found something.
 pub(crate) fn run_part(context: &Context, part: &str) -> Result<()> {
     step(format_args!("check {part}"));
-    if part == "words" {
-        return words(context);
+    match part {
+        "words" => words(context),
+        "reference" => docs::check(context),
+        part => run_command(&mut command(context, part)?),
     }
-    run_command(&mut command(context, part)?)
 }
 
 /// Code and documents use none of the words that the glossary retires.

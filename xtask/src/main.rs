@@ -7,6 +7,7 @@ mod check;
 mod cluster;
 mod context;
 mod demo;
+mod docs;
 mod ebpf_toolchain;
 mod install;
 mod kernels;
@@ -46,8 +47,10 @@ enum Verb {
     Cluster(PassedOn),
     /// Runs the test suites.
     Test(test::Options),
-    /// Formatting, lints of host and eBPF code as errors, documentation.
+    /// Formatting, words, lints of host and eBPF code as errors, documentation, and whether what is generated is current.
     Check,
+    /// Writes what is generated in docs/: the tables of configuration.md, from the rows of retry-userspace/src/settings/table.
+    Docs,
 }
 
 /// Arguments for the program that the verb starts.
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Verb::Cluster(PassedOn { arguments }) => cluster::run(&context, &arguments),
         Verb::Test(options) => test::run(&context, &options),
         Verb::Check => check::run(&context),
+        Verb::Docs => docs::run(&context).map(|()| ExitCode::SUCCESS),
     });
     done.unwrap_or_else(|error| {
         step(format_args!("{error:#}"));
