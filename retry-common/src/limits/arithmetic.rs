@@ -52,7 +52,7 @@ impl TokenBucket {
 /// At most `max` events in any window, whenever it begins.
 ///
 /// Time is cut into periods, a fraction of the window long. The state holds the number of the present period
-/// ([`PERIOD_BITS`]) and, below it, one count for each of the last periods, the present one lowest. There is one more of
+/// (24 bits) and, below it, one count for each of the last periods, the present one lowest. There is one more of
 /// them than the periods of a window, so that every event is counted until a whole window has passed since, and for at
 /// most one period longer: the limit is never exceeded, and a sender at an even pace gets `n / (n + 1)` of it at least, for
 /// `n` periods in a window. The smaller `max` is, the more counts fit into the state: 9 periods for a `max` up to 15, 4 up
@@ -72,7 +72,7 @@ pub struct Window {
     periods: u32,
 }
 
-/// Bits of the number of a period. It comes again after 2^24 periods, which is hours for a window of a millisecond.
+/// Bits of the number of a period. It comes again after 2^24 periods, which is half an hour and more.
 const PERIOD_BITS: u32 = 24;
 /// Bits of all counts.
 const COUNTS_BITS: u32 = u64::BITS - PERIOD_BITS;
