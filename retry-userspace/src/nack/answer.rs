@@ -1,0 +1,113 @@
+//! Carries out a verdict: answers, repairs, or hands the NACK to [`Pending`] until a backend has said more.
+
+use std::net::SocketAddrV6;
+use std::sync::Arc;
+
+use retry_common::counter::Counter;
+use retry_common::decide::{Repair, Verdict};
+use retry_common::wire::answer::Answer;
+
+use super::pending::{Claimed, Pending, PendingNack};
+use crate::clock::monotonic_ns;
+use crate::counters::UserCounters;
+use crate::engine::Engine;
+use crate::framelog::Record;
+use crate::recovery::Job;
+use crate::repair::{Held, Sender};
+use crate::telemetry::trace::NackTracer;
+
+/// What every worker of the NACK port shares.
+pub struct Server {
+    /// Decides.
+    pub engine: Engine,
+    /// Sends.
+    pub sender: Sender,
+    /// Asks the backends that may have a frame.
+    pub pending: Pending,
+    /// Traces some of the NACKs.
+    pub tracer: NackTracer,
+    /// Counts.
+    pub counters: Arc<UserCounters>,
+}
+
+impl Server {
+    /// Does what the verdict says, and ends the NACK's trace once it has its answer.
+    pub(super) fn carry_out(&self, asked: &PendingNack, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
+        let PendingNack { nack, to, traced, .. } = *asked;
+        let name = name_of(&verdict);
+        self.answer(asked, verdict, frame);
+        // One that waits for the store is told of when it has its answer.
+        if let (Some(traced), Some(name)) = (traced, name) {
+            self.tracer.end(traced, &nack, to, name);
+        }
+    }
+
+    fn answer(&self, asked: &PendingNack, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
+        let PendingNack { nack, to, .. } = *asked;
+        match verdict {
+            Verdict::Silence => {}
+            Verdict::Throttled(bucket) => {
+                self.sender.answer(&Answer::Throttled { bucket, seq_num: nack.key.seq_num() }, to);
+            }
+            Verdict::Miss => self.sender.answer(&Answer::Miss, to),
+            Verdict::Recover { say } => {
+                if say {
+                    self.sender.answer(&Answer::Miss, to);
+                }
+                self.recover(Job { key: nack.key, asker: to });
+            }
+            Verdict::AskStore => self.ask(asked, frame),
+            Verdict::Repair(record, plan) if plan.multicast && self.pending.is_strict() => {
+                self.claim(record, plan, to, frame);
+            }
+            Verdict::Repair(record, plan) => self.sender.repair(&record, plan, to, frame),
+            Verdict::HandOver(_) => tracing::trace!("a socket hands nothing over"),
+        }
+    }
+
+    /// Asks upstream, for a listener that exists as far as the neighbour table knows.
+    pub(super) fn recover(&self, job: Job) {
+        if !self.sender.hold(job.asker, Held::Recovery(job)) {
+            self.pending.recover(job);
+        }
+    }
+
+    /// Asks the store, or goes on without.
+    pub(super) fn ask(&self, asked: &PendingNack, frame: &mut Vec<u8>) {
+        // It may have come since the look-up that missed: with an answer of the store, or by multicast.
+        if self.sender.log().look_up(&asked.nack.key, monotonic_ns()).is_some() {
+            self.go_on(asked, frame);
+            return;
+        }
+        if !self.pending.ask(asked) {
+            self.counters.one(Counter::StoreLate);
+            self.go_on(asked, frame);
+        }
+    }
+
+    /// What a NACK gets now that the store has answered, or is not waited for.
+    pub(super) fn go_on(&self, asked: &PendingNack, frame: &mut Vec<u8>) {
+        let verdict = self.engine.handle_asked(&asked.nack, *asked.to.ip(), asked.admitted, monotonic_ns());
+        self.carry_out(asked, verdict, frame);
+    }
+
+    /// Claims a multicast repair before it is sent. Without an answer it is sent: two repairs are better than none.
+    pub(super) fn claim(&self, record: Record, plan: Repair, to: SocketAddrV6, frame: &mut Vec<u8>) {
+        if let Err(Claimed { record, plan, to }) = self.pending.claim(Claimed { record, plan, to }) {
+            self.counters.one(Counter::DedupFailedOpen);
+            self.sender.repair(&record, plan, to, frame);
+        }
+    }
+}
+
+/// What a trace says of a verdict; nothing while the answer is still to come.
+const fn name_of(verdict: &Verdict<Record>) -> Option<&'static str> {
+    match verdict {
+        Verdict::Silence => Some("silence"),
+        Verdict::Throttled(_) => Some("throttled"),
+        Verdict::Miss => Some("miss"),
+        Verdict::Recover { .. } => Some("recover"),
+        Verdict::Repair(..) => Some("repair"),
+        Verdict::AskStore | Verdict::HandOver(_) => None,
+    }
+}

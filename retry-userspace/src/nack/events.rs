@@ -1,0 +1,57 @@
+//! NACKs from the kernel's event ring: those that the kernel program admitted, and whose answer is the daemon's to give.
+
+use std::io;
+use std::net::SocketAddrV6;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use retry_common::abi::{Event, EventKind};
+use retry_common::wire::nack::Nack;
+
+use super::pending::PendingNack;
+use super::{PATIENCE, Server};
+use crate::clock::monotonic_ns;
+use crate::datapath::Events;
+use crate::engine::Admitted;
+use crate::net::batch::Readiness;
+use crate::recovery::Job;
+
+impl Server {
+    /// Serves the kernel's events until `shutdown`.
+    pub fn serve_events(&self, events: &mut Events, shutdown: &AtomicBool) -> io::Result<()> {
+        let mut frame = Vec::new();
+        loop {
+            let last = shutdown.load(Ordering::Relaxed);
+            Readiness::new([events.as_fd()]).wait(if last { Duration::ZERO } else { PATIENCE })?;
+            while let Some(event) = events.take() {
+                self.serve_event(&event, &mut frame);
+            }
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    fn serve_event(&self, event: &Event, frame: &mut Vec<u8>) {
+        let nack = Nack { flags: event.nack_flags, key: event.key, subtree_id: [0; 32] };
+        let scope = if event.source[0] == 0xfe && event.source[1] & 0xc0 == 0x80 { event.ifindex } else { 0 };
+        let to = SocketAddrV6::new(event.source.into(), u16::from_be_bytes(event.source_port), 0, scope);
+        // A job and an announcement are no NACK that waits for an answer.
+        let traced = match EventKind::from_u8(event.kind) {
+            Some(EventKind::Send | EventKind::Store) => self.tracer.begin(),
+            Some(EventKind::Recover | EventKind::Repaired) | None => None,
+        };
+        let asked = PendingNack { nack, to, admitted: Admitted::Kernel, traced };
+        match EventKind::from_u8(event.kind) {
+            Some(EventKind::Send) => {
+                let verdict = self.engine.handle_send(&nack, *to.ip(), monotonic_ns());
+                self.carry_out(&asked, verdict, frame);
+            }
+            Some(EventKind::Store) => self.ask(&asked, frame),
+            Some(EventKind::Recover) => self.recover(Job { key: nack.key, asker: to }),
+            Some(EventKind::Repaired) => self.pending.announce(&nack.key),
+            None => tracing::trace!(kind = event.kind, "an event of no kind"),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Goes on with a NACK whose wait has ended: a backend replied, or the listener's neighbour was resolved.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use retry_common::counter::Counter;
+use retry_common::key::FrameKey;
+
+use super::pending::{Claimed, Reply};
+use super::{PATIENCE, Server};
+use crate::clock::{monotonic_ns, nanoseconds};
+use crate::ingress::fill::StoredFrom;
+use crate::net::neighbours::Gate;
+use crate::recovery::Recovered;
+use crate::repair::Held;
+use crate::store::{Claim, Stored, Unavailable};
+
+impl Server {
+    /// Goes on where an answer had to wait for a neighbour, until `shutdown`.
+    ///
+    /// # Errors
+    /// What a poll returns.
+    pub fn serve_held(&self, gate: &Gate<Held>, shutdown: &AtomicBool) -> io::Result<()> {
+        let mut frame = Vec::new();
+        gate.run(shutdown, |release| {
+            if let Some(job) = self.sender.release(release, &mut frame) {
+                self.pending.recover(job);
+            }
+        })
+    }
+
+    /// Goes on where a NACK had to wait, until `shutdown`.
+    pub fn serve_replies(&self, replies: &Receiver<Reply>, shutdown: &AtomicBool) {
+        let mut frame = Vec::new();
+        loop {
+            let last = shutdown.load(Ordering::Relaxed);
+            match replies.recv_timeout(PATIENCE) {
+                Ok(Reply::Fetched(key, answer)) => self.fetched(&key, answer, &mut frame),
+                Ok(Reply::Claimed(claimed, answer)) => self.claimed(claimed, answer, &mut frame),
+                Ok(Reply::Recovered(recovered)) => self.recovered(&recovered, &mut frame),
+                // A pending NACK still gets its answer, which no wait keeps longer than a listener's patience.
+                Err(RecvTimeoutError::Timeout) if last && self.pending.is_idle() => return,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn fetched(&self, key: &FrameKey, answer: Result<Option<Stored>, Unavailable>, frame: &mut Vec<u8>) {
+        let waiters = self.pending.waiters(key);
+        match answer {
+            Ok(Some(stored)) => {
+                let life_ms = u32::try_from(stored.life.as_millis()).unwrap_or(u32::MAX);
+                if let Err(refused) = self.pending.fill.put_for(key, &stored.bytes, Some(life_ms), StoredFrom::Store) {
+                    tracing::debug!(%refused, "what the shared store holds is not the frame");
+                }
+            }
+            Ok(None) => {}
+            Err(_) => self.counters.add(Counter::StoreLate, u64::try_from(waiters.len()).unwrap_or(0)),
+        }
+        for asked in &waiters {
+            self.go_on(asked, frame);
+        }
+    }
+
+    fn claimed(&self, claimed: Claimed, answer: Result<Claim, Unavailable>, frame: &mut Vec<u8>) {
+        let Claimed { record, mut plan, to } = claimed;
+        match answer {
+            Ok(Claim::Ours) => {}
+            Ok(Claim::Others { age }) => {
+                self.counters.one(Counter::RetransmitDedup);
+                self.another_repaired(&record.header().key, age);
+                plan.multicast = false;
+                plan.held = true;
+            }
+            Err(_) => self.counters.one(Counter::DedupFailedOpen),
+        }
+        self.sender.repair(&record, plan, to, frame);
+    }
+
+    fn another_repaired(&self, key: &FrameKey, age: Duration) {
+        self.sender.log().repaired_by_another(key, monotonic_ns().saturating_sub(nanoseconds(age)));
+    }
+
+    fn recovered(&self, recovered: &Recovered, frame: &mut Vec<u8>) {
+        let Recovered { job, frame: bytes } = recovered;
+        if let Err(refused) = self.pending.fill.put_for(&job.key, bytes, None, StoredFrom::Upstream) {
+            tracing::debug!(%refused, "what an upstream endpoint sent is not the frame");
+            return;
+        }
+        match self.engine.handle_recovered(&job.key, monotonic_ns()) {
+            Some((record, plan)) if plan.multicast && self.pending.is_strict() => {
+                self.claim(record, plan, job.asker, frame);
+            }
+            Some((record, plan)) => self.sender.repair(&record, plan, job.asker, frame),
+            None => {}
+        }
+    }
+}

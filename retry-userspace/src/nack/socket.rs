@@ -1,0 +1,62 @@
+//! NACKs from the socket of the NACK port: those that the kernel program passed on.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use retry_common::counter::Counter;
+use retry_common::wire::nack::{NACK_LEN, Nack, NackError};
+
+use super::Server;
+use super::pending::PendingNack;
+use crate::clock::monotonic_ns;
+use crate::engine::Admitted;
+use crate::net::batch::Batch;
+use crate::net::nack_socket::NackSocket;
+
+/// Datagrams taken in one system call.
+const BATCH: usize = 32;
+/// A NACK is 64 bytes; one byte more shows a longer one.
+const BUFFER_LEN: usize = NACK_LEN + 1;
+/// Batches that a worker takes at most after a shutdown: what a full receive buffer holds.
+const LAST_BATCHES: usize = 40_000 / BATCH;
+
+impl Server {
+    /// Serves the socket until `shutdown`.
+    pub fn serve_socket(&self, socket: &NackSocket, shutdown: &AtomicBool) -> io::Result<()> {
+        let mut batch = Batch::new(BATCH, BUFFER_LEN);
+        let mut frame = Vec::new();
+        let mut last_batches = LAST_BATCHES;
+        loop {
+            // Asked before the look: what came in before a shutdown is still answered.
+            let last = shutdown.load(Ordering::Relaxed);
+            let received = if last { batch.recv_now(socket)? } else { batch.recv_next(socket)? };
+            last_batches -= usize::from(last);
+            if last && (received == 0 || last_batches == 0) {
+                return Ok(());
+            }
+            for datagram in batch.datagrams() {
+                if let Some(nack) = self.parse(datagram.bytes) {
+                    let traced = self.tracer.begin();
+                    let verdict = self.engine.handle_nack(&nack, *datagram.source.ip(), monotonic_ns());
+                    let asked = PendingNack { nack, to: datagram.source, admitted: Admitted::Here, traced };
+                    self.carry_out(&asked, verdict, &mut frame);
+                }
+            }
+        }
+    }
+
+    fn parse(&self, bytes: &[u8]) -> Option<Nack> {
+        if bytes.len() == NACK_LEN {
+            self.counters.one(Counter::NackRequests);
+        }
+        let reason = match Nack::parse(bytes) {
+            Ok(nack) => return Some(nack),
+            Err(NackError::Size) => Counter::NackWrongSize,
+            Err(NackError::Magic) => Counter::NackWrongMagic,
+            Err(NackError::Type) => Counter::NackWrongType,
+            Err(NackError::Range) => Counter::NackRange,
+        };
+        self.counters.one(reason);
+        None
+    }
+}
