@@ -101,6 +101,7 @@ counters! {
     NackRange nack_range Both = "bre_nack_dropped_total" [reason = "range"] "NACKs whose EndSeq differs from StartSeq.";
     NackWrongLength nack_wrong_length Both = "bre_nack_dropped_total" [reason = "length"] "Datagrams to the NACK port that are shorter than their IPv6 or UDP length says.";
     NackWrongChecksum nack_wrong_checksum Kernel = "bre_nack_dropped_total" [reason = "checksum"] "Datagrams of a NACK's size to the NACK port whose UDP checksum is wrong or absent. On the socket path the host's stack drops them before the daemon: Udp6InCsumErrors of /proc/net/snmp6.";
+    NackUnanswerable nack_unanswerable User = "bre_nack_dropped_total" [reason = "source"] "NACKs from the unspecified address or from port 0: an answer would reach this host or no host.";
     NackPortContended nack_port_contended User = "bre_nack_port_contended_total" [] "Looks, one per second, that found a socket of another program bound to the address and port of NACKs: it may take them.";
     CacheHits cache_hits Both = "bre_cache_hits_total" [] "NACKs for a frame that the cache holds.";
     CacheMisses cache_misses Both = "bre_cache_misses_total" [] "NACKs for a frame that the cache does not hold.";

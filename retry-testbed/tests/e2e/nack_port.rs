@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::net::fabric::{Fabric, Host, NACK_PORT, group};
+use retry_testbed::net::capture::RawSender;
+use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, NACK_PORT, group};
+use retry_testbed::net::packet::PacketBuilder;
 use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::scene::{ask, asker, await_count, binary, flags, is_root, two_hosts};
 use socket2::{Domain, Socket, Type};
@@ -139,4 +141,39 @@ fn a_shared_port_is_watched() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(answers(client, endpoint));
+}
+
+/// What a host sends from the unspecified address is not answered: the answer would go to a socket of the endpoint's own host.
+fn an_answer_stays_off_this_host(xdp: &str) {
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags(xdp, &[])).expect("a daemon");
+    let local = endpoint.ns.enter(|| UdpSocket::bind((Ipv6Addr::LOCALHOST, 0))).expect("a socket");
+    let port = local.local_addr().expect("bound").port();
+    let sender = RawSender::open(&client.ns, INTERFACE).expect("a raw socket");
+    for (from, number) in [(Ipv6Addr::UNSPECIFIED, 1), (client.addr, 2)] {
+        let from = SocketAddrV6::new(from, if number == 1 { port } else { 0 }, 0, 0);
+        let mut packet = PacketBuilder::udp(from, endpoint.nack_address(), &nack(KEY));
+        (packet.src_mac, packet.dst_mac) = (client.mac, endpoint.mac);
+        sender.send(&packet.build()).expect("it leaves");
+        await_count(&daemon, "bre_nack_dropped_total", &[("reason", "source")], number);
+    }
+    assert!(answers(client, endpoint), "others are served");
+    local.set_nonblocking(true).expect("an option");
+    let got = local.recv(&mut [0; 64]);
+    assert_eq!(got.map_err(|error| error.kind()), Err(io::ErrorKind::WouldBlock));
+}
+
+#[test]
+fn an_answer_stays_off_this_host_native() {
+    if is_root("an_answer_stays_off_this_host_native") {
+        an_answer_stays_off_this_host("native");
+    }
+}
+
+#[test]
+fn an_answer_stays_off_this_host_off() {
+    if is_root("an_answer_stays_off_this_host_off") {
+        an_answer_stays_off_this_host("off");
+    }
 }

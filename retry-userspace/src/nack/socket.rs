@@ -1,6 +1,7 @@
 //! NACKs from the socket of the NACK port: those that the kernel program passed on.
 
 use std::io;
+use std::net::SocketAddrV6;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use retry_common::counter::Counter;
@@ -35,7 +36,7 @@ impl Server {
                 return Ok(());
             }
             for datagram in batch.datagrams() {
-                if let Some(nack) = self.parse(datagram.bytes) {
+                if let Some(nack) = self.parse(datagram.bytes, datagram.source) {
                     let traced = self.tracer.begin();
                     let verdict = self.engine.handle_nack(&nack, *datagram.source.ip(), monotonic_ns());
                     let asked = PendingNack { nack, to: datagram.source, admitted: Admitted::Here, traced };
@@ -45,9 +46,14 @@ impl Server {
         }
     }
 
-    fn parse(&self, bytes: &[u8]) -> Option<Nack> {
+    fn parse(&self, bytes: &[u8], source: SocketAddrV6) -> Option<Nack> {
         if bytes.len() == NACK_LEN {
             self.counters.one(Counter::NackRequests);
+        }
+        // The stack delivers `::` and sends what is for `::` to ::1: a stranger would reach sockets of this host.
+        if source.ip().is_unspecified() || source.port() == 0 {
+            self.counters.one(Counter::NackUnanswerable);
+            return None;
         }
         let reason = match Nack::parse(bytes) {
             Ok(nack) => return Some(nack),
