@@ -3,7 +3,8 @@
 use std::net::Ipv6Addr;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
 use retry_testbed::both_paths;
@@ -13,7 +14,7 @@ use retry_testbed::net::fabric::{Fabric, group};
 use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
-use retry_testbed::scene::{ask_each, binary, counted, flags, frame, path, read_answers, two_hosts};
+use retry_testbed::scene::{ask, ask_each, asker, binary, counted, flags, frame, path, read_answers, two_hosts};
 
 const FLOW: u64 = 0x71;
 /// Frames that the endpoint holds.
@@ -112,6 +113,38 @@ fn sequence_limit(xdp: &str) {
     }
 }
 
+/// No window has more answers than its limit, wherever it begins: asked all the time, the fourth answer comes a whole window
+/// after the first.
+fn any_window(xdp: &str) {
+    const WINDOW: Duration = Duration::from_millis(800);
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let limits = with(&["-rl-sequence-max", "3", "-rl-sequence-window", "800ms"], true);
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags(xdp, &limits)).expect("a daemon");
+    let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
+    publish.send(group(0), &bytes_of(1)).expect("a frame leaves");
+    counted(&daemon, "bre_frames_cached_total", &[], 1);
+    let socket = asker(client);
+    // When the NACK left, and when its answer was there: it was charged in between.
+    let mut served = Vec::new();
+    let end = Instant::now() + 6 * WINDOW;
+    while Instant::now() < end {
+        let asked = Instant::now();
+        let answer = ask(&socket, endpoint.nack_address(), &nack(FrameKey::new(FLOW, 1)), 1);
+        if Answer::parse(answer.first().expect("an answer"), 1) != Ok(throttled(2).expect("bucket 2")) {
+            served.push((asked, Instant::now()));
+            // Frame and ACK both come; the next NACK has an answer of its own.
+            drop(ask(&socket, endpoint.nack_address(), &nack(FrameKey::new(0, 99)), 2));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(served.len() >= 9, "{} served in six windows", served.len());
+    for four in served.windows(4) {
+        let apart = four[3].1 - four[0].0;
+        assert!(apart >= WINDOW, "four answers within {apart:?}");
+    }
+}
+
 /// An ACK for a repair that had just left costs nothing: a hundred listeners that miss one frame use one repair up.
 fn held_down_is_free(xdp: &str) {
     // Two workers that plan the repair at the same time are both charged, and one of them sends it.
@@ -155,6 +188,7 @@ fn group_limit(xdp: &str) {
 both_paths! {
     address_limit: address_limit_native, address_limit_off;
     sequence_limit: sequence_limit_native, sequence_limit_off;
+    any_window: any_window_native, any_window_off;
     held_down_is_free: held_down_is_free_native, held_down_is_free_off;
     chain_limit: chain_limit_native, chain_limit_off;
     group_limit: group_limit_native, group_limit_off;
@@ -174,7 +208,7 @@ fn another_address(xdp: &str) {
         (1..=3)
             .filter(|seq_num| {
                 let nack = nack(FrameKey::new(FLOW, *seq_num));
-                !retry_testbed::scene::ask(&socket, endpoint.nack_address(), &nack, 1).is_empty()
+                !ask(&socket, endpoint.nack_address(), &nack, 1).is_empty()
             })
             .count()
     };
