@@ -8,7 +8,7 @@
 //! 4. The kernel program answers hits. What it does not take reaches [`nack`], by socket or by event.
 //! 5. [`engine`] decides as the kernel program does, with [`limits`] of its own; [`repair`] sends.
 //! 6. What this endpoint does not have comes from the shared [`store`] or by [`recovery`] from upstream endpoints; [`backoff`]
-//!    paces both.
+//!    paces both. [`dedup`] says how instances of one store keep from sending the same repair.
 //! 7. [`beacon`] announces this endpoint and hears of others; [`counters`] counts, [`metrics`] makes samples of all numbers;
 //!    [`admin`] shows numbers and frames over HTTP; [`telemetry`] logs and exports.
 //! 8. [`interfaces`] are watched, and the daemon follows what changes on the host.
@@ -20,13 +20,15 @@
 //!
 //! A module imports modules of earlier lines only; its tests may import any. The test `layers` holds the code to this list.
 //!
-//! 1. `clock`, `counters`, `framelog`, `settings`, `shutdown`
-//! 2. `backoff`, `limits`, `net`
-//! 3. `beacon`, `datapath`, `engine`, `fabric`, `store`
-//! 4. `ingress`, `metrics`, `recovery`, `verify_log`
-//! 5. `interfaces`, `repair`, `telemetry`
-//! 6. `admin`, `nack`
-//! 7. `run`, which imports every part
+//! 1. `clock`, `counters`, `settings`, `shutdown`
+//! 2. `backoff`, `dedup`, `framelog`
+//! 3. `limits`, `net`
+//! 4. `engine`, `fabric`, `store`
+//! 5. `beacon`, `datapath`
+//! 6. `ingress`, `metrics`, `recovery`, `verify_log`
+//! 7. `interfaces`, `repair`, `telemetry`
+//! 8. `admin`, `nack`
+//! 9. `run`, which imports every part
 //!
 //! `datapath` alone knows aya and the names of maps.
 
@@ -36,6 +38,7 @@ pub mod beacon;
 pub mod clock;
 pub mod counters;
 pub mod datapath;
+pub mod dedup;
 pub mod engine;
 pub mod fabric;
 pub mod framelog;

@@ -27,7 +27,7 @@ use retry_common::{
 };
 use retry_userspace::{
     clock::monotonic_ns,
-    datapath::{Datapath, EgressInterface, Events, KernelFill, KernelSources, Mode, Request},
+    datapath::{self, Datapath, EgressInterface, Events, Interfaces, KernelFill, KernelSources, Mode, Parts},
     framelog::{self, Log, Memory, NewFrame, Pages, Put, Sizes, Writer},
 };
 
@@ -147,6 +147,7 @@ pub struct Loaded {
     log: Log,
     program: Xdp,
     events: Events,
+    sources: Option<KernelSources>,
     memory: Memory,
     settings: Settings,
     interface: u32,
@@ -181,33 +182,39 @@ impl Loaded {
         let until_ns = monotonic_ns() + u64::try_from(LEASE.as_nanos()).unwrap_or(0);
         let settings = Settings { lease_until_ns: until_ns, ..settings(here.index, &sizes, egress_here) };
         let root = PathBuf::from(format!("/sys/fs/bpf/rt-{}-{}", std::process::id(), nix::unistd::gettid()));
-        let interfaces: Vec<(String, u32)> =
-            std::iter::once(here).chain(others).map(|one| (one.name.clone(), one.index)).collect();
         let egress: Vec<EgressInterface> =
             egress_here.then_some(here).into_iter().chain(others).map(Interface::egress).collect();
+        let interfaces = Interfaces {
+            all: std::iter::once(here).chain(others).map(|one| (one.name.clone(), one.index)).collect(),
+            nack: settings.nack_ifindex,
+            nack_mac: Some(settings.nack_mac),
+            ingress: settings.ingress_ifindex,
+            egress,
+            max_frame: settings.max_frame,
+        };
         let guard = Root(root.clone());
-        let mut datapath = Datapath::open(&Request {
+        let config = datapath::Config {
             mode: Mode::Native,
-            bpffs: &root,
-            fabric: &here.name,
-            interfaces: &interfaces,
-            egress: &egress,
+            bpffs: root.clone(),
+            fabric: here.name.clone(),
+            interfaces,
             sizes,
-            fill: Some(&JOINED),
-            own: &OWN_ADDRESSES.into_iter().chain([*NACK_ADDRESS.ip()]).collect(),
+            fill: Some(JOINED.to_vec()),
             settings,
             debug: false,
-        })?;
+        };
+        let own = OWN_ADDRESSES.into_iter().chain([*NACK_ADDRESS.ip()]).collect();
+        let Parts { datapath, pages, events, sources, fill, .. } = Datapath::open(&config, &own)?;
         let pins = std::fs::read_dir(&root)?.next().context("no pins")??.path();
-        let pages = datapath.pages();
         let (writer, log) = framelog::open(Arc::clone(&pages), HASH_SEED, 0);
         let map = MapData::from_pin(pins.join("SETTINGS"))?;
         datapath.renew_lease(until_ns);
-        let mut fill = datapath.take_fill().context("no fill")?;
+        let mut fill = fill.context("no fill")?;
         fill.switch(true)?;
         Ok(Self {
             _fill: fill,
-            events: datapath.take_events().context("no events")?,
+            events,
+            sources: Some(sources),
             program: Xdp::from_pin(pins.join("retry_nack"), XdpAttachType::Interface)?,
             memory: Memory::of_map(map.fd().as_fd(), size_of::<Settings>())?,
             datapath,
@@ -281,8 +288,8 @@ impl Loaded {
     }
 
     /// The kernel's table of named sources; can be taken once.
-    pub fn take_sources(&mut self) -> Option<KernelSources> {
-        self.datapath.take_sources()
+    pub const fn take_sources(&mut self) -> Option<KernelSources> {
+        self.sources.take()
     }
 
     /// True when the record at `slot` has this version and key.

@@ -12,7 +12,7 @@ use aya_obj::programs::XdpAttachType;
 
 use super::pins::Pins;
 use super::sent::Prober;
-use super::{DatapathError, Mode, Request, chain, program};
+use super::{Config, DatapathError, Mode, chain, program};
 
 /// The program, and the interfaces that it is attached to. Dropping it detaches it, once the pins are gone.
 pub struct Attachments {
@@ -31,8 +31,8 @@ struct Attached {
 }
 
 impl Attachments {
-    /// Attached to each of the request's interfaces.
-    pub(super) fn open(ebpf: &mut Ebpf, request: &Request<'_>, pins: &Arc<Pins>) -> Result<Self, DatapathError> {
+    /// Attached to each of the interfaces.
+    pub(super) fn open(ebpf: &mut Ebpf, config: &Config, pins: &Arc<Pins>) -> Result<Self, DatapathError> {
         let refused = |error: ProgramError| DatapathError::Load(chain(&error));
         let loaded = program(ebpf, "retry_nack")?;
         let path = pins.path("retry_nack");
@@ -43,12 +43,12 @@ impl Attachments {
         let mut attachments = Self {
             program,
             program_id,
-            mode: request.mode,
+            mode: config.mode,
             pins: Some(Arc::clone(pins)),
             links: Vec::new(),
             prober: Prober::open(ebpf, pins)?,
         };
-        for (name, ifindex) in request.interfaces {
+        for (name, ifindex) in &config.interfaces.all {
             attachments.attach(name, *ifindex)?;
         }
         Ok(attachments)
@@ -71,9 +71,10 @@ impl Attachments {
     /// # Errors
     /// [`DatapathError::Attach`] says what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32) -> Result<(), DatapathError> {
-        let (mode, mode_name) = match self.mode {
-            Mode::Native => (XdpMode::Driver, "native"),
-            Mode::Skb => (XdpMode::Skb, "skb"),
+        let mode_name = self.mode.name();
+        let mode = match self.mode {
+            Mode::Native => XdpMode::Driver,
+            Mode::Skb => XdpMode::Skb,
         };
         let refused = |why: String| DatapathError::Attach { interface: name.to_owned(), mode: mode_name, why };
         let Some(pins) = &self.pins else {

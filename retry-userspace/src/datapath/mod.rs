@@ -3,9 +3,11 @@
 //! Longer than most files: it alone opens maps, and a map is opened, filled and pinned in one order.
 
 mod attach;
+mod config;
 mod error;
 mod events;
 mod fill;
+mod log_lines;
 mod own;
 pub mod pinned;
 mod pins;
@@ -14,7 +16,6 @@ mod sent;
 use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -25,12 +26,14 @@ use aya::{Ebpf, EbpfLoader};
 use retry_common::abi;
 use retry_common::counter::Counters;
 
-use crate::framelog::{Memory, Pages, Sizes};
+use crate::framelog::{Memory, Pages};
 use crate::limits::{GroupTable, LimitTable};
 pub use attach::Attachments;
+pub use config::{Config, EgressInterface, Interfaces, kernel_settings};
 pub use error::DatapathError;
 pub use events::Events;
 pub use fill::{KernelFill, KernelSources};
+pub use log_lines::LogLines;
 use own::OwnAddresses;
 use pins::Pins;
 pub use sent::Delivered;
@@ -80,69 +83,42 @@ pub enum Mode {
     Skb,
 }
 
-/// One interface that multicast repairs leave by.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct EgressInterface {
-    /// Its index.
-    pub ifindex: u32,
-    /// Source MAC and address of repairs.
-    pub egress: abi::Egress,
+impl Mode {
+    /// Its word in `-xdp` and in what is shown.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Skb => "skb",
+        }
+    }
 }
 
-/// What the kernel side goes by of the interfaces, which come and go and change.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Interfaces {
-    /// All of them, each once: name and index. At most 32.
-    pub all: Vec<(String, u32)>,
-    /// Index of the interface that holds the NACK address.
-    pub nack: u32,
-    /// Its MAC.
-    pub nack_mac: Option<[u8; 6]>,
-    /// Index of the interface that frames come in by.
-    pub ingress: u32,
-    /// Interfaces that multicast repairs leave by, as many as at the start.
-    pub egress: Vec<EgressInterface>,
-    /// Longest frame that leaves in one packet by each of them, bytes.
-    pub max_frame: u32,
-}
-
-/// What the kernel side is asked to be.
-#[derive(Debug)]
-pub struct Request<'a> {
-    /// How to attach.
-    pub mode: Mode,
-    /// Directory of the pins, on bpffs.
-    pub bpffs: &'a Path,
-    /// The fabric interface; it names the pins.
-    pub fabric: &'a str,
-    /// Interfaces to attach to, each once: name and index.
-    pub interfaces: &'a [(String, u32)],
-    /// Interfaces that multicast repairs leave by.
-    pub egress: &'a [EgressInterface],
-    /// Sizes of the frame log.
-    pub sizes: Sizes,
-    /// The groups whose frames the kernel stores, by index; `None` leaves them to the daemon.
-    pub fill: Option<&'a [u16]>,
-    /// Addresses of this host; NACKs that claim to come from them are the stack's.
-    pub own: &'a BTreeSet<Ipv6Addr>,
-    /// The settings; the lease in them is replaced by [`Datapath::renew_lease`].
-    pub settings: abi::Settings,
-    /// True for log lines from the kernel.
-    pub debug: bool,
+/// The kernel side at work, as the parts that different threads hold.
+pub struct Parts {
+    /// Its settings, counters and attachments. Dropping it detaches and unpins.
+    pub datapath: Datapath,
+    /// The pages of the frame log, which the kernel reads.
+    pub pages: Arc<Pages>,
+    /// The NACKs that the kernel hands over.
+    pub events: Events,
+    /// The kernel's limit of (source, group), for NACKs that it admitted up to there.
+    pub groups: GroupTable,
+    /// The sources whose frames the kernel stores, where sources are named.
+    pub sources: KernelSources,
+    /// The switch of the kernel's fill, which is off; where the kernel is to store frames.
+    pub fill: Option<KernelFill>,
+    /// The kernel's log lines; only with `debug`.
+    pub log_lines: Option<LogLines>,
 }
 
 /// The kernel side at work. Dropping it detaches and unpins.
 pub struct Datapath {
-    pages: Arc<Pages>,
     settings: Memory,
     /// What was asked for; the MAC in it is that in force.
     asked: abi::Settings,
     counters: PerCpuArray<MapData, CounterBlock>,
-    events: Option<Events>,
-    groups: Option<GroupTable>,
-    sources: Option<KernelSources>,
     own: OwnAddresses,
-    fill: Option<KernelFill>,
     attachments: Arc<Mutex<Attachments>>,
     egress: HashMap<MapData, u32, EgressValue>,
     sent: SentTable,
@@ -164,24 +140,28 @@ struct EgressValue(abi::Egress);
 unsafe impl aya::Pod for EgressValue {}
 
 impl Datapath {
-    /// Loads the object, fills its maps and attaches it. NACKs are answered from then on, once the lease is renewed.
-    pub fn open(request: &Request<'_>) -> Result<Self, DatapathError> {
+    /// Loads the object, fills its maps and attaches it. NACKs are answered from then on, once the lease is renewed; those
+    /// that claim to come from `own`, the addresses of this host, are the stack's.
+    ///
+    /// # Errors
+    /// [`DatapathError`] says what to do. What was loaded, attached and pinned until then is gone again.
+    pub fn open(config: &Config, own: &BTreeSet<Ipv6Addr>) -> Result<Parts, DatapathError> {
         if OBJECT.is_empty() {
             return Err(DatapathError::NoObject);
         }
-        let pins = Arc::new(Pins::take(request.bpffs, request.fabric)?);
-        let mut ebpf = load(request)?;
+        let Config { interfaces, settings: asked, .. } = config;
+        let pins = Arc::new(Pins::take(&config.bpffs, &config.fabric)?);
+        let mut ebpf = load(config)?;
         let pages = Arc::new(Pages {
-            ring: mapped(&ebpf, map::RING, request.sizes.ring_len())?,
-            index: mapped(&ebpf, map::INDEX, request.sizes.index_len())?,
-            hold_down: mapped(&ebpf, map::HOLD_DOWN, request.sizes.hold_down_len())?,
-            lanes: mapped(&ebpf, map::LANES, request.sizes.lanes_len())?,
-            sizes: request.sizes,
+            ring: mapped(&ebpf, map::RING, config.sizes.ring_len())?,
+            index: mapped(&ebpf, map::INDEX, config.sizes.index_len())?,
+            hold_down: mapped(&ebpf, map::HOLD_DOWN, config.sizes.hold_down_len())?,
+            lanes: mapped(&ebpf, map::LANES, config.sizes.lanes_len())?,
+            sizes: config.sizes,
         });
         let settings = mapped(&ebpf, map::SETTINGS, size_of::<abi::Settings>())?;
-        settings.write(0, request.settings);
-        let interfaces = request.interfaces_now();
-        fill_devmaps(&mut ebpf, &interfaces)?;
+        settings.write(0, *asked);
+        fill_devmaps(&mut ebpf, interfaces)?;
         sent::fill_probes(&mut ebpf, &interfaces.all)?;
         for (name, map) in ebpf.maps() {
             if !name.starts_with('.') {
@@ -190,42 +170,35 @@ impl Datapath {
         }
         let mut egress =
             HashMap::try_from(taken(&mut ebpf, map::EGRESS)?).map_err(|_| DatapathError::Map(map::EGRESS))?;
-        fill_egress(&mut egress, &interfaces)?;
+        fill_egress(&mut egress, interfaces)?;
         let mut sent = SentTable::open(&mut ebpf)?;
         sent.adapt(&interfaces.all)?;
         let counters =
             PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?).map_err(|_| DatapathError::Map(map::COUNTERS))?;
         let events = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?).map_err(|_| DatapathError::Map(map::EVENTS))?;
-        let mask = request.settings.limit_mask;
-        let groups = mapped(&ebpf, map::GROUP_LIMIT, LimitTable::<abi::GroupKey>::len(mask))?;
+        let groups = mapped(&ebpf, map::GROUP_LIMIT, LimitTable::<abi::GroupKey>::len(asked.limit_mask))?;
+        let groups = GroupTable::new(LimitTable::new(groups, asked.limit_mask), asked.hash_seed);
         let sources =
             HashMap::try_from(taken(&mut ebpf, map::SOURCES)?).map_err(|_| DatapathError::Map(map::SOURCES))?;
-        let mut own = OwnAddresses::new(&mut ebpf, request.settings.hash_seed)?;
-        own.set(request.own)?;
-        let fill = request.fill.map(|groups| fill::prepare(&mut ebpf, groups)).transpose()?;
-        let attachments = Attachments::open(&mut ebpf, request, &pins)?;
-        Ok(Self {
-            pages,
+        let mut own_addresses = OwnAddresses::new(&mut ebpf, asked.hash_seed)?;
+        own_addresses.set(own)?;
+        let fill = config.fill.as_ref().map(|groups| fill::prepare(&mut ebpf, groups)).transpose()?;
+        let attachments = Attachments::open(&mut ebpf, config, &pins)?;
+        let log_lines = config.debug.then(|| LogLines::open(&mut ebpf)).flatten();
+        let datapath = Self {
             settings,
-            asked: request.settings,
+            asked: *asked,
             counters,
-            events: Some(Events(events)),
-            groups: Some(GroupTable::new(LimitTable::new(groups, mask), request.settings.hash_seed)),
-            sources: Some(KernelSources(sources)),
-            own,
-            fill,
+            own: own_addresses,
             attachments: Arc::new(Mutex::new(attachments)),
             egress,
             sent,
             is_suspended: false,
             ebpf,
             _pins: pins,
-        })
-    }
-
-    /// The pages of the frame log, which the kernel reads.
-    pub fn pages(&self) -> Arc<Pages> {
-        Arc::clone(&self.pages)
+        };
+        let (events, sources) = (Events(events), KernelSources(sources));
+        Ok(Parts { datapath, pages, events, groups, sources, fill, log_lines })
     }
 
     /// The program's attachments. What they do waits for other users of the network stack: lock them while nothing else is.
@@ -307,44 +280,6 @@ impl Datapath {
     pub fn delivered(&self) -> Vec<Delivered> {
         self.sent.delivered()
     }
-
-    /// The NACKs that the kernel hands over; can be taken once.
-    pub fn take_events(&mut self) -> Option<Events> {
-        self.events.take()
-    }
-
-    /// The kernel's limit of (source, group), for NACKs that it admitted up to there; can be taken once.
-    pub fn take_groups(&mut self) -> Option<GroupTable> {
-        self.groups.take()
-    }
-
-    /// The sources whose frames the kernel stores, where sources are named; can be taken once.
-    pub fn take_sources(&mut self) -> Option<KernelSources> {
-        self.sources.take()
-    }
-
-    /// The switch of the kernel's fill, which is off; can be taken once.
-    pub fn take_fill(&mut self) -> Option<KernelFill> {
-        self.fill.take()
-    }
-
-    /// The kernel's log lines, for `aya_log`'s reader; only with `debug`.
-    pub fn log_lines(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
-        aya_log::EbpfLogger::init(&mut self.ebpf).ok()
-    }
-}
-
-impl Request<'_> {
-    fn interfaces_now(&self) -> Interfaces {
-        Interfaces {
-            all: self.interfaces.to_vec(),
-            nack: self.settings.nack_ifindex,
-            nack_mac: Some(self.settings.nack_mac),
-            ingress: self.settings.ingress_ifindex,
-            egress: self.egress.to_vec(),
-            max_frame: self.settings.max_frame,
-        }
-    }
 }
 
 impl Drop for Datapath {
@@ -354,24 +289,24 @@ impl Drop for Datapath {
     }
 }
 
-fn load(request: &Request<'_>) -> Result<Ebpf, DatapathError> {
+fn load(config: &Config) -> Result<Ebpf, DatapathError> {
     // 0 switches every level off, 4 is debug (aya-log's order).
-    let log_level: u8 = if request.debug { 4 } else { 0 };
+    let log_level: u8 = if config.debug { 4 } else { 0 };
     // Loads may pass loads on every processor but x86: the program then takes a step that orders them.
     let weak_order = u8::from(!cfg!(target_arch = "x86_64"));
     let mut loader = EbpfLoader::new();
     loader
-        .map_max_entries(map::RING, request.sizes.segments())
-        .map_max_entries(map::INDEX, request.sizes.buckets)
-        .map_max_entries(map::HOLD_DOWN, request.sizes.hold_down_words)
+        .map_max_entries(map::RING, config.sizes.segments())
+        .map_max_entries(map::INDEX, config.sizes.buckets)
+        .map_max_entries(map::HOLD_DOWN, config.sizes.hold_down_words)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .override_global("WEAK_ORDER", &weak_order, true);
     for name in map::LIMITS {
-        loader.map_max_entries(name, request.settings.limit_mask + 1);
+        loader.map_max_entries(name, config.settings.limit_mask + 1);
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(chain(&error)))?;
     let mut names = vec!["retry_role", "retry_nack", sent::PROBE];
-    names.extend(request.fill.map(|_| fill::PROGRAM));
+    names.extend(config.fill.as_ref().map(|_| fill::PROGRAM));
     verify(&mut ebpf, &names)?;
     Ok(ebpf)
 }

@@ -15,6 +15,9 @@ use std::io;
 use std::sync::Arc;
 
 use retry_common::abi::{Bucket, Lane, SEGMENT_LEN, SEGMENT_SLOTS};
+use retry_common::wire::frame::Class;
+
+use crate::settings::{Cache, Settings};
 
 pub use memory::Memory;
 pub use reader::{Log, Record};
@@ -37,6 +40,18 @@ pub struct Sizes {
     pub buckets: u32,
     /// Words of the hold-down table, a power of two.
     pub hold_down_words: u32,
+}
+
+impl From<&Settings> for Sizes {
+    fn from(settings: &Settings) -> Self {
+        Self::new(settings.cache.memory, settings.cache.memory_long)
+    }
+}
+
+/// Life of each class in milliseconds, in the order of [`Class::ALL`].
+#[must_use]
+pub fn lives_ms(cache: &Cache) -> [u32; Class::ALL.len()] {
+    Class::ALL.map(|class| u32::try_from(cache.ttl(class).as_millis()).unwrap_or(u32::MAX))
 }
 
 impl Sizes {

@@ -10,16 +10,16 @@ use retry_common::limits::TokenBucket;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
-use super::translate::{dedups, is_deduped, repeat_after};
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
+use crate::dedup;
 use crate::engine::GroupLimit;
 use crate::framelog::Log;
 use crate::limits::GroupTable;
 use crate::nack::pending::Reply;
 use crate::recovery::{self, BoxFuture, Claims, NoClaims, Recovery};
-use crate::settings::{Backend, DedupMode, Settings};
+use crate::settings::{Backend, Settings};
 use crate::store::{self, Store};
 
 /// The shared store, when there is a `-redis-addr`.
@@ -36,13 +36,14 @@ pub(super) fn store(
     let heard = move |key: FrameKey, age: Duration| {
         log.repaired_by_another(&key, monotonic_ns().saturating_sub(nanoseconds(age)));
     };
+    let dedup = dedup::Config::from(settings);
     let config = store::Config {
         redis: settings.redis.clone(),
         instance: settings.telemetry.instance.clone(),
         keep_frames: settings.cache.backend == Backend::Redis,
-        announces: dedups(settings, DedupMode::Eventual),
-        dedup_window: if is_deduped(settings) { settings.dedup.window } else { Duration::ZERO },
-        repeat_after: repeat_after(settings),
+        announces: dedup.announces(),
+        dedup_window: dedup.window,
+        repeat_after: dedup.repeat_after,
         recovery_window: settings.proxy.dedup_window,
     };
     Ok(Some(Store::start(config, Arc::clone(counters), heard, cancel.clone())?))

@@ -8,11 +8,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::kernel::{interfaces, mode_name};
 use super::state::State;
 use super::translate::{beacon_settings, route};
 use crate::beacon::BeaconSender;
-use crate::datapath::{Attachments, Datapath, DatapathError, Mode};
+use crate::datapath::{Attachments, Datapath, DatapathError, Interfaces, Mode};
 use crate::fabric::{Fabric, Names};
 use crate::ingress::subscription::Rejoin;
 use crate::interfaces::delivery::{Delivery, Judgement};
@@ -218,7 +217,7 @@ impl Follower {
                 self.suspend(&refusal.why);
                 return;
             }
-            problems.push(format!("-xdp {}: {}", mode_name(mode), refusal.why));
+            problems.push(format!("-xdp {}: {}", mode.name(), refusal.why));
         }
         self.attach(attachments, missing);
         let failed = self.tries.attach_failed.clone();
@@ -227,7 +226,7 @@ impl Follower {
             Some(why) => {
                 self.suspend(&why);
                 if !is_auto {
-                    problems.push(format!("-xdp {}: {why}", mode_name(mode)));
+                    problems.push(format!("-xdp {}: {why}", mode.name()));
                 }
             }
         }
@@ -368,7 +367,7 @@ impl Follower {
         if self.adapted {
             return;
         }
-        match self.state.datapath().as_mut().map(|datapath| datapath.adapt(&interfaces(fabric))) {
+        match self.state.datapath().as_mut().map(|datapath| datapath.adapt(&Interfaces::from(fabric))) {
             Some(Err(error)) => tracing::warn!(%error, "the kernel program cannot go by the interfaces: tried again"),
             Some(Ok(())) | None => self.adapted = true,
         }
@@ -415,12 +414,12 @@ impl Follower {
             XdpMode::Skb => "-xdp skb",
             XdpMode::Off => return,
         };
-        if self.state.set_mode(mode_name(mode), asked) {
+        if self.state.set_mode(mode.name(), asked) {
             if let Some(datapath) = self.state.datapath().as_mut() {
                 datapath.resume();
             }
             self.state.renew_lease(self.settings.xdp.lease);
-            tracing::info!(xdp = mode_name(mode), reason = asked, "the kernel answers NACKs");
+            tracing::info!(xdp = mode.name(), reason = asked, "the kernel answers NACKs");
         }
     }
 }

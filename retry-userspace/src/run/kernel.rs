@@ -1,98 +1,87 @@
-//! The kernel side, as the settings ask for it.
+//! The kernel side, as the settings ask for it, or plain memory.
 
 use std::sync::Arc;
 
 use retry_common::abi;
 
 use super::StartError;
-use super::translate::group_indexes;
-use crate::datapath::{Datapath, EgressInterface, Interfaces, Mode, Request};
-use crate::fabric::{Egress, Fabric, FabricError};
+use crate::datapath::{self, Datapath, Events, KernelFill, KernelSources, LogLines, Parts};
+use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{Pages, Sizes};
+use crate::limits::GroupTable;
 use crate::net::interface;
 use crate::settings::{FillMode, Settings, XdpMode};
 
-/// The kernel side as asked for, or plain memory, and the reason for what it is.
-#[expect(clippy::type_complexity, reason = "three things that only `run` takes apart")]
-pub(super) fn open_datapath(
-    settings: &Settings,
-    fabric: &Fabric,
-    abi: abi::Settings,
-) -> Result<(Option<(Datapath, Mode)>, Arc<Pages>, String), StartError> {
-    let sizes = Sizes::new(settings.cache.memory, settings.cache.memory_long);
-    let plain =
-        || Pages::plain(sizes).map(Arc::new).map_err(|source| StartError::Memory { bytes: sizes.ring_len(), source });
-    let (mode, asked) = match settings.xdp.mode {
-        XdpMode::Off => {
+/// What answers NACKs, and its parts; of the kernel side's there is none when the daemon's socket answers.
+pub(super) struct Kernel {
+    /// `native`, `skb` or `off`.
+    pub(super) mode: &'static str,
+    /// Why it is that.
+    pub(super) why: String,
+    pub(super) pages: Arc<Pages>,
+    pub(super) datapath: Option<Datapath>,
+    pub(super) events: Option<Events>,
+    pub(super) groups: Option<GroupTable>,
+    pub(super) sources: Option<KernelSources>,
+    pub(super) fill: Option<KernelFill>,
+    pub(super) log_lines: Option<LogLines>,
+}
+
+impl Kernel {
+    /// Opens the kernel side as asked for; with `-xdp auto`, plain memory where it cannot be had.
+    pub(super) fn open(settings: &Settings, fabric: &Fabric, answers: abi::Settings) -> Result<Self, StartError> {
+        let Some(config) = datapath::Config::from(settings, fabric, answers) else {
             tracing::info!(xdp = "off", reason = "-xdp off", "the daemon's socket answers NACKs");
-            return Ok((None, plain()?, "-xdp off".to_owned()));
+            return Self::off(settings, "-xdp off".to_owned());
+        };
+        let asked = match settings.xdp.mode {
+            XdpMode::Auto => "auto",
+            _ => config.mode.name(),
+        };
+        let own = interface::own_addresses(&interface::list().map_err(FabricError::List)?, fabric.nack.index);
+        match Datapath::open(&config, &own) {
+            Ok(parts) => {
+                let (mode, why) = (config.mode.name(), format!("-xdp {asked}"));
+                tracing::info!(xdp = mode, reason = why, "the kernel answers NACKs");
+                Ok(Self::on(mode, why, parts))
+            }
+            Err(error) if settings.xdp.mode == XdpMode::Auto && settings.xdp.fill != FillMode::Kernel => {
+                tracing::warn!(xdp = "off", reason = %error, "the daemon's socket answers NACKs");
+                Self::off(settings, error.to_string())
+            }
+            Err(source) => Err(StartError::Datapath { mode: asked, source }),
         }
-        XdpMode::Native => (Mode::Native, "native"),
-        XdpMode::Skb => (Mode::Skb, "skb"),
-        XdpMode::Auto => (Mode::Native, "auto"),
-    };
-    let filled = kernel_fills(settings).then(|| group_indexes(settings));
-    let (attach_to, now) = (fabric.attach_to(), interfaces(fabric));
-    let own = interface::own_addresses(&interface::list().map_err(FabricError::List)?, fabric.nack.index);
-    let request = Request {
-        mode,
-        bpffs: &settings.xdp.bpffs,
-        fabric: &fabric.ingress.name,
-        interfaces: &attach_to,
-        egress: &now.egress,
-        sizes,
-        fill: filled.as_deref(),
-        own: &own,
-        settings: abi,
-        debug: settings.telemetry.debug,
-    };
-    match Datapath::open(&request) {
-        Ok(datapath) => {
-            tracing::info!(xdp = mode_name(mode), reason = format!("-xdp {asked}"), "the kernel answers NACKs");
-            let pages = datapath.pages();
-            Ok((Some((datapath, mode)), pages, format!("-xdp {asked}")))
-        }
-        Err(error) if settings.xdp.mode == XdpMode::Auto && settings.xdp.fill != FillMode::Kernel => {
-            tracing::warn!(xdp = "off", reason = %error, "the daemon's socket answers NACKs");
-            Ok((None, plain()?, error.to_string()))
-        }
-        Err(source) => Err(StartError::Datapath { mode: asked, source }),
     }
-}
 
-/// What the kernel side goes by of the interfaces.
-pub(super) fn interfaces(fabric: &Fabric) -> Interfaces {
-    let egress = |egress: &Egress| EgressInterface {
-        ifindex: egress.interface.index,
-        egress: abi::Egress {
-            source: egress.source.octets(),
-            mac: egress.interface.mac.unwrap_or_default(),
-            reserved: [0; 2],
-        },
-    };
-    Interfaces {
-        all: fabric.attach_to(),
-        nack: fabric.nack.index,
-        nack_mac: fabric.nack.mac,
-        ingress: fabric.ingress.index,
-        egress: fabric.egress.iter().map(egress).collect(),
-        max_frame: fabric.max_frame(),
-    }
-}
-
-/// True when the kernel is to store frames.
-pub(super) fn kernel_fills(settings: &Settings) -> bool {
-    settings.ingress.join
-        && match settings.xdp.fill {
-            FillMode::Kernel => true,
-            FillMode::Daemon => false,
-            FillMode::Auto => matches!(settings.xdp.mode, XdpMode::Native | XdpMode::Auto),
+    fn on(mode: &'static str, why: String, parts: Parts) -> Self {
+        let Parts { datapath, pages, events, groups, sources, fill, log_lines } = parts;
+        Self {
+            mode,
+            why,
+            pages,
+            datapath: Some(datapath),
+            events: Some(events),
+            groups: Some(groups),
+            // Where the daemon stores all frames, their sources are its sockets' matter.
+            sources: fill.is_some().then_some(sources),
+            fill,
+            log_lines,
         }
-}
+    }
 
-pub(super) const fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Native => "native",
-        Mode::Skb => "skb",
+    fn off(settings: &Settings, why: String) -> Result<Self, StartError> {
+        let sizes = Sizes::from(settings);
+        let pages = Pages::plain(sizes).map_err(|source| StartError::Memory { bytes: sizes.ring_len(), source })?;
+        Ok(Self {
+            mode: "off",
+            why,
+            pages: Arc::new(pages),
+            datapath: None,
+            events: None,
+            groups: None,
+            sources: None,
+            fill: None,
+            log_lines: None,
+        })
     }
 }

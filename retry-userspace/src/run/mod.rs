@@ -33,7 +33,8 @@ use crate::admin::{self, manage};
 use crate::beacon::BeaconSender;
 use crate::beacon::registry::SharedRegistry;
 use crate::counters::UserCounters;
-use crate::datapath::{Datapath, Events};
+use crate::datapath::{Events, KernelFill, LogLines, kernel_settings};
+use crate::dedup;
 use crate::engine::{Engine, GroupLimit, Rules};
 use crate::fabric::{Fabric, Names};
 use crate::framelog;
@@ -47,7 +48,7 @@ use crate::nack::pending::{Backends, Pending, Reply};
 use crate::net::nack_socket::{self, NackSocket};
 use crate::net::neighbours::Gate;
 use crate::repair::{Held, OnMulticast, Sender};
-use crate::settings::{DedupMode, Settings};
+use crate::settings::Settings;
 use crate::telemetry::otlp::Exporter;
 use crate::telemetry::trace::NackTracer;
 use crate::telemetry::{self, LogLevel};
@@ -55,10 +56,10 @@ use crate::telemetry::{self, LogLevel};
 pub use error::StartError;
 use fill_switch::{FillSwitch, NackPortWatch};
 use follow::{Deliveries, Follower, Tries};
-use kernel::{kernel_fills, mode_name, open_datapath};
+use kernel::Kernel;
 use management::Management;
 use state::State;
-use translate::{beacon_settings, dedups, fill_rules, groups, kernel_settings, route};
+use translate::{beacon_settings, fill_rules, groups, route};
 use workers::Workers;
 
 /// Receive buffer of the NACK socket, bytes: 40,000 NACKs.
@@ -96,8 +97,8 @@ async fn run_seen(
     )?;
     let hash_seed: u64 = rand::random();
     let abi = kernel_settings(settings, &fabric, hash_seed);
-    let (mut datapath, pages, why) = open_datapath(settings, &fabric, abi)?;
-    let (writer, log) = framelog::open(Arc::clone(&pages), hash_seed, settings.cache.max_keys);
+    let kernel = Kernel::open(settings, &fabric, abi)?;
+    let (writer, log) = framelog::open(kernel.pages, hash_seed, settings.cache.max_keys);
 
     let counters = Arc::new(UserCounters::default());
     let cancel = CancellationToken::new();
@@ -111,12 +112,10 @@ async fn run_seen(
         multicast_loop: settings.egress.multicast_loop,
     })?);
     let gate = Arc::new(Gate::new().map_err(nack_socket::OpenError::Setup)?);
-    let follows = datapath.is_some() && kernel_fills(settings);
-    let named = datapath.as_mut().filter(|_| follows).and_then(|(datapath, _)| datapath.take_sources());
     let (data_sources, wanted) = std::sync::mpsc::channel();
     let control = subscriptions::control(settings, &counters);
     let joins = if settings.ingress.join {
-        subscriptions::data(settings, &fabric, &control, wanted, named)?
+        subscriptions::data(settings, &fabric, &control, wanted, kernel.sources)?
     } else {
         Vec::new()
     };
@@ -140,13 +139,13 @@ async fn run_seen(
         counters: Arc::clone(&counters),
         writer: Arc::clone(&fill.writer),
         log_use: Mutex::default(),
-        xdp: Mutex::new((datapath.as_ref().map_or("off", |(_, mode)| mode_name(*mode)), why)),
+        xdp: Mutex::new((kernel.mode, kernel.why)),
         problems: Mutex::default(),
         warnings: Mutex::default(),
         last_delivered: Mutex::default(),
         ledger: Mutex::default(),
         announce: Notify::new(),
-        datapath: Mutex::new(datapath.map(|(datapath, _)| datapath)),
+        datapath: Mutex::new(kernel.datapath),
         last_kernel: Mutex::default(),
         adverts_sent: AtomicU64::new(0),
         workers_ready: Arc::clone(&workers.ready),
@@ -167,8 +166,8 @@ async fn run_seen(
         .unwrap_or_default();
     let beacons =
         subscriptions::start_control(settings, &fabric, control, data_sources, &registry, &counters, &cancel)?;
-    let announcer = store.clone().filter(|_| dedups(settings, DedupMode::Eventual));
-    let kernel_groups = state.datapath().as_mut().and_then(Datapath::take_groups);
+    let dedup = dedup::Config::from(settings);
+    let announcer = store.clone().filter(|_| dedup.announces());
     let server = Arc::new(Server {
         engine: Engine::new(
             Rules {
@@ -180,7 +179,7 @@ async fn run_seen(
             },
             log.clone(),
             Arc::clone(&counters),
-            kernel_groups.map(|groups| -> Box<dyn GroupLimit> { Box::new(groups) }),
+            kernel.groups.map(|groups| -> Box<dyn GroupLimit> { Box::new(groups) }),
         )
         .map_err(|source| StartError::Limits { entries: settings.limits.table_entries, source })?,
         sender: Sender::new(
@@ -195,12 +194,7 @@ async fn run_seen(
             Handle::current(),
             Arc::clone(&fill),
             replies,
-            Backends {
-                store: store.clone(),
-                strict: dedups(settings, DedupMode::Strict),
-                announces: dedups(settings, DedupMode::Eventual),
-                recovery,
-            },
+            Backends { store: store.clone(), strict: dedup.is_strict(), announces: dedup.announces(), recovery },
         ),
         tracer,
         counters,
@@ -216,8 +210,22 @@ async fn run_seen(
         described: settings.describe().to_vec(),
         instance: settings.telemetry.instance.clone(),
     };
-    let events = state.datapath().as_mut().and_then(Datapath::take_events);
-    let parts = Parts { server, socket, gate, fill, joins, beacons, tee, events, answers, hangups, management, cancel };
+    let parts = Parts {
+        server,
+        socket,
+        gate,
+        fill,
+        joins,
+        beacons,
+        tee,
+        kernel_fill: kernel.fill,
+        events: kernel.events,
+        log_lines: kernel.log_lines,
+        answers,
+        hangups,
+        management,
+        cancel,
+    };
     let result = serve(settings, &fabric, &state, workers, parts, log_level, shutdown).await;
     // The program goes first: from here on nothing is answered from a log that is not filled.
     state.end_datapath();
@@ -239,7 +247,9 @@ struct Parts {
     joins: Vec<Subscription>,
     beacons: BeaconListener,
     tee: Option<TeeSocket>,
+    kernel_fill: Option<KernelFill>,
     events: Option<Events>,
+    log_lines: Option<LogLines>,
     answers: Receiver<Reply>,
     hangups: Signal,
     management: Management,
@@ -255,8 +265,22 @@ async fn serve(
     log_level: LogLevel,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let Parts { server, socket, gate, fill, joins, beacons, tee, events, answers, mut hangups, management, cancel } =
-        parts;
+    let Parts {
+        server,
+        socket,
+        gate,
+        fill,
+        joins,
+        beacons,
+        tee,
+        kernel_fill,
+        events,
+        log_lines,
+        answers,
+        mut hangups,
+        management,
+        cancel,
+    } = parts;
     let listener = tokio::net::TcpListener::bind(settings.admin.metrics_addr)
         .await
         .map_err(|source| StartError::Admin { address: settings.admin.metrics_addr, source })?;
@@ -302,7 +326,6 @@ async fn serve(
         let filling = Arc::clone(&fill);
         workers.start(&format!("ingress-{number}"), move |stop| filling.run(&mut joins, stop))?;
     }
-    let kernel_fill = state.datapath().as_mut().and_then(Datapath::take_fill);
     let mut fill_switch =
         kernel_fill.map(|kernel| FillSwitch::new(kernel, settings.xdp.fill, settings.ingress.listen_port));
     if let Some(switch) = &mut fill_switch {
@@ -344,9 +367,7 @@ async fn serve(
     })?;
     state.workers_total.store(workers.threads.len(), Ordering::Relaxed);
 
-    if let Some(mut lines) =
-        settings.telemetry.debug.then(|| state.datapath().as_mut().and_then(Datapath::log_lines)).flatten()
-    {
+    if let Some(mut lines) = log_lines {
         workers.start("kernel-log", move |stop| {
             while !stop.load(Ordering::Relaxed) {
                 lines.flush();

@@ -2,97 +2,17 @@
 
 use std::collections::HashSet;
 use std::net::Ipv6Addr;
-use std::time::Duration;
 
-use retry_common::abi::{self, setting_flag};
-use retry_common::group::{self, Sharding, SourceMode};
-use retry_common::holddown::HoldDown;
-use retry_common::limits::table;
-use retry_common::limits::{TokenBucket, Window};
-use retry_common::wire::frame::Class;
+use retry_common::abi;
+use retry_common::group::{self, Sharding};
 
 use crate::beacon;
-use crate::clock::nanoseconds;
 use crate::fabric::Fabric;
-use crate::framelog::Sizes;
+use crate::framelog::lives_ms;
 use crate::ingress::fill::FillRules;
 use crate::net::multicast;
 use crate::repair::Route;
-use crate::settings::{Backend, DedupMode, Settings, XdpMode};
-
-/// What the kernel program and the engine go by.
-pub(super) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u64) -> abi::Settings {
-    let sizes = Sizes::new(settings.cache.memory, settings.cache.memory_long);
-    let here = fabric.egress.iter().any(|egress| egress.interface.index == fabric.nack.index);
-    let flags = [
-        (settings.repair.multicast, setting_flag::MULTICAST),
-        (settings.repair.unicast, setting_flag::UNICAST),
-        (settings.nack.suppress_ack, setting_flag::SUPPRESS_ACK),
-        (settings.nack.suppress_miss, setting_flag::SUPPRESS_MISS),
-        (settings.limits.throttle_response, setting_flag::THROTTLE_RESPONSE),
-        // Such repairs go through the stack, which alone can loop them back; and the daemon alone can claim before it sends.
-        (settings.egress.multicast_loop || dedups(settings, DedupMode::Strict), setting_flag::DAEMON_MULTICAST),
-        (dedups(settings, DedupMode::Eventual), setting_flag::ANNOUNCE),
-        (settings.cache.backend == Backend::Redis, setting_flag::STORE),
-        (settings.proxy.enabled, setting_flag::RECOVERY),
-        (here, setting_flag::EGRESS_HERE),
-        (settings.xdp.mode == XdpMode::Skb, setting_flag::DAEMON_FRAMES),
-        (settings.ingress.source_mode == SourceMode::Ssm, setting_flag::NAMED_SOURCES),
-    ]
-    .into_iter()
-    .fold(0, |flags, (on, flag)| if on { flags | flag } else { flags });
-    let limits = &settings.limits;
-    abi::Settings {
-        generation: 1,
-        lease_until_ns: 0,
-        hash_seed,
-        limits: abi::Limits {
-            address: TokenBucket::new(limits.ip_rate, limits.ip_burst),
-            group: TokenBucket::new(limits.group_rate, limits.group_burst),
-            sequence: Window::new(limits.sequence_max, nanoseconds(limits.sequence_window)),
-            chain: Window::new(limits.chain_rate, nanoseconds(limits.chain_window)),
-        },
-        hold_down: HoldDown {
-            ours_ns: nanoseconds(settings.repair.holddown),
-            others_ns: if is_deduped(settings) { nanoseconds(repeat_after(settings)) } else { 0 },
-        },
-        layout: abi::LAYOUT,
-        flags,
-        nack_ifindex: fabric.nack.index,
-        bucket_mask: sizes.buckets - 1,
-        hold_down_mask: sizes.hold_down_words - 1,
-        limit_mask: table::buckets(limits.table_entries) - 1,
-        max_frame: fabric.max_frame(),
-        nack_addr: fabric.nack_addr.octets(),
-        nack_port: settings.nack.port.to_be_bytes(),
-        egress_port: settings.egress.port.to_be_bytes(),
-        life_ms: Class::ALL.map(|class| life_ms(settings, class)),
-        ingress_ifindex: fabric.ingress.index,
-        ingress_port: settings.ingress.listen_port.to_be_bytes(),
-        group_prefix: settings.ingress.group_prefix.to_be_bytes(),
-        group_id: settings.ingress.group_id.to_be_bytes(),
-        unicast_hop_limit: fabric.nack.unicast_hop_limit().unwrap_or(64),
-        multicast_hop_limit: settings.egress.hop_limit,
-        shard_bits: settings.ingress.shard_bits.get(),
-        beef_bits: settings.ingress.beef.unwrap_or_default().get(),
-        nack_mac: fabric.nack.mac.unwrap_or_default(),
-    }
-}
-
-/// True when instances keep out of each other's way.
-pub(super) fn is_deduped(settings: &Settings) -> bool {
-    !settings.redis.nodes.is_empty() && !settings.dedup.window.is_zero() && settings.repair.multicast
-}
-
-/// True when they do it so.
-pub(super) fn dedups(settings: &Settings, mode: DedupMode) -> bool {
-    is_deduped(settings) && settings.dedup.mode == mode
-}
-
-/// How long another instance's claim silences us.
-pub(super) const fn repeat_after(settings: &Settings) -> Duration {
-    if settings.dedup.repeat_after.is_zero() { settings.dedup.window } else { settings.dedup.repeat_after }
-}
+use crate::settings::Settings;
 
 /// Every group that the settings imply.
 pub(super) fn groups(settings: &Settings) -> Vec<Ipv6Addr> {
@@ -104,7 +24,7 @@ pub(super) fn groups(settings: &Settings) -> Vec<Ipv6Addr> {
 }
 
 /// Their indexes.
-pub(super) fn group_indexes(settings: &Settings) -> Vec<u16> {
+fn group_indexes(settings: &Settings) -> Vec<u16> {
     let ingress = &settings.ingress;
     group::joined(ingress.shard_bits, ingress.subtree_data, ingress.beef).collect()
 }
@@ -168,16 +88,12 @@ pub(super) fn beacon_settings(settings: &Settings, fabric: &Fabric) -> Option<be
 pub(super) fn fill_rules(settings: &Settings, fabric: &Fabric) -> FillRules {
     FillRules {
         sharding: Sharding { shard: settings.ingress.shard_bits, beef: settings.ingress.beef.unwrap_or_default() },
-        life_ms: Class::ALL.map(|class| life_ms(settings, class)),
+        life_ms: lives_ms(&settings.cache),
         // Whether it fits the interfaces is asked when it leaves: their MTUs change.
         kernel_max: abi::KERNEL_FRAME_MAX,
         own_sources: fabric.egress.iter().map(|egress| egress.source).collect::<HashSet<_>>(),
         own_port: settings.nack.port,
     }
-}
-
-fn life_ms(settings: &Settings, class: Class) -> u32 {
-    u32::try_from(settings.cache.ttl(class).as_millis()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

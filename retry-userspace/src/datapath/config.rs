@@ -1,0 +1,183 @@
+//! What the kernel side is asked to be, and what it goes by.
+
+use std::path::PathBuf;
+
+use retry_common::abi::{self, setting_flag};
+use retry_common::group::{self, SourceMode};
+use retry_common::holddown::HoldDown;
+use retry_common::limits::{TokenBucket, Window, table};
+
+use super::Mode;
+use crate::clock::nanoseconds;
+use crate::dedup;
+use crate::fabric::{Egress, Fabric};
+use crate::framelog::{Sizes, lives_ms};
+use crate::settings::{Backend, FillMode, Limits, Settings, XdpMode};
+
+/// What the kernel side is asked to be.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How to attach.
+    pub mode: Mode,
+    /// Directory of the pins, on bpffs.
+    pub bpffs: PathBuf,
+    /// The fabric interface; it names the pins.
+    pub fabric: String,
+    /// The interfaces at the start: the program is attached to all of them.
+    pub interfaces: Interfaces,
+    /// Sizes of the frame log.
+    pub sizes: Sizes,
+    /// The groups whose frames the kernel stores, by index; `None` leaves them to the daemon.
+    pub fill: Option<Vec<u16>>,
+    /// The settings; the lease in them is replaced by [`super::Datapath::renew_lease`].
+    pub settings: abi::Settings,
+    /// True for log lines from the kernel.
+    pub debug: bool,
+}
+
+impl Config {
+    /// As the settings ask, `None` with `-xdp off`; `answers` is what [`kernel_settings`] made of them.
+    #[must_use]
+    pub fn from(settings: &Settings, fabric: &Fabric, answers: abi::Settings) -> Option<Self> {
+        let mode = match settings.xdp.mode {
+            XdpMode::Off => return None,
+            XdpMode::Native | XdpMode::Auto => Mode::Native,
+            XdpMode::Skb => Mode::Skb,
+        };
+        let ingress = &settings.ingress;
+        let groups = || group::joined(ingress.shard_bits, ingress.subtree_data, ingress.beef).collect();
+        Some(Self {
+            mode,
+            bpffs: settings.xdp.bpffs.clone(),
+            fabric: fabric.ingress.name.clone(),
+            interfaces: Interfaces::from(fabric),
+            sizes: Sizes::from(settings),
+            fill: kernel_fills(settings).then(groups),
+            settings: answers,
+            debug: settings.telemetry.debug,
+        })
+    }
+}
+
+/// True when the kernel is to store frames.
+fn kernel_fills(settings: &Settings) -> bool {
+    settings.ingress.join
+        && match settings.xdp.fill {
+            FillMode::Kernel => true,
+            FillMode::Daemon => false,
+            FillMode::Auto => matches!(settings.xdp.mode, XdpMode::Native | XdpMode::Auto),
+        }
+}
+
+/// One interface that multicast repairs leave by.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct EgressInterface {
+    /// Its index.
+    pub ifindex: u32,
+    /// Source MAC and address of repairs.
+    pub egress: abi::Egress,
+}
+
+/// What the kernel side goes by of the interfaces, which come and go and change.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Interfaces {
+    /// All of them, each once: name and index. At most 32.
+    pub all: Vec<(String, u32)>,
+    /// Index of the interface that holds the NACK address.
+    pub nack: u32,
+    /// Its MAC.
+    pub nack_mac: Option<[u8; 6]>,
+    /// Index of the interface that frames come in by.
+    pub ingress: u32,
+    /// Interfaces that multicast repairs leave by, as many as at the start.
+    pub egress: Vec<EgressInterface>,
+    /// Longest frame that leaves in one packet by each of them, bytes.
+    pub max_frame: u32,
+}
+
+impl From<&Fabric> for Interfaces {
+    fn from(fabric: &Fabric) -> Self {
+        let egress = |egress: &Egress| EgressInterface {
+            ifindex: egress.interface.index,
+            egress: abi::Egress {
+                source: egress.source.octets(),
+                mac: egress.interface.mac.unwrap_or_default(),
+                reserved: [0; 2],
+            },
+        };
+        Self {
+            all: fabric.attach_to(),
+            nack: fabric.nack.index,
+            nack_mac: fabric.nack.mac,
+            ingress: fabric.ingress.index,
+            egress: fabric.egress.iter().map(egress).collect(),
+            max_frame: fabric.max_frame(),
+        }
+    }
+}
+
+/// What the kernel program goes by, and the daemon's engine with it. No lease: the kernel answers nothing yet.
+#[must_use]
+pub fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u64) -> abi::Settings {
+    let (sizes, dedup) = (Sizes::from(settings), dedup::Config::from(settings));
+    abi::Settings {
+        generation: 1,
+        lease_until_ns: 0,
+        hash_seed,
+        limits: limits(&settings.limits),
+        hold_down: HoldDown {
+            ours_ns: nanoseconds(settings.repair.holddown),
+            others_ns: nanoseconds(dedup.repeat_after),
+        },
+        layout: abi::LAYOUT,
+        flags: flags(settings, fabric, &dedup),
+        nack_ifindex: fabric.nack.index,
+        bucket_mask: sizes.buckets - 1,
+        hold_down_mask: sizes.hold_down_words - 1,
+        limit_mask: table::buckets(settings.limits.table_entries) - 1,
+        max_frame: fabric.max_frame(),
+        nack_addr: fabric.nack_addr.octets(),
+        nack_port: settings.nack.port.to_be_bytes(),
+        egress_port: settings.egress.port.to_be_bytes(),
+        life_ms: lives_ms(&settings.cache),
+        ingress_ifindex: fabric.ingress.index,
+        ingress_port: settings.ingress.listen_port.to_be_bytes(),
+        group_prefix: settings.ingress.group_prefix.to_be_bytes(),
+        group_id: settings.ingress.group_id.to_be_bytes(),
+        unicast_hop_limit: fabric.nack.unicast_hop_limit().unwrap_or(64),
+        multicast_hop_limit: settings.egress.hop_limit,
+        shard_bits: settings.ingress.shard_bits.get(),
+        beef_bits: settings.ingress.beef.unwrap_or_default().get(),
+        nack_mac: fabric.nack.mac.unwrap_or_default(),
+    }
+}
+
+fn limits(limits: &Limits) -> abi::Limits {
+    abi::Limits {
+        address: TokenBucket::new(limits.ip_rate, limits.ip_burst),
+        group: TokenBucket::new(limits.group_rate, limits.group_burst),
+        sequence: Window::new(limits.sequence_max, nanoseconds(limits.sequence_window)),
+        chain: Window::new(limits.chain_rate, nanoseconds(limits.chain_window)),
+    }
+}
+
+fn flags(settings: &Settings, fabric: &Fabric, dedup: &dedup::Config) -> u32 {
+    let here = fabric.egress.iter().any(|egress| egress.interface.index == fabric.nack.index);
+    [
+        (settings.repair.multicast, setting_flag::MULTICAST),
+        (settings.repair.unicast, setting_flag::UNICAST),
+        (settings.nack.suppress_ack, setting_flag::SUPPRESS_ACK),
+        (settings.nack.suppress_miss, setting_flag::SUPPRESS_MISS),
+        (settings.limits.throttle_response, setting_flag::THROTTLE_RESPONSE),
+        // Such repairs go through the stack, which alone can loop them back; and the daemon alone can claim before it sends.
+        (settings.egress.multicast_loop || dedup.is_strict(), setting_flag::DAEMON_MULTICAST),
+        (dedup.announces(), setting_flag::ANNOUNCE),
+        (settings.cache.backend == Backend::Redis, setting_flag::STORE),
+        (settings.proxy.enabled, setting_flag::RECOVERY),
+        (here, setting_flag::EGRESS_HERE),
+        (settings.xdp.mode == XdpMode::Skb, setting_flag::DAEMON_FRAMES),
+        (settings.ingress.source_mode == SourceMode::Ssm, setting_flag::NAMED_SOURCES),
+    ]
+    .into_iter()
+    .fold(0, |flags, (on, flag)| if on { flags | flag } else { flags })
+}

@@ -1,0 +1,41 @@
+//! How instances that share a store keep from sending the same repair.
+
+use std::time::Duration;
+
+use crate::settings::{DedupMode, Settings};
+
+/// Whether they do, and how.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Config {
+    /// `dedup-mode`; `None` where instances keep from nothing: without a shared store, a window or multicast repairs.
+    pub mode: Option<DedupMode>,
+    /// `dedup-window`: life of a claim; zero without a mode.
+    pub window: Duration,
+    /// How long another instance's claim silences us: `dedup-repeat-after`, else the window; zero without a mode.
+    pub repeat_after: Duration,
+}
+
+impl Config {
+    /// Instances tell each other of their multicast repairs.
+    #[must_use]
+    pub fn announces(&self) -> bool {
+        self.mode == Some(DedupMode::Eventual)
+    }
+
+    /// Instances claim a multicast repair before they send it.
+    #[must_use]
+    pub fn is_strict(&self) -> bool {
+        self.mode == Some(DedupMode::Strict)
+    }
+}
+
+impl From<&Settings> for Config {
+    fn from(settings: &Settings) -> Self {
+        let dedup = &settings.dedup;
+        if settings.redis.nodes.is_empty() || dedup.window.is_zero() || !settings.repair.multicast {
+            return Self { mode: None, window: Duration::ZERO, repeat_after: Duration::ZERO };
+        }
+        let repeat_after = if dedup.repeat_after.is_zero() { dedup.window } else { dedup.repeat_after };
+        Self { mode: Some(dedup.mode), window: dedup.window, repeat_after }
+    }
+}
