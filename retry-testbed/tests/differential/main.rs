@@ -39,7 +39,7 @@ use retry_testbed::{
 use retry_userspace::{
     clock::monotonic_ns,
     counters::UserCounters,
-    engine::{Engine, Rules},
+    engine::{self, Engine},
     framelog::{self, Log, NewFrame, Pages, Record, Sizes, Writer},
 };
 
@@ -139,8 +139,8 @@ impl Policies {
         HoldDown { ours_ns: if self.hold_down { hour } else { 0 }, others_ns: 0 }
     }
 
-    fn rules(&self) -> Rules {
-        Rules {
+    fn config(&self) -> engine::Config {
+        engine::Config {
             policy: Policy::new(self.flags),
             limits: self.limits(),
             hold_down: self.hold_down(),
@@ -210,9 +210,9 @@ impl Sides {
         let limits = policies.limits();
         self.loaded.set(Settings { flags: policies.flags, limits, hold_down: policies.hold_down(), ..self.base });
         let (own, joint) = (Arc::new(UserCounters::default()), Arc::new(UserCounters::default()));
-        let engine = Engine::new(policies.rules(), self.log.clone(), Arc::clone(&own), None).expect("memory");
+        let engine = Engine::new(policies.config(), self.log.clone(), Arc::clone(&own), None).expect("memory");
         let daemon =
-            Engine::new(policies.rules(), self.loaded.log().clone(), Arc::clone(&joint), None).expect("memory");
+            Engine::new(policies.config(), self.loaded.log().clone(), Arc::clone(&joint), None).expect("memory");
         let mut keys: Vec<FrameKey> =
             policies.frames.iter().map(|frame| frame.key).chain(policies.absent.iter().copied()).collect();
         // Few keys in some conversations, so that their limits are reached.

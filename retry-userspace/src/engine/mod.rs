@@ -5,7 +5,7 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
-use retry_common::abi::Limits;
+use retry_common::abi::{self, Limits};
 use retry_common::counter::Counter;
 use retry_common::decide::{self, Endpoint, Multicast, Policy, Repair, Verdict};
 use retry_common::holddown::HoldDown;
@@ -15,11 +15,12 @@ use retry_common::wire::nack::Nack;
 
 use crate::counters::UserCounters;
 use crate::framelog::{Log, Record};
-use crate::limits::LimitTables;
+use crate::limits::{GroupTable, LimitTables};
+use crate::settings::Settings;
 
 /// What shapes the answers.
 #[derive(Clone, Copy, Debug)]
-pub struct Rules {
+pub struct Config {
     /// The operator's choices.
     pub policy: Policy,
     /// The four limits.
@@ -30,6 +31,20 @@ pub struct Rules {
     pub limit_entries: u32,
     /// What their hashes begin with, which no sender knows.
     pub hash_seed: u64,
+}
+
+impl Config {
+    /// What the kernel program goes by too, and the size of the daemon's own tables.
+    #[must_use]
+    pub fn from(settings: &Settings, kernel: &abi::Settings) -> Self {
+        Self {
+            policy: Policy::new(kernel.flags),
+            limits: kernel.limits,
+            hold_down: kernel.hold_down,
+            limit_entries: settings.limits.table_entries,
+            hash_seed: kernel.hash_seed,
+        }
+    }
 }
 
 /// Who charged a NACK before it came to wait for an answer from elsewhere.
@@ -48,9 +63,15 @@ pub trait GroupLimit: Send + Sync {
     fn take_group(&self, source: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool;
 }
 
+impl GroupLimit for GroupTable {
+    fn take_group(&self, source: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
+        self.take(source, group, bucket, now_ns)
+    }
+}
+
 /// Decides on NACKs that the kernel did not answer.
 pub struct Engine {
-    rules: Rules,
+    config: Config,
     tables: LimitTables,
     kernel_groups: Option<Box<dyn GroupLimit>>,
     log: Log,
@@ -63,32 +84,27 @@ impl Engine {
     /// # Errors
     /// The limit tables cannot be mapped.
     pub fn new(
-        rules: Rules,
+        config: Config,
         log: Log,
         counters: Arc<UserCounters>,
         kernel_groups: Option<Box<dyn GroupLimit>>,
     ) -> io::Result<Self> {
-        let tables = LimitTables::new(rules.limit_entries, rules.hash_seed)?;
-        Ok(Self { rules, tables, kernel_groups, log, counters })
-    }
-
-    /// What shapes the answers.
-    pub const fn rules(&self) -> &Rules {
-        &self.rules
+        let tables = LimitTables::new(config.limit_entries, config.hash_seed)?;
+        Ok(Self { config, tables, kernel_groups, log, counters })
     }
 
     /// What a NACK from `source` gets at `now_ns`.
     pub fn handle_nack(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Verdict<Record> {
-        decide::decide(nack, self.rules.policy, &mut self.case(nack, source, now_ns))
+        decide::decide(nack, self.config.policy, &mut self.case(nack, source, now_ns))
     }
 
     /// What a NACK gets that the kernel admitted, charged for every limit, and cannot send the frame for.
     pub fn handle_send(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Verdict<Record> {
         let mut case = Case { admitted: Some(Admitted::Kernel), ..self.case(nack, source, now_ns) };
         match case.look_up() {
-            Some(record) => decide::repair(nack, self.rules.policy, record, &mut case),
+            Some(record) => decide::repair(nack, self.config.policy, record, &mut case),
             // Lapped or expired between the kernel's look-up and ours; it counted a hit.
-            None => decide::missed(nack, self.rules.policy, &mut case),
+            None => decide::missed(nack, self.config.policy, &mut case),
         }
     }
 
@@ -97,8 +113,8 @@ impl Engine {
     pub fn handle_asked(&self, nack: &Nack, source: Ipv6Addr, admitted: Admitted, now_ns: u64) -> Verdict<Record> {
         let mut case = Case { admitted: Some(admitted), ..self.case(nack, source, now_ns) };
         match case.look_up() {
-            Some(record) => decide::found(nack, self.rules.policy, record, &mut case),
-            None => decide::missed(nack, self.rules.policy, &mut case),
+            Some(record) => decide::found(nack, self.config.policy, record, &mut case),
+            None => decide::missed(nack, self.config.policy, &mut case),
         }
     }
 
@@ -107,8 +123,8 @@ impl Engine {
     pub fn handle_recovered(&self, key: &FrameKey, now_ns: u64) -> Option<(Record, Repair)> {
         let record = self.log.look_up(key, now_ns)?;
         let mut plan = Repair::default();
-        if self.rules.policy.multicasts() {
-            match self.log.claim(key, &self.rules.hold_down, now_ns) {
+        if self.config.policy.multicasts() {
+            match self.log.claim(key, &self.config.hold_down, now_ns) {
                 Multicast::Claimed => plan.multicast = true,
                 Multicast::HeldByUs => self.counters.one(Counter::RetransmitHeldDown),
                 Multicast::HeldByAnother => self.counters.one(Counter::RetransmitDedup),
@@ -138,21 +154,21 @@ impl Endpoint for Case<'_> {
     type Frame = Record;
 
     fn take_address(&mut self) -> bool {
-        self.engine.tables.take_address(self.source, &self.engine.rules.limits.address, self.now_ns)
+        self.engine.tables.take_address(self.source, &self.engine.config.limits.address, self.now_ns)
     }
 
     fn sequence_is_over(&mut self) -> bool {
-        self.engine.tables.sequence_is_over(self.nack.key, &self.engine.rules.limits.sequence, self.now_ns)
+        self.engine.tables.sequence_is_over(self.nack.key, &self.engine.config.limits.sequence, self.now_ns)
     }
 
     fn take_sequence(&mut self) -> bool {
         self.admitted.is_some()
-            || self.engine.tables.take_sequence(self.nack.key, &self.engine.rules.limits.sequence, self.now_ns)
+            || self.engine.tables.take_sequence(self.nack.key, &self.engine.config.limits.sequence, self.now_ns)
     }
 
     fn take_chain(&mut self) -> bool {
         let hash_key = self.nack.key.hash_key();
-        self.engine.tables.take_chain(self.source, hash_key, &self.engine.rules.limits.chain, self.now_ns)
+        self.engine.tables.take_chain(self.source, hash_key, &self.engine.config.limits.chain, self.now_ns)
     }
 
     fn look_up(&mut self) -> Option<Record> {
@@ -160,7 +176,7 @@ impl Endpoint for Case<'_> {
     }
 
     fn take_group(&mut self, group: u16) -> bool {
-        let bucket = &self.engine.rules.limits.group;
+        let bucket = &self.engine.config.limits.group;
         match (self.admitted, &self.engine.kernel_groups) {
             (Some(Admitted::Kernel), Some(groups)) => groups.take_group(self.source, group, bucket, self.now_ns),
             _ => self.engine.tables.take_group(self.source, group, bucket, self.now_ns),
@@ -173,11 +189,11 @@ impl Endpoint for Case<'_> {
     }
 
     fn claim_multicast(&mut self) -> Multicast {
-        self.engine.log.claim(&self.nack.key, &self.engine.rules.hold_down, self.now_ns)
+        self.engine.log.claim(&self.nack.key, &self.engine.config.hold_down, self.now_ns)
     }
 
     fn peek_multicast(&mut self) -> Multicast {
-        self.engine.log.peek(&self.nack.key, &self.engine.rules.hold_down, self.now_ns)
+        self.engine.log.peek(&self.nack.key, &self.engine.config.hold_down, self.now_ns)
     }
 
     fn count(&mut self, counter: Counter) {

@@ -18,5 +18,26 @@ use std::time::Duration;
 
 pub use answer::Server;
 
+use crate::dedup;
+use crate::settings::Settings;
+
 /// How long a shutdown may go unseen.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How NACKs are served.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// `nack-workers`: threads of the NACK socket.
+    pub workers: usize,
+    /// `-dedup-mode strict`: no multicast repair without a claim.
+    pub strict: bool,
+    /// Instances are told of our multicast repairs (`-dedup-mode eventual`).
+    pub announces: bool,
+}
+
+impl From<&Settings> for Config {
+    fn from(settings: &Settings) -> Self {
+        let dedup = dedup::Config::from(settings);
+        Self { workers: settings.nack.workers, strict: dedup.is_strict(), announces: dedup.announces() }
+    }
+}

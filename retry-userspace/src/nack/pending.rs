@@ -14,6 +14,7 @@ use retry_common::key::FrameKey;
 use retry_common::wire::nack::Nack;
 use tokio::runtime::Handle;
 
+use super::Config;
 use crate::engine::Admitted;
 use crate::framelog::Record;
 use crate::ingress::fill::Fill;
@@ -59,16 +60,13 @@ pub struct Claimed {
 pub struct Backends {
     /// The shared store.
     pub store: Option<Store>,
-    /// `-dedup-mode strict`: no multicast repair without a claim.
-    pub strict: bool,
-    /// Instances are told of our multicast repairs (`-dedup-mode eventual`).
-    pub announces: bool,
     /// Recovery from upstream.
     pub recovery: Option<Recovery>,
 }
 
 /// The backends, and the NACKs and repairs that wait for them.
 pub struct Pending {
+    config: Config,
     backends: Backends,
     /// The runtime that waits.
     runtime: Handle,
@@ -82,8 +80,9 @@ pub struct Pending {
 
 impl Pending {
     /// Nothing waits yet. What comes of a wait goes to `replies`, for [`super::Server::serve_replies`].
-    pub fn new(runtime: Handle, fill: Arc<Fill>, replies: Replies<Reply>, backends: Backends) -> Self {
+    pub fn new(config: Config, runtime: Handle, fill: Arc<Fill>, replies: Replies<Reply>, backends: Backends) -> Self {
         Self {
+            config,
             backends,
             runtime,
             fill,
@@ -96,12 +95,12 @@ impl Pending {
 
     /// True when a multicast repair needs a claim.
     pub const fn is_strict(&self) -> bool {
-        self.backends.strict && self.backends.store.is_some()
+        self.config.strict && self.backends.store.is_some()
     }
 
     /// Tells other instances of a multicast repair.
     pub fn announce(&self, key: &FrameKey) {
-        if let Some(store) = self.backends.store.as_ref().filter(|_| self.backends.announces) {
+        if let Some(store) = self.backends.store.as_ref().filter(|_| self.config.announces) {
             store.announce(*key);
         }
     }

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
     use crate::ingress::joins::Joins;
     use crate::net::batch::{Batch, LONGEST_DATAGRAM};
-    use crate::net::nack_socket::{NackSocket, Settings};
+    use crate::net::nack_socket::{Config, NackSocket};
     use crate::net::options;
     use crate::net::testing::{Pair, QUIET, SOON, in_namespace};
 
@@ -73,7 +73,7 @@ mod tests {
     }
 
     fn nack_socket(multicast_loop: bool) -> NackSocket {
-        NackSocket::open(&Settings {
+        NackSocket::open(&Config {
             address: address("fd01::1"),
             port: 9300,
             receive_buffer: 1 << 20,

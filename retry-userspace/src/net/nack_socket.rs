@@ -13,13 +13,16 @@ use super::batch::SHUTDOWN_POLL;
 use super::bound;
 use super::multicast::{self, Egress};
 use super::options::{self, ReceiveBuffer};
+use crate::settings::Settings;
 
 /// Bytes of send buffer to ask for: no send waits, so what a burst of answers needs has to have room.
 const SEND_BUFFER: usize = 4 << 20;
+/// Bytes of receive buffer that the daemon asks for: 40,000 NACKs.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// What the socket is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct Config {
     /// `nack-addr`: answers and unicast repairs have it as their source.
     pub address: Ipv6Addr,
     /// `nack-port`: source port of everything that leaves by this socket. 0 takes a free one.
@@ -30,6 +33,20 @@ pub struct Settings {
     pub shared: bool,
     /// `egress-multicast-loop`: listeners on this host get multicast repairs too.
     pub multicast_loop: bool,
+}
+
+impl Config {
+    /// As the settings ask, at the NACK address, which they may leave to the interface.
+    #[must_use]
+    pub fn from(settings: &Settings, address: Ipv6Addr) -> Self {
+        Self {
+            address,
+            port: settings.nack.port,
+            receive_buffer: RECEIVE_BUFFER,
+            shared: settings.nack.port_shared,
+            multicast_loop: settings.egress.multicast_loop,
+        }
+    }
 }
 
 /// Why the NACK socket could not be opened.
@@ -74,18 +91,18 @@ impl NackSocket {
     /// # Errors
     /// [`OpenError::Bind`] when the address cannot be had, [`OpenError::Rival`] when another program has it as well, else
     /// [`OpenError::Setup`].
-    pub fn open(settings: &Settings) -> Result<Self, OpenError> {
+    pub fn open(config: &Config) -> Result<Self, OpenError> {
         let socket = options::udp_socket()?;
         options::tell_destination(&socket)?;
         options::tell_dropped(&socket)?;
         options::allow_fragments(&socket)?;
-        socket.set_multicast_loop_v6(settings.multicast_loop)?;
+        socket.set_multicast_loop_v6(config.multicast_loop)?;
         options::set_send_buffer(&socket, SEND_BUFFER)?;
         socket.set_read_timeout(Some(SHUTDOWN_POLL))?;
         options::check_before_queueing(&socket)?;
-        let receive_buffer = options::set_receive_buffer(&socket, settings.receive_buffer)?;
-        let address = SocketAddrV6::new(settings.address, settings.port, 0, 0);
-        let local = bind(&socket, address, settings.shared)?;
+        let receive_buffer = options::set_receive_buffer(&socket, config.receive_buffer)?;
+        let address = SocketAddrV6::new(config.address, config.port, 0, 0);
+        let local = bind(&socket, address, config.shared)?;
         Ok(Self { socket: UdpSocket::from(socket), local, receive_buffer })
     }
 
@@ -169,19 +186,13 @@ mod tests {
     use crate::net::batch::Batch;
     use crate::net::testing::{SOON, in_namespace};
 
-    fn settings() -> Settings {
-        Settings {
-            address: Ipv6Addr::LOCALHOST,
-            port: 0,
-            receive_buffer: 64 << 10,
-            shared: false,
-            multicast_loop: false,
-        }
+    fn config() -> Config {
+        Config { address: Ipv6Addr::LOCALHOST, port: 0, receive_buffer: 64 << 10, shared: false, multicast_loop: false }
     }
 
     #[test]
     fn answers_come_from_the_nack_port() {
-        let socket = NackSocket::open(&settings()).expect("loopback");
+        let socket = NackSocket::open(&config()).expect("loopback");
         let room = socket.receive_buffer();
         assert_eq!((room.asked, room.got), (64 << 10, 64 << 10));
         let listener = UdpSocket::bind("[::1]:0").expect("loopback");
@@ -216,7 +227,7 @@ mod tests {
 
     #[test]
     fn nobody_gets_the_port_afterwards() {
-        let socket = NackSocket::open(&settings()).expect("loopback");
+        let socket = NackSocket::open(&config()).expect("loopback");
         let port = socket.local_addr().port();
         for address in [Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED] {
             let error = sharing(address, port).expect_err("taken");
@@ -233,13 +244,13 @@ mod tests {
     fn a_listener_that_was_there_first_leaves_us_our_nacks() {
         let listener = sharing(Ipv6Addr::UNSPECIFIED, 0).expect("a free port");
         let port = listener.local_addr().expect("bound").as_socket().expect("IPv6").port();
-        let socket = NackSocket::open(&Settings { port, ..settings() }).expect("the port is shared");
+        let socket = NackSocket::open(&Config { port, ..config() }).expect("the port is shared");
         assert!(gets_its_nacks(&socket, &listener));
     }
 
     #[test]
     fn a_shared_port_can_be_had_afterwards() {
-        let socket = NackSocket::open(&Settings { shared: true, ..settings() }).expect("loopback");
+        let socket = NackSocket::open(&Config { shared: true, ..config() }).expect("loopback");
         let listener = sharing(Ipv6Addr::UNSPECIFIED, socket.local_addr().port()).expect("the port is shared");
         assert!(gets_its_nacks(&socket, &listener));
     }
@@ -247,8 +258,8 @@ mod tests {
     #[test]
     fn a_full_send_buffer_is_told_at_once() {
         in_namespace("a_full_send_buffer_is_told_at_once", |_| {
-            let socket = NackSocket::open(&Settings { address: address("fd01::1"), port: 9300, ..settings() })
-                .expect("this host's");
+            let socket =
+                NackSocket::open(&Config { address: address("fd01::1"), port: 9300, ..config() }).expect("this host's");
             // The kernel keeps some 200 KiB for each neighbour that it has not resolved.
             let send = |number: u16| {
                 let nobody = Ipv6Addr::new(0xfd01, 0, 0, 0, 0xdead, 0, 0, number);
@@ -272,13 +283,13 @@ mod tests {
 
     #[test]
     fn an_address_of_another_host_is_named() {
-        let foreign = Settings { address: "2001:db8::dead".parse().expect("an address"), port: 9300, ..settings() };
+        let foreign = Config { address: "2001:db8::dead".parse().expect("an address"), port: 9300, ..config() };
         let error = NackSocket::open(&foreign).expect_err("not this host's").to_string();
         assert!(error.starts_with("cannot bind the NACK socket to [2001:db8::dead]:9300: "), "{error}");
         // A program that does not share the port.
         let taken = UdpSocket::bind("[::1]:0").expect("loopback");
         let port = taken.local_addr().expect("bound").port();
-        let error = NackSocket::open(&Settings { port, ..settings() }).expect_err("taken");
+        let error = NackSocket::open(&Config { port, ..config() }).expect_err("taken");
         assert!(matches!(error, OpenError::Bind { .. }), "{error}");
     }
 }

@@ -14,15 +14,17 @@ use retry_common::key::FrameKey;
 use retry_common::wire::answer::{AckFlags, Answer};
 
 use crate::counters::UserCounters;
+use crate::fabric::{self, Fabric};
 use crate::framelog::{Log, Record};
 use crate::net::multicast::Egress;
 use crate::net::nack_socket::NackSocket;
 use crate::net::neighbours::{Gate, Release};
 use crate::recovery::Job;
+use crate::settings::Settings;
 
 /// Where multicast repairs go.
 #[derive(Clone, Debug)]
-pub struct Route {
+pub struct Config {
     /// First two bytes of group addresses.
     pub group_prefix: u16,
     /// Group id.
@@ -31,6 +33,25 @@ pub struct Route {
     pub egress: Vec<Egress>,
     /// Lengths of frames that are lost on their way, although the system takes them: they are not sent.
     pub lost: Range<usize>,
+}
+
+impl Config {
+    /// As the settings ask, on these interfaces.
+    #[must_use]
+    pub fn from(settings: &Settings, fabric: &Fabric) -> Self {
+        let egress = |egress: &fabric::Egress| Egress {
+            interface: egress.interface.index,
+            source: egress.source,
+            port: settings.egress.port,
+            hop_limit: settings.egress.hop_limit,
+        };
+        Self {
+            group_prefix: settings.ingress.group_prefix,
+            group_id: settings.ingress.group_id,
+            egress: fabric.egress.iter().map(egress).collect(),
+            lost: fabric.lost_lengths(),
+        }
+    }
 }
 
 /// What waits until its listener's neighbour is resolved.
@@ -58,9 +79,9 @@ pub type OnMulticast = Box<dyn Fn(&FrameKey) + Send + Sync>;
 
 /// Sends from the NACK socket.
 pub struct Sender {
+    config: ArcSwap<Config>,
     socket: Arc<NackSocket>,
     gate: Arc<Gate<Held>>,
-    route: ArcSwap<Route>,
     log: Log,
     counters: Arc<UserCounters>,
     on_multicast: Option<OnMulticast>,
@@ -69,14 +90,14 @@ pub struct Sender {
 impl Sender {
     /// A sender of the frames of `log`.
     pub fn new(
+        config: Config,
         socket: Arc<NackSocket>,
         gate: Arc<Gate<Held>>,
-        route: Route,
         log: Log,
         counters: Arc<UserCounters>,
         on_multicast: Option<OnMulticast>,
     ) -> Self {
-        Self { socket, gate, route: ArcSwap::from_pointee(route), log, counters, on_multicast }
+        Self { config: ArcSwap::from_pointee(config), socket, gate, log, counters, on_multicast }
     }
 
     /// As [`NackSocket::limit_packets`].
@@ -88,8 +109,8 @@ impl Sender {
     }
 
     /// Multicast repairs go there from now on.
-    pub fn set_route(&self, route: Route) {
-        self.route.store(Arc::new(route));
+    pub fn redirect(&self, config: Config) {
+        self.config.store(Arc::new(config));
     }
 
     /// The log whose frames it sends.
@@ -184,13 +205,13 @@ impl Sender {
 
     /// True when the frame left by every egress interface.
     fn multicast(&self, record: &Record, frame: &[u8]) -> bool {
-        let route = self.route.load();
+        let config = self.config.load();
         if self.is_lost(frame) {
             return false;
         }
-        let group = Ipv6Addr::from(group::address(route.group_prefix, route.group_id, record.header().group));
+        let group = Ipv6Addr::from(group::address(config.group_prefix, config.group_id, record.header().group));
         let mut left = true;
-        for egress in &route.egress {
+        for egress in &config.egress {
             if let Err(error) = self.socket.send_multicast(egress, group, frame) {
                 tracing::trace!(%error, interface = egress.interface, "a multicast repair did not leave");
                 self.counters.one(Counter::RetransmitErrors);
@@ -214,7 +235,7 @@ impl Sender {
 
     /// True, and counted, when a frame would be lost on its way.
     fn is_lost(&self, frame: &[u8]) -> bool {
-        let is_lost = self.route.load().lost.contains(&frame.len());
+        let is_lost = self.config.load().lost.contains(&frame.len());
         if is_lost {
             self.counters.one(Counter::RetransmitErrors);
         }

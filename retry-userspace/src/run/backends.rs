@@ -6,7 +6,6 @@ use std::sync::mpsc::Sender as Replies;
 use std::time::Duration;
 
 use retry_common::key::FrameKey;
-use retry_common::limits::TokenBucket;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
@@ -14,9 +13,7 @@ use crate::beacon::registry::SharedRegistry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
 use crate::dedup;
-use crate::engine::GroupLimit;
 use crate::framelog::Log;
-use crate::limits::GroupTable;
 use crate::nack::pending::Reply;
 use crate::recovery::{self, BoxFuture, Claims, NoClaims, Recovery};
 use crate::settings::{Backend, Settings};
@@ -98,11 +95,5 @@ impl Claims for StoreClaims {
 
     fn release<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, ()> {
         Box::pin(self.0.release_recovery(key))
-    }
-}
-
-impl GroupLimit for GroupTable {
-    fn take_group(&self, source: [u8; 16], group: u16, bucket: &TokenBucket, now_ns: u64) -> bool {
-        self.take(source, group, bucket, now_ns)
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::state::State;
-use super::translate::{beacon_settings, route};
+use super::translate::beacon_settings;
 use crate::beacon::BeaconSender;
 use crate::datapath::{Attachments, Datapath, DatapathError, Interfaces, Mode};
 use crate::fabric::{Fabric, Names};
@@ -19,6 +19,7 @@ use crate::interfaces::plan::{Plan, Seen, Wanted, plan};
 use crate::interfaces::watch::{Change, Watch};
 use crate::nack::Server;
 use crate::net::interface::{Interface, own_addresses};
+use crate::repair;
 use crate::settings::{Settings, XdpMode};
 
 /// Between two attempts at what the kernel refused.
@@ -234,7 +235,7 @@ impl Follower {
 
     /// Sockets go by these interfaces from now on.
     fn take_over(&mut self, fabric: Fabric) {
-        self.server.sender.set_route(route(&self.settings, &fabric));
+        self.server.sender.redirect(repair::Config::from(&self.settings, &fabric));
         if let Err(error) = self.server.sender.limit_packets(fabric.packet_limit()) {
             tracing::warn!(%error, "packets longer than a veth peer's MTU are lost");
         }

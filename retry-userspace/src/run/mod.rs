@@ -21,8 +21,6 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use retry_common::decide::Policy;
-
 use tokio::runtime::Handle;
 use tokio::signal::unix::Signal;
 use tokio::sync::Notify;
@@ -35,7 +33,7 @@ use crate::beacon::registry::SharedRegistry;
 use crate::counters::UserCounters;
 use crate::datapath::{Events, KernelFill, LogLines, kernel_settings};
 use crate::dedup;
-use crate::engine::{Engine, GroupLimit, Rules};
+use crate::engine::{self, Engine, GroupLimit};
 use crate::fabric::{Fabric, Names};
 use crate::framelog;
 use crate::ingress::beacon_listener::BeaconListener;
@@ -43,11 +41,11 @@ use crate::ingress::fill::{Fill, OnStored};
 use crate::ingress::subscription::Subscription;
 use crate::ingress::tee::TeeSocket;
 use crate::metrics::Source;
-use crate::nack::Server;
 use crate::nack::pending::{Backends, Pending, Reply};
+use crate::nack::{self, Server};
 use crate::net::nack_socket::{self, NackSocket};
 use crate::net::neighbours::Gate;
-use crate::repair::{Held, OnMulticast, Sender};
+use crate::repair::{self, Held, OnMulticast, Sender};
 use crate::settings::Settings;
 use crate::telemetry::otlp::Exporter;
 use crate::telemetry::trace::NackTracer;
@@ -59,11 +57,8 @@ use follow::{Deliveries, Follower, Tries};
 use kernel::Kernel;
 use management::Management;
 use state::State;
-use translate::{beacon_settings, fill_rules, groups, route};
+use translate::{beacon_settings, fill_rules, groups};
 use workers::Workers;
-
-/// Receive buffer of the NACK socket, bytes: 40,000 NACKs.
-const NACK_BUFFER: usize = 4 << 20;
 
 /// How long the threads of the data path may take to end.
 const WORKERS_END: Duration = Duration::from_secs(2);
@@ -104,13 +99,7 @@ async fn run_seen(
     let cancel = CancellationToken::new();
     // However this ends, the tasks end with it.
     let _cancel = cancel.clone().drop_guard();
-    let socket = Arc::new(NackSocket::open(&nack_socket::Settings {
-        address: fabric.nack_addr,
-        port: settings.nack.port,
-        receive_buffer: NACK_BUFFER,
-        shared: settings.nack.port_shared,
-        multicast_loop: settings.egress.multicast_loop,
-    })?);
+    let socket = Arc::new(NackSocket::open(&nack_socket::Config::from(settings, fabric.nack_addr))?);
     let gate = Arc::new(Gate::new().map_err(nack_socket::OpenError::Setup)?);
     let (data_sources, wanted) = std::sync::mpsc::channel();
     let control = subscriptions::control(settings, &counters);
@@ -170,31 +159,26 @@ async fn run_seen(
     let announcer = store.clone().filter(|_| dedup.announces());
     let server = Arc::new(Server {
         engine: Engine::new(
-            Rules {
-                policy: Policy::new(abi.flags),
-                limits: abi.limits,
-                hold_down: abi.hold_down,
-                limit_entries: settings.limits.table_entries,
-                hash_seed,
-            },
+            engine::Config::from(settings, &abi),
             log.clone(),
             Arc::clone(&counters),
             kernel.groups.map(|groups| -> Box<dyn GroupLimit> { Box::new(groups) }),
         )
         .map_err(|source| StartError::Limits { entries: settings.limits.table_entries, source })?,
         sender: Sender::new(
+            repair::Config::from(settings, &fabric),
             Arc::clone(&socket),
             Arc::clone(&gate),
-            route(settings, &fabric),
             log.clone(),
             Arc::clone(&counters),
             announcer.map(|store| -> OnMulticast { Box::new(move |key| store.announce(*key)) }),
         ),
         pending: Pending::new(
+            nack::Config::from(settings),
             Handle::current(),
             Arc::clone(&fill),
             replies,
-            Backends { store: store.clone(), strict: dedup.is_strict(), announces: dedup.announces(), recovery },
+            Backends { store: store.clone(), recovery },
         ),
         tracer,
         counters,

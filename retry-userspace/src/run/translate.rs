@@ -10,8 +10,6 @@ use crate::beacon;
 use crate::fabric::Fabric;
 use crate::framelog::lives_ms;
 use crate::ingress::fill::FillRules;
-use crate::net::multicast;
-use crate::repair::Route;
 use crate::settings::Settings;
 
 /// Every group that the settings imply.
@@ -41,25 +39,6 @@ pub(super) fn ingress_workers(asked: usize, groups: usize, cpus: usize) -> usize
         asked => asked,
     };
     wanted.clamp(1, groups.max(1))
-}
-
-/// Where multicast repairs go.
-pub(super) fn route(settings: &Settings, fabric: &Fabric) -> Route {
-    Route {
-        group_prefix: settings.ingress.group_prefix,
-        group_id: settings.ingress.group_id,
-        lost: fabric.lost_lengths(),
-        egress: fabric
-            .egress
-            .iter()
-            .map(|egress| multicast::Egress {
-                interface: egress.interface.index,
-                source: egress.source,
-                port: settings.egress.port,
-                hop_limit: settings.egress.hop_limit,
-            })
-            .collect(),
-    }
 }
 
 /// What the beacon says; `None` without an egress interface.

@@ -156,7 +156,7 @@ fn the_nack_socket_keeps_its_datagrams() {
     with_ear("the_nack_socket_keeps_its_datagrams", |pair, publisher, scene| {
         let address: Ipv6Addr = "fd02::1".parse().expect("an address");
         // Opened after the beacon listener, and before another one: the order does not matter.
-        let nacks = NackSocket::open(&nack_socket::Settings {
+        let nacks = NackSocket::open(&nack_socket::Config {
             address,
             port: BEACON_PORT,
             receive_buffer: 1 << 20,
