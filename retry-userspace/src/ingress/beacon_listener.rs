@@ -1,21 +1,27 @@
 //! The listener on the beacon groups: manifests are [`Control`]'s, ADVERTs are others' business.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use retry_common::counter::Counter;
-use retry_common::group;
+use retry_common::group::{self, SourceMode};
 use retry_common::wire::advert::Advert;
 use retry_common::wire::manifest::{Manifest, ManifestError};
 
+use super::joins::{Delivery, JoinError};
 use super::source_discovery::Control;
-use super::subscription::Subscription;
+use super::subscription::{GroupSet, Subscription};
+use crate::beacon::{self, BEACON_PORT};
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
+use crate::fabric::Fabric;
 use crate::net::batch::{Batch, LONGEST_DATAGRAM, Readiness};
+use crate::settings::Settings;
 
 /// Datagrams taken in one system call.
 const BATCH: usize = 32;
@@ -27,19 +33,62 @@ const MANIFEST: u8 = 0x40;
 /// Takes ADVERTs, and who sent them.
 pub type OnAdvert = Box<dyn Fn(&[u8], SocketAddrV6) + Send>;
 
+/// Where beacons and manifests are heard.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The beacon groups and, with sources named, that of subtree announcements.
+    pub groups: GroupSet,
+}
+
+impl Config {
+    /// As the settings ask, on these interfaces.
+    #[must_use]
+    pub fn from(settings: &Settings, fabric: &Fabric) -> Self {
+        let ingress = &settings.ingress;
+        let beacon_groups = |mode| beacon::groups(settings.beacon.scope, mode, ingress.group_id);
+        let any_source = beacon_groups(SourceMode::Asm);
+        let by_source = match ingress.source_mode {
+            SourceMode::Asm => Vec::new(),
+            SourceMode::Ssm => {
+                let announced = group::address(ingress.group_prefix, ingress.group_id, group::SUBTREE_GROUPS);
+                let mut groups: Vec<Ipv6Addr> =
+                    beacon_groups(SourceMode::Ssm).into_iter().filter(|group| !any_source.contains(group)).collect();
+                // Subtree announcements concern listeners; joined, they pass switches that snoop on this link.
+                groups.push(Ipv6Addr::from(announced));
+                groups
+            }
+        };
+        let (delivery, interface) = (Delivery::Single, fabric.ingress.index);
+        Self { groups: GroupSet { delivery, interface, port: BEACON_PORT, any_source, by_source } }
+    }
+}
+
 /// Hears beacons and manifests. It shares its port with the NACK socket, which keeps what is sent to its address: an exact address goes first.
 pub struct BeaconListener {
     /// Its sockets.
     pub subscription: Subscription,
-    /// Takes ADVERTs, and who sent them.
-    pub on_advert: OnAdvert,
+    on_advert: OnAdvert,
     /// Takes manifests.
-    pub control: Arc<Control>,
-    /// Counts.
-    pub counters: Arc<UserCounters>,
+    control: Arc<Control>,
+    counters: Arc<UserCounters>,
 }
 
 impl BeaconListener {
+    /// Joins the groups; those by source from the newest set out of `wanted`, so from none at first.
+    ///
+    /// # Errors
+    /// [`JoinError`]; none of the joins stays.
+    pub fn open(
+        config: Config,
+        wanted: Receiver<BTreeSet<Ipv6Addr>>,
+        on_advert: OnAdvert,
+        control: Arc<Control>,
+        counters: Arc<UserCounters>,
+    ) -> Result<Self, JoinError> {
+        let subscription = Subscription::open(config.groups, &BTreeSet::new(), wanted)?;
+        Ok(Self { subscription, on_advert, control, counters })
+    }
+
     /// Listens until `shutdown`.
     ///
     /// # Errors

@@ -8,16 +8,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use retry_common::abi::KERNEL_FRAME_MAX;
 use retry_common::counter::{Counter, Counters};
 use retry_common::group::Sharding;
 use retry_common::key::FrameKey;
-use retry_common::wire::frame::Frame;
+use retry_common::wire::frame::{Class, Frame};
 
 use super::subscription::Subscription;
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
-use crate::framelog::{Followed, LaneUse, NewFrame, Put, Removed, Writer};
+use crate::fabric::Fabric;
+use crate::framelog::{Followed, LaneUse, NewFrame, Put, Removed, Writer, lives_ms};
 use crate::net::batch::{Batch, LONGEST_DATAGRAM, Readiness};
+use crate::settings::Settings;
 
 /// Datagrams taken in one system call.
 const BATCH: usize = 64;
@@ -43,17 +46,32 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 /// What decides about a received frame.
 #[derive(Clone, Debug)]
-pub struct FillRules {
+pub struct Config {
     /// How frames map to groups.
     pub sharding: Sharding,
     /// Life of each class in milliseconds, in the order of `Class::ALL`.
-    pub life_ms: [u32; 5],
+    pub life_ms: [u32; Class::ALL.len()],
     /// The longest frame that the kernel sends; longer ones are the daemon's.
     pub kernel_max: usize,
     /// Sources and port of our own multicast repairs.
     pub own_sources: HashSet<Ipv6Addr>,
     /// Source port of our own multicast repairs.
     pub own_port: u16,
+}
+
+impl Config {
+    /// As the settings ask, on these interfaces.
+    #[must_use]
+    pub fn from(settings: &Settings, fabric: &Fabric) -> Self {
+        Self {
+            sharding: Sharding { shard: settings.ingress.shard_bits, beef: settings.ingress.beef.unwrap_or_default() },
+            life_ms: lives_ms(&settings.cache),
+            // Whether it fits the interfaces is asked when it leaves: their MTUs change.
+            kernel_max: KERNEL_FRAME_MAX,
+            own_sources: fabric.egress.iter().map(|egress| egress.source).collect(),
+            own_port: settings.nack.port,
+        }
+    }
 }
 
 /// How full the log is.
@@ -141,17 +159,20 @@ pub type OnStored = Box<dyn Fn(FrameKey, u32, &[u8]) + Send + Sync>;
 
 /// Receives frames and appends them.
 pub struct Fill {
-    /// The rules.
-    pub rules: FillRules,
+    config: Config,
     /// The log's only writer, shared with the parts that store what did not come by multicast.
     pub writer: Arc<Mutex<Writer>>,
     /// Counts.
     pub counters: Arc<UserCounters>,
-    /// Told of new frames.
-    pub on_stored: Option<OnStored>,
+    on_stored: Option<OnStored>,
 }
 
 impl Fill {
+    /// A fill of the log of `writer`; `on_stored` is told of new frames.
+    pub fn new(config: Config, writer: Writer, counters: Arc<UserCounters>, on_stored: Option<OnStored>) -> Self {
+        Self { config, writer: Arc::new(Mutex::new(writer)), counters, on_stored }
+    }
+
     /// Fills from the joined sockets until `shutdown`.
     ///
     /// # Errors
@@ -304,7 +325,7 @@ impl Fill {
     /// What came from the network, if it is to be stored; what is wrong with it is counted.
     fn admit<'a>(&self, bytes: &'a [u8], source: SocketAddrV6, tally: &mut Counters) -> Option<NewFrame<'a>> {
         count(tally, Counter::FramesReceived);
-        if source.port() == self.rules.own_port && self.rules.own_sources.contains(source.ip()) {
+        if source.port() == self.config.own_port && self.config.own_sources.contains(source.ip()) {
             count(tally, Counter::FrameOwnRepair);
             return None;
         }
@@ -364,7 +385,7 @@ impl Fill {
     ) -> Result<NewFrame<'a>, Refused> {
         let frame = Frame::parse(bytes).map_err(|_| Refused::Undecodable)?;
         let (Some(key), Some(class), Some(group)) =
-            (frame.head().cache_key(), frame.head().class(), frame.head().group_index(&self.rules.sharding))
+            (frame.head().cache_key(), frame.head().class(), frame.head().group_index(&self.config.sharding))
         else {
             return Err(Refused::Unnumbered);
         };
@@ -372,11 +393,11 @@ impl Fill {
             return Err(Refused::OtherKey);
         }
         // All other groups follow from what the frame is, by our own shard bits.
-        if frame.head().bundle.is_some() && !self.rules.sharding.has_shard(group) {
+        if frame.head().bundle.is_some() && !self.config.sharding.has_shard(group) {
             return Err(Refused::OtherGroup);
         }
-        let life_ms = life_ms.unwrap_or_else(|| class.of(&self.rules.life_ms));
-        let daemon_only = bytes.len() > self.rules.kernel_max;
+        let life_ms = life_ms.unwrap_or_else(|| class.of(&self.config.life_ms));
+        let daemon_only = bytes.len() > self.config.kernel_max;
         Ok(NewFrame { key, class, group, life_ms, daemon_only, bytes })
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use retry_common::counter::Counter;
+use retry_common::group::SourceMode;
 use retry_common::wire::manifest::Manifest;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use super::resolve::{self, Names};
 use super::sources::{Outcome, Sources, successor_advice};
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
-use crate::settings::{Host, Ssm};
+use crate::settings::{Host, Settings, Ssm};
 
 /// How often manifests are looked at for the end of their life, which they tell in seconds.
 const TICK: Duration = Duration::from_secs(1);
@@ -31,6 +32,17 @@ pub struct Config {
     pub shard_bits: u8,
     /// `-source-mode ssm`: without it manifests are only counted.
     pub is_ssm: bool,
+}
+
+impl From<&Settings> for Config {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            ssm: settings.ssm.clone(),
+            own: settings.ingress.bind_source,
+            shard_bits: settings.ingress.shard_bits.get(),
+            is_ssm: settings.ingress.source_mode == SourceMode::Ssm,
+        }
+    }
 }
 
 /// What is known of the sources. The beacon listener tells it manifests, on a thread of its own; [`Control::keep`] does the rest.

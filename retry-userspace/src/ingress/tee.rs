@@ -16,12 +16,28 @@ use super::joins::RECEIVE_BUFFER;
 use crate::clock::monotonic_ns;
 use crate::net::batch::LONGEST_DATAGRAM;
 use crate::net::options;
+use crate::settings::Settings;
 
 /// How long a shutdown may go unseen.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Datagrams after which the kernel is asked how many it dropped.
 const LOOK_FOR_LOSS: u64 = 4_096;
+
+/// Where the tee listens.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// `tee-listen`: a loopback address and port.
+    pub listen: SocketAddr,
+}
+
+impl Config {
+    /// As the settings ask; `None` without `-tee-listen`.
+    #[must_use]
+    pub fn from(settings: &Settings) -> Option<Self> {
+        settings.ingress.tee.map(|listen| Self { listen })
+    }
+}
 
 /// The tee socket could not be had.
 #[derive(Debug, Error)]
@@ -48,7 +64,8 @@ impl TeeSocket {
     ///
     /// # Errors
     /// [`TeeError`]: the address is another one, or another program has the port.
-    pub fn open(address: SocketAddr) -> Result<Self, TeeError> {
+    pub fn open(config: Config) -> Result<Self, TeeError> {
+        let address = config.listen;
         if !address.ip().is_loopback() {
             return Err(TeeError::NotLoopback(address));
         }
@@ -129,6 +146,10 @@ mod tests {
         text.parse().expect("an address")
     }
 
+    fn at(listen: &str) -> Config {
+        Config { listen: address(listen) }
+    }
+
     fn enveloped(source: &str, source_port: u16, datagram: &[u8]) -> Vec<u8> {
         let source = source.parse::<Ipv6Addr>().expect("an address").octets();
         let mut bytes = vec![0; ENVELOPE_LEN + datagram.len()];
@@ -137,7 +158,7 @@ mod tests {
     }
 
     fn with_tee(listen: &str, test: impl FnOnce(&Fill, &UdpSocket)) {
-        let socket = TeeSocket::open(address(listen)).expect("opened");
+        let socket = TeeSocket::open(at(listen)).expect("opened");
         let sender = UdpSocket::bind(SocketAddr::new(address(listen).ip(), 0)).expect("loopback");
         sender.connect(socket.0.local_addr().expect("bound")).expect("loopback");
         let (fill, stop) = (fill(), Arc::new(AtomicBool::new(false)));
@@ -180,7 +201,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_drops_is_counted() {
-        let socket = TeeSocket::open(address("[::1]:0")).expect("opened");
+        let socket = TeeSocket::open(at("[::1]:0")).expect("opened");
         options::set_receive_buffer(&socket.0, 4_096).expect("an option");
         let sender = UdpSocket::bind("[::1]:0").expect("loopback");
         for seq in 1..=200 {
@@ -201,12 +222,12 @@ mod tests {
     #[test]
     fn an_address_that_others_reach_is_refused() {
         for wrong in ["[::]:9002", "0.0.0.0:9002", "[fd00::1]:9002", "192.0.2.1:9002"] {
-            let error = TeeSocket::open(address(wrong)).expect_err("no loopback").to_string();
+            let error = TeeSocket::open(at(wrong)).expect_err("no loopback").to_string();
             assert_eq!(error, format!("-tee-listen {wrong}: a loopback address and port is accepted"));
         }
         let taken = UdpSocket::bind("[::1]:0").expect("loopback");
         let taken = taken.local_addr().map(|address| (address, taken)).expect("bound");
-        let error = TeeSocket::open(taken.0).expect_err("taken").to_string();
+        let error = TeeSocket::open(Config { listen: taken.0 }).expect_err("taken").to_string();
         assert!(error.starts_with(&format!("-tee-listen {}: ", taken.0)), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_server::proto::rr::{Name, RData, Record};
@@ -18,7 +18,7 @@ use retry_common::wire::manifest::{Groups, Manifest};
 use socket2::Socket;
 use tokio::runtime::Runtime;
 
-use super::fill::{Fill, FillRules};
+use super::fill::{self, Fill};
 use crate::counters::UserCounters;
 use crate::framelog::{self, Log, Pages, Sizes};
 use crate::net::batch::{Batch, Datagram};
@@ -141,18 +141,14 @@ pub(super) fn fill() -> Arc<Fill> {
 pub(super) fn fill_and_log() -> (Arc<Fill>, Log) {
     let pages = Arc::new(Pages::plain(Sizes::new(16 << 20, 16 << 20)).expect("memory"));
     let (writer, log) = framelog::open(pages, 1, 1 << 20);
-    let fill = Arc::new(Fill {
-        rules: FillRules {
-            sharding: Sharding { shard: ShardBits::new(2).expect("2 bits"), beef: BeefBits::default() },
-            life_ms: [60_000; 5],
-            kernel_max: 1_400,
-            own_sources: HashSet::from(["fd02::1".parse().expect("an address")]),
-            own_port: OWN_PORT,
-        },
-        writer: Arc::new(Mutex::new(writer)),
-        counters: Arc::new(UserCounters::default()),
-        on_stored: None,
-    });
+    let config = fill::Config {
+        sharding: Sharding { shard: ShardBits::new(2).expect("2 bits"), beef: BeefBits::default() },
+        life_ms: [60_000; 5],
+        kernel_max: 1_400,
+        own_sources: HashSet::from(["fd02::1".parse().expect("an address")]),
+        own_port: OWN_PORT,
+    };
+    let fill = Arc::new(Fill::new(config, writer, Arc::default(), None));
     (fill, log)
 }
 

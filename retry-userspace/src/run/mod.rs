@@ -37,9 +37,10 @@ use crate::engine::{self, Engine, GroupLimit};
 use crate::fabric::{Fabric, Names};
 use crate::framelog;
 use crate::ingress::beacon_listener::BeaconListener;
-use crate::ingress::fill::{Fill, OnStored};
-use crate::ingress::subscription::Subscription;
-use crate::ingress::tee::TeeSocket;
+use crate::ingress::fill::{self, Fill, OnStored};
+use crate::ingress::source_discovery::{self, Control};
+use crate::ingress::subscription::{Subscription, data_groups};
+use crate::ingress::tee::{self, TeeSocket};
 use crate::metrics::Source;
 use crate::nack::pending::{Backends, Pending, Reply};
 use crate::nack::{self, Server};
@@ -57,7 +58,7 @@ use follow::{Deliveries, Follower, Tries};
 use kernel::Kernel;
 use management::Management;
 use state::State;
-use translate::{beacon_settings, fill_rules, groups};
+use translate::beacon_settings;
 use workers::Workers;
 
 /// How long the threads of the data path may take to end.
@@ -102,26 +103,19 @@ async fn run_seen(
     let socket = Arc::new(NackSocket::open(&nack_socket::Config::from(settings, fabric.nack_addr))?);
     let gate = Arc::new(Gate::new().map_err(nack_socket::OpenError::Setup)?);
     let (data_sources, wanted) = std::sync::mpsc::channel();
-    let control = subscriptions::control(settings, &counters);
-    let joins = if settings.ingress.join {
-        subscriptions::data(settings, &fabric, &control, wanted, kernel.sources)?
-    } else {
-        Vec::new()
-    };
-    let tee = settings.ingress.tee.map(TeeSocket::open).transpose()?;
+    let control = Arc::new(Control::new(source_discovery::Config::from(settings), Arc::clone(&counters)));
+    let joins = subscriptions::data(settings, &fabric, &control, wanted, kernel.sources)?;
+    let tee = tee::Config::from(settings).map(TeeSocket::open).transpose()?;
 
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, Arc::clone(&counters)));
     let store = backends::store(settings, &counters, &log, &cancel)?;
     let (replies, answers) = std::sync::mpsc::channel();
     let recovery = backends::recovery(settings, &counters, store.as_ref(), &registry, replies.clone(), &cancel)?;
-    let fill = Arc::new(Fill {
-        rules: fill_rules(settings, &fabric),
-        writer: Arc::new(Mutex::new(writer)),
-        counters: Arc::clone(&counters),
-        on_stored: store.clone().map(|store| -> OnStored {
-            Box::new(move |key, life_ms, bytes| store.write(key, Duration::from_millis(life_ms.into()), bytes))
-        }),
+    let on_stored = store.clone().map(|store| -> OnStored {
+        Box::new(move |key, life_ms, bytes| store.write(key, Duration::from_millis(life_ms.into()), bytes))
     });
+    let fill = Fill::new(fill::Config::from(settings, &fabric), writer, Arc::clone(&counters), on_stored);
+    let fill = Arc::new(fill);
     see(&fill);
     let workers = Workers::default();
     let state = Arc::new(State {
@@ -377,7 +371,7 @@ async fn serve(
     tracing::info!(
         nack = %socket.local_addr(),
         ingress = %fabric.ingress.name,
-        groups = groups(settings).len(),
+        groups = data_groups(settings).len(),
         metrics = %settings.admin.metrics_addr,
         "serving"
     );

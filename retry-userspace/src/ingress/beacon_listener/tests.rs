@@ -6,8 +6,8 @@ use std::thread;
 use super::*;
 use crate::beacon::BEACON_PORT;
 use crate::ingress::joins::Delivery;
-use crate::ingress::source_discovery::Config;
-use crate::ingress::subscription::{GroupSet, Status};
+use crate::ingress::source_discovery;
+use crate::ingress::subscription::Status;
 use crate::ingress::testing::{self, Publisher, count, eventually, source};
 use crate::net::nack_socket::{self, NackSocket};
 use crate::net::testing::{Pair, SOON, in_namespace};
@@ -48,7 +48,7 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
             publishers: Vec::new(),
             refresh: Duration::from_secs(30),
         };
-        let config = Config { ssm, own: None, shard_bits: 2, is_ssm: true };
+        let config = source_discovery::Config { ssm, own: None, shard_bits: 2, is_ssm: true };
         let control = Arc::new(Control::new(config, Arc::clone(&counters)));
         let group_set = GroupSet {
             delivery: Delivery::Single,
@@ -58,18 +58,13 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
             by_source: vec![SSM, SUBTREES],
         };
         let (wanted, sets) = channel();
-        let subscription = Subscription::open(group_set, &BTreeSet::new(), sets).expect("joined");
         let adverts = Heard::default();
         let heard = Arc::clone(&adverts);
-        let scene = Scene {
-            control: Arc::clone(&control),
-            counters: Arc::clone(&counters),
-            adverts,
-            wanted,
-            status: subscription.status(),
-        };
         let on_advert: OnAdvert = Box::new(move |_, from| heard.lock().expect("no panic").push(from));
-        let beacons = BeaconListener { subscription, on_advert, control, counters };
+        let config = Config { groups: group_set };
+        let beacons = BeaconListener::open(config, sets, on_advert, Arc::clone(&control), Arc::clone(&counters));
+        let beacons = beacons.expect("joined");
+        let scene = Scene { control, counters, adverts, wanted, status: beacons.subscription.status() };
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let listener = thread::spawn(move || beacons.run(&stopped));

@@ -10,14 +10,10 @@ fn scene() -> (Fill, Log, Told) {
     let (writer, log) = framelog::open(pages, 1, 1 << 20);
     let told = Told::default();
     let telling = Arc::clone(&told);
-    let fill = Fill {
-        rules: fill().rules.clone(),
-        writer: Arc::new(Mutex::new(writer)),
-        counters: Arc::default(),
-        on_stored: Some(Box::new(move |key, life_ms, bytes| {
-            telling.lock().expect("no panic").push((key, life_ms, bytes.to_vec()));
-        })),
-    };
+    let on_stored: OnStored = Box::new(move |key, life_ms, bytes| {
+        telling.lock().expect("no panic").push((key, life_ms, bytes.to_vec()));
+    });
+    let fill = Fill::new(fill().config.clone(), writer, Arc::default(), Some(on_stored));
     (fill, log, told)
 }
 

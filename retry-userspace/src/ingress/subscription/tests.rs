@@ -101,7 +101,8 @@ struct Stored {
 /// come and go.
 fn stored_by(pair: &Pair, threads: usize) -> Stored {
     let (sender, wanted) = mpsc::channel();
-    let shares = Subscription::open_shares(merged(pair), threads, &set([1]), wanted, None).expect("joined");
+    let shares = Subscription::open_shares(Config { groups: merged(pair), shares: threads }, &set([1]), wanted, None)
+        .expect("joined");
     assert_eq!(shares.len(), threads);
     let (status, (fill, log)) = (shares[0].status(), fill_and_log());
     let stop = AtomicBool::new(false);
@@ -205,7 +206,8 @@ fn a_group_is_in_one_share() {
         let any_source = GroupSet { any_source: groups, by_source: Vec::new(), ..group_set(&pair) };
         for group_set in [by_source, any_source] {
             let (_sender, wanted) = mpsc::channel();
-            let shares = Subscription::open_shares(group_set, 3, &set([1]), wanted, None).expect("joined");
+            let shares = Subscription::open_shares(Config { groups: group_set, shares: 3 }, &set([1]), wanted, None)
+                .expect("joined");
             let publisher = Publisher::new(&pair, PORT);
             for index in 0..7 {
                 publisher.send(source(1), group(index), b"x");
@@ -219,7 +221,9 @@ fn a_group_is_in_one_share() {
         let few = |shares| {
             let (_sender, wanted) = mpsc::channel();
             let group_set = GroupSet { by_source: vec![group(0), group(1)], ..group_set(&pair) };
-            Subscription::open_shares(group_set, shares, &set([1]), wanted, None).expect("joined").len()
+            Subscription::open_shares(Config { groups: group_set, shares }, &set([1]), wanted, None)
+                .expect("joined")
+                .len()
         };
         assert_eq!([few(0), few(1), few(5)], [1, 1, 2]);
     });
@@ -307,7 +311,8 @@ fn everything_is_joined_anew() {
         add_sources(2);
         let (_sender, wanted) = mpsc::channel();
         let group_set = GroupSet { any_source: vec![group(64), group(65)], ..group_set(&pair) };
-        let mut all = Subscription::open_shares(group_set, 2, &set([1, 2]), wanted, None).expect("joined");
+        let mut all = Subscription::open_shares(Config { groups: group_set, shares: 2 }, &set([1, 2]), wanted, None)
+            .expect("joined");
         let rejoin = all[0].rejoin();
         assert_eq!(rejoin.groups(), (0..66).map(group).collect());
         assert!(rejoin.on(9_999).is_err(), "there is no such interface");
@@ -335,4 +340,20 @@ fn everything_is_joined_anew() {
         eventually("the link is up", || arrive(&all) == groups);
         assert_eq!(all[0].status().sources(), 2);
     });
+}
+
+#[test]
+fn a_second_receiving_thread_needs_groups_and_cpus() {
+    // A fabric of 16 shards has more groups than that: those of blocks too.
+    let cases = [((0, 16, 64), 1), ((0, 17, 7), 1), ((0, 17, 8), 2), ((0, 4_098, 96), 4), ((0, 0, 8), 1)];
+    for ((asked, groups, cpus), workers) in cases {
+        assert_eq!(shares(asked, groups, cpus), workers, "{groups} groups, {cpus} CPUs");
+    }
+}
+
+#[test]
+fn who_asks_for_threads_gets_them_while_there_are_groups() {
+    for ((asked, groups, cpus), workers) in [((1, 4_098, 96), 1), ((3, 5, 1), 3), ((64, 5, 2), 5)] {
+        assert_eq!(shares(asked, groups, cpus), workers, "{asked} asked for, {groups} groups, {cpus} CPUs");
+    }
 }
