@@ -13,8 +13,10 @@ use retry_common::group::{self, SourceMode};
 use retry_common::wire::advert::{self, ADVERT_LEN, Advert, BeaconScope};
 use socket2::Socket;
 
+use crate::fabric::Fabric;
 use crate::net::multicast::{self, Egress};
 use crate::net::options;
+use crate::settings::Settings;
 
 /// UDP port of the beacon groups. It is a fact of the fabric: `nack-port` is announced inside the ADVERT.
 pub const BEACON_PORT: u16 = 9300;
@@ -38,7 +40,7 @@ pub fn groups(scope: BeaconScope, mode: SourceMode, group_id: u16) -> Vec<Ipv6Ad
 
 /// What is announced, and how it leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct Config {
     /// `nack-addr`.
     pub nack_address: Ipv6Addr,
     /// `nack-port`.
@@ -51,6 +53,8 @@ pub struct Settings {
     pub interval: Duration,
     /// `beacon-scope`.
     pub scope: BeaconScope,
+    /// `source-mode`: with sources named, ADVERTs go to the source-specific groups too.
+    pub source_mode: SourceMode,
     /// `mc-group-id`.
     pub group_id: u16,
     /// `beacon-flags-multicast`: repairs go by multicast.
@@ -71,24 +75,50 @@ pub struct Settings {
     pub hop_limit: u8,
 }
 
-/// The ADVERT of these settings; `draining` announces a shutdown whatever the settings say.
+impl Config {
+    /// As the settings ask, on these interfaces; `None` with `-beacon-enabled=false`, or without an egress interface.
+    #[must_use]
+    pub fn from(settings: &Settings, fabric: &Fabric) -> Option<Self> {
+        let first = fabric.egress.first().filter(|_| settings.beacon.enabled)?;
+        Some(Self {
+            nack_address: fabric.nack_addr,
+            nack_port: settings.nack.port,
+            tier: settings.beacon.tier,
+            preference: settings.beacon.preference,
+            interval: settings.beacon.interval,
+            scope: settings.beacon.scope,
+            source_mode: settings.ingress.source_mode,
+            group_id: settings.ingress.group_id,
+            multicast: settings.repair.multicast,
+            unicast: settings.repair.unicast,
+            draining: settings.beacon.draining,
+            has_parent: settings.proxy.enabled,
+            instance: settings.telemetry.instance.clone(),
+            interface: first.interface.index,
+            source: first.source,
+            hop_limit: settings.egress.hop_limit,
+        })
+    }
+}
+
+/// The ADVERT of this configuration; `draining` announces a shutdown whatever that says.
 #[must_use]
-pub fn advert(settings: &Settings, draining: bool) -> [u8; ADVERT_LEN] {
+pub fn advert(config: &Config, draining: bool) -> [u8; ADVERT_LEN] {
     let flag = |on, bit| if on { bit } else { 0 };
     // A part of a second counts as a whole one: listeners must not forget us early.
-    let seconds = settings.interval.as_nanos().div_ceil(1_000_000_000);
+    let seconds = config.interval.as_nanos().div_ceil(1_000_000_000);
     Advert {
-        scope: settings.scope.byte(),
-        nack_addr: settings.nack_address.octets(),
-        nack_port: settings.nack_port,
-        tier: settings.tier,
-        preference: settings.preference,
+        scope: config.scope.byte(),
+        nack_addr: config.nack_address.octets(),
+        nack_port: config.nack_port,
+        tier: config.tier,
+        preference: config.preference,
         interval_s: u16::try_from(seconds).unwrap_or(u16::MAX),
-        flags: flag(settings.has_parent, advert::FLAG_HAS_PARENT)
-            | flag(settings.draining || draining, advert::FLAG_DRAINING)
-            | flag(settings.unicast, advert::FLAG_UNICAST)
-            | flag(settings.multicast, advert::FLAG_MULTICAST),
-        instance_id: advert::instance_id(&settings.instance),
+        flags: flag(config.has_parent, advert::FLAG_HAS_PARENT)
+            | flag(config.draining || draining, advert::FLAG_DRAINING)
+            | flag(config.unicast, advert::FLAG_UNICAST)
+            | flag(config.multicast, advert::FLAG_MULTICAST),
+        instance_id: advert::instance_id(&config.instance),
     }
     .to_bytes()
 }
@@ -96,7 +126,7 @@ pub fn advert(settings: &Settings, draining: bool) -> [u8; ADVERT_LEN] {
 /// Sends ADVERTs; when is up to the caller: at once at start, then every interval, and with `draining` before a shutdown.
 #[derive(Debug)]
 pub struct BeaconSender {
-    settings: Settings,
+    config: Config,
     /// Index of the interface that ADVERTs leave by, and their source: both may change.
     way: Mutex<(u32, Ipv6Addr)>,
     groups: Vec<Ipv6Addr>,
@@ -104,17 +134,26 @@ pub struct BeaconSender {
 }
 
 impl BeaconSender {
-    /// Opens the socket; its port is a free one, as in the field's program.
+    /// Opens the socket; its port is a free one, as in the field's program. ADVERTs go to the [`groups`] of its source mode.
     ///
     /// # Errors
     /// What the system returns.
-    pub fn open(settings: &Settings) -> io::Result<Self> {
+    pub fn open(config: Config) -> io::Result<Self> {
         let socket = options::udp_socket()?;
         // A listener on this host hears its own endpoint's ADVERTs.
         socket.set_multicast_loop_v6(true)?;
-        let groups = groups(settings.scope, SourceMode::Asm, settings.group_id);
-        let way = Mutex::new((settings.interface, settings.source));
-        Ok(Self { groups, settings: settings.clone(), way, socket })
+        let mode = config.source_mode;
+        let without = |scope: &&group::Scope| group::prefix(**scope, mode).is_none();
+        if let Some(scope) = config.scope.scopes().iter().find(without) {
+            tracing::warn!(
+                ?scope,
+                "-source-mode ssm: -beacon-scope has a scope without source-specific groups; there, ADVERTs go to the \
+                 any-source group alone"
+            );
+        }
+        let groups = groups(config.scope, mode, config.group_id);
+        let way = Mutex::new((config.interface, config.source));
+        Ok(Self { config, way, groups, socket })
     }
 
     /// ADVERTs leave by this interface and from this source from now on.
@@ -122,29 +161,14 @@ impl BeaconSender {
         *self.way.lock().unwrap_or_else(PoisonError::into_inner) = (interface, source);
     }
 
-    /// Sends to the [`groups`] of this source mode: any-source ones as opened, with `ssm` the source-specific ones too.
-    #[must_use]
-    pub fn in_mode(mut self, mode: SourceMode) -> Self {
-        self.groups = groups(self.settings.scope, mode, self.settings.group_id);
-        let without = |scope: &&group::Scope| group::prefix(**scope, mode).is_none();
-        if let Some(scope) = self.settings.scope.scopes().iter().find(without) {
-            tracing::warn!(
-                ?scope,
-                "-source-mode ssm: -beacon-scope has a scope without source-specific groups; there, ADVERTs go to the \
-                 any-source group alone"
-            );
-        }
-        self
-    }
-
     /// Sends one ADVERT to each group and returns how many left.
     ///
     /// # Errors
     /// Those of [`multicast::send`], when none left. Each group is tried; one that fails beside others that do not is logged.
     pub fn send(&self, draining: bool) -> io::Result<usize> {
-        let bytes = advert(&self.settings, draining);
+        let bytes = advert(&self.config, draining);
         let (interface, source) = *self.way.lock().unwrap_or_else(PoisonError::into_inner);
-        let egress = Egress { interface, source, port: BEACON_PORT, hop_limit: self.settings.hop_limit };
+        let egress = Egress { interface, source, port: BEACON_PORT, hop_limit: self.config.hop_limit };
         let mut sent = 0;
         let mut failed = None;
         for &group in &self.groups {

@@ -6,14 +6,15 @@ use crate::net::batch::Batch;
 use crate::net::interface::Interface;
 use crate::net::testing::{Pair, QUIET, SOON, in_namespace};
 
-fn settings(scope: BeaconScope) -> Settings {
-    Settings {
+fn config(scope: BeaconScope) -> Config {
+    Config {
         nack_address: "fd10::20".parse().expect("an address"),
         nack_port: 9300,
         tier: 0,
         preference: 128,
         interval: Duration::from_secs(3),
         scope,
+        source_mode: SourceMode::Asm,
         group_id: 0x000B,
         multicast: true,
         unicast: false,
@@ -38,19 +39,19 @@ fn the_advert_is_that_of_the_fields_program() {
     // The capture does not tell the instance's name.
     let mut expected = golden();
     expected[32..36].copy_from_slice(&advert::instance_id("NAME").to_be_bytes());
-    assert_eq!(advert(&settings(BeaconScope::Site), false)[..], expected);
+    assert_eq!(advert(&config(BeaconScope::Site), false)[..], expected);
 }
 
 #[test]
 fn each_setting_has_its_place() {
-    let read = |settings: &Settings, draining| Advert::parse(&advert(settings, draining)).expect("our own ADVERT");
-    let other = Settings {
+    let read = |config: &Config, draining| Advert::parse(&advert(config, draining)).expect("our own ADVERT");
+    let other = Config {
         nack_port: 9301,
         tier: 3,
         preference: 7,
         interval: Duration::from_millis(1_500),
         unicast: true,
-        ..settings(BeaconScope::All)
+        ..config(BeaconScope::All)
     };
     assert_eq!(
         read(&other, false),
@@ -65,23 +66,23 @@ fn each_setting_has_its_place() {
             instance_id: advert::instance_id("NAME"),
         }
     );
-    let flags = |change: fn(&mut Settings), draining| {
-        let mut settings = Settings { multicast: false, ..settings(BeaconScope::Site) };
-        change(&mut settings);
-        read(&settings, draining).flags
+    let flags = |change: fn(&mut Config), draining| {
+        let mut config = Config { multicast: false, ..config(BeaconScope::Site) };
+        change(&mut config);
+        read(&config, draining).flags
     };
     assert_eq!(flags(|_| {}, false), 0);
     assert_eq!(flags(|_| {}, true), 0x0004);
-    assert_eq!(flags(|settings| settings.draining = true, false), 0x0004);
-    assert_eq!(flags(|settings| settings.has_parent = true, false), 0x0002);
-    assert_eq!(flags(|settings| settings.unicast = true, false), 0x0008);
-    assert_eq!(flags(|settings| settings.multicast = true, false), 0x0010);
+    assert_eq!(flags(|config| config.draining = true, false), 0x0004);
+    assert_eq!(flags(|config| config.has_parent = true, false), 0x0002);
+    assert_eq!(flags(|config| config.unicast = true, false), 0x0008);
+    assert_eq!(flags(|config| config.multicast = true, false), 0x0010);
     let scopes =
         [(BeaconScope::Site, 0x05), (BeaconScope::Org, 0x08), (BeaconScope::Global, 0x0E), (BeaconScope::All, 0xFF)];
     for (scope, byte) in scopes {
-        assert_eq!(read(&settings(scope), false).scope, byte);
+        assert_eq!(read(&config(scope), false).scope, byte);
     }
-    let forever = Settings { interval: Duration::MAX, ..settings(BeaconScope::Site) };
+    let forever = Config { interval: Duration::MAX, ..config(BeaconScope::Site) };
     assert_eq!(read(&forever, false).interval_s, u16::MAX);
 }
 
@@ -128,21 +129,22 @@ fn every_group_hears_it_from_the_chosen_source() {
             (BeaconScope::Org, SourceMode::Ssm),
             (BeaconScope::All, SourceMode::Ssm),
         ] {
-            let settings = Settings {
+            let config = Config {
+                source_mode: mode,
                 interface: near.index,
                 source: "fd01::2".parse().expect("an address"),
                 hop_limit: 5,
-                ..settings(scope)
+                ..config(scope)
             };
             let expected = groups(scope, mode, 0x000B);
-            let sender = BeaconSender::open(&settings).expect("opened").in_mode(mode);
+            let sender = BeaconSender::open(config.clone()).expect("opened");
             for draining in [false, true] {
                 assert_eq!(sender.send(draining).expect("sent"), expected.len());
                 let mut destinations = Vec::new();
                 while destinations.len() < expected.len() && batch.recv(&socket, SOON).expect("received") > 0 {
                     for one in batch.datagrams() {
-                        assert_eq!(one.bytes, advert(&settings, draining));
-                        assert_eq!((*one.source.ip(), one.hop_limit), (settings.source, Some(5)));
+                        assert_eq!(one.bytes, advert(&config, draining));
+                        assert_eq!((*one.source.ip(), one.hop_limit), (config.source, Some(5)));
                         destinations.push(one.destination.expect("asked for"));
                     }
                 }
@@ -156,12 +158,12 @@ fn every_group_hears_it_from_the_chosen_source() {
 #[test]
 fn an_advert_that_cannot_leave_is_an_error() {
     let lo = Interface::by_name("lo").expect("every namespace has lo");
-    let settings = Settings {
+    let config = Config {
         interface: lo.index,
         source: "2001:db8::dead".parse().expect("an address"),
-        ..settings(BeaconScope::All)
+        ..config(BeaconScope::All)
     };
-    let sender = BeaconSender::open(&settings).expect("opened");
+    let sender = BeaconSender::open(config).expect("opened");
     let error = sender.send(false).expect_err("the source is not this host's");
     assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
 }

@@ -9,8 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::state::State;
-use super::translate::beacon_settings;
-use crate::beacon::BeaconSender;
+use crate::beacon::{self, BeaconSender};
 use crate::datapath::{Attachments, Datapath, DatapathError, Interfaces, Mode};
 use crate::fabric::{Fabric, Names};
 use crate::ingress::subscription::Rejoin;
@@ -239,8 +238,8 @@ impl Follower {
         if let Err(error) = self.server.sender.limit_packets(fabric.packet_limit()) {
             tracing::warn!(%error, "packets longer than a veth peer's MTU are lost");
         }
-        if let (Some(beacon), Some(settings)) = (&self.beacon, beacon_settings(&self.settings, &fabric)) {
-            beacon.leave_by(settings.interface, settings.source);
+        if let (Some(beacon), Some(config)) = (&self.beacon, beacon::Config::from(&self.settings, &fabric)) {
+            beacon.leave_by(config.interface, config.source);
         }
         tracing::info!(
             ingress = fabric.ingress.index,

@@ -10,7 +10,6 @@ mod state;
 mod subscriptions;
 #[cfg(test)]
 mod tests;
-mod translate;
 mod workers;
 
 use std::collections::BTreeSet;
@@ -28,8 +27,8 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, manage};
-use crate::beacon::BeaconSender;
 use crate::beacon::registry::SharedRegistry;
+use crate::beacon::{self, BeaconSender};
 use crate::counters::UserCounters;
 use crate::datapath::{Events, KernelFill, LogLines, kernel_settings};
 use crate::dedup;
@@ -58,7 +57,6 @@ use follow::{Deliveries, Follower, Tries};
 use kernel::Kernel;
 use management::Management;
 use state::State;
-use translate::beacon_settings;
 use workers::Workers;
 
 /// How long the threads of the data path may take to end.
@@ -270,14 +268,9 @@ async fn serve(
         ),
         None => None,
     };
-    let beacon = if settings.beacon.enabled {
-        beacon_settings(settings, fabric)
-            .map(|beacon| BeaconSender::open(&beacon).map_err(StartError::Beacon))
-            .transpose()?
-            .map(|beacon| Arc::new(beacon.in_mode(settings.ingress.source_mode)))
-    } else {
-        None
-    };
+    let beacon =
+        beacon::Config::from(settings, fabric).map(BeaconSender::open).transpose().map_err(StartError::Beacon)?;
+    let beacon = beacon.map(Arc::new);
 
     let follower = Follower {
         settings: settings.clone(),
