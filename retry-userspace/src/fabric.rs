@@ -6,6 +6,7 @@ use std::ops::Range;
 use retry_common::abi::KERNEL_FRAME_MAX;
 
 use crate::net::interface::{self, Interface, InterfaceError};
+use crate::settings::Settings;
 
 /// IPv6 and UDP headers.
 const HEADERS: u32 = 48;
@@ -21,6 +22,17 @@ pub struct Names {
     pub nack_addr: Option<Ipv6Addr>,
     /// `bind-source`.
     pub bind_source: Option<Ipv6Addr>,
+}
+
+impl From<&Settings> for Names {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            ingress: settings.ingress.mc_iface.clone(),
+            egress: settings.egress.ifaces.clone(),
+            nack_addr: settings.nack.addr,
+            bind_source: settings.ingress.bind_source,
+        }
+    }
 }
 
 /// One interface that multicast repairs leave by, and their source address there.
@@ -83,14 +95,11 @@ pub enum FabricError {
 
 impl Fabric {
     /// Looks everything up.
-    pub fn find(
-        ingress: &str,
-        egress: &[String],
-        nack_addr: Option<Ipv6Addr>,
-        bind_source: Option<Ipv6Addr>,
-    ) -> Result<Self, FabricError> {
-        let names = Names { ingress: ingress.to_owned(), egress: egress.to_vec(), nack_addr, bind_source };
-        Self::among(&interface::list()?, &names)
+    ///
+    /// # Errors
+    /// As [`Fabric::among`], and [`FabricError::List`].
+    pub fn find(names: &Names) -> Result<Self, FabricError> {
+        Self::among(&interface::list()?, names)
     }
 
     /// Looks everything up among the interfaces of this host.

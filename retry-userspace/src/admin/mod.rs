@@ -1,5 +1,6 @@
 //! HTTP on `-metrics-addr`: metrics, health, readiness, log level. Reads, and decides nothing.
 
+mod listener;
 pub mod manage;
 
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use serde_json::json;
 
 use crate::metrics::{Source, prometheus};
 use crate::telemetry::LogLevel;
+
+pub use listener::{Config, Listener};
 
 struct Admin {
     source: Arc<dyn Source>,

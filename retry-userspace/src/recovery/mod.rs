@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Retry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
-use crate::settings::Proxy;
+use crate::settings::{Proxy, Settings};
 use flight::{Answered, Flight};
 use jobs::Ticket;
 use members::Members;
@@ -50,6 +50,14 @@ pub use upstreams::UpstreamStatus;
 pub struct Config {
     /// The settings.
     pub proxy: Proxy,
+}
+
+impl Config {
+    /// As the settings ask; `None` without `-proxy-enabled`.
+    #[must_use]
+    pub fn from(settings: &Settings) -> Option<Self> {
+        settings.proxy.enabled.then(|| Self { proxy: settings.proxy.clone() })
+    }
 }
 
 /// A frame to recover.

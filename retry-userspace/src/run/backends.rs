@@ -12,11 +12,10 @@ use super::StartError;
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
-use crate::dedup;
 use crate::framelog::Log;
 use crate::nack::pending::Reply;
 use crate::recovery::{self, BoxFuture, Claims, NoClaims, Recovery};
-use crate::settings::{Backend, Settings};
+use crate::settings::Settings;
 use crate::store::{self, Store};
 
 /// The shared store, when there is a `-redis-addr`.
@@ -26,22 +25,12 @@ pub(super) fn store(
     log: &Log,
     cancel: &CancellationToken,
 ) -> Result<Option<Store>, StartError> {
-    if settings.redis.nodes.is_empty() {
+    let Some(config) = store::Config::from(settings) else {
         return Ok(None);
-    }
+    };
     let log = log.clone();
     let heard = move |key: FrameKey, age: Duration| {
         log.repaired_by_another(&key, monotonic_ns().saturating_sub(nanoseconds(age)));
-    };
-    let dedup = dedup::Config::from(settings);
-    let config = store::Config {
-        redis: settings.redis.clone(),
-        instance: settings.telemetry.instance.clone(),
-        keep_frames: settings.cache.backend == Backend::Redis,
-        announces: dedup.announces(),
-        dedup_window: dedup.window,
-        repeat_after: dedup.repeat_after,
-        recovery_window: settings.proxy.dedup_window,
     };
     Ok(Some(Store::start(config, Arc::clone(counters), heard, cancel.clone())?))
 }
@@ -55,9 +44,9 @@ pub(super) fn recovery(
     replies: Replies<Reply>,
     cancel: &CancellationToken,
 ) -> Result<Option<Recovery>, StartError> {
-    if !settings.proxy.enabled {
+    let Some(config) = recovery::Config::from(settings) else {
         return Ok(None);
-    }
+    };
     let claims: Arc<dyn Claims> = match store {
         Some(store) => Arc::new(StoreClaims(store.clone())),
         None => Arc::new(NoClaims),
@@ -70,7 +59,6 @@ pub(super) fn recovery(
         // One that drains is on its way out, and is asked for nothing new.
         registry.endpoints().iter().filter(|one| !one.is_draining()).map(|one| one.nack).collect()
     };
-    let config = recovery::Config { proxy: settings.proxy.clone() };
     let on_frame = move |recovered| {
         // At the end no thread takes replies any more.
         let _ = replies.send(Reply::Recovered(recovered));

@@ -47,7 +47,7 @@ use crate::net::nack_socket::{self, NackSocket};
 use crate::net::neighbours::Gate;
 use crate::repair::{self, Held, OnMulticast, Sender};
 use crate::settings::Settings;
-use crate::telemetry::otlp::Exporter;
+use crate::telemetry::otlp::{self, Exporter};
 use crate::telemetry::trace::NackTracer;
 use crate::telemetry::{self, LogLevel};
 
@@ -61,9 +61,6 @@ use workers::Workers;
 
 /// How long the threads of the data path may take to end.
 const WORKERS_END: Duration = Duration::from_secs(2);
-
-/// How long requests of the management API may go on after the end has begun.
-const REQUESTS_END: Duration = Duration::from_secs(2);
 
 /// Runs the daemon until `shutdown` completes.
 pub async fn run(
@@ -83,12 +80,7 @@ async fn run_seen(
 ) -> Result<(), StartError> {
     // Before anything else: a hang-up that is not watched for ends a process.
     let hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).map_err(StartError::Thread)?;
-    let fabric = Fabric::find(
-        &settings.ingress.mc_iface,
-        &settings.egress.ifaces,
-        settings.nack.addr,
-        settings.ingress.bind_source,
-    )?;
+    let fabric = Fabric::find(&Names::from(settings))?;
     let hash_seed: u64 = rand::random();
     let abi = kernel_settings(settings, &fabric, hash_seed);
     let kernel = Kernel::open(settings, &fabric, abi)?;
@@ -139,8 +131,9 @@ async fn run_seen(
         tee_sockets: usize::from(tee.is_some()),
         instance: settings.telemetry.instance.clone(),
     });
-    let exporter =
-        Exporter::start(&settings.telemetry.otlp, &settings.telemetry.instance, Arc::clone(&state) as Arc<dyn Source>)?;
+    let exporter = otlp::Config::from(settings)
+        .map(|config| Exporter::start(&config, Arc::clone(&state) as Arc<dyn Source>))
+        .transpose()?;
     let tracer = exporter
         .as_ref()
         .map(|exporter| NackTracer::new(exporter.tracer(), settings.telemetry.otlp.sampling))
@@ -257,15 +250,16 @@ async fn serve(
         management,
         cancel,
     } = parts;
-    let listener = tokio::net::TcpListener::bind(settings.admin.metrics_addr)
+    let metrics = admin::Config::from(settings);
+    let listener = admin::Listener::bind(metrics)
         .await
-        .map_err(|source| StartError::Admin { address: settings.admin.metrics_addr, source })?;
-    let managed = match settings.admin.addr {
-        Some(address) => Some(
-            tokio::net::TcpListener::bind(address)
-                .await
-                .map_err(|source| StartError::Management { address, source })?,
-        ),
+        .map_err(|source| StartError::Admin { address: metrics.address, source })?;
+    let managed = match manage::Config::from(settings) {
+        Some(config) => {
+            let address = config.address;
+            let bound = manage::Listener::bind(config).await;
+            Some(bound.map_err(|source| StartError::Management { address, source })?)
+        }
         None => None,
     };
     let beacon =
@@ -353,14 +347,9 @@ async fn serve(
     // The first look is over before the daemon says that it is ready.
     let follower = follower.look_once().await;
     tokio::spawn(follower.run(cancel.clone()));
-    let source: Arc<dyn Source> = Arc::clone(state) as Arc<dyn Source>;
-    let http = axum::serve(listener, admin::router(source, log_level.clone()));
-    let http = tokio::spawn(async move { http.await });
+    let http = listener.serve(Arc::clone(state) as Arc<dyn Source>, log_level.clone());
     let manage_until = CancellationToken::new();
-    let managed = managed.map(|listener| {
-        let router = manage::router(Arc::new(management), settings.admin.token.clone());
-        tokio::spawn(manage::serve(listener, router, manage_until.clone(), REQUESTS_END))
-    });
+    let managed = managed.map(|listener| listener.serve(Arc::new(management), manage_until.clone()));
     tracing::info!(
         nack = %socket.local_addr(),
         ingress = %fabric.ingress.name,

@@ -21,7 +21,8 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use crate::counters::UserCounters;
-use crate::settings::Redis;
+use crate::dedup;
+use crate::settings::{Backend, Redis, Settings};
 use announce::Announcer;
 use link::Link;
 use target::Target;
@@ -49,6 +50,26 @@ pub struct Config {
     pub repeat_after: Duration,
     /// `proxy-dedup-window`: life of the claim of a recovery.
     pub recovery_window: Duration,
+}
+
+impl Config {
+    /// As the settings ask; `None` without `-redis-addr`.
+    #[must_use]
+    pub fn from(settings: &Settings) -> Option<Self> {
+        if settings.redis.nodes.is_empty() {
+            return None;
+        }
+        let dedup = dedup::Config::from(settings);
+        Some(Self {
+            redis: settings.redis.clone(),
+            instance: settings.telemetry.instance.clone(),
+            keep_frames: settings.cache.backend == Backend::Redis,
+            announces: dedup.announces(),
+            dedup_window: dedup.window,
+            repeat_after: dedup.repeat_after,
+            recovery_window: settings.proxy.dedup_window,
+        })
+    }
 }
 
 /// Settings of the store that cannot stand.

@@ -20,10 +20,31 @@ use super::SERVICE;
 use super::watched::Watched;
 use crate::metrics::samples::{Kind, Sample, samples};
 use crate::metrics::{Host, Snapshot, Source};
-use crate::settings::Otlp;
+use crate::settings::Settings;
 
 /// Longest time of one export, and of the last ones at the end.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Where metrics and traces go, and how often.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `otlp-endpoint`: `host:port` or URL.
+    pub endpoint: String,
+    /// `otlp-interval`: time between exports.
+    pub interval: Duration,
+    /// `instance`: our name at the collector.
+    pub instance: String,
+}
+
+impl Config {
+    /// As the settings ask; `None` without `-otlp-endpoint`.
+    #[must_use]
+    pub fn from(settings: &Settings) -> Option<Self> {
+        let (otlp, instance) = (&settings.telemetry.otlp, &settings.telemetry.instance);
+        let endpoint = otlp.endpoint.clone()?;
+        Some(Self { endpoint, interval: otlp.interval, instance: instance.clone() })
+    }
+}
 
 /// Exporting could not be started.
 #[derive(Debug, Error)]
@@ -42,22 +63,19 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Starts exporting; `None` without `-otlp-endpoint`. To be called on a tokio runtime, which the connection lives on.
-    /// An `https://` endpoint is held against the certificate authorities of the system.
+    /// Starts exporting. To be called on a tokio runtime, which the connection lives on. An `https://` endpoint is held against the certificate authorities of the system.
     ///
     /// # Errors
     /// [`OtlpError`]: the library does not take the endpoint. A collector that is not there is no error: it is told of in
     /// the log, once.
-    pub fn start(settings: &Otlp, instance: &str, source: Arc<dyn Source>) -> Result<Option<Self>, OtlpError> {
-        let Some(endpoint) = &settings.endpoint else {
-            return Ok(None);
-        };
+    pub fn start(config: &Config, source: Arc<dyn Source>) -> Result<Self, OtlpError> {
+        let endpoint = &config.endpoint;
         let url = if endpoint.contains("://") { endpoint.clone() } else { format!("http://{endpoint}") };
         let fail = |source| OtlpError { endpoint: endpoint.clone(), source };
-        let resource = resource(instance);
+        let resource = resource(&config.instance);
         let exporter = reached(MetricExporter::builder().with_tonic(), &url).build().map_err(fail)?;
         let exporter = Watched::new(exporter, "metrics", endpoint);
-        let reader = PeriodicReader::builder(exporter).with_interval(settings.interval).build();
+        let reader = PeriodicReader::builder(exporter).with_interval(config.interval).build();
         let metrics = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(reader).build();
         instruments(&metrics, source);
         let spans = reached(SpanExporter::builder().with_tonic(), &url).build().map_err(fail)?;
@@ -67,7 +85,7 @@ impl Exporter {
             .with_sampler(Sampler::AlwaysOn)
             .with_batch_exporter(Watched::new(spans, "traces", endpoint))
             .build();
-        Ok(Some(Self { metrics, traces }))
+        Ok(Self { metrics, traces })
     }
 
     /// The tracer of NACKs.

@@ -12,8 +12,8 @@ use retry_common::key::FrameKey;
 use retry_common::wire::nack::Nack;
 use retry_userspace::metrics::samples::{Kind, samples};
 use retry_userspace::metrics::{Snapshot, Source, Upstream};
-use retry_userspace::settings::Otlp;
-use retry_userspace::telemetry::otlp::Exporter;
+use retry_userspace::settings::Settings;
+use retry_userspace::telemetry::otlp::{Config, Exporter};
 use retry_userspace::telemetry::trace::NackTracer;
 
 use crate::server::{Collector, INSTANCE, free_address, loopback, resource, series, text};
@@ -34,13 +34,13 @@ fn snapshot() -> Snapshot {
     snapshot
 }
 
-fn settings(address: SocketAddr) -> Otlp {
-    Otlp { endpoint: Some(format!("http://{address}")), interval: Duration::from_secs(1), sampling: 1.0 }
+fn config(endpoint: String) -> Config {
+    Config { endpoint, interval: Duration::from_secs(1), instance: INSTANCE.to_owned() }
 }
 
 fn exporter(address: SocketAddr) -> Exporter {
     let source = Arc::new(Fixed(snapshot()));
-    Exporter::start(&settings(address), INSTANCE, source).expect("the endpoint is accepted").expect("it is set")
+    Exporter::start(&config(format!("http://{address}")), source).expect("the endpoint is accepted")
 }
 
 async fn shut_down(exporter: Exporter) {
@@ -162,11 +162,17 @@ async fn one_that_never_comes_holds_the_end_up_for_seconds_at_most() {
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
 }
 
-#[tokio::test]
-async fn without_an_endpoint_nothing_is_exported() {
-    let none = Otlp { endpoint: None, interval: Duration::from_secs(30), sampling: 0.5 };
-    let exporter = Exporter::start(&none, INSTANCE, Arc::new(Fixed(snapshot()))).expect("nothing to refuse");
-    assert!(exporter.is_none());
+#[test]
+fn without_an_endpoint_nothing_is_exported() {
+    let config = |flags: &[&str]| {
+        let args = ["retry-endpoint"].iter().chain(flags).map(Into::into);
+        let settings = Settings::from_args_and_env(args, |_| None::<String>).expect("right settings");
+        Config::from(&settings)
+    };
+    assert!(config(&["-trace-sampling=0.5"]).is_none());
+    let some = config(&["-otlp-endpoint=[::1]:4317", "-otlp-interval=7s", "-instance=I"]).expect("it is set");
+    let expected = ("[::1]:4317", Duration::from_secs(7), "I");
+    assert_eq!((some.endpoint.as_str(), some.interval, some.instance.as_str()), expected);
 }
 
 /// Every snapshot has another number in it, in several places; every second one an upstream.
@@ -190,9 +196,8 @@ impl Source for Numbered {
 async fn every_export_shows_one_snapshot_and_each_another() {
     let collector = Collector::default();
     let address = collector.serve(loopback(0), None).await;
-    let settings = Otlp { endpoint: Some(address.to_string()), interval: Duration::from_secs(1), sampling: 0.0 };
-    let exporter = Exporter::start(&settings, INSTANCE, Arc::new(Numbered::default()));
-    let exporter = exporter.expect("the endpoint is accepted").expect("it is set");
+    let exporter = Exporter::start(&config(address.to_string()), Arc::new(Numbered::default()));
+    let exporter = exporter.expect("the endpoint is accepted");
     collector.wait_for_metrics(2).await;
     shut_down(exporter).await;
 

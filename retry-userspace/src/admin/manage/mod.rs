@@ -7,6 +7,7 @@ mod auth;
 mod backend;
 mod error;
 mod frames;
+mod listener;
 mod overview;
 mod serve;
 
@@ -26,6 +27,7 @@ pub use backend::{
     Backend, BackendError, BoxFuture, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
 };
 pub use frames::LONGEST_FRAME;
+pub use listener::{Config, Listener};
 pub use serve::serve;
 
 /// The backend, as every handler has it.
