@@ -14,7 +14,7 @@ use retry_common::counter::Counter;
 use crate::counters::UserCounters;
 use crate::datapath::KernelFill;
 use crate::net::bound;
-use crate::settings::FillMode;
+use crate::settings::{FillMode, Settings};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -45,8 +45,9 @@ pub(super) struct FillSwitch {
 }
 
 impl FillSwitch {
-    /// For frames that come to `port`; off until [`FillSwitch::review`].
-    pub(super) const fn new(kernel: KernelFill, mode: FillMode, port: u16) -> Self {
+    /// As the settings ask; off until [`FillSwitch::review`].
+    pub(super) const fn new(kernel: KernelFill, settings: &Settings) -> Self {
+        let (mode, port) = (settings.xdp.fill, settings.ingress.listen_port);
         Self { kernel, mode, port, on: None, told_unreadable: false }
     }
 

@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::build::Work;
 use super::state::State;
 use crate::beacon::{self, BeaconSender};
 use crate::datapath::{Attachments, Datapath, DatapathError, Interfaces, Mode};
 use crate::fabric::{Fabric, Names};
-use crate::ingress::subscription::Rejoin;
+use crate::ingress::subscription::{Rejoin, Subscription};
 use crate::interfaces::delivery::{Delivery, Judgement};
 use crate::interfaces::plan::{Plan, Seen, Wanted, plan};
 use crate::interfaces::watch::{Change, Watch};
@@ -31,30 +32,30 @@ const PROBES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 
 /// What follows.
 pub(super) struct Follower {
-    pub(super) settings: Settings,
-    pub(super) state: Arc<State>,
-    pub(super) server: Arc<Server>,
-    pub(super) beacon: Option<Arc<BeaconSender>>,
+    settings: Settings,
+    state: Arc<State>,
+    server: Arc<Server>,
+    beacon: Option<Arc<BeaconSender>>,
     /// The data groups and the beacon groups.
-    pub(super) data: Option<Rejoin>,
-    pub(super) beacons: Rejoin,
+    data: Option<Rejoin>,
+    beacons: Rejoin,
     /// What stands; `None` while it does not.
-    pub(super) stands: Option<Fabric>,
-    pub(super) names: Names,
+    stands: Option<Fabric>,
+    names: Names,
     /// Index of the interface that the sockets are joined on.
-    pub(super) joined_on: u32,
+    joined_on: u32,
     /// The kernel program goes by the interfaces that stand.
-    pub(super) adapted: bool,
+    adapted: bool,
     /// Addresses of this host that it knows.
-    pub(super) own: BTreeSet<Ipv6Addr>,
-    pub(super) announcements: u8,
-    pub(super) tries: Tries,
-    pub(super) delivery: Deliveries,
+    own: BTreeSet<Ipv6Addr>,
+    announcements: u8,
+    tries: Tries,
+    delivery: Deliveries,
 }
 
 /// What was tried last.
 #[derive(Default)]
-pub(super) struct Tries {
+struct Tries {
     attach: Option<Instant>,
     rejoin: Option<Instant>,
     /// Why not.
@@ -64,7 +65,7 @@ pub(super) struct Tries {
 
 /// Whether interfaces take what the kernel program redirects to them.
 #[derive(Default)]
-pub(super) struct Deliveries {
+struct Deliveries {
     counts: Delivery,
     /// The interfaces are as they were when they were last probed.
     probed: bool,
@@ -90,6 +91,37 @@ fn too_narrow(interface: &Interface) -> String {
 }
 
 impl Follower {
+    /// Of parts that stand on `fabric`, as it was found at the start.
+    pub(super) fn new(
+        settings: &Settings,
+        fabric: &Fabric,
+        state: &Arc<State>,
+        beacon: Option<&Arc<BeaconSender>>,
+        work: &Work,
+    ) -> Self {
+        Self {
+            settings: settings.clone(),
+            state: Arc::clone(state),
+            server: Arc::clone(&work.server),
+            beacon: beacon.cloned(),
+            data: work.joins.first().map(Subscription::rejoin),
+            beacons: work.beacons.subscription.rejoin(),
+            stands: Some(fabric.clone()),
+            names: Names {
+                ingress: fabric.ingress.name.clone(),
+                // It stays what it was at the start, also where the settings leave it to an interface.
+                nack_addr: Some(fabric.nack_addr),
+                ..Names::from(settings)
+            },
+            joined_on: fabric.ingress.index,
+            adapted: true,
+            own: BTreeSet::new(),
+            announcements: 0,
+            tries: Tries::default(),
+            delivery: Deliveries::default(),
+        }
+    }
+
     /// Follows until `cancel`.
     pub(super) async fn run(mut self, cancel: CancellationToken) {
         let mut told_blind = false;

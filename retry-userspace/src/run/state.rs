@@ -22,33 +22,11 @@ use crate::store::Store;
 /// Looks at a log that is locked, before what was last seen of it is shown.
 const LOOKS: usize = 64;
 
-/// The daemon's state, shared by threads and tasks.
-pub(super) struct State {
+/// The parts whose numbers are shown.
+pub(super) struct Observed {
     pub(super) counters: Arc<UserCounters>,
     pub(super) writer: Arc<Mutex<Writer>>,
-    /// How full the log was when it was last looked at.
-    pub(super) log_use: Mutex<LogUse>,
-    pub(super) datapath: Mutex<Option<Datapath>>,
-    /// What the kernel side had counted at its end.
-    pub(super) last_kernel: Mutex<Counters>,
-    /// What interfaces had been given at its end.
-    pub(super) last_delivered: Mutex<Vec<Delivered>>,
-    /// What was lost on the way to them.
-    pub(super) ledger: Mutex<Ledger>,
-    /// What does not keep the daemon from serving, but from serving well.
-    pub(super) warnings: Mutex<Vec<String>>,
-    /// The path that answers NACKs, and why it does.
-    pub(super) xdp: Mutex<(&'static str, String)>,
-    /// What keeps the daemon from serving.
-    pub(super) problems: Mutex<Vec<String>>,
-    /// Told when an ADVERT is to leave at once.
-    pub(super) announce: Notify,
-    pub(super) adverts_sent: AtomicU64,
     pub(super) workers_ready: Arc<AtomicUsize>,
-    pub(super) workers_total: AtomicUsize,
-    pub(super) draining: AtomicBool,
-    /// Told when the order to drain comes.
-    pub(super) drain_ordered: Notify,
     pub(super) recovery: Option<Recovery>,
     pub(super) store: Option<Store>,
     /// What the data groups hold: sources and sockets come and go.
@@ -57,11 +35,58 @@ pub(super) struct State {
     pub(super) instance: String,
 }
 
+/// The daemon's state, shared by threads and tasks.
+pub(super) struct State {
+    observed: Observed,
+    /// How full the log was when it was last looked at.
+    log_use: Mutex<LogUse>,
+    datapath: Mutex<Option<Datapath>>,
+    /// What the kernel side had counted at its end.
+    last_kernel: Mutex<Counters>,
+    /// What interfaces had been given at its end.
+    last_delivered: Mutex<Vec<Delivered>>,
+    /// What was lost on the way to them.
+    ledger: Mutex<Ledger>,
+    /// What does not keep the daemon from serving, but from serving well.
+    warnings: Mutex<Vec<String>>,
+    /// The path that answers NACKs, and why it does.
+    xdp: Mutex<(&'static str, String)>,
+    /// What keeps the daemon from serving.
+    problems: Mutex<Vec<String>>,
+    /// Told when an ADVERT is to leave at once.
+    pub(super) announce: Notify,
+    pub(super) adverts_sent: AtomicU64,
+    pub(super) workers_total: AtomicUsize,
+    draining: AtomicBool,
+    /// Told when the order to drain comes.
+    pub(super) drain_ordered: Notify,
+}
+
 fn upstream(status: UpstreamStatus) -> Upstream {
     Upstream { name: status.name, up: status.healthy, rtt: status.rtt }
 }
 
 impl State {
+    /// Of a daemon that is being built: the kernel side, if there is one, and what [`State::mode`] says.
+    pub(super) fn new(observed: Observed, datapath: Option<Datapath>, mode: &'static str, why: String) -> Self {
+        Self {
+            observed,
+            log_use: Mutex::default(),
+            datapath: Mutex::new(datapath),
+            last_kernel: Mutex::default(),
+            last_delivered: Mutex::default(),
+            ledger: Mutex::default(),
+            warnings: Mutex::default(),
+            xdp: Mutex::new((mode, why)),
+            problems: Mutex::default(),
+            announce: Notify::new(),
+            adverts_sent: AtomicU64::new(0),
+            workers_total: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            drain_ordered: Notify::new(),
+        }
+    }
+
     /// The kernel side, while there is one.
     pub(super) fn datapath(&self) -> MutexGuard<'_, Option<Datapath>> {
         self.datapath.lock().unwrap_or_else(PoisonError::into_inner)
@@ -178,7 +203,7 @@ impl State {
     /// How full the log is; as it was last seen, while the log is locked.
     fn log_use(&self) -> LogUse {
         for _ in 0..LOOKS {
-            let writer = match self.writer.try_lock() {
+            let writer = match self.observed.writer.try_lock() {
                 Ok(writer) => writer,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => {
@@ -222,7 +247,7 @@ impl Source for State {
         let (xdp_mode, xdp_reason) = self.mode();
         Snapshot {
             kernel,
-            user: self.counters.snapshot(),
+            user: self.observed.counters.snapshot(),
             frames,
             lanes,
             adverts_sent: self.adverts_sent.load(Ordering::Relaxed),
@@ -231,13 +256,14 @@ impl Source for State {
             warnings: self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             delivered: self.delivered(),
             problems: self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            workers_ready: self.workers_ready.load(Ordering::Relaxed),
+            workers_ready: self.observed.workers_ready.load(Ordering::Relaxed),
             workers_total: self.workers_total.load(Ordering::Relaxed),
-            store: self.store.as_ref().map(|store| {
+            store: self.observed.store.as_ref().map(|store| {
                 let status = store.status();
                 StoreUse { up: status.connected && !status.breaker_open, queued: status.queued }
             }),
             upstreams: self
+                .observed
                 .recovery
                 .as_ref()
                 .map(Recovery::upstreams)
@@ -245,9 +271,9 @@ impl Source for State {
                 .into_iter()
                 .map(upstream)
                 .collect(),
-            ssm_sources: self.joined.sources(),
-            ingress_sockets: self.joined.sockets() + self.tee_sockets,
-            host: Host::here(&self.instance),
+            ssm_sources: self.observed.joined.sources(),
+            ingress_sockets: self.observed.joined.sockets() + self.observed.tee_sockets,
+            host: Host::here(&self.observed.instance),
             draining: self.draining.load(Ordering::Relaxed),
         }
     }

@@ -3,10 +3,11 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::net::testing::{SOON, in_namespace};
+use crate::telemetry;
 
 const METRICS: &str = "[::1]:9400";
 const API: &str = "[::1]:9401";

@@ -1,0 +1,299 @@
+//! Opens all parts and connects them. Tasks of the parts may run from here on; of the data path no thread does.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender as Channel, channel};
+use std::time::Duration;
+
+use retry_common::abi;
+use retry_common::key::FrameKey;
+use tokio::runtime::Handle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::StartError;
+use super::kernel::Kernel;
+use super::management::Management;
+use super::state::{Observed, State};
+use super::workers::Workers;
+use crate::beacon::registry::SharedRegistry;
+use crate::clock::{monotonic_ns, nanoseconds};
+use crate::counters::UserCounters;
+use crate::datapath::{Events, KernelFill, KernelSources, LogLines, kernel_settings};
+use crate::dedup;
+use crate::engine::{self, Engine, GroupLimit};
+use crate::fabric::{Fabric, Names};
+use crate::framelog::{self, Log, Writer};
+use crate::ingress::beacon_listener::{self, BeaconListener};
+use crate::ingress::fill::{self, Fill, OnStored};
+use crate::ingress::joins::JoinError;
+use crate::ingress::source_discovery::{self, Control};
+use crate::ingress::subscription::{self, OnJoined, Subscription};
+use crate::ingress::tee::{self, TeeSocket};
+use crate::limits::GroupTable;
+use crate::metrics::Source;
+use crate::nack::pending::{Backends, Pending, Reply};
+use crate::nack::{self, Server};
+use crate::net::nack_socket::{self, NackSocket};
+use crate::net::neighbours::Gate;
+use crate::recovery::{self, BoxFuture, Claims, NoClaims, Recovery};
+use crate::repair::{self, Held, OnMulticast, Sender};
+use crate::settings::Settings;
+use crate::store::{self, Store};
+use crate::telemetry;
+use crate::telemetry::otlp::{self, Exporter};
+use crate::telemetry::trace::NackTracer;
+
+/// All parts.
+pub(super) struct Built {
+    pub(super) parts: Parts,
+    pub(super) kept: Kept,
+}
+
+/// What is handed on, to be started.
+pub(super) struct Parts {
+    pub(super) fabric: Fabric,
+    pub(super) state: Arc<State>,
+    pub(super) workers: Workers,
+    pub(super) work: Work,
+    pub(super) management: Management,
+    /// Ends the tasks.
+    pub(super) cancel: CancellationToken,
+}
+
+/// What the threads work on.
+pub(super) struct Work {
+    pub(super) server: Arc<Server>,
+    pub(super) socket: Arc<NackSocket>,
+    pub(super) gate: Arc<Gate<Held>>,
+    pub(super) fill: Arc<Fill>,
+    /// One for each thread that receives.
+    pub(super) joins: Vec<Subscription>,
+    pub(super) beacons: BeaconListener,
+    pub(super) tee: Option<TeeSocket>,
+    pub(super) kernel_fill: Option<KernelFill>,
+    pub(super) events: Option<Events>,
+    pub(super) log_lines: Option<LogLines>,
+    pub(super) replies: Receiver<Reply>,
+}
+
+/// What ends last, whatever has been started.
+pub(super) struct Kept {
+    pub(super) state: Arc<State>,
+    pub(super) exporter: Option<Exporter>,
+    /// However the daemon ends, the tasks end with it.
+    pub(super) _cancel: DropGuard,
+}
+
+/// Opens all parts in their order.
+pub(super) fn build(settings: &Settings) -> Result<Built, StartError> {
+    let fabric = Fabric::find(&Names::from(settings))?;
+    let hash_seed: u64 = rand::random();
+    let answers = kernel_settings(settings, &fabric, hash_seed);
+    let kernel = Kernel::open(settings, &fabric, answers)?;
+    let (writer, log) = framelog::open(kernel.pages, hash_seed, settings.cache.max_keys);
+    let (counters, cancel) = (Arc::<UserCounters>::default(), CancellationToken::new());
+    let _cancel = cancel.clone().drop_guard();
+    let common = Common { settings, fabric, log, counters, cancel };
+
+    let socket = nack_socket::Config::from(settings, common.fabric.nack_addr);
+    let socket = Arc::new(NackSocket::open(&socket)?);
+    let gate = Arc::new(Gate::new().map_err(nack_socket::OpenError::Setup)?);
+    let (data_sources, wanted) = channel();
+    let control = Arc::new(Control::new(source_discovery::Config::from(settings), common.counters()));
+    let joins = common.data_groups(&control, wanted, kernel.sources)?;
+    let tee = tee::Config::from(settings).map(TeeSocket::open).transpose()?;
+
+    let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, common.counters()));
+    let store = common.store()?;
+    let (reply, replies) = channel();
+    let recovery = common.recovery(store.as_ref(), &registry, reply.clone())?;
+    let fill = common.fill(writer, store.as_ref());
+    let workers = Workers::default();
+    let observed = Observed {
+        counters: common.counters(),
+        writer: Arc::clone(&fill.writer),
+        workers_ready: Arc::clone(&workers.ready),
+        recovery: recovery.clone(),
+        store: store.clone(),
+        joined: joins.first().map(Subscription::status).unwrap_or_default(),
+        tee_sockets: usize::from(tee.is_some()),
+        instance: settings.telemetry.instance.clone(),
+    };
+    let state = Arc::new(State::new(observed, kernel.datapath, kernel.mode, kernel.why));
+    let exporter = otlp::Config::from(settings)
+        .map(|config| Exporter::start(&config, Arc::clone(&state) as Arc<dyn Source>))
+        .transpose()?;
+    let beacons = common.beacon_groups(control, data_sources, &registry)?;
+    let server = Arc::new(Server {
+        engine: common.engine(&answers, kernel.groups)?,
+        sender: common.sender(&socket, &gate, store.as_ref()),
+        pending: Pending::new(
+            nack::Config::from(settings),
+            Handle::current(),
+            Arc::clone(&fill),
+            reply,
+            Backends { store: store.clone(), recovery },
+        ),
+        tracer: common.tracer(exporter.as_ref()),
+        counters: common.counters(),
+    });
+
+    telemetry::inventory::tell(settings, &common.fabric, kernel.mode);
+    let management = Management {
+        state: Arc::clone(&state),
+        fill: Arc::clone(&fill),
+        log: common.log.clone(),
+        store,
+        registry,
+        described: settings.describe().to_vec(),
+        instance: settings.telemetry.instance.clone(),
+    };
+    let (kernel_fill, events, log_lines) = (kernel.fill, kernel.events, kernel.log_lines);
+    let work = Work { server, socket, gate, fill, joins, beacons, tee, kernel_fill, events, log_lines, replies };
+    let Common { fabric, cancel, .. } = common;
+    let kept = Kept { state: Arc::clone(&state), exporter, _cancel };
+    Ok(Built { parts: Parts { fabric, state, workers, work, management, cancel }, kept })
+}
+
+/// What most parts are made with.
+struct Common<'a> {
+    settings: &'a Settings,
+    fabric: Fabric,
+    log: Log,
+    counters: Arc<UserCounters>,
+    cancel: CancellationToken,
+}
+
+impl Common<'_> {
+    fn counters(&self) -> Arc<UserCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// The data groups, a share for each receiving thread. Sources that are known by address are joined at once.
+    fn data_groups(
+        &self,
+        control: &Control,
+        wanted: Receiver<BTreeSet<Ipv6Addr>>,
+        kernel: Option<KernelSources>,
+    ) -> Result<Vec<Subscription>, JoinError> {
+        let Some(config) = subscription::Config::from(self.settings, &self.fabric) else {
+            return Ok(Vec::new());
+        };
+        let tell = kernel.map(|mut kernel| -> OnJoined {
+            Box::new(move |sources| {
+                if let Err(error) = kernel.set(sources) {
+                    tracing::error!(%error, "-fill: the kernel leaves frames of some sources to the daemon");
+                }
+            })
+        });
+        Subscription::open_shares(config, &control.wanted(), wanted, tell)
+    }
+
+    /// The beacon groups; from here on the task that finds sources tells both of them.
+    fn beacon_groups(
+        &self,
+        control: Arc<Control>,
+        data: Channel<BTreeSet<Ipv6Addr>>,
+        registry: &Arc<SharedRegistry>,
+    ) -> Result<BeaconListener, JoinError> {
+        let (beacons, wanted) = channel();
+        let registry = Arc::clone(registry);
+        let listener = BeaconListener::open(
+            beacon_listener::Config::from(self.settings, &self.fabric),
+            wanted,
+            Box::new(move |bytes, from| registry.hear(bytes, from)),
+            Arc::clone(&control),
+            self.counters(),
+        )?;
+        tokio::spawn(control.keep(data, beacons, self.cancel.clone()));
+        Ok(listener)
+    }
+
+    /// The shared store, when there is a `-redis-addr`.
+    fn store(&self) -> Result<Option<Store>, StartError> {
+        let Some(config) = store::Config::from(self.settings) else {
+            return Ok(None);
+        };
+        let log = self.log.clone();
+        let heard = move |key: FrameKey, age: Duration| {
+            log.repaired_by_another(&key, monotonic_ns().saturating_sub(nanoseconds(age)));
+        };
+        Ok(Some(Store::start(config, self.counters(), heard, self.cancel.clone())?))
+    }
+
+    /// Recovery from upstream, with `-proxy-enabled`.
+    fn recovery(
+        &self,
+        store: Option<&Store>,
+        registry: &Arc<SharedRegistry>,
+        reply: Channel<Reply>,
+    ) -> Result<Option<Recovery>, StartError> {
+        let Some(config) = recovery::Config::from(self.settings) else {
+            return Ok(None);
+        };
+        let claims: Arc<dyn Claims> = match store {
+            Some(store) => Arc::new(StoreClaims(store.clone())),
+            None => Arc::new(NoClaims),
+        };
+        let (registry, discovers) = (Arc::clone(registry), config.proxy.discover);
+        let discover = move || -> Vec<SocketAddrV6> {
+            if !discovers {
+                return Vec::new();
+            }
+            // One that drains is on its way out, and is asked for nothing new.
+            registry.endpoints().iter().filter(|one| !one.is_draining()).map(|one| one.nack).collect()
+        };
+        let on_frame = move |recovered| {
+            // At the end no thread takes replies any more.
+            let _ = reply.send(Reply::Recovered(recovered));
+        };
+        let (discover, on_frame) = (Arc::new(discover), Arc::new(on_frame));
+        Ok(Some(Recovery::start(config, self.counters(), claims, discover, on_frame, self.cancel.clone())?))
+    }
+
+    /// What fills the log, and tells the store of new frames.
+    fn fill(&self, writer: Writer, store: Option<&Store>) -> Arc<Fill> {
+        let config = fill::Config::from(self.settings, &self.fabric);
+        let on_stored = store.cloned().map(|store| -> OnStored {
+            Box::new(move |key, life_ms, bytes| store.write(key, Duration::from_millis(life_ms.into()), bytes))
+        });
+        Arc::new(Fill::new(config, writer, self.counters(), on_stored))
+    }
+
+    /// What decides by the same values as the kernel program.
+    fn engine(&self, answers: &abi::Settings, groups: Option<GroupTable>) -> Result<Engine, StartError> {
+        let config = engine::Config::from(self.settings, answers);
+        let groups = groups.map(|groups| -> Box<dyn GroupLimit> { Box::new(groups) });
+        Engine::new(config, self.log.clone(), self.counters(), groups)
+            .map_err(|source| StartError::Limits { entries: config.limit_entries, source })
+    }
+
+    /// What sends, and tells other instances of multicast repairs where they are told afterwards.
+    fn sender(&self, socket: &Arc<NackSocket>, gate: &Arc<Gate<Held>>, store: Option<&Store>) -> Sender {
+        let config = repair::Config::from(self.settings, &self.fabric);
+        let announcer = store.cloned().filter(|_| dedup::Config::from(self.settings).announces());
+        let on_multicast = announcer.map(|store| -> OnMulticast { Box::new(move |key| store.announce(*key)) });
+        let (socket, gate) = (Arc::clone(socket), Arc::clone(gate));
+        Sender::new(config, socket, gate, self.log.clone(), self.counters(), on_multicast)
+    }
+
+    fn tracer(&self, exporter: Option<&Exporter>) -> NackTracer {
+        exporter
+            .map(|exporter| NackTracer::new(exporter.tracer(), self.settings.telemetry.otlp.sampling))
+            .unwrap_or_default()
+    }
+}
+
+/// Claims of recoveries in the shared store.
+struct StoreClaims(Store);
+
+impl Claims for StoreClaims {
+    fn claim<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, bool> {
+        Box::pin(async { self.0.claim_recovery(key).await.unwrap_or(true) })
+    }
+
+    fn release<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, ()> {
+        Box::pin(self.0.release_recovery(key))
+    }
+}

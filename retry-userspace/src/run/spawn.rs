@@ -1,0 +1,144 @@
+//! Starts the threads and tasks of the parts, and says that the daemon serves.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::StartError;
+use super::build::{Parts, Work};
+use super::fill_switch::{self, FillSwitch, NackPortWatch};
+use super::follow::Follower;
+use super::state::State;
+use super::workers::Workers;
+use crate::admin::{self, manage};
+use crate::beacon::{self, BeaconSender};
+use crate::ingress::subscription::data_groups;
+use crate::metrics::Source;
+use crate::nack;
+use crate::settings::Settings;
+use crate::telemetry::LogLevel;
+
+/// Between two looks for log lines of the kernel program.
+const LOG_LINES_PAUSE: Duration = Duration::from_millis(100);
+
+/// What runs.
+pub(super) struct Running {
+    pub(super) state: Arc<State>,
+    pub(super) workers: Workers,
+    pub(super) beacon: Option<Arc<BeaconSender>>,
+    /// Serves the metrics.
+    pub(super) metrics: JoinHandle<io::Result<()>>,
+    /// Serves the management API.
+    pub(super) management: Option<JoinHandle<io::Result<()>>>,
+    /// Ends the management API.
+    pub(super) manage_until: CancellationToken,
+    /// Ends the other tasks.
+    pub(super) cancel: CancellationToken,
+}
+
+/// Starts everything. The addresses of HTTP are bound first: what they refuse ends the start before a thread runs.
+pub(super) async fn spawn(settings: &Settings, log_level: &LogLevel, parts: Parts) -> Result<Running, StartError> {
+    let Parts { fabric, state, mut workers, work, management, cancel } = parts;
+    let metrics = bind_metrics(settings).await?;
+    let managed = bind_management(settings).await?;
+    let beacon = beacon::Config::from(settings, &fabric).map(BeaconSender::open).transpose();
+    let beacon = beacon.map_err(StartError::Beacon)?.map(Arc::new);
+    let follower = Follower::new(settings, &fabric, &state, beacon.as_ref(), &work);
+    let nack = work.socket.local_addr();
+    start_workers(settings, &state, &mut workers, work)?;
+
+    // Before `/readyz` says ready: without a lease the kernel passes NACKs on.
+    state.renew_lease(settings.xdp.lease);
+    // The first look is over before the daemon says that it is ready.
+    let follower = follower.look_once().await;
+    tokio::spawn(follower.run(cancel.clone()));
+    let metrics = metrics.serve(Arc::clone(&state) as Arc<dyn Source>, log_level.clone());
+    let manage_until = CancellationToken::new();
+    let management = managed.map(|listener| listener.serve(Arc::new(management), manage_until.clone()));
+    tracing::info!(
+        %nack,
+        ingress = %fabric.ingress.name,
+        groups = data_groups(settings).len(),
+        metrics = %settings.admin.metrics_addr,
+        "serving"
+    );
+    Ok(Running { state, workers, beacon, metrics, management, manage_until, cancel })
+}
+
+async fn bind_metrics(settings: &Settings) -> Result<admin::Listener, StartError> {
+    let config = admin::Config::from(settings);
+    let bound = admin::Listener::bind(config).await;
+    bound.map_err(|source| StartError::Admin { address: config.address, source })
+}
+
+async fn bind_management(settings: &Settings) -> Result<Option<manage::Listener>, StartError> {
+    let Some(config) = manage::Config::from(settings) else {
+        return Ok(None);
+    };
+    let address = config.address;
+    let bound = manage::Listener::bind(config).await;
+    bound.map(Some).map_err(|source| StartError::Management { address, source })
+}
+
+/// Starts the threads, in the order of the picture in `run`.
+fn start_workers(settings: &Settings, state: &Arc<State>, workers: &mut Workers, work: Work) -> Result<(), StartError> {
+    let Work { server, socket, gate, fill, joins, beacons, tee, kernel_fill, events, log_lines, replies } = work;
+    for (number, mut joins) in joins.into_iter().enumerate() {
+        let fill = Arc::clone(&fill);
+        workers.start(&format!("ingress-{number}"), move |stop| fill.run(&mut joins, stop))?;
+    }
+    let mut fill_switch = kernel_fill.map(|kernel| FillSwitch::new(kernel, settings));
+    if let Some(switch) = &mut fill_switch {
+        switch.review();
+        let fill = Arc::clone(&fill);
+        workers.start("follow", move |stop| {
+            fill.run_follow(stop);
+            Ok(())
+        })?;
+    }
+    let nack_port = NackPortWatch::new(socket.local_addr(), Arc::clone(&server.counters));
+    workers.start("ports", move |stop| {
+        fill_switch::watch(nack_port, fill_switch, stop);
+        Ok(())
+    })?;
+    let (sweeping, swept) = (Arc::clone(&fill), Arc::clone(state));
+    workers.start("sweep", move |stop| {
+        sweeping.run_sweep(stop, |seen| swept.saw_log(seen));
+        Ok(())
+    })?;
+    workers.start("beacons", move |stop| beacons.run(stop))?;
+    if let Some(tee) = tee {
+        workers.start("tee", move |stop| fill.run_tee(&tee, stop))?;
+    }
+
+    for number in 0..nack::Config::from(settings).workers {
+        let (server, socket) = (Arc::clone(&server), Arc::clone(&socket));
+        workers.start(&format!("nack-{number}"), move |stop| server.serve_socket(&socket, stop))?;
+    }
+    let holding = Arc::clone(&server);
+    workers.start("neighbours", move |stop| holding.serve_held(&gate, stop))?;
+    if let Some(mut events) = events {
+        let server = Arc::clone(&server);
+        workers.start("events", move |stop| server.serve_events(&mut events, stop))?;
+    }
+    workers.start("replies", move |stop| {
+        server.serve_replies(&replies, stop);
+        Ok(())
+    })?;
+    // Readiness waits for these. The kernel's log lines are no service.
+    state.workers_total.store(workers.threads.len(), Ordering::Relaxed);
+    if let Some(mut lines) = log_lines {
+        workers.start("kernel-log", move |stop| {
+            while !stop.load(Ordering::Relaxed) {
+                lines.flush();
+                std::thread::sleep(LOG_LINES_PAUSE);
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! Keeps the timers: the lease, the beacon, the look at the threads; and waits for the end.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::signal::unix::Signal;
+use tokio::time::Sleep;
+
+use super::StartError;
+use super::spawn::Running;
+use super::state::State;
+use crate::beacon::BeaconSender;
+use crate::settings::Settings;
+use crate::telemetry::LogLevel;
+
+/// Between two looks whether a thread has ended.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Returns when the daemon is to end: `shutdown` has completed and what it announces has had its time, or a second signal
+/// came meanwhile.
+///
+/// # Errors
+/// [`StartError::Worker`]: a thread ended that was to go on.
+pub(super) async fn supervise(
+    settings: &Settings,
+    log_level: &LogLevel,
+    mut hangups: Signal,
+    running: &mut Running,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), StartError> {
+    let Running { state, workers, beacon, .. } = running;
+    let beacon = beacon.as_deref();
+    tokio::pin!(shutdown);
+    let mut lease = tokio::time::interval(settings.xdp.lease / 4);
+    let mut review = tokio::time::interval(LOOK);
+    let mut announce = tokio::time::interval(settings.beacon.interval);
+    // None until the shutdown begins, then when it ends.
+    let mut drained: Option<Pin<Box<Sleep>>> = None;
+    let mut again = Box::pin(crate::shutdown::signal());
+    loop {
+        tokio::select! {
+            () = &mut shutdown, if drained.is_none() => {
+                state.drain();
+                announce_now(beacon, state);
+                if settings.admin.drain_timeout.is_zero() {
+                    return Ok(());
+                }
+                tracing::info!(timeout = ?settings.admin.drain_timeout, "draining");
+                // A signal from here on means: at once. The one that began this is not heard again.
+                again = Box::pin(crate::shutdown::signal());
+                drained = Some(Box::pin(tokio::time::sleep(settings.admin.drain_timeout)));
+            }
+            () = async { match drained.as_mut() { Some(sleep) => sleep.await, None => std::future::pending().await } } => return Ok(()),
+            () = &mut again, if drained.is_some() => return Ok(()),
+            () = state.announce.notified() => announce_now(beacon, state),
+            () = state.drain_ordered.notified() => announce_now(beacon, state),
+            _ = lease.tick() => state.renew_lease(settings.xdp.lease),
+            _ = review.tick() => {
+                if let Some(failed) = workers.failed() {
+                    return Err(failed);
+                }
+            }
+            _ = announce.tick(), if beacon.is_some() => announce_now(beacon, state),
+            _ = hangups.recv() => log_level.toggle_debug(),
+        }
+    }
+}
+
+fn announce_now(beacon: Option<&BeaconSender>, state: &State) {
+    match beacon.map(|beacon| beacon.send(state.is_draining())) {
+        Some(Ok(sent)) => {
+            state.adverts_sent.fetch_add(u64::try_from(sent).unwrap_or(0), Ordering::Relaxed);
+        }
+        Some(Err(error)) => tracing::warn!(%error, "a beacon did not leave"),
+        None => {}
+    }
+}
