@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(stop) => return say(&stop),
     };
-    let log_level = telemetry::init(&settings.telemetry);
+    let log_level = telemetry::init(&telemetry::Config::from(&settings));
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),

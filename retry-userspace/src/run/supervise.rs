@@ -52,7 +52,7 @@ pub(super) async fn supervise(
                 again = Box::pin(crate::shutdown::signal());
                 drained = Some(Box::pin(tokio::time::sleep(settings.admin.drain_timeout)));
             }
-            () = async { match drained.as_mut() { Some(sleep) => sleep.await, None => std::future::pending().await } } => return Ok(()),
+            () = over(drained.as_mut()) => return Ok(()),
             () = &mut again, if drained.is_some() => return Ok(()),
             () = state.announce.notified() => announce_now(beacon, state),
             () = state.drain_ordered.notified() => announce_now(beacon, state),
@@ -65,6 +65,14 @@ pub(super) async fn supervise(
             _ = announce.tick(), if beacon.is_some() => announce_now(beacon, state),
             _ = hangups.recv() => log_level.toggle_debug(),
         }
+    }
+}
+
+/// Completes when the time to drain is over; never while it has not begun.
+async fn over(drained: Option<&mut Pin<Box<Sleep>>>) {
+    match drained {
+        Some(sleep) => sleep.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -56,7 +56,7 @@ fn a_log_that_is_locked_stops_neither_the_timers_nor_http_nor_the_end() {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
             let settings = settings();
-            let log_level = telemetry::init(&settings.telemetry);
+            let log_level = telemetry::init(&telemetry::Config::from(&settings));
             let shutdown = async { drop(ends.await) };
             let outcome = runtime.block_on(run_seen(&settings, log_level, shutdown, |fill| {
                 seen.send(Arc::clone(fill)).expect("the test listens");

@@ -18,7 +18,25 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
-use crate::settings::{LogFormat, Telemetry};
+use crate::settings::{LogFormat, Settings, Telemetry};
+
+/// What is logged, and how a line looks.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `instance`: our name on each line.
+    pub instance: String,
+    /// `log-format`.
+    pub format: LogFormat,
+    /// `log-level`: the level at the start.
+    pub level: Level,
+}
+
+impl From<&Settings> for Config {
+    fn from(settings: &Settings) -> Self {
+        let Telemetry { instance, format, level, .. } = &settings.telemetry;
+        Self { instance: instance.clone(), format: *format, level: *level }
+    }
+}
 
 /// Name of the service in logs.
 pub const SERVICE: &str = "retry-endpoint";
@@ -101,8 +119,8 @@ fn filter_of(level: Level) -> Targets {
 }
 
 /// Starts logging; for `main`, once.
-pub fn init(settings: &Telemetry) -> LogLevel {
-    let (subscriber, level) = subscriber(settings, std::io::stdout, std::io::stderr);
+pub fn init(config: &Config) -> LogLevel {
+    let (subscriber, level) = subscriber(config, std::io::stdout, std::io::stderr);
     if let Err(error) = subscriber.try_init() {
         tracing::warn!(%error, "logging was started before");
     }
@@ -110,20 +128,20 @@ pub fn init(settings: &Telemetry) -> LogLevel {
 }
 
 /// The whole logger, over any two streams, and the handle of its level.
-fn subscriber<O, E>(settings: &Telemetry, out: O, err: E) -> (impl Subscriber + Send + Sync + use<O, E>, LogLevel)
+fn subscriber<O, E>(config: &Config, out: O, err: E) -> (impl Subscriber + Send + Sync + use<O, E>, LogLevel)
 where
     O: for<'a> MakeWriter<'a> + Send + Sync + 'static,
     E: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let (filter, handle) = reload::Layer::new(filter_of(settings.level));
-    let layer: Box<dyn Layer<_> + Send + Sync> = match settings.format {
+    let (filter, handle) = reload::Layer::new(filter_of(config.level));
+    let layer: Box<dyn Layer<_> + Send + Sync> = match config.format {
         LogFormat::Text => tracing_subscriber::fmt::layer()
             .with_writer(err)
-            .event_format(text::Identified::new(SERVICE, &settings.instance))
+            .event_format(text::Identified::new(SERVICE, &config.instance))
             .boxed(),
-        LogFormat::Json => json::Json::new(SERVICE, &settings.instance, out).boxed(),
+        LogFormat::Json => json::Json::new(SERVICE, &config.instance, out).boxed(),
     };
     // The filter comes first: its handle names the registry itself.
     let subscriber = tracing_subscriber::registry().with(filter).with(layer);
-    (subscriber, LogLevel { handle, usual: Arc::new(Mutex::new(settings.level)) })
+    (subscriber, LogLevel { handle, usual: Arc::new(Mutex::new(config.level)) })
 }

@@ -37,8 +37,8 @@ fn settings(args: &[&str]) -> Settings {
     Settings::from_args_and_env(args.into_iter(), |_| None::<String>).expect("settings")
 }
 
-fn telemetry(args: &[&str]) -> Telemetry {
-    settings(args).telemetry
+fn config(args: &[&str]) -> Config {
+    Config::from(&settings(args))
 }
 
 /// An interface that need not exist.
@@ -69,11 +69,11 @@ fn heard(args: &[&str], speak: impl FnOnce(&LogLevel)) -> (Vec<String>, Vec<Stri
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let (out, err) = (Stream::default(), Stream::default());
     let (out_of, err_of) = (out.clone(), err.clone());
-    let settings = telemetry(args);
-    let (subscriber, level) = subscriber(&settings, move || out_of.clone(), move || err_of.clone());
+    let config = config(args);
+    let (subscriber, level) = subscriber(&config, move || out_of.clone(), move || err_of.clone());
     let guard = subscriber.set_default();
     // The bound of the `log` crate is the process's; `init` sets it, and an earlier test may have left its own.
-    log::set_max_level(settings.level.as_str().parse().expect("both crates have the same words"));
+    log::set_max_level(config.level.as_str().parse().expect("both crates have the same words"));
     speak(&level);
     drop(guard);
     (out.lines(), err.lines())
@@ -259,7 +259,7 @@ fn sighup_toggles_debug() {
 #[test]
 fn a_gone_logger_is_an_error() {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let level = subscriber(&telemetry(&[]), io::sink, io::sink).1;
+    let level = subscriber(&config(&[]), io::sink, io::sink).1;
     assert!(matches!(level.set("debug"), Err(LogLevelError::Reload(_))));
     level.toggle_debug();
 }

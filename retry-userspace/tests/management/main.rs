@@ -254,7 +254,7 @@ fn what_is_not_there_is_said_in_json() {
 fn metrics_and_health_are_as_documented() {
     let args = ["retry-endpoint"].into_iter().map(Into::into);
     let settings = settings::Settings::from_args_and_env(args, |_| None::<String>).expect("the defaults");
-    let api = Api::metrics(telemetry::init(&settings.telemetry));
+    let api = Api::metrics(telemetry::init(&telemetry::Config::from(&settings)));
     let metrics = api.call(Method::GET, "/metrics");
     assert!(metrics.status == 200 && String::from_utf8_lossy(&metrics.body).contains("bre_cache_size 0"));
     assert_eq!(api.call(Method::GET, "/healthz").json()["status"], "ok");
