@@ -1,4 +1,5 @@
-//! `check`: formatting, words, lints, documentation, examples and generated text, every warning an error. The first suite of `test`.
+//! `check`: formatting, words, lints, documentation, examples, generated text and dependencies, every warning an error. The first
+//! suite of `test`.
 
 use std::{
     fs,
@@ -9,14 +10,15 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    context::{Context, run as run_command, step},
+    context::{Context, forget_outer_cargo, run as run_command, step},
     docs,
-    ebpf_toolchain::Toolchain,
+    ebpf_toolchain::{Toolchain, cargo_home},
     tools::{self, Use},
 };
 
 /// The parts, in their order; each counts as one test.
-pub(crate) const PARTS: [&str; 7] = ["fmt", "words", "clippy", "clippy-ebpf", "docs", "examples", "reference"];
+pub(crate) const PARTS: [&str; 9] =
+    ["fmt", "words", "clippy", "clippy-ebpf", "docs", "examples", "reference", "unused", "deny"];
 
 /// Where the words stand that no other file may use.
 const GLOSSARY: &str = "docs/glossary.md";
@@ -46,8 +48,37 @@ pub(crate) fn run_part(context: &Context, part: &str) -> Result<()> {
     match part {
         "words" => words(context),
         "reference" => docs::check(context),
+        "deny" => {
+            run_command(&mut command(context, part)?)?;
+            advisories(context)
+        }
         part => run_command(&mut command(context, part)?),
     }
+}
+
+/// No crate has a hole that the RustSec database tells of. Without the database a line says that this was not checked. It
+/// runs after the other checks of `cargo deny`, which fetch what describes the crates, and needs no network itself.
+fn advisories(context: &Context) -> Result<()> {
+    if fs::read_dir(cargo_home()?.join("advisory-dbs")).is_ok_and(|mut entries| entries.next().is_some()) {
+        return run_command(deny(context).args(["--offline", "check", "advisories"]));
+    }
+    step("check deny: advisories NOT checked: no database at hand (`cargo deny fetch db` gets one)");
+    Ok(())
+}
+
+/// `cargo deny`, quiet but for errors; it reads `deny.toml`.
+fn deny(context: &Context) -> Command {
+    let mut command = from_tools(context, "cargo-deny");
+    command.args(["--log-level", "error"]);
+    command
+}
+
+/// A program of `target/tools`, about the workspace.
+fn from_tools(context: &Context, name: &str) -> Command {
+    let mut command = Command::new(context.target.join("tools/bin").join(name));
+    forget_outer_cargo(&mut command);
+    command.current_dir(&context.root);
+    command
 }
 
 /// Code and documents use none of the words that the glossary retires.
@@ -131,6 +162,14 @@ fn command(context: &Context, part: &str) -> Result<Command> {
         }
         "examples" => {
             command.args(["test", "--doc", "--workspace", "--exclude=retry-ebpf", "--no-fail-fast", "--quiet"]);
+        }
+        "unused" => {
+            command = from_tools(context, "cargo-shear");
+            command.arg("--locked");
+        }
+        "deny" => {
+            command = deny(context);
+            command.args(["check", "bans", "licenses", "sources"]);
         }
         other => anyhow::bail!("check has no part {other}"),
     }

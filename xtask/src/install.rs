@@ -1,4 +1,5 @@
-//! Brings what is missing: Debian packages in one go, rustup's toolchains and components, bpf-linker from crates.io.
+//! Brings what is missing: Debian packages in one go, rustup's toolchains and components, bpf-linker and cargo's subcommands
+//! from crates.io.
 
 use std::{
     io,
@@ -9,7 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    context::{Context, Privilege, find_program, forget_outer_cargo, forget_toolchain, output, run, shown, step},
+    context::{
+        Context, Privilege, find_program, forget_outer_cargo, forget_toolchain, is_program, output, run, shown, step,
+    },
     ebpf_toolchain::Toolchain,
     tools::{Elsewhere, Tool, listed},
 };
@@ -27,12 +30,13 @@ const LLVM_FEATURE: &str = "llvm-22";
 /// # Errors
 /// There is no way to install one, or the installation fails.
 pub(crate) fn install(context: &Context, missing: &[&Tool]) -> Result<()> {
-    let (mut packages, mut rustup, mut crates_io) = (Vec::new(), Vec::new(), false);
+    let (mut packages, mut rustup, mut linker, mut crates) = (Vec::new(), Vec::new(), false, Vec::new());
     let mut refreshed = false;
     for tool in missing {
         match tool.elsewhere {
-            Elsewhere::CratesIo => {
-                crates_io = true;
+            Elsewhere::CratesIo(version) => crates.push((tool.name, version)),
+            Elsewhere::Linker => {
+                linker = true;
                 if !rustups_compiler() && !debians_llvm() && offered(context, &[LLVM_PACKAGE], &mut refreshed)? {
                     packages.push(LLVM_PACKAGE);
                 }
@@ -74,10 +78,23 @@ pub(crate) fn install(context: &Context, missing: &[&Tool]) -> Result<()> {
         step(shown(&command));
         run(&mut command)?;
     }
-    if crates_io {
+    if linker {
         let mut command = linker_command(context);
         step(format_args!("{} (about a minute)", linker_command_line(context)));
         run(&mut command)?;
+    }
+    if !crates.is_empty() {
+        let mut command = crates_command(context, &crates);
+        step(format_args!("{} (about a minute)", shown(&command)));
+        // The crates share what they are built from, which then is of no more use.
+        let scratch = context.target.join("tools/build");
+        let outcome = run(command.env("CARGO_TARGET_DIR", &scratch));
+        match std::fs::remove_dir_all(&scratch) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).context("cannot clear the build");
+            }
+            _ => outcome?,
+        }
     }
     Ok(())
 }
@@ -144,13 +161,36 @@ fn debians_llvm() -> bool {
     Path::new(LLVM_PREFIX).join("lib/libLLVM.so").exists() && !rustups_compiler()
 }
 
-fn linker_command(context: &Context) -> Command {
+/// `cargo install` into `target/tools`.
+fn cargo_install(context: &Context) -> Command {
     let mut command = Command::new("cargo");
     forget_outer_cargo(&mut command);
     // The user's flags for the project are none for a tool.
     command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("CARGO_TARGET_DIR");
-    command.args(["install", "bpf-linker", "--locked", "--version", LINKER_REQUIREMENT, "--root"]);
-    command.arg(context.target.join("tools"));
+    command.args(["install", "--locked", "--root"]).arg(context.target.join("tools")).current_dir(&context.root);
+    command
+}
+
+/// The installation of these crates, each in its version. They run for seconds: what counts is how long they take to build.
+pub(crate) fn crates_command(context: &Context, crates: &[(&str, &str)]) -> Command {
+    let mut command = cargo_install(context);
+    command.arg("--debug").args(crates.iter().map(|(name, version)| format!("{name}@{version}")));
+    command.env("CARGO_PROFILE_DEV_DEBUG", "false");
+    command
+}
+
+/// Whether `target/tools` has this crate's program in this version, by cargo's own list of what it installed there: not every
+/// program tells its version.
+pub(crate) fn is_installed(context: &Context, name: &str, version: &str) -> bool {
+    let tools = context.target.join("tools");
+    is_program(&tools.join("bin").join(name))
+        && std::fs::read_to_string(tools.join(".crates.toml"))
+            .is_ok_and(|list| list.contains(&format!("\"{name} {version} (")))
+}
+
+fn linker_command(context: &Context) -> Command {
+    let mut command = cargo_install(context);
+    command.args(["bpf-linker", "--version", LINKER_REQUIREMENT]);
     if debians_llvm() {
         command.args(["--no-default-features", "--features", LLVM_FEATURE]).env("LLVM_PREFIX", LLVM_PREFIX);
     }
@@ -158,7 +198,6 @@ fn linker_command(context: &Context) -> Command {
     for (setting, value) in [("LTO", "off"), ("OPT_LEVEL", "1"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")] {
         command.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
     }
-    command.current_dir(&context.root);
     command
 }
 
@@ -254,7 +293,25 @@ mod tests {
     fn bpf_linker_goes_below_target() {
         let context = Context::new(true).expect("a workspace");
         let line = linker_command_line(&context);
-        assert!(line.contains("cargo install bpf-linker --locked --version ^0.13 --root"));
-        assert!(line.contains("/tools"));
+        assert!(line.contains("cargo install --locked --root"), "{line}");
+        assert!(line.contains("/tools bpf-linker --version ^0.13"), "{line}");
+    }
+
+    #[test]
+    fn a_crate_is_there_in_one_version_only() {
+        let mut context = Context::new(true).expect("a workspace");
+        context.target = std::env::temp_dir().join(format!("xtask-installed-{}", std::process::id()));
+        let tools = context.target.join("tools");
+        std::fs::create_dir_all(tools.join("bin")).expect("a directory");
+        std::fs::copy("/bin/true", tools.join("bin/cargo-one")).expect("a program");
+        let list = "[v1]\n\"cargo-one 1.2.3 (registry+https://x)\" = [\"cargo-one\"]\n";
+        std::fs::write(tools.join(".crates.toml"), list).expect("a list");
+        assert!(is_installed(&context, "cargo-one", "1.2.3"));
+        assert!(!is_installed(&context, "cargo-one", "1.2.4") && !is_installed(&context, "cargo-two", "1.2.3"));
+        std::fs::remove_file(tools.join("bin/cargo-one")).expect("removed");
+        assert!(!is_installed(&context, "cargo-one", "1.2.3"));
+        std::fs::remove_dir_all(&context.target).expect("cleaned");
+        let line = shown(&crates_command(&context, &[("cargo-one", "1.2.3")]));
+        assert!(line.ends_with("/tools --debug cargo-one@1.2.3"), "{line}");
     }
 }

@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
-    context::{Context, find_program, forget_outer_cargo, output},
+    context::{Context, find_program, forget_outer_cargo, output, shown},
     ebpf_toolchain::{self, Toolchain},
     install,
 };
@@ -42,6 +42,8 @@ enum Probe {
     EbpfClippy,
     /// bpf-linker in `target/tools`, with the libraries that it links.
     BpfLinker,
+    /// A crate's program in `target/tools`, in this version.
+    Installed(&'static str),
 }
 
 /// Where else it comes from than from a Debian package.
@@ -51,8 +53,10 @@ pub(crate) enum Elsewhere {
     System,
     /// `rustup` with these arguments.
     Rustup(&'static [&'static str]),
-    /// `cargo install` into `target/tools`, on Debian too.
-    CratesIo,
+    /// `cargo install` of bpf-linker into `target/tools`, with an LLVM that fits the compiler; on Debian too.
+    Linker,
+    /// `cargo install` of the crate with the tool's name into `target/tools`, in this version; on Debian too.
+    CratesIo(&'static str),
 }
 
 /// One row of the table.
@@ -90,7 +94,7 @@ const TOOLS: &[Tool] = &[
         name: "bpf-linker",
         probe: Probe::BpfLinker,
         packages: &[],
-        elsewhere: Elsewhere::CratesIo,
+        elsewhere: Elsewhere::Linker,
         uses: &[Use::Ebpf],
     },
     Tool {
@@ -107,6 +111,9 @@ const TOOLS: &[Tool] = &[
         elsewhere: Elsewhere::Rustup(&["component", "add", "clippy"]),
         uses: &[Use::Check],
     },
+    // 1.12 and later ask for a newer rustc than the workspace.
+    from_crates_io("cargo-shear", "1.11.2"),
+    from_crates_io("cargo-deny", "0.20.2"),
     program("ip", &["iproute2"], &[Use::Fabric]),
     program("nft", &["nftables"], &[Use::Fabric]),
     program("ethtool", &["ethtool"], &[Use::Fabric]),
@@ -128,6 +135,17 @@ const TOOLS: &[Tool] = &[
     },
 ];
 
+/// A tool of the verb `check`.
+const fn from_crates_io(name: &'static str, version: &'static str) -> Tool {
+    Tool {
+        name,
+        probe: Probe::Installed(version),
+        packages: &[],
+        elsewhere: Elsewhere::CratesIo(version),
+        uses: &[Use::Check],
+    }
+}
+
 const fn program(name: &'static str, packages: &'static [&'static str], uses: &'static [Use]) -> Tool {
     Tool { name, probe: Probe::Program(name), packages, elsewhere: Elsewhere::System, uses }
 }
@@ -146,6 +164,7 @@ impl Tool {
             Probe::EbpfCompiler => Toolchain::find().is_some(),
             Probe::EbpfClippy => Toolchain::find().is_some_and(|toolchain| toolchain.has_clippy()),
             Probe::BpfLinker => ebpf_toolchain::linker_works(context),
+            Probe::Installed(version) => install::is_installed(context, self.name, version),
         }
     }
 
@@ -153,7 +172,8 @@ impl Tool {
     pub(crate) fn command(&self, context: &Context) -> String {
         let rustup = |arguments: &[&str]| format!("rustup {}", arguments.join(" "));
         match self.elsewhere {
-            Elsewhere::CratesIo => install::linker_command_line(context),
+            Elsewhere::Linker => install::linker_command_line(context),
+            Elsewhere::CratesIo(version) => shown(&install::crates_command(context, &[(self.name, version)])),
             // cargo finds its subcommands beside itself: rustup's cargo needs rustup's component.
             Elsewhere::Rustup(arguments) if matches!(self.probe, Probe::CargoCommand(_)) && install::has_rustup() => {
                 rustup(arguments)
@@ -227,7 +247,8 @@ mod tests {
         for tool in TOOLS {
             assert!(seen.insert(tool.name), "{} stands twice", tool.name);
             assert!(!tool.uses.is_empty(), "{} is for nothing", tool.name);
-            assert!(!tool.packages.is_empty() || tool.elsewhere == Elsewhere::CratesIo, "{}", tool.name);
+            let from_crates_io = matches!(tool.elsewhere, Elsewhere::Linker | Elsewhere::CratesIo(_));
+            assert!(!tool.packages.is_empty() || from_crates_io, "{}", tool.name);
         }
     }
 
@@ -240,6 +261,7 @@ mod tests {
         assert!(!names(&[Use::Ebpf]).contains(&"ip"));
         assert!(names(&[Use::Ebpf]).contains(&"bpf-linker"));
         assert!(!names(&[Use::Check]).contains(&"bpf-linker"), "linting links nothing");
+        assert!(names(&[Use::Check]).contains(&"cargo-deny"));
         assert!(names(&[]).is_empty());
     }
 
