@@ -39,3 +39,36 @@ impl From<&Settings> for Config {
         Self { mode: Some(dedup.mode), window: dedup.window, repeat_after }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(flags: &[&str]) -> Config {
+        let args = ["retry-endpoint"].iter().chain(flags).map(Into::into);
+        Config::from(&Settings::from_args_and_env(args, |_| None::<String>).expect("right settings"))
+    }
+
+    #[test]
+    fn it_needs_a_store_a_window_and_multicast() {
+        let store = "-redis-addr=redis1:6379";
+        let on = config(&[store, "-dedup-window=30s", "-dedup-mode=strict"]);
+        assert_eq!((on.mode, on.window), (Some(DedupMode::Strict), Duration::from_secs(30)));
+        for flags in [
+            &["-dedup-window=30s"][..],
+            &[store, "-dedup-window=0s"],
+            &[store, "-beacon-flags-multicast=false", "-beacon-flags-unicast"],
+        ] {
+            let off = config(flags);
+            assert_eq!(off, Config { mode: None, window: Duration::ZERO, repeat_after: Duration::ZERO }, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn another_instances_claim_silences_for_the_window_unless_told_otherwise() {
+        for (flag, seconds) in [("-dedup-repeat-after=2s", 2), ("-dedup-repeat-after=0s", 30)] {
+            let config = config(&["-redis-addr=redis1:6379", "-dedup-window=30s", flag]);
+            assert_eq!(config.repeat_after, Duration::from_secs(seconds), "{flag}");
+        }
+    }
+}

@@ -109,7 +109,7 @@ impl Sender {
     }
 
     /// Multicast repairs go there from now on.
-    pub fn redirect(&self, config: Config) {
+    pub fn reconfigure(&self, config: Config) {
         self.config.store(Arc::new(config));
     }
 

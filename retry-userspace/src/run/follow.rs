@@ -266,7 +266,7 @@ impl Follower {
 
     /// Sockets go by these interfaces from now on.
     fn take_over(&mut self, fabric: Fabric) {
-        self.server.sender.redirect(repair::Config::from(&self.settings, &fabric));
+        self.server.sender.reconfigure(repair::Config::from(&self.settings, &fabric));
         if let Err(error) = self.server.sender.limit_packets(fabric.packet_limit()) {
             tracing::warn!(%error, "packets longer than a veth peer's MTU are lost");
         }

@@ -1,44 +1,47 @@
 //! Builds the daemon from its settings, runs it until the shutdown, and takes it down in the right order.
 //!
 //! Four steps, each in a file of its name: `build` opens all parts and connects them, `spawn` starts their threads and tasks,
-//! `supervise` keeps the timers until the end, `drain` ends everything. Who hands what to whom, and over which channel:
+//! `supervise` keeps the timers until the end, `drain` ends everything. What goes from where, on which thread or in which
+//! (task), through what, to where:
 //!
 //! ```text
-//!  a part or its source          thread, (task)    by                     to
-//!  ---------------------------------------------------------------------------------------------------------------
-//!  frames
-//!    data groups' sockets     -> ingress-N      -> Mutex<Writer>       -> frame log, which the kernel program reads
-//!    tee socket               -> tee            -> Mutex<Writer>       -> frame log
-//!    lanes, the kernel's fill -> follow         -> Mutex<Writer>       -> counted; old frames dropped ahead of it
-//!    PUT /v1/frames           -> (management)   -> Mutex<Writer>       -> frame log
-//!    each new frame           -> any of these   -> OnStored            -> Store, queue of frames to write  -> Redis
-//!    end of life              -> sweep          -> Mutex<Writer>       -> frame log; State keeps how full it is
+//! from                          thread, (task)    through                        to
+//! ----------------------------  ----------------  -----------------------------  -----------------------------------
+//! Frames
+//! sockets of the data groups    ingress-N         Mutex<Writer>                  frame log
+//! tee socket                    tee               Mutex<Writer>                  frame log
+//! kernel's fill: the lanes      follow            Mutex<Writer>                  counters; old frames dropped ahead
+//! PUT, DELETE of a frame        (management API)  Mutex<Writer>                  frame log
+//! each new frame                any of these      OnStored, queue of the Store   (Store), Redis
+//! frames at the end of life     sweep             Mutex<Writer>                  dropped; State: how full the log is
 //!
-//!  NACKs
-//!    NACK socket              -> nack-N         -> Server: Engine      -> Sender -> NACK socket
-//!    the kernel's ring buffer -> events         -> Server: Engine      -> Sender -> NACK socket
-//!    Server, on a miss        -> Pending        -> (Store's answer)    -> mpsc of Reply   -> replies -> Server
-//!    Server, after the MISS   -> Pending        -> (Recovery)          -> mpsc of Reply   -> replies -> Server
-//!    Sender, no neighbour yet -> Gate, queue    -> neighbours          -> Sender
-//!    Sender, multicast repair -> OnMulticast    -> Store, queue        -> Redis           -> other instances
-//!    Redis, others' repairs   -> (Store)        -> Log                 -> hold-down table, which the kernel reads
+//! NACKs
+//! NACK socket                   nack-N            Server: Engine, Sender         NACK socket
+//! kernel's events: ring buffer  events            Server: Engine, Sender         NACK socket
+//! Server: a miss, a claim       (Pending, Store)  mpsc of Reply                  thread replies: Server
+//! Server: after the MISS        (Recovery)        queue of jobs, mpsc of Reply   thread replies: Server
+//! Sender: neighbour unresolved  neighbours        queue of the Gate              Sender
+//! Sender: multicast has left    any of these      OnMulticast, queue of Store    (Store), Redis, other instances
+//! Redis: another's repair       (Store)           Log                            hold-down table
 //!
-//!  who is there
-//!    beacon groups' sockets   -> beacons        -> OnAdvert            -> SharedRegistry  -> Recovery, management
-//!    beacon groups' sockets   -> beacons        -> Control: manifests
-//!    DNS                      -> (Control)      -> two mpsc of sources -> joins-PORT: data groups, beacon groups
-//!    joins-PORT, data groups  -> OnJoined       -> KernelSources       -> map that the kernel program reads
+//! Endpoints and sources
+//! sockets of the beacon groups  beacons           OnAdvert                       SharedRegistry: Recovery, API
+//! sockets of the beacon groups  beacons           Control, Notify                (Control)
+//! DNS                           (Control)         watch                          (Control)
+//! (Control)                     joins-PORT        mpsc of sets of sources        sockets of data and beacon groups
+//! sources that are joined       joins-PORT        OnJoined                       KernelSources: a map of the kernel
 //!
-//!  this host and this daemon
-//!    rtnetlink                -> (Follower)     -> Datapath, Attachments, Rejoin, Sender, BeaconSender; State
-//!    Follower: ready again    -> State          -> Notify              -> (supervise)     -> BeaconSender
-//!    POST /v1/drain           -> State          -> Notify              -> (supervise)     -> BeaconSender
-//!    who has which port open  -> ports          -> KernelFill, on or off
-//!    a quarter of the lease   -> (supervise)    -> State: Datapath     -> lease in the kernel's settings
-//!    State                    -> Source         -> /metrics and /readyz, management, exporter
+//! This host and this daemon
+//! interfaces: rtnetlink         (Follower)        handles of the parts           Datapath, Rejoin, Sender, BeaconSender
+//! Follower: ready again         (supervise)       Notify of State                BeaconSender
+//! POST of the order to drain    (supervise)       Notify of State                BeaconSender
+//! sockets of other programs     ports             KernelFill                     kernel's fill, on or off
+//! a quarter of the lease        (supervise)       State: Datapath                lease in the kernel's settings
+//! all counters: State           (HTTP), exporter  Source                         /metrics, /readyz, collector
 //!
-//!  the end
-//!    signal                   -> (supervise)    -> drain               -> AtomicBool: threads; CancellationToken: tasks
+//! The end
+//! signal                        (supervise)       drain: AtomicBool              all threads
+//! threads have ended            (drain)           CancellationToken              all tasks
 //! ```
 
 mod build;

@@ -84,7 +84,7 @@ async fn bind_management(settings: &Settings) -> Result<Option<manage::Listener>
     bound.map(Some).map_err(|source| StartError::Management { address, source })
 }
 
-/// Starts the threads, in the order of the picture in `run`.
+/// Starts the threads, in the order of the table in `run`.
 fn start_workers(settings: &Settings, state: &Arc<State>, workers: &mut Workers, work: Work) -> Result<(), StartError> {
     let Work { server, socket, gate, fill, joins, beacons, tee, kernel_fill, events, log_lines, replies } = work;
     for (number, mut joins) in joins.into_iter().enumerate() {
