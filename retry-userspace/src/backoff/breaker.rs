@@ -1,56 +1,53 @@
-//! The circuit breaker: failsafe's state machine, and of those who wait for it to close one at a time.
+//! The circuit breaker: opens after failures in a row, lets one attempt through after a time, and closes when that succeeds.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use failsafe::backoff::Constant;
-use failsafe::failure_policy::{self, ConsecutiveFailures};
-use failsafe::{Config, Instrument, StateMachine};
-
-const CLOSED: u8 = 0;
-const OPEN: u8 = 1;
-const HALF_OPEN: u8 = 2;
-
-/// What the state machine last told.
-#[derive(Clone, Debug, Default)]
-struct State(Arc<AtomicU8>);
-
-impl Instrument for State {
-    fn on_call_rejected(&self) {}
-
-    fn on_open(&self) {
-        self.0.store(OPEN, Ordering::Relaxed);
-    }
-
-    fn on_half_open(&self) {
-        self.0.store(HALF_OPEN, Ordering::Relaxed);
-    }
-
-    fn on_closed(&self) {
-        self.0.store(CLOSED, Ordering::Relaxed);
-    }
+/// What the breaker lets through.
+#[derive(Clone, Copy, Debug)]
+enum Gate {
+    /// Everything; so many attempts in a row have failed.
+    Closed { failures: u32 },
+    /// Nothing before this time.
+    Open { until: Instant },
+    /// One attempt at a time, which decides.
+    HalfOpen,
 }
 
-/// Opens after failures in a row, lets one attempt through after a time, and closes when that succeeds.
+#[derive(Debug)]
+struct State {
+    gate: Gate,
+    /// An attempt that decides is under way.
+    probing: bool,
+}
+
+/// One breaker, shared by all attempts at one peer.
 #[derive(Debug)]
 pub(super) struct Breaker {
-    machine: StateMachine<ConsecutiveFailures<Constant>, State>,
-    state: State,
-    probing: AtomicBool,
+    /// Failures in a row that open it.
+    failures: u32,
+    /// How long it stays open.
+    open: Duration,
+    state: Mutex<State>,
 }
 
 impl Breaker {
-    pub(super) fn new(failures: u32, open: Duration) -> Self {
-        let state = State::default();
-        let policy = failure_policy::consecutive_failures(failures, failsafe::backoff::constant(open));
-        let machine = Config::new().failure_policy(policy).instrument(state.clone()).build();
-        Self { machine, state, probing: AtomicBool::new(false) }
+    pub(super) const fn new(failures: u32, open: Duration) -> Self {
+        let state = State { gate: Gate::Closed { failures: 0 }, probing: false };
+        Self { failures, open, state: Mutex::new(state) }
     }
 
     /// True from the failure that opened it to the success that closes it.
     pub(super) fn is_open(&self) -> bool {
-        self.state.0.load(Ordering::Relaxed) != CLOSED
+        !matches!(self.state().gate, Gate::Closed { .. })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn opened(&self) -> Gate {
+        Gate::Open { until: Instant::now() + self.open }
     }
 }
 
@@ -65,27 +62,39 @@ pub(super) fn permit(breaker: Option<&Breaker>) -> Option<Permit<'_>> {
     let Some(one) = breaker else {
         return Some(Permit { breaker, is_probe: false });
     };
-    if !one.machine.is_call_permitted() {
+    let mut state = one.state();
+    match state.gate {
+        Gate::Closed { .. } => return Some(Permit { breaker, is_probe: false }),
+        Gate::Open { until } if Instant::now() <= until => return None,
+        Gate::Open { .. } | Gate::HalfOpen => state.gate = Gate::HalfOpen,
+    }
+    // Of all that wait one finds out; the others are told when it has.
+    if state.probing {
         return None;
     }
-    let is_probe = one.is_open();
-    // Of all who waited one finds out; the others are told when it has.
-    if is_probe && one.probing.swap(true, Ordering::Relaxed) {
-        return None;
-    }
-    Some(Permit { breaker, is_probe })
+    state.probing = true;
+    Some(Permit { breaker, is_probe: true })
 }
 
 impl Permit<'_> {
     pub(super) fn succeeded(self) {
         if let Some(breaker) = self.breaker {
-            breaker.machine.on_success();
+            let mut state = breaker.state();
+            // One that began before the breaker opened says nothing of the peer now.
+            if !matches!(state.gate, Gate::Open { .. }) {
+                state.gate = Gate::Closed { failures: 0 };
+            }
         }
     }
 
     pub(super) fn failed(self) {
         if let Some(breaker) = self.breaker {
-            breaker.machine.on_error();
+            let mut state = breaker.state();
+            state.gate = match state.gate {
+                Gate::Closed { failures } if failures + 1 < breaker.failures => Gate::Closed { failures: failures + 1 },
+                Gate::Closed { .. } | Gate::HalfOpen => breaker.opened(),
+                open @ Gate::Open { .. } => open,
+            };
         }
     }
 }
@@ -94,7 +103,7 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if let Some(breaker) = self.breaker.filter(|_| self.is_probe) {
-            breaker.probing.store(false, Ordering::Relaxed);
+            breaker.state().probing = false;
         }
     }
 }

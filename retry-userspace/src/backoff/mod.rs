@@ -2,7 +2,7 @@
 //!
 //! [`Retry::run`] makes attempts as its [`Policy`] has it, with an optional circuit breaker around them. What an attempt
 //! says is definitive or transient ([`Failure`]): a definitive answer (a MISS, a wrong password) is never tried again. A
-//! cancellation ends a wait at once. Backoff and breaker are the crates backon's and failsafe's.
+//! cancellation ends a wait at once. The waits are the crate backon's.
 
 mod breaker;
 #[cfg(test)]

@@ -112,6 +112,28 @@ async fn the_breaker_opens_lets_one_through_and_closes() {
 }
 
 #[tokio::test]
+async fn failures_with_a_success_between_them_leave_it_closed() {
+    let retry = Retry::new(&Settings { breaker: 2, ..settings(RetryPolicy::None) });
+    for _ in 0..3 {
+        assert!(always::<()>(&retry, |_| Err(Failure::Transient("no"))).await.is_err());
+        assert_eq!(always(&retry, |_| Ok(())).await, Ok(()));
+    }
+    assert!(!retry.is_open());
+}
+
+#[tokio::test]
+async fn an_attempt_from_before_it_opened_does_not_close_it() {
+    let retry = Retry::new(&Settings { breaker: 1, ..settings(RetryPolicy::None) });
+    let cancel = CancellationToken::new();
+    let late = retry.run(&cancel, |_| async {
+        assert!(always::<()>(&retry, |_| Err(Failure::Transient("no"))).await.is_err());
+        Ok::<_, Failure<&str>>(())
+    });
+    assert_eq!(late.await, Ok(()));
+    assert!(retry.is_open());
+}
+
+#[tokio::test]
 async fn a_failed_probe_opens_it_again_and_a_definitive_answer_closes_it() {
     let retry = Retry::new(&Settings { breaker: 1, ..settings(RetryPolicy::None) });
     let no = |_| Err::<(), _>(Failure::Transient("no"));
