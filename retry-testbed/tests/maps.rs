@@ -17,7 +17,7 @@ use retry_testbed::{
     scene::is_root,
     xdp::fixture::{Interface, Loaded, NACK_ADDRESS, in_new_namespace},
 };
-use retry_userspace::clock::monotonic_ns;
+use retry_userspace::parts::clock::monotonic_ns;
 use serde_json::Value;
 
 const DOCUMENT: &str = include_str!("../../docs/bpftool.md");

@@ -3,5 +3,5 @@
 use std::io::{self, Write as _};
 
 fn main() -> io::Result<()> {
-    io::stdout().write_all(retry_userspace::settings::reference().as_bytes())
+    io::stdout().write_all(retry_userspace::parts::settings::reference().as_bytes())
 }

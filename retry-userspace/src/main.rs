@@ -4,21 +4,19 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use retry_userspace::recovery::probe;
-use retry_userspace::settings::{Settings, Stop};
-use retry_userspace::{shutdown, telemetry, verify_log};
+use retry_userspace::{LogConfig, Settings, Stop, probe, run, shutdown_signal, start_log, verify_log};
 
 fn main() -> ExitCode {
     match std::env::args_os().nth(1) {
-        Some(verb) if verb == "probe" => return probe::main(std::env::args_os().skip(2)),
-        Some(verb) if verb == "verify-log" => return verify_log::main(std::env::args_os().skip(2)),
+        Some(verb) if verb == "probe" => return probe(std::env::args_os().skip(2)),
+        Some(verb) if verb == "verify-log" => return verify_log(std::env::args_os().skip(2)),
         _ => {}
     }
     let settings = match Settings::from_args_and_env(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(settings) => settings,
         Err(stop) => return say(&stop),
     };
-    let log_level = telemetry::init(&telemetry::Config::from(&settings));
+    let log_level = start_log(&LogConfig::from(&settings));
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
@@ -26,9 +24,9 @@ fn main() -> ExitCode {
     // Before anything is there that a signal would leave behind.
     let shutdown = {
         let _on = runtime.enter();
-        shutdown::signal()
+        shutdown_signal()
     };
-    let outcome = runtime.block_on(retry_userspace::run(&settings, log_level, shutdown));
+    let outcome = runtime.block_on(run(&settings, log_level, shutdown));
     // What still runs waits for something that does not come.
     runtime.shutdown_background();
     match outcome {

@@ -3,7 +3,7 @@
 #![expect(clippy::panic, reason = "a test's panic is its message")]
 
 use retry_common::counter::Counter;
-use retry_userspace::metrics::{Snapshot, prometheus};
+use retry_userspace::parts::metrics::{Snapshot, prometheus};
 
 const DOCUMENT: &str = include_str!("../../docs/metrics.md");
 

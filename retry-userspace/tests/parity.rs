@@ -8,9 +8,9 @@ use std::fs;
 use std::path::Path;
 
 use retry_common::counter::{Counter, Side};
-use retry_userspace::admin::{self, manage};
-use retry_userspace::metrics::{Snapshot, prometheus};
-use retry_userspace::settings;
+use retry_userspace::parts::admin::{self, manage};
+use retry_userspace::parts::metrics::{Snapshot, prometheus};
+use retry_userspace::parts::settings;
 
 const DOCUMENT: &str = include_str!("../../docs/parity.md");
 const CONFIGURATION: &str = include_str!("../../docs/configuration.md");

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use retry_userspace::metrics::{Snapshot, prometheus};
-use retry_userspace::settings;
+use retry_userspace::parts::metrics::{Snapshot, prometheus};
+use retry_userspace::parts::settings;
 
 const DOCUMENT: &str = include_str!("../../docs/operations.md");
 

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::{mount::MsFlags, sys::statfs};
-use retry_userspace::verify_log::Report;
+use retry_userspace::parts::verify_log::Report;
 
 use self::http::Metrics;
 use crate::net::{

@@ -25,7 +25,7 @@ use retry_common::{
     limits::table,
     wire::frame::Class,
 };
-use retry_userspace::{
+use retry_userspace::parts::{
     clock::monotonic_ns,
     datapath::{self, Datapath, EgressInterface, Events, Interfaces, KernelFill, KernelSources, Mode, Parts},
     framelog::{self, Log, Memory, NewFrame, Pages, Put, Sizes, Writer},

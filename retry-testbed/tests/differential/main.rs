@@ -36,7 +36,7 @@ use retry_testbed::{
         fixture::{Interface, Loaded, NACK_ADDRESS, Ran, difference, in_new_namespace, slow_machine},
     },
 };
-use retry_userspace::{
+use retry_userspace::parts::{
     clock::monotonic_ns,
     counters::UserCounters,
     engine::{self, Engine},

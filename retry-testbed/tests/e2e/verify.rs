@@ -13,7 +13,7 @@ use retry_testbed::net::netns::Netns;
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
 use retry_testbed::scene::{await_count, binary, flags, frame, is_root, two_hosts};
-use retry_userspace::datapath::pinned::{PinnedLog, Words as _};
+use retry_userspace::parts::datapath::pinned::{PinnedLog, Words as _};
 
 const FRAMES: u64 = 20;
 

@@ -21,7 +21,7 @@ use retry_testbed::{
         testrun::Action,
     },
 };
-use retry_userspace::{
+use retry_userspace::parts::{
     clock::monotonic_ns,
     framelog::{self, Log, NewFrame, Pages, Put, Removed, Sizes, Writer},
 };

@@ -20,7 +20,7 @@ use retry_testbed::xdp::{
     fixture::{Interface, Loaded, in_new_namespace},
     testrun::Action,
 };
-use retry_userspace::clock::monotonic_ns;
+use retry_userspace::parts::clock::monotonic_ns;
 
 use crate::table::{Ask, Case, HOLD_NS, Scene, asks};
 

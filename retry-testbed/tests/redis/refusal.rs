@@ -7,7 +7,7 @@ use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
 use retry_testbed::peers::redis::{PORT, Server};
 use retry_testbed::scene::is_root;
-use retry_userspace::store::Unavailable;
+use retry_userspace::parts::store::Unavailable;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::scene::{MINUTE, bytes, config, connected, fabric, host, keeps, on, redis, until};

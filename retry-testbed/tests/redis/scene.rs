@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
 use retry_testbed::net::fabric::{Fabric, Host};
-use retry_userspace::counters::UserCounters;
-use retry_userspace::settings::{Redis, RedisNode, Retry, RetryPolicy};
-use retry_userspace::store::{Claim, Config, Store};
+use retry_userspace::parts::counters::UserCounters;
+use retry_userspace::parts::settings::{Redis, RedisNode, Retry, RetryPolicy};
+use retry_userspace::parts::store::{Claim, Config, Store};
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for what must come: a busy machine is not a failure.

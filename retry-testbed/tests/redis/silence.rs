@@ -10,7 +10,7 @@ use retry_common::key::FrameKey;
 use retry_testbed::net::fabric::{Fabric, Host};
 use retry_testbed::peers::redis::{Cluster, PORT, Server};
 use retry_testbed::scene::is_root;
-use retry_userspace::settings::Redis;
+use retry_userspace::parts::settings::Redis;
 
 use super::scene::{PATIENCE, Started, config, connected, fabric, host, keeps, on, redis, start_with, until};
 

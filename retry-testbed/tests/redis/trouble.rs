@@ -8,7 +8,7 @@ use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
 use retry_testbed::peers::redis::Server;
 use retry_testbed::scene::is_root;
-use retry_userspace::store::{Claim, Unavailable};
+use retry_userspace::parts::store::{Claim, Unavailable};
 
 use super::scene::{MINUTE, OP_TIMEOUT, bytes, config, connected, fabric, host, keeps, on, redis, start_with, until};
 

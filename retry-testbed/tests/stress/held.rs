@@ -7,7 +7,7 @@ use std::path::Path;
 use retry_common::abi::{RECORD_HEADER_LEN, RecordHeader, SLOT_LEN};
 use retry_common::index;
 use retry_common::key::FrameKey;
-use retry_userspace::datapath::pinned::{PinnedLog, Words as _};
+use retry_userspace::parts::datapath::pinned::{PinnedLog, Words as _};
 
 use super::material::Material;
 

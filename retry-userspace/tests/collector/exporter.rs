@@ -10,11 +10,11 @@ use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
 use opentelemetry_proto::tonic::metrics::v1::{Metric, NumberDataPoint, metric::Data};
 use retry_common::key::FrameKey;
 use retry_common::wire::nack::Nack;
-use retry_userspace::metrics::samples::{Kind, samples};
-use retry_userspace::metrics::{Snapshot, Source, Upstream};
-use retry_userspace::settings::Settings;
-use retry_userspace::telemetry::otlp::{Config, Exporter};
-use retry_userspace::telemetry::trace::NackTracer;
+use retry_userspace::parts::metrics::samples::{Kind, samples};
+use retry_userspace::parts::metrics::{Snapshot, Source, Upstream};
+use retry_userspace::parts::settings::Settings;
+use retry_userspace::parts::telemetry::otlp::{Config, Exporter};
+use retry_userspace::parts::telemetry::trace::NackTracer;
 
 use crate::server::{Collector, INSTANCE, free_address, loopback, resource, series, text};
 

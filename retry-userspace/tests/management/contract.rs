@@ -7,7 +7,7 @@ use axum::http::Method;
 use serde_json::Value;
 
 use crate::rig::{Answer, Listener};
-use retry_userspace::admin::{self, manage};
+use retry_userspace::parts::admin::{self, manage};
 
 /// The methods that the document may use.
 const METHODS: [&str; 4] = ["delete", "get", "post", "put"];

@@ -10,14 +10,14 @@ use retry_common::key::FrameKey;
 use retry_common::wire::PROTO_VER;
 use retry_common::wire::advert;
 use retry_common::wire::frame::{Class, Frame, Head, Version};
-use retry_userspace::admin::manage::{
+use retry_userspace::parts::admin::manage::{
     Backend, BackendError, BoxFuture, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
 };
-use retry_userspace::beacon::registry::Endpoint;
-use retry_userspace::clock::monotonic_ns;
-use retry_userspace::framelog::{Log, NewFrame, Pages, Put, Removed, Sizes, Writer, open};
-use retry_userspace::metrics::{Snapshot, Source};
-use retry_userspace::settings::{Described, Settings};
+use retry_userspace::parts::beacon::registry::Endpoint;
+use retry_userspace::parts::clock::monotonic_ns;
+use retry_userspace::parts::framelog::{Log, NewFrame, Pages, Put, Removed, Sizes, Writer, open};
+use retry_userspace::parts::metrics::{Snapshot, Source};
+use retry_userspace::parts::settings::{Described, Settings};
 use tokio::sync::Semaphore;
 
 /// Life of every class here.

@@ -16,8 +16,8 @@ use retry_common::wire::frame::Version;
 use serde_json::json;
 
 use daemon::{LIFE_MS, frame};
-use retry_userspace::admin::manage::{LONGEST_FRAME, RedisMembers, routes};
-use retry_userspace::{settings, telemetry};
+use retry_userspace::parts::admin::manage::{LONGEST_FRAME, RedisMembers, routes};
+use retry_userspace::parts::{settings, telemetry};
 use rig::{Api, Request, SOON};
 
 const FLOW: u64 = 0x00fe_edfa_ce00_0001;

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::Method;
-use retry_userspace::admin;
-use retry_userspace::admin::manage::{router, serve};
-use retry_userspace::settings::AdminToken;
-use retry_userspace::telemetry::LogLevel;
+use retry_userspace::parts::admin;
+use retry_userspace::parts::admin::manage::{router, serve};
+use retry_userspace::parts::settings::AdminToken;
+use retry_userspace::parts::telemetry::LogLevel;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;

@@ -1,0 +1,101 @@
+//! What tests, the testbed and the bench use of the daemon's parts; the daemon itself is [`run`](crate::run).
+//!
+//! Nothing here is an interface for other programs: it changes with the parts.
+
+/// HTTP on `-metrics-addr` and `-admin-addr`.
+pub mod admin {
+    pub use crate::admin::{router, routes};
+
+    /// The management API.
+    pub mod manage {
+        pub use crate::admin::manage::{
+            Backend, BackendError, BoxFuture, LONGEST_FRAME, Members, PutError, PutOutcome, RedisMembers, RedisNode,
+            StoredFrame, Whence, router, routes, serve,
+        };
+    }
+}
+
+/// Endpoints heard by ADVERT.
+pub mod beacon {
+    /// Their list.
+    pub mod registry {
+        pub use crate::beacon::registry::Endpoint;
+    }
+}
+
+/// The clock of the frame log and the limits.
+pub mod clock {
+    pub use crate::clock::monotonic_ns;
+}
+
+/// What the daemon counts.
+pub mod counters {
+    pub use crate::counters::UserCounters;
+}
+
+/// The XDP programs, as the daemon loads and attaches them.
+pub mod datapath {
+    pub use crate::datapath::{
+        Config, Datapath, EgressInterface, Events, Interfaces, KernelFill, KernelSources, Mode, Parts,
+    };
+
+    /// The maps of a running daemon, from another process.
+    pub mod pinned {
+        pub use crate::datapath::pinned::{PinnedLog, Words};
+    }
+}
+
+/// What the daemon answers.
+pub mod engine {
+    pub use crate::engine::{Config, Engine};
+}
+
+/// The frame log, over memory that the caller brings.
+pub mod framelog {
+    pub use crate::framelog::{Log, Memory, NewFrame, Pages, Put, Record, Removed, Sizes, Writer, open};
+}
+
+/// The numbers that the daemon shows.
+pub mod metrics {
+    pub use crate::metrics::{Snapshot, Source, Upstream};
+
+    /// As Prometheus text.
+    pub mod prometheus {
+        pub use crate::metrics::prometheus::text;
+    }
+
+    /// Each with its name and labels.
+    pub mod samples {
+        pub use crate::metrics::samples::{Kind, samples};
+    }
+}
+
+/// The settings.
+pub mod settings {
+    pub use crate::settings::{AdminToken, Described, Redis, RedisNode, Retry, RetryPolicy, Settings, all, reference};
+}
+
+/// The shared store.
+pub mod store {
+    pub use crate::store::{Claim, Config, Store, Unavailable};
+}
+
+/// Logs and exporters.
+pub mod telemetry {
+    pub use crate::telemetry::{Config, LogLevel, init};
+
+    /// The exporter of metrics and traces.
+    pub mod otlp {
+        pub use crate::telemetry::otlp::{Config, Exporter};
+    }
+
+    /// Traces of NACKs.
+    pub mod trace {
+        pub use crate::telemetry::trace::NackTracer;
+    }
+}
+
+/// The check of a running daemon's frame log.
+pub mod verify_log {
+    pub use crate::verify_log::Report;
+}
