@@ -9,8 +9,8 @@ pub mod admin {
     /// The management API.
     pub mod manage {
         pub use crate::admin::manage::{
-            Backend, BackendError, BoxFuture, LONGEST_FRAME, Members, PutError, PutOutcome, RedisMembers, RedisNode,
-            StoredFrame, Whence, router, routes, serve,
+            Backend, BackendError, LONGEST_FRAME, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame,
+            Whence, router, routes, serve,
         };
     }
 }

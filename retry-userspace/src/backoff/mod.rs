@@ -109,17 +109,6 @@ pub enum GaveUp<E> {
     },
 }
 
-impl<E> GaveUp<E> {
-    /// The last error, if an attempt was made.
-    pub fn last(&self) -> Option<&E> {
-        match self {
-            Self::Definitive { error, .. } => Some(error),
-            Self::Exhausted { last, .. } => Some(last),
-            Self::Cancelled { last, .. } | Self::BreakerOpen { last, .. } => last.as_ref(),
-        }
-    }
-}
-
 /// A policy, and the breaker around it. Clones share the breaker.
 #[derive(Clone)]
 pub struct Retry {
@@ -136,11 +125,6 @@ impl Retry {
         };
         let breaker = (settings.breaker > 0).then(|| Arc::new(Breaker::new(settings.breaker, settings.breaker_open)));
         Self { policy, breaker }
-    }
-
-    /// A policy of one's own, without a breaker.
-    pub fn with_policy(policy: impl Policy + 'static) -> Self {
-        Self { policy: Arc::new(policy), breaker: None }
     }
 
     /// One attempt, inside the same breaker.

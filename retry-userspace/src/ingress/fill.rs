@@ -338,18 +338,10 @@ impl Fill {
         }
     }
 
-    /// Stores a frame that came by another way than the network, for `life_ms` or as long as its class has.
+    /// Stores the frame of `key` that came by another way than the network, for `life_ms` or as long as its class has.
     ///
     /// # Errors
-    /// [`Refused`]; nothing is counted.
-    pub fn put(&self, bytes: &[u8], life_ms: Option<u32>, from: StoredFrom) -> Result<Put, Refused> {
-        self.put_locked(None, bytes, life_ms, from)
-    }
-
-    /// As [`Fill::put`], when the frame has this key.
-    ///
-    /// # Errors
-    /// As [`Fill::put`], and [`Refused::OtherKey`].
+    /// [`Refused`], [`Refused::OtherKey`] where the frame has another key; nothing is counted.
     pub fn put_for(
         &self,
         key: &FrameKey,

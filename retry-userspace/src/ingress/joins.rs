@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
+#[cfg(test)]
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -12,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use socket2::Socket;
 use thiserror::Error;
 
-use crate::net::options::{self, ReceiveBuffer};
+use crate::net::options;
 
 /// Bytes of receive buffer that each socket asks for: about 20,000 datagrams of 400 bytes.
 pub const RECEIVE_BUFFER: usize = 16 << 20;
@@ -114,8 +115,6 @@ impl JoinError {
 #[derive(Debug)]
 pub struct Joins {
     sockets: Vec<Socket>,
-    groups: usize,
-    receive_buffer: ReceiveBuffer,
 }
 
 impl Joins {
@@ -139,13 +138,13 @@ impl Joins {
         let mut seen = HashSet::with_capacity(groups.len());
         let groups: Vec<Ipv6Addr> = groups.iter().copied().filter(|group| seen.insert(*group)).collect();
         let fail = |source| JoinError::no_socket(port, source);
-        let (mut socket, receive_buffer) = open_socket(delivery, interface, port).map_err(fail)?;
+        let mut socket = open_socket(delivery, interface, port).map_err(fail)?;
         let mut sockets = Vec::new();
         let mut on_this_socket = 0;
         for (joined, &group) in groups.iter().enumerate() {
             let mut result = socket.join_multicast_v6(&group, interface);
             if on_this_socket > 0 && result.as_ref().is_err_and(has_no_room) {
-                let (next, _) = open_socket(delivery, interface, port).map_err(fail)?;
+                let next = open_socket(delivery, interface, port).map_err(fail)?;
                 sockets.push(std::mem::replace(&mut socket, next));
                 on_this_socket = 0;
                 result = socket.join_multicast_v6(&group, interface);
@@ -166,11 +165,12 @@ impl Joins {
             }
         }
         sockets.push(socket);
-        Ok(Self { sockets, groups: groups.len(), receive_buffer })
+        Ok(Self { sockets })
     }
 
     /// The sockets, at least one, in the order of the groups.
-    pub fn fds(&self) -> impl ExactSizeIterator<Item = BorrowedFd<'_>> {
+    #[cfg(test)]
+    pub(crate) fn fds(&self) -> impl ExactSizeIterator<Item = BorrowedFd<'_>> {
         self.sockets.iter().map(AsFd::as_fd)
     }
 
@@ -178,29 +178,9 @@ impl Joins {
     pub(super) fn into_sockets(self) -> Vec<Socket> {
         self.sockets
     }
-
-    /// Groups joined.
-    #[must_use]
-    pub fn groups(&self) -> usize {
-        self.groups
-    }
-
-    /// What the receive buffer of each socket was set to.
-    #[must_use]
-    pub fn receive_buffer(&self) -> ReceiveBuffer {
-        self.receive_buffer
-    }
-
-    /// Datagrams that the kernel dropped at these sockets since they were opened, mostly for full receive buffers.
-    ///
-    /// # Errors
-    /// Those of [`options::dropped`].
-    pub fn dropped(&self) -> io::Result<u64> {
-        self.sockets.iter().map(|socket| options::dropped(socket).map(u64::from)).sum()
-    }
 }
 
-pub(super) fn open_socket(delivery: Delivery, interface: u32, port: u16) -> io::Result<(Socket, ReceiveBuffer)> {
+pub(super) fn open_socket(delivery: Delivery, interface: u32, port: u16) -> io::Result<Socket> {
     let socket = options::udp_socket()?;
     // Set before the bind, so that nothing of other sockets' groups or interfaces is queued in between.
     options::own_groups_only(&socket)?;
@@ -212,9 +192,9 @@ pub(super) fn open_socket(delivery: Delivery, interface: u32, port: u16) -> io::
         Delivery::Merged => options::take_merged(&socket)?,
     }
     options::tell_dropped(&socket)?;
-    let receive_buffer = options::set_receive_buffer(&socket, RECEIVE_BUFFER)?;
+    options::set_receive_buffer(&socket, RECEIVE_BUFFER)?;
     socket.bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0).into())?;
-    Ok((socket, receive_buffer))
+    Ok(socket)
 }
 
 pub(super) fn has_no_room(error: &io::Error) -> bool {
@@ -273,7 +253,6 @@ mod tests {
             // Asked for again: first on the first socket, now it would land on the last.
             groups.extend([group(0), group(1)]);
             let joins = Joins::open(pair.far.index, PORT, &groups).expect("joined");
-            assert_eq!(joins.groups(), 5_000);
             assert!(joins.fds().len() >= 2, "{}", joins.fds().len());
             let publisher = publisher();
             for index in (0..5_000).step_by(7).chain([0, 4_999]) {
@@ -293,7 +272,9 @@ mod tests {
                 .chain([(group(4_999), 1)])
                 .collect();
             assert_eq!(count, expected);
-            assert_eq!(joins.dropped().expect("a count"), 0);
+            for socket in joins.fds() {
+                assert_eq!(options::dropped(&socket).expect("a count"), 0);
+            }
         });
     }
 
@@ -352,6 +333,6 @@ mod tests {
         let error = Joins::open(9_999, 0, &[group(1)]).expect_err("no such interface");
         assert!(error.to_string().starts_with("cannot join ff05::b:1 on interface 9999: "), "{error}");
         let none = Joins::open(lo.index, 0, &[]).expect("nothing to join");
-        assert_eq!((none.groups(), none.fds().len()), (0, 1));
+        assert_eq!(none.fds().len(), 1);
     }
 }

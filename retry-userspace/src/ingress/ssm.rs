@@ -121,7 +121,7 @@ impl SourceJoins {
         let mut cells: Vec<Cell> = Vec::new();
         let mut at = 0;
         while at < self.groups.len() {
-            let (socket, _) = joins::open_socket(self.delivery, self.interface, self.port)
+            let socket = joins::open_socket(self.delivery, self.interface, self.port)
                 .map_err(|error| JoinError::no_socket(self.port, error))?;
             let mut cell = Cell { socket: Arc::new(socket), groups: at..at };
             match cell.extend(self.interface, &self.groups, source) {

@@ -1,6 +1,6 @@
 //! Links, addresses and XDP programs by rtnetlink, and memberships by `/proc/net/igmp6`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -258,11 +258,10 @@ fn memberships(table: &str, interface: &str) -> BTreeSet<Ipv6Addr> {
     table.lines().filter_map(of).collect()
 }
 
-/// Programs by the index of their interface.
-pub type Programs = BTreeMap<u32, u32>;
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::ingress::joins::Joins;
     use crate::net::interface;
@@ -297,7 +296,7 @@ mod tests {
             let seen = watch.look(&names).await.expect("a look");
             assert_eq!(seen.interfaces, interface::list().expect("a list"));
             assert!(seen.joined.contains(&group), "{:?}", seen.joined);
-            assert_eq!(seen.programs, Programs::new());
+            assert_eq!(seen.programs, BTreeMap::new());
             drop(joins);
             let seen = watch.look(&names).await.expect("a look");
             assert!(!seen.joined.contains(&group), "{:?}", seen.joined);

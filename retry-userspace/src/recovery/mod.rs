@@ -18,12 +18,11 @@ mod state_file;
 mod tests;
 pub mod upstreams;
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddrV6;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::future::BoxFuture;
 use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
 use retry_common::wire::answer::Answer;
@@ -77,9 +76,6 @@ pub struct Recovered {
     /// The datagram, whose key is the job's.
     pub frame: Vec<u8>,
 }
-
-/// A future that a trait object returns.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Keeps instances from recovering one frame at the same time.
 pub trait Claims: Send + Sync {

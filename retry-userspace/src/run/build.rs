@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender as Channel, channel};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use retry_common::abi;
 use retry_common::key::FrameKey;
 use tokio::runtime::Handle;
@@ -36,7 +37,7 @@ use crate::nack::pending::{Backends, Pending, Reply};
 use crate::nack::{self, Server};
 use crate::net::nack_socket::{self, NackSocket};
 use crate::net::neighbours::Gate;
-use crate::recovery::{self, BoxFuture, Claims, NoClaims, Recovery};
+use crate::recovery::{self, Claims, NoClaims, Recovery};
 use crate::repair::{self, Held, OnMulticast, Sender};
 use crate::settings::Settings;
 use crate::store::{self, Store};

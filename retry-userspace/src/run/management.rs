@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use retry_common::key::FrameKey;
 use retry_common::wire::frame::Frame;
 
 use super::state::State;
 use crate::admin::manage::{
-    Backend, BackendError, BoxFuture, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
+    Backend, BackendError, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
 };
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::monotonic_ns;

@@ -23,11 +23,11 @@ mod values;
 use std::ffi::OsString;
 
 pub(crate) use duration::parse as parse_duration;
-pub use error::{SettingsError, Stop};
+pub use error::Stop;
 pub use hosts::{Host, HostPort, RedisNode};
 pub use model::{Described, Settings};
 pub use reference::reference;
-pub use rows::{Alias, Flag, Group, all, groups};
+pub use rows::all;
 pub use source::SetBy;
 use source::Values;
 pub use table::*;

@@ -18,7 +18,9 @@ use retry_common::abi::{LAYOUT, Lane, Settings};
 
 use crate::datapath::pinned::{self, PinnedError, PinnedLog, Words};
 pub use check::LogView;
-pub use report::{Example, Kind, LaneReport, Report};
+#[cfg(test)]
+use report::Kind;
+pub use report::Report;
 
 /// How long a daemon that starts may take from its pins to its lanes.
 const START: Duration = Duration::from_secs(2);

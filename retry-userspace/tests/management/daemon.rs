@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use retry_common::counter::Counters;
 use retry_common::group::{BeefBits, ShardBits, Sharding};
 use retry_common::key::FrameKey;
@@ -11,7 +12,7 @@ use retry_common::wire::PROTO_VER;
 use retry_common::wire::advert;
 use retry_common::wire::frame::{Class, Frame, Head, Version};
 use retry_userspace::parts::admin::manage::{
-    Backend, BackendError, BoxFuture, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
+    Backend, BackendError, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
 };
 use retry_userspace::parts::beacon::registry::Endpoint;
 use retry_userspace::parts::clock::monotonic_ns;

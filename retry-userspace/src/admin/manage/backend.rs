@@ -1,17 +1,14 @@
 //! What the API shows and does, without HTTP.
 
-use std::pin::Pin;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use retry_common::key::FrameKey;
 use retry_common::wire::frame::Class;
 
 use crate::beacon::registry::Endpoint;
 use crate::metrics::Snapshot;
 use crate::settings::Described;
-
-/// A future that a trait object can return.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The daemon behind the API: frame log, shared store, run state.
 pub trait Backend: Send + Sync {

@@ -23,9 +23,7 @@ use crate::settings::AdminToken;
 use auth::Token;
 use error::ApiError;
 
-pub use backend::{
-    Backend, BackendError, BoxFuture, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
-};
+pub use backend::{Backend, BackendError, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence};
 pub use frames::LONGEST_FRAME;
 pub use listener::{Config, Listener};
 pub use serve::serve;

@@ -21,6 +21,11 @@ fn key_of(bytes: &[u8]) -> FrameKey {
     Frame::parse(bytes).expect("a frame").head().cache_key().expect("a key")
 }
 
+/// Stores a frame, whichever it is.
+fn put(fill: &Fill, bytes: &[u8], life_ms: Option<u32>, from: StoredFrom) -> Result<Put, Refused> {
+    fill.put_locked(None, bytes, life_ms, from)
+}
+
 #[test]
 fn what_comes_by_another_way_is_stored_as_from_the_fabric() {
     let (fill, log, told) = scene();
@@ -32,7 +37,7 @@ fn what_comes_by_another_way_is_stored_as_from_the_fabric() {
     for (flow, (from, counter)) in (1..).zip(ways) {
         let bytes = frame(flow, 1);
         assert_eq!(fill.put_for(&key_of(&bytes), &bytes, None, from), Ok(Put::Stored));
-        assert_eq!(fill.put(&bytes, None, from), Ok(Put::Duplicate));
+        assert_eq!(put(&fill, &bytes, None, from), Ok(Put::Duplicate));
         assert_eq!(count(&fill.counters, counter), 1);
         let mut stored = Vec::new();
         let record = log.look_up(&key_of(&bytes), monotonic_ns()).expect("stored");
@@ -51,8 +56,8 @@ fn a_life_that_is_given_holds_else_that_of_the_class() {
     let (fill, log, told) = scene();
     let (short, long) = (frame(1, 1), frame(1, 2));
     let before_ns = monotonic_ns();
-    fill.put(&short, Some(5_000), StoredFrom::Api).expect("stored");
-    fill.put(&long, None, StoredFrom::Api).expect("stored");
+    put(&fill, &short, Some(5_000), StoredFrom::Api).expect("stored");
+    put(&fill, &long, None, StoredFrom::Api).expect("stored");
     let at = |seconds: u64| before_ns + seconds * 1_000_000_000;
     assert!(log.look_up(&key_of(&short), at(4)).is_some() && log.look_up(&key_of(&long), at(59)).is_some());
     let later_ns = monotonic_ns() - before_ns;
@@ -68,8 +73,8 @@ fn what_is_refused_is_not_stored() {
     let bytes = frame(1, 1);
     let other = key_of(&frame(1, 2));
     assert_eq!(fill.put_for(&other, &bytes, None, StoredFrom::Upstream), Err(Refused::OtherKey));
-    assert_eq!(fill.put(&frame(1, 0), None, StoredFrom::Api), Err(Refused::Unnumbered));
-    assert_eq!(fill.put(&bytes[..91], None, StoredFrom::Api), Err(Refused::Undecodable));
+    assert_eq!(put(&fill, &frame(1, 0), None, StoredFrom::Api), Err(Refused::Unnumbered));
+    assert_eq!(put(&fill, &bytes[..91], None, StoredFrom::Api), Err(Refused::Undecodable));
     assert!(log.look_up(&other, monotonic_ns()).is_none() && log.look_up(&key_of(&bytes), monotonic_ns()).is_none());
     assert!(told.lock().expect("no panic").is_empty());
     assert_eq!(count(&fill.counters, Counter::FramesCached), 0);
@@ -94,7 +99,7 @@ fn a_bundle_is_stored_when_its_group_is_one_of_our_shards() {
     // Two shard bits; what the sender says of its own is not judged.
     for (seq, (group, bits)) in (1..).zip([(0, 2), (3, 2), (3, 0), (1, 12)]) {
         let bytes = bundle(seq, group, bits);
-        assert_eq!(fill.put(&bytes, None, StoredFrom::Tee), Ok(Put::Stored), "{group}");
+        assert_eq!(put(&fill, &bytes, None, StoredFrom::Tee), Ok(Put::Stored), "{group}");
         let record = log.look_up(&key_of(&bytes), monotonic_ns()).expect("stored");
         assert_eq!(record.header().group, group);
     }
@@ -102,7 +107,7 @@ fn a_bundle_is_stored_when_its_group_is_one_of_our_shards() {
     for (seq, group) in (100..).zip([4, 0x0FFF, 0x1000, 0xFFFB, 0xFFFD, 0xFFFE, 0xFFFF]) {
         let bytes = bundle(seq, group, 2);
         for from in [StoredFrom::Store, StoredFrom::Upstream, StoredFrom::Api] {
-            assert_eq!(fill.put(&bytes, None, from), Err(Refused::OtherGroup), "{group:#x}");
+            assert_eq!(put(&fill, &bytes, None, from), Err(Refused::OtherGroup), "{group:#x}");
         }
         fill.store_now(&bytes, "[fd01::1]:9000".parse().expect("an address"), StoredFrom::Tee, monotonic_ns());
         assert!(log.look_up(&key_of(&bytes), monotonic_ns()).is_none());

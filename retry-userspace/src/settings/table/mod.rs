@@ -30,5 +30,5 @@ pub use redis::Redis;
 pub use repair::Repair;
 pub use retry::{Retry, RetryPolicy};
 pub use ssm::Ssm;
-pub use telemetry::{LogFormat, Otlp, Telemetry};
+pub use telemetry::{LogFormat, Telemetry};
 pub use xdp::{FillMode, Xdp, XdpMode};
