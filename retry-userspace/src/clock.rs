@@ -13,6 +13,6 @@ pub fn monotonic_ns() -> u64 {
 }
 
 /// A duration as kernel and daemon count it; the longest one when it is longer.
-pub fn nanoseconds(duration: Duration) -> u64 {
+pub(crate) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

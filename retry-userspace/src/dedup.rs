@@ -6,7 +6,7 @@ use crate::settings::{DedupMode, Settings};
 
 /// Whether they do, and how.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Config {
+pub(crate) struct Config {
     /// `dedup-mode`; `None` where instances keep from nothing: without a shared store, a window or multicast repairs.
     pub mode: Option<DedupMode>,
     /// `dedup-window`: life of a claim; zero without a mode.
@@ -18,13 +18,13 @@ pub struct Config {
 impl Config {
     /// Instances tell each other of their multicast repairs.
     #[must_use]
-    pub fn announces(&self) -> bool {
+    pub(crate) fn announces(&self) -> bool {
         self.mode == Some(DedupMode::Eventual)
     }
 
     /// Instances claim a multicast repair before they send it.
     #[must_use]
-    pub fn is_strict(&self) -> bool {
+    pub(crate) fn is_strict(&self) -> bool {
         self.mode == Some(DedupMode::Strict)
     }
 }

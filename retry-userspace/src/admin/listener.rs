@@ -14,7 +14,7 @@ use crate::telemetry::LogLevel;
 
 /// Where the metrics are served.
 #[derive(Clone, Copy, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// `metrics-addr`; port 0 takes a free one.
     pub address: SocketAddr,
 }
@@ -27,19 +27,19 @@ impl From<&Settings> for Config {
 
 /// The bound address; connections wait until it is served.
 #[derive(Debug)]
-pub struct Listener(TcpListener);
+pub(crate) struct Listener(TcpListener);
 
 impl Listener {
     /// Binds the address.
     ///
     /// # Errors
     /// What the system returns.
-    pub async fn bind(config: Config) -> io::Result<Self> {
+    pub(crate) async fn bind(config: Config) -> io::Result<Self> {
         TcpListener::bind(config.address).await.map(Self)
     }
 
     /// Serves the numbers of `source` and the log level, in a task that goes on until it is aborted.
-    pub fn serve(self, source: Arc<dyn Source>, log_level: LogLevel) -> JoinHandle<io::Result<()>> {
+    pub(crate) fn serve(self, source: Arc<dyn Source>, log_level: LogLevel) -> JoinHandle<io::Result<()>> {
         let http = axum::serve(self.0, router(source, log_level));
         tokio::spawn(async move { http.await })
     }

@@ -1,7 +1,7 @@
 //! HTTP on `-metrics-addr`: metrics, health, readiness, log level. Reads, and decides nothing.
 
 mod listener;
-pub mod manage;
+pub(crate) mod manage;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::metrics::{Source, prometheus};
 use crate::telemetry::LogLevel;
 
-pub use listener::{Config, Listener};
+pub(crate) use listener::{Config, Listener};
 
 struct Admin {
     source: Arc<dyn Source>,

@@ -20,14 +20,14 @@ use crate::settings::{Retry as Settings, RetryPolicy};
 use breaker::Breaker;
 
 /// When to try again. The seam: a caller knows nothing else of a policy.
-pub trait Policy: Send + Sync {
+pub(crate) trait Policy: Send + Sync {
     /// The waits between attempts; as many attempts follow the first as there are waits.
     fn waits(&self) -> Box<dyn Iterator<Item = Duration> + Send>;
 }
 
 /// One attempt.
 #[derive(Clone, Copy, Debug)]
-pub struct Never;
+pub(crate) struct Never;
 
 impl Policy for Never {
     fn waits(&self) -> Box<dyn Iterator<Item = Duration> + Send> {
@@ -37,14 +37,14 @@ impl Policy for Never {
 
 /// Waits that grow by a factor up to a longest one.
 #[derive(Clone, Copy, Debug)]
-pub struct Exponential {
+pub(crate) struct Exponential {
     builder: ExponentialBuilder,
     longest: Duration,
 }
 
 impl Exponential {
     /// The policy of these settings; `attempts` counts the first one too.
-    pub fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings) -> Self {
         let builder = ExponentialBuilder::new()
             .with_min_delay(settings.delay)
             .with_factor(settings.factor)
@@ -65,7 +65,7 @@ impl Policy for Exponential {
 
 /// What an attempt that did not succeed says of the next one.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Failure<E> {
+pub(crate) enum Failure<E> {
     /// The answer stands: another attempt gets the same.
     Definitive(E),
     /// Another attempt may do.
@@ -74,7 +74,7 @@ pub enum Failure<E> {
 
 /// Why it was given up. The last error is kept, with the number of attempts made.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
-pub enum GaveUp<E> {
+pub(crate) enum GaveUp<E> {
     /// An answer that stands.
     #[error("{error} (attempt {attempts})")]
     Definitive {
@@ -111,14 +111,14 @@ pub enum GaveUp<E> {
 
 /// A policy, and the breaker around it. Clones share the breaker.
 #[derive(Clone)]
-pub struct Retry {
+pub(crate) struct Retry {
     policy: Arc<dyn Policy>,
     breaker: Option<Arc<Breaker>>,
 }
 
 impl Retry {
     /// What the settings ask for.
-    pub fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings) -> Self {
         let policy: Arc<dyn Policy> = match settings.policy {
             RetryPolicy::None => Arc::new(Never),
             RetryPolicy::Exponential => Arc::new(Exponential::new(settings)),
@@ -129,12 +129,12 @@ impl Retry {
 
     /// One attempt, inside the same breaker.
     #[must_use]
-    pub fn once(&self) -> Self {
+    pub(crate) fn once(&self) -> Self {
         Self { policy: Arc::new(Never), breaker: self.breaker.clone() }
     }
 
     /// True while the breaker lets nothing through.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.breaker.as_ref().is_some_and(|breaker| breaker.is_open())
     }
 
@@ -142,7 +142,7 @@ impl Retry {
     ///
     /// # Errors
     /// [`GaveUp`], with the last error.
-    pub async fn run<T, E, F, A>(&self, cancel: &CancellationToken, mut attempt: A) -> Result<T, GaveUp<E>>
+    pub(crate) async fn run<T, E, F, A>(&self, cancel: &CancellationToken, mut attempt: A) -> Result<T, GaveUp<E>>
     where
         A: FnMut(u32) -> F,
         F: Future<Output = Result<T, Failure<E>>>,

@@ -1,6 +1,6 @@
 //! The ADVERT beacon (BRC-126, docs/wire-format.md): tells listeners that this endpoint is here, where to send NACKs, and when it drains.
 
-pub mod registry;
+pub(crate) mod registry;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +19,7 @@ use crate::net::options;
 use crate::settings::Settings;
 
 /// UDP port of the beacon groups. It is a fact of the fabric: `nack-port` is announced inside the ADVERT.
-pub const BEACON_PORT: u16 = 9300;
+pub(crate) const BEACON_PORT: u16 = 9300;
 
 /// The groups that ADVERTs of a scope go to.
 ///
@@ -29,7 +29,7 @@ pub const BEACON_PORT: u16 = 9300;
 /// beacon is for. Who hears both keeps one entry, by instance id (BRC-126). The scope org has no source-specific groups on
 /// this fabric ([`group::prefix`]): there, ADVERTs go to the any-source group alone.
 #[must_use]
-pub fn groups(scope: BeaconScope, mode: SourceMode, group_id: u16) -> Vec<Ipv6Addr> {
+pub(crate) fn groups(scope: BeaconScope, mode: SourceMode, group_id: u16) -> Vec<Ipv6Addr> {
     let modes: &[SourceMode] = match mode {
         SourceMode::Asm => &[SourceMode::Asm],
         SourceMode::Ssm => &[SourceMode::Asm, SourceMode::Ssm],
@@ -40,7 +40,7 @@ pub fn groups(scope: BeaconScope, mode: SourceMode, group_id: u16) -> Vec<Ipv6Ad
 
 /// What is announced, and how it leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
+pub(crate) struct Config {
     /// `nack-addr`.
     pub nack_address: Ipv6Addr,
     /// `nack-port`.
@@ -78,7 +78,7 @@ pub struct Config {
 impl Config {
     /// As the settings ask, on these interfaces; `None` with `-beacon-enabled=false`, or without an egress interface.
     #[must_use]
-    pub fn from(settings: &Settings, fabric: &Fabric) -> Option<Self> {
+    pub(crate) fn from(settings: &Settings, fabric: &Fabric) -> Option<Self> {
         let first = fabric.egress.first().filter(|_| settings.beacon.enabled)?;
         Some(Self {
             nack_address: fabric.nack_addr,
@@ -103,7 +103,7 @@ impl Config {
 
 /// The ADVERT of this configuration; `draining` announces a shutdown whatever that says.
 #[must_use]
-pub fn advert(config: &Config, draining: bool) -> [u8; ADVERT_LEN] {
+pub(crate) fn advert(config: &Config, draining: bool) -> [u8; ADVERT_LEN] {
     let flag = |on, bit| if on { bit } else { 0 };
     // A part of a second counts as a whole one: listeners must not forget us early.
     let seconds = config.interval.as_nanos().div_ceil(1_000_000_000);
@@ -125,7 +125,7 @@ pub fn advert(config: &Config, draining: bool) -> [u8; ADVERT_LEN] {
 
 /// Sends ADVERTs; when is up to the caller: at once at start, then every interval, and with `draining` before a shutdown.
 #[derive(Debug)]
-pub struct BeaconSender {
+pub(crate) struct BeaconSender {
     config: Config,
     /// Index of the interface that ADVERTs leave by, and their source: both may change.
     way: Mutex<(u32, Ipv6Addr)>,
@@ -138,7 +138,7 @@ impl BeaconSender {
     ///
     /// # Errors
     /// What the system returns.
-    pub fn open(config: Config) -> io::Result<Self> {
+    pub(crate) fn open(config: Config) -> io::Result<Self> {
         let socket = options::udp_socket()?;
         // A listener on this host hears its own endpoint's ADVERTs.
         socket.set_multicast_loop_v6(true)?;
@@ -157,7 +157,7 @@ impl BeaconSender {
     }
 
     /// ADVERTs leave by this interface and from this source from now on.
-    pub fn leave_by(&self, interface: u32, source: Ipv6Addr) {
+    pub(crate) fn leave_by(&self, interface: u32, source: Ipv6Addr) {
         *self.way.lock().unwrap_or_else(PoisonError::into_inner) = (interface, source);
     }
 
@@ -165,7 +165,7 @@ impl BeaconSender {
     ///
     /// # Errors
     /// Those of [`multicast::send`], when none left. Each group is tried; one that fails beside others that do not is logged.
-    pub fn send(&self, draining: bool) -> io::Result<usize> {
+    pub(crate) fn send(&self, draining: bool) -> io::Result<usize> {
         let bytes = advert(&self.config, draining);
         let (interface, source) = *self.way.lock().unwrap_or_else(PoisonError::into_inner);
         let egress = Egress { interface, source, port: BEACON_PORT, hop_limit: self.config.hop_limit };

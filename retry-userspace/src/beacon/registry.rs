@@ -18,7 +18,7 @@ use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
 
 /// Most endpoints kept. ADVERTs carry no proof of who sent them, so the table is bounded.
-pub const MOST_ENDPOINTS: usize = 1_024;
+pub(crate) const MOST_ENDPOINTS: usize = 1_024;
 
 /// Intervals of silence after which an endpoint is forgotten (BRC-126).
 const INTERVALS: u64 = 3;
@@ -55,7 +55,7 @@ impl Endpoint {
 
 /// What became of an ADVERT.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// An endpoint that was not known.
     New,
     /// A known one, heard again where it was.
@@ -74,7 +74,7 @@ pub enum Outcome {
 
 /// Why no listener can send NACKs to an announced address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Unusable {
+pub(crate) enum Unusable {
     /// `::`.
     #[error("the NACK address is unspecified")]
     Unspecified,
@@ -108,7 +108,7 @@ struct Entry {
 
 /// The endpoints heard. Times are nanoseconds of one monotonic clock.
 #[derive(Clone, Debug)]
-pub struct Registry {
+pub(crate) struct Registry {
     own_id: u32,
     most: usize,
     entries: HashMap<u32, Entry>,
@@ -117,7 +117,7 @@ pub struct Registry {
 impl Registry {
     /// An empty table of at most `most` endpoints; ADVERTs of `own_id` ([`advert::instance_id`]) are ours.
     #[must_use]
-    pub fn new(own_id: u32, most: usize) -> Self {
+    pub(crate) fn new(own_id: u32, most: usize) -> Self {
         Self { own_id, most, entries: HashMap::new() }
     }
 
@@ -125,7 +125,7 @@ impl Registry {
     ///
     /// A full table takes no newcomer, however soon another endpoint expires: who floods it cannot push out those that
     /// are there.
-    pub fn handle_advert(&mut self, datagram: &[u8], from: SocketAddrV6, now_ns: u64) -> Outcome {
+    pub(crate) fn handle_advert(&mut self, datagram: &[u8], from: SocketAddrV6, now_ns: u64) -> Outcome {
         let advert = match Advert::parse(datagram) {
             Ok(advert) => advert,
             Err(error) => return Outcome::Refused(error),
@@ -166,7 +166,7 @@ impl Registry {
     /// The endpoints that are not forgotten, in the order in which listeners ask them: tier ascending, preference
     /// descending, then instance id. Those that drain are among them, marked.
     #[must_use]
-    pub fn endpoints(&self, now_ns: u64) -> Vec<Endpoint> {
+    pub(crate) fn endpoints(&self, now_ns: u64) -> Vec<Endpoint> {
         let mut endpoints: Vec<_> = self
             .entries
             .iter()
@@ -217,7 +217,7 @@ fn nack_address(advert: &Advert, from: SocketAddrV6) -> Result<SocketAddrV6, Unu
 
 /// The registry as threads and tasks share it: the beacon listener feeds it, recovery and the management API ask it.
 #[derive(Debug)]
-pub struct SharedRegistry {
+pub(crate) struct SharedRegistry {
     registry: Mutex<Registry>,
     counters: Arc<UserCounters>,
 }
@@ -225,14 +225,14 @@ pub struct SharedRegistry {
 impl SharedRegistry {
     /// An empty table for the instance of this name.
     #[must_use]
-    pub fn new(instance: &str, counters: Arc<UserCounters>) -> Self {
+    pub(crate) fn new(instance: &str, counters: Arc<UserCounters>) -> Self {
         let registry = Registry::new(advert::instance_id(instance), MOST_ENDPOINTS);
         Self { registry: Mutex::new(registry), counters }
     }
 
     /// For the socket of the beacon groups: takes in what is no shard manifest. `from` tells the interface by its scope
     /// id, which a link-local NACK address needs.
-    pub fn hear(&self, datagram: &[u8], from: SocketAddrV6) {
+    pub(crate) fn hear(&self, datagram: &[u8], from: SocketAddrV6) {
         let outcome = self.registry().handle_advert(datagram, from, monotonic_ns());
         match outcome {
             Outcome::New | Outcome::Refreshed | Outcome::Moved => self.counters.one(Counter::AdvertsHeard),
@@ -246,7 +246,7 @@ impl SharedRegistry {
 
     /// The endpoints that are heard now, in the order of [`Registry::endpoints`].
     #[must_use]
-    pub fn endpoints(&self) -> Vec<Endpoint> {
+    pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
         self.registry().endpoints(monotonic_ns())
     }
 

@@ -118,7 +118,7 @@ impl From<&Fabric> for Interfaces {
 
 /// What the kernel program goes by, and the daemon's engine with it. No lease: the kernel answers nothing yet.
 #[must_use]
-pub fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u64) -> abi::Settings {
+pub(crate) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u64) -> abi::Settings {
     let (sizes, dedup) = (Sizes::from(settings), dedup::Config::from(settings));
     abi::Settings {
         generation: 1,

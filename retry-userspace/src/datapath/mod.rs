@@ -9,7 +9,7 @@ mod events;
 mod fill;
 mod log_lines;
 mod own;
-pub mod pinned;
+pub(crate) mod pinned;
 mod pins;
 mod sent;
 
@@ -28,15 +28,16 @@ use retry_common::counter::Counters;
 
 use crate::framelog::{Memory, Pages};
 use crate::limits::{GroupTable, LimitTable};
-pub use attach::Attachments;
-pub use config::{Config, EgressInterface, Interfaces, kernel_settings};
-pub use error::DatapathError;
+pub(crate) use attach::Attachments;
+pub(crate) use config::kernel_settings;
+pub use config::{Config, EgressInterface, Interfaces};
+pub(crate) use error::DatapathError;
 pub use events::Events;
 pub use fill::{KernelFill, KernelSources};
-pub use log_lines::LogLines;
+pub(crate) use log_lines::LogLines;
 use own::OwnAddresses;
 use pins::Pins;
-pub use sent::Delivered;
+pub(crate) use sent::Delivered;
 use sent::SentTable;
 
 /// The object for the kernel, built by `cargo xtask build-ebpf`; empty when the daemon was built without it.

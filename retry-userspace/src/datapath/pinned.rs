@@ -108,7 +108,7 @@ impl PinnedLog {
 ///
 /// # Errors
 /// This namespace has no name in `/proc`.
-pub fn pin_directory(root: &Path, interface: &str) -> Result<PathBuf, PinnedError> {
+pub(crate) fn pin_directory(root: &Path, interface: &str) -> Result<PathBuf, PinnedError> {
     Ok(root.join(format!("{}{}", safe(interface), suffix(root)?)))
 }
 
@@ -116,7 +116,7 @@ pub fn pin_directory(root: &Path, interface: &str) -> Result<PathBuf, PinnedErro
 ///
 /// # Errors
 /// `root` cannot be listed. One that does not exist holds none.
-pub fn pin_directories(root: &Path) -> Result<Vec<PathBuf>, PinnedError> {
+pub(crate) fn pin_directories(root: &Path) -> Result<Vec<PathBuf>, PinnedError> {
     let suffix = suffix(root)?;
     let list = |error: io::Error| PinnedError::List { path: root.display().to_string(), why: error.to_string() };
     let entries = match fs::read_dir(root) {

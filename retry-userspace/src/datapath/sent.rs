@@ -22,7 +22,7 @@ pub(super) const PROBE: &str = "retry_probe";
 const SHORTEST: usize = 60;
 
 /// What an interface was given since the start: its name, and the counts.
-pub type Delivered = (String, Sent);
+pub(crate) type Delivered = (String, Sent);
 
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]

@@ -21,7 +21,8 @@ use crate::settings::{Cache, Settings};
 
 pub use memory::Memory;
 pub use reader::{Log, Record};
-pub use retry_common::framelog::{Followed, LaneUse, NewFrame, Put, Removed};
+pub(crate) use retry_common::framelog::{Followed, LaneUse};
+pub use retry_common::framelog::{NewFrame, Put, Removed};
 pub use writer::Writer;
 
 /// Words of the hold-down table: 2 MiB, 26 s of distinct repairs at 10,000 a second.
@@ -50,7 +51,7 @@ impl From<&Settings> for Sizes {
 
 /// Life of each class in milliseconds, in the order of [`Class::ALL`].
 #[must_use]
-pub fn lives_ms(cache: &Cache) -> [u32; Class::ALL.len()] {
+pub(crate) fn lives_ms(cache: &Cache) -> [u32; Class::ALL.len()] {
     Class::ALL.map(|class| u32::try_from(cache.ttl(class).as_millis()).unwrap_or(u32::MAX))
 }
 

@@ -31,11 +31,11 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const MANIFEST: u8 = 0x40;
 
 /// Takes ADVERTs, and who sent them.
-pub type OnAdvert = Box<dyn Fn(&[u8], SocketAddrV6) + Send>;
+pub(crate) type OnAdvert = Box<dyn Fn(&[u8], SocketAddrV6) + Send>;
 
 /// Where beacons and manifests are heard.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// The beacon groups and, with sources named, that of subtree announcements.
     pub groups: GroupSet,
 }
@@ -43,7 +43,7 @@ pub struct Config {
 impl Config {
     /// As the settings ask, on these interfaces.
     #[must_use]
-    pub fn from(settings: &Settings, fabric: &Fabric) -> Self {
+    pub(crate) fn from(settings: &Settings, fabric: &Fabric) -> Self {
         let ingress = &settings.ingress;
         let beacon_groups = |mode| beacon::groups(settings.beacon.scope, mode, ingress.group_id);
         let any_source = beacon_groups(SourceMode::Asm);
@@ -64,7 +64,7 @@ impl Config {
 }
 
 /// Hears beacons and manifests. It shares its port with the NACK socket, which keeps what is sent to its address: an exact address goes first.
-pub struct BeaconListener {
+pub(crate) struct BeaconListener {
     /// Its sockets.
     pub subscription: Subscription,
     on_advert: OnAdvert,
@@ -78,7 +78,7 @@ impl BeaconListener {
     ///
     /// # Errors
     /// [`JoinError`]; none of the joins stays.
-    pub fn open(
+    pub(crate) fn open(
         config: Config,
         wanted: Receiver<BTreeSet<Ipv6Addr>>,
         on_advert: OnAdvert,
@@ -93,7 +93,7 @@ impl BeaconListener {
     ///
     /// # Errors
     /// What a receive returns.
-    pub fn run(mut self, shutdown: &AtomicBool) -> io::Result<()> {
+    pub(crate) fn run(mut self, shutdown: &AtomicBool) -> io::Result<()> {
         let mut batch = Batch::new(BATCH, LONGEST_DATAGRAM);
         while !shutdown.load(Ordering::Relaxed) {
             // What is still queued of a source that leaves says nothing any more.

@@ -46,7 +46,7 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 /// What decides about a received frame.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// How frames map to groups.
     pub sharding: Sharding,
     /// Life of each class in milliseconds, in the order of `Class::ALL`.
@@ -62,7 +62,7 @@ pub struct Config {
 impl Config {
     /// As the settings ask, on these interfaces.
     #[must_use]
-    pub fn from(settings: &Settings, fabric: &Fabric) -> Self {
+    pub(crate) fn from(settings: &Settings, fabric: &Fabric) -> Self {
         Self {
             sharding: Sharding { shard: settings.ingress.shard_bits, beef: settings.ingress.beef.unwrap_or_default() },
             life_ms: lives_ms(&settings.cache),
@@ -76,7 +76,7 @@ impl Config {
 
 /// How full the log is.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct LogUse {
+pub(crate) struct LogUse {
     /// Frames that can be found.
     pub frames: u64,
     /// The lanes: short-lived classes, long-lived classes.
@@ -86,14 +86,14 @@ pub struct LogUse {
 impl LogUse {
     /// As it is now.
     #[must_use]
-    pub fn of(writer: &Writer, now_ns: u64) -> Self {
+    pub(crate) fn of(writer: &Writer, now_ns: u64) -> Self {
         Self { frames: writer.live(), lanes: writer.lane_use(now_ns) }
     }
 }
 
 /// How a frame came to us.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum StoredFrom {
+pub(crate) enum StoredFrom {
     /// By multicast.
     Multicast,
     /// By the tee socket.
@@ -120,7 +120,7 @@ impl StoredFrom {
 
 /// Why bytes are not stored.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// They are no frame.
     #[error("no frame")]
     Undecodable,
@@ -155,10 +155,10 @@ impl Refused {
 
 /// Told of every frame that is new in the log and did not come from the shared store: key, life in milliseconds, bytes.
 /// It is called while the log is locked, so it copies and returns.
-pub type OnStored = Box<dyn Fn(FrameKey, u32, &[u8]) + Send + Sync>;
+pub(crate) type OnStored = Box<dyn Fn(FrameKey, u32, &[u8]) + Send + Sync>;
 
 /// Receives frames and appends them.
-pub struct Fill {
+pub(crate) struct Fill {
     config: Config,
     /// The log's only writer, shared with the parts that store what did not come by multicast.
     pub writer: Arc<Mutex<Writer>>,
@@ -169,7 +169,12 @@ pub struct Fill {
 
 impl Fill {
     /// A fill of the log of `writer`; `on_stored` is told of new frames.
-    pub fn new(config: Config, writer: Writer, counters: Arc<UserCounters>, on_stored: Option<OnStored>) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        writer: Writer,
+        counters: Arc<UserCounters>,
+        on_stored: Option<OnStored>,
+    ) -> Self {
         Self { config, writer: Arc::new(Mutex::new(writer)), counters, on_stored }
     }
 
@@ -177,7 +182,7 @@ impl Fill {
     ///
     /// # Errors
     /// What a receive returns.
-    pub fn run(&self, subscription: &mut Subscription, shutdown: &AtomicBool) -> io::Result<()> {
+    pub(crate) fn run(&self, subscription: &mut Subscription, shutdown: &AtomicBool) -> io::Result<()> {
         let mut batch = Batch::new(BATCH, LONGEST_DATAGRAM);
         let mut lost = HashMap::new();
         while !shutdown.load(Ordering::Relaxed) {
@@ -242,7 +247,7 @@ impl Fill {
     }
 
     /// Follows the kernel until `shutdown`.
-    pub fn run_follow(&self, shutdown: &AtomicBool) {
+    pub(crate) fn run_follow(&self, shutdown: &AtomicBool) {
         let mut pause = FOLLOW_PAUSE;
         while !shutdown.load(Ordering::Relaxed) {
             pause = if self.follow() { FOLLOW_PAUSE } else { (pause * 2).min(FOLLOW_PAUSE_IDLE) };
@@ -251,7 +256,7 @@ impl Fill {
     }
 
     /// Follows what the kernel has stored since the last call, and makes room ahead of it. True when there was anything.
-    pub fn follow(&self) -> bool {
+    pub(crate) fn follow(&self) -> bool {
         let mut tally = Counters::default();
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let now_ns = monotonic_ns();
@@ -279,7 +284,7 @@ impl Fill {
     }
 
     /// Takes the frame of `key` out.
-    pub fn remove(&self, key: &FrameKey) -> Removed {
+    pub(crate) fn remove(&self, key: &FrameKey) -> Removed {
         let mut tally = Counters::default();
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = writer.remove(key, monotonic_ns(), |followed| self.take_followed(&followed, &mut tally));
@@ -291,7 +296,7 @@ impl Fill {
     /// Drops what has outlived its time, again and again until `shutdown`; `swept` is told how full the log is then.
     ///
     /// On a thread of its own: it waits for the log's lock, and nothing may wait for it.
-    pub fn run_sweep(&self, shutdown: &AtomicBool, swept: impl Fn(LogUse)) {
+    pub(crate) fn run_sweep(&self, shutdown: &AtomicBool, swept: impl Fn(LogUse)) {
         while !shutdown.load(Ordering::Relaxed) {
             swept(self.sweep());
             let next = Instant::now() + SWEEP_PAUSE;
@@ -342,7 +347,7 @@ impl Fill {
     ///
     /// # Errors
     /// [`Refused`], [`Refused::OtherKey`] where the frame has another key; nothing is counted.
-    pub fn put_for(
+    pub(crate) fn put_for(
         &self,
         key: &FrameKey,
         bytes: &[u8],

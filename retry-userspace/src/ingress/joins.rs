@@ -16,14 +16,14 @@ use thiserror::Error;
 use crate::net::options;
 
 /// Bytes of receive buffer that each socket asks for: about 20,000 datagrams of 400 bytes.
-pub const RECEIVE_BUFFER: usize = 16 << 20;
+pub(crate) const RECEIVE_BUFFER: usize = 16 << 20;
 
 /// Kernel setting that limits the joins of one socket.
 const OPTMEM_MAX: &str = "net.core.optmem_max";
 
 /// How sockets hand over what arrives, always with its destination address.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Delivery {
+pub(crate) enum Delivery {
     /// Datagram by datagram, on a port that other sockets of ours may share: the NACK socket's.
     Single,
     /// With neighbours of one sender to one group merged where the kernel does that (UDP_GRO), which saves most of what a
@@ -113,7 +113,7 @@ impl JoinError {
 /// A datagram to a joined group arrives at exactly one of the sockets. Unicast to the same port also arrives; the destination address of
 /// a [`crate::net::batch::Datagram`] tells it apart.
 #[derive(Debug)]
-pub struct Joins {
+pub(crate) struct Joins {
     sockets: Vec<Socket>,
 }
 
@@ -133,7 +133,12 @@ impl Joins {
     ///
     /// # Errors
     /// [`JoinError`]; none of the joins stays.
-    pub fn open_for(delivery: Delivery, interface: u32, port: u16, groups: &[Ipv6Addr]) -> Result<Self, JoinError> {
+    pub(crate) fn open_for(
+        delivery: Delivery,
+        interface: u32,
+        port: u16,
+        groups: &[Ipv6Addr],
+    ) -> Result<Self, JoinError> {
         // Joined on two sockets, a group's datagrams would arrive twice.
         let mut seen = HashSet::with_capacity(groups.len());
         let groups: Vec<Ipv6Addr> = groups.iter().copied().filter(|group| seen.insert(*group)).collect();

@@ -4,14 +4,14 @@
 //! [`tee`] what a program on this host hands on. With sources named, [`sources`] decides (purely) which, [`source_discovery`] finds
 //! out: from DNS ([`resolve`]), and from the manifests that the [`beacon_listener`] on the beacon groups hears.
 
-pub mod beacon_listener;
-pub mod fill;
-pub mod joins;
-pub mod resolve;
-pub mod source_discovery;
-pub mod sources;
-pub mod ssm;
-pub mod subscription;
-pub mod tee;
+pub(crate) mod beacon_listener;
+pub(crate) mod fill;
+pub(crate) mod joins;
+pub(crate) mod resolve;
+pub(crate) mod source_discovery;
+pub(crate) mod sources;
+pub(crate) mod ssm;
+pub(crate) mod subscription;
+pub(crate) mod tee;
 #[cfg(test)]
 mod testing;

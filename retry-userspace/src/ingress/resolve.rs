@@ -17,12 +17,12 @@ use crate::settings::Host;
 
 /// The last answer for each name.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Names(BTreeMap<String, BTreeSet<Ipv6Addr>>);
+pub(crate) struct Names(BTreeMap<String, BTreeSet<Ipv6Addr>>);
 
 impl Names {
     /// The addresses of these hosts, as far as they are known.
     #[must_use]
-    pub fn of(&self, hosts: &[Host]) -> BTreeSet<Ipv6Addr> {
+    pub(crate) fn of(&self, hosts: &[Host]) -> BTreeSet<Ipv6Addr> {
         let mut all = BTreeSet::new();
         for host in hosts {
             match host {
@@ -40,7 +40,12 @@ impl Names {
 /// round ends with a new value in `out`, the same where nothing changed. A name without an answer keeps its last one.
 ///
 /// Runs until it is dropped.
-pub async fn keep(names: BTreeSet<String>, refresh: Duration, counters: Arc<UserCounters>, out: watch::Sender<Names>) {
+pub(crate) async fn keep(
+    names: BTreeSet<String>,
+    refresh: Duration,
+    counters: Arc<UserCounters>,
+    out: watch::Sender<Names>,
+) {
     let mut round = tokio::time::interval(refresh);
     // After a round that took longer, the next one is a whole period later.
     round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

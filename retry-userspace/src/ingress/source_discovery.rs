@@ -23,7 +23,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// What the control goes by.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// The names.
     pub ssm: Ssm,
     /// `bind-source`.
@@ -47,7 +47,7 @@ impl From<&Settings> for Config {
 
 /// What is known of the sources. The beacon listener tells it manifests, on a thread of its own; [`Control::keep`] does the rest.
 #[derive(Debug)]
-pub struct Control {
+pub(crate) struct Control {
     config: Config,
     counters: Arc<UserCounters>,
     state: Mutex<State>,
@@ -66,7 +66,7 @@ struct State {
 impl Control {
     /// Knows the addresses of the settings, and no names yet.
     #[must_use]
-    pub fn new(config: Config, counters: Arc<UserCounters>) -> Self {
+    pub(crate) fn new(config: Config, counters: Arc<UserCounters>) -> Self {
         let state = State { sources: Sources::new(config.own), advice: None, told_full: false };
         let control = Self { config, counters, state: Mutex::new(state), changed: Notify::new() };
         control.know(&Names::default(), monotonic_ns());
@@ -75,13 +75,13 @@ impl Control {
 
     /// The sources to join now: what to start with, before any name is resolved.
     #[must_use]
-    pub fn wanted(&self) -> BTreeSet<Ipv6Addr> {
+    pub(crate) fn wanted(&self) -> BTreeSet<Ipv6Addr> {
         if self.config.is_ssm { self.state().sources.wanted(monotonic_ns()) } else { BTreeSet::new() }
     }
 
     /// Takes a manifest from the address `from`, received at `now_ns`. Those that are not followed are counted; of one that
     /// asks for too much the operator is told once besides.
-    pub fn hear(&self, manifest: &Manifest<'_>, from: Ipv6Addr, now_ns: u64) {
+    pub(crate) fn hear(&self, manifest: &Manifest<'_>, from: Ipv6Addr, now_ns: u64) {
         let mut state = self.state();
         match state.sources.handle_manifest(manifest, from, now_ns) {
             Outcome::Taken | Outcome::Shutdown => {}
@@ -110,7 +110,7 @@ impl Control {
     /// Resolves names and keeps the sockets up to date until `cancel`: the sources of the data groups go to `data`, those
     /// of the beacon groups to `beacons`. Every `ssm-bootstrap-refresh` they are told anew, so that what could not be joined is
     /// tried again.
-    pub async fn keep(
+    pub(crate) async fn keep(
         self: Arc<Self>,
         data: Sender<BTreeSet<Ipv6Addr>>,
         beacons: Sender<BTreeSet<Ipv6Addr>>,

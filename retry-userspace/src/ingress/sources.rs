@@ -13,11 +13,11 @@ const NS_PER_S: u64 = 1_000_000_000;
 /// Instances kept: their senders are configured, so that there are few; their ids are their own word.
 const MOST: usize = 1_024;
 /// Sources that all manifests may name together. A fabric has a few; each costs joins, and kernel time for each datagram.
-pub const MOST_SOURCES: usize = 4_096;
+pub(crate) const MOST_SOURCES: usize = 4_096;
 
 /// What became of a manifest.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It holds from now on.
     Taken,
     /// Its sender is about to go: its sources are no longer joined on its word.
@@ -45,7 +45,7 @@ struct Live {
 
 /// What is known of the sources.
 #[derive(Clone, Debug, Default)]
-pub struct Sources {
+pub(crate) struct Sources {
     /// `bind-source`: our own frames are not wanted back.
     own: Option<Ipv6Addr>,
     /// `ssm-publishers-static`, resolved.
@@ -58,18 +58,18 @@ pub struct Sources {
 impl Sources {
     /// Nothing is known but who we are.
     #[must_use]
-    pub fn new(own: Option<Ipv6Addr>) -> Self {
+    pub(crate) fn new(own: Option<Ipv6Addr>) -> Self {
         Self { own, ..Self::default() }
     }
 
     /// The publishers named by the operator, from now on.
-    pub fn set_publishers(&mut self, publishers: BTreeSet<Ipv6Addr>) {
+    pub(crate) fn set_publishers(&mut self, publishers: BTreeSet<Ipv6Addr>) {
         self.publishers = publishers;
     }
 
     /// The senders of manifests, from now on. What one said that is no longer named counts for another three of its
     /// intervals at most: a sender that moved to a new address has repeated it there by then, and nothing is lost between.
-    pub fn set_senders(&mut self, senders: BTreeSet<Ipv6Addr>, now_ns: u64) {
+    pub(crate) fn set_senders(&mut self, senders: BTreeSet<Ipv6Addr>, now_ns: u64) {
         for ((sender, _), live) in &mut self.live {
             if self.senders.contains(sender) && !senders.contains(sender) {
                 live.expires_ns = live.expires_ns.min(now_ns.saturating_add(live.silence_ns));
@@ -79,7 +79,7 @@ impl Sources {
     }
 
     /// Takes a manifest in that `sender` sent.
-    pub fn handle_manifest(&mut self, manifest: &Manifest<'_>, sender: Ipv6Addr, now_ns: u64) -> Outcome {
+    pub(crate) fn handle_manifest(&mut self, manifest: &Manifest<'_>, sender: Ipv6Addr, now_ns: u64) -> Outcome {
         if !self.senders.contains(&sender) {
             return Outcome::Foreign;
         }
@@ -123,7 +123,7 @@ impl Sources {
     /// The sources to join: the operator's publishers always, and the union of what the live manifests name. Where one that
     /// speaks for the operator (authoritative) names any, those that do not are not heard.
     #[must_use]
-    pub fn wanted(&self, now_ns: u64) -> BTreeSet<Ipv6Addr> {
+    pub(crate) fn wanted(&self, now_ns: u64) -> BTreeSet<Ipv6Addr> {
         let live = || self.live.values().filter(|live| now_ns < live.expires_ns);
         let only_authoritative = live().any(|live| live.authoritative && !live.sources.is_empty());
         let told = live().filter(|live| live.authoritative || !only_authoritative).flat_map(|live| &live.sources);
@@ -138,7 +138,7 @@ impl Sources {
 
 /// What an operator has to know of the generation to come; `None` when it changes nothing here.
 #[must_use]
-pub fn successor_advice(successor: &Successor, shard_bits: u8, ssm: bool) -> Option<String> {
+pub(crate) fn successor_advice(successor: &Successor, shard_bits: u8, ssm: bool) -> Option<String> {
     let to_ssm = successor.flags & 0x01 != 0;
     (successor.shard_bits != shard_bits || to_ssm != ssm).then(|| {
         format!(

@@ -18,7 +18,7 @@ use crate::net::options;
 
 /// The (source, group) pairs joined on one interface and UDP port. Dropping it leaves them, once no other handle holds a socket.
 #[derive(Debug)]
-pub struct SourceJoins {
+pub(crate) struct SourceJoins {
     delivery: Delivery,
     interface: u32,
     port: u16,
@@ -52,7 +52,7 @@ struct Refused {
 impl SourceJoins {
     /// No source yet: sockets are opened as sources come.
     #[must_use]
-    pub fn new(delivery: Delivery, interface: u32, port: u16, groups: &[Ipv6Addr]) -> Self {
+    pub(crate) fn new(delivery: Delivery, interface: u32, port: u16, groups: &[Ipv6Addr]) -> Self {
         // Joined on two sockets, a group's datagrams would arrive twice.
         let mut seen = HashSet::with_capacity(groups.len());
         let groups = groups.iter().copied().filter(|group| seen.insert(*group)).collect();
@@ -63,7 +63,7 @@ impl SourceJoins {
     ///
     /// # Errors
     /// [`JoinError`]; then `source` is not joined from any group, and the others are as they were.
-    pub fn join(&mut self, source: Ipv6Addr) -> Result<(), JoinError> {
+    pub(crate) fn join(&mut self, source: Ipv6Addr) -> Result<(), JoinError> {
         if self.groups.is_empty() || self.contains(&source) {
             return Ok(());
         }
@@ -80,7 +80,7 @@ impl SourceJoins {
     }
 
     /// Leaves every group from `source`. Its sockets are given up when no other source uses them.
-    pub fn leave(&mut self, source: Ipv6Addr) {
+    pub(crate) fn leave(&mut self, source: Ipv6Addr) {
         let Some(at) = self.rows.iter().position(|row| row.sources.contains(&source)) else { return };
         if let Some(row) = self.rows.get_mut(at).filter(|row| row.sources.len() > 1) {
             row.leave(self.interface, &self.groups, source);
@@ -102,17 +102,17 @@ impl SourceJoins {
 
     /// True when `source` is joined.
     #[must_use]
-    pub fn contains(&self, source: &Ipv6Addr) -> bool {
+    pub(crate) fn contains(&self, source: &Ipv6Addr) -> bool {
         self.rows.iter().any(|row| row.sources.contains(source))
     }
 
     /// The sources joined.
-    pub fn sources(&self) -> impl Iterator<Item = Ipv6Addr> {
+    pub(crate) fn sources(&self) -> impl Iterator<Item = Ipv6Addr> {
         self.rows.iter().flat_map(|row| row.sources.iter().copied())
     }
 
     /// The sockets. A socket that is there before and after a join or leave is the same.
-    pub fn sockets(&self) -> impl Iterator<Item = &Arc<Socket>> {
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = &Arc<Socket>> {
         self.rows.iter().flat_map(|row| row.cells.iter().map(|cell| &cell.socket))
     }
 

@@ -26,7 +26,7 @@ use crate::settings::Settings;
 
 /// What the data groups are joined by.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// The groups.
     pub groups: GroupSet,
     /// Threads that they are spread over, at least one; no more than there are groups are of use.
@@ -36,7 +36,7 @@ pub struct Config {
 impl Config {
     /// As the settings ask, on these interfaces; `None` with `-mc-join-enabled=false`.
     #[must_use]
-    pub fn from(settings: &Settings, fabric: &Fabric) -> Option<Self> {
+    pub(crate) fn from(settings: &Settings, fabric: &Fabric) -> Option<Self> {
         if !settings.ingress.join {
             return None;
         }
@@ -60,7 +60,7 @@ impl Config {
 
 /// Every data group that the settings imply.
 #[must_use]
-pub fn data_groups(settings: &Settings) -> Vec<Ipv6Addr> {
+pub(crate) fn data_groups(settings: &Settings) -> Vec<Ipv6Addr> {
     let ingress = &settings.ingress;
     group::joined(ingress.shard_bits, ingress.subtree_data, ingress.beef)
         .map(|index| Ipv6Addr::from(group::address(ingress.group_prefix, ingress.group_id, index)))
@@ -83,7 +83,7 @@ fn shares(asked: usize, groups: usize, cpus: usize) -> usize {
 
 /// Where is listened.
 #[derive(Clone, Debug)]
-pub struct GroupSet {
+pub(crate) struct GroupSet {
     /// How datagrams are handed over.
     pub delivery: Delivery,
     /// Index of the interface.
@@ -120,7 +120,7 @@ fn deal(groups: Vec<Ipv6Addr>, places: &mut [GroupSet], to: impl Fn(&mut GroupSe
 
 /// What is joined by source, for metrics.
 #[derive(Debug, Default)]
-pub struct Status {
+pub(crate) struct Status {
     sources: AtomicUsize,
     sockets: AtomicUsize,
 }
@@ -128,22 +128,22 @@ pub struct Status {
 impl Status {
     /// Sources joined.
     #[must_use]
-    pub fn sources(&self) -> usize {
+    pub(crate) fn sources(&self) -> usize {
         self.sources.load(Ordering::Relaxed)
     }
 
     /// Sockets, any-source ones too, of all shares.
     #[must_use]
-    pub fn sockets(&self) -> usize {
+    pub(crate) fn sockets(&self) -> usize {
         self.sockets.load(Ordering::Relaxed)
     }
 }
 
 /// Told of the sources that are joined.
-pub type OnJoined = Box<dyn FnMut(&BTreeSet<Ipv6Addr>) + Send>;
+pub(crate) type OnJoined = Box<dyn FnMut(&BTreeSet<Ipv6Addr>) + Send>;
 
 /// The sockets to receive on.
-pub struct Subscription {
+pub(crate) struct Subscription {
     sockets: Vec<Arc<Socket>>,
     board: Arc<Board>,
     seen: u64,
@@ -158,12 +158,12 @@ impl std::fmt::Debug for Subscription {
 
 /// Joins everything anew, of all shares.
 #[derive(Clone)]
-pub struct Rejoin(Arc<Mutex<Joiner>>);
+pub(crate) struct Rejoin(Arc<Mutex<Joiner>>);
 
 impl Rejoin {
     /// The groups that have to be joined: those by source while there are sources.
     #[must_use]
-    pub fn groups(&self) -> BTreeSet<Ipv6Addr> {
+    pub(crate) fn groups(&self) -> BTreeSet<Ipv6Addr> {
         self.joiner().groups()
     }
 
@@ -171,7 +171,7 @@ impl Rejoin {
     ///
     /// # Errors
     /// [`JoinError`]; then the sockets are those of before. They have left the groups if they were on this interface.
-    pub fn on(&self, interface: u32) -> Result<(), JoinError> {
+    pub(crate) fn on(&self, interface: u32) -> Result<(), JoinError> {
         self.joiner().rejoin(interface)
     }
 
@@ -195,7 +195,7 @@ impl Subscription {
     ///
     /// # Errors
     /// [`JoinError`]; none of the joins stays.
-    pub fn open(
+    pub(crate) fn open(
         group_set: GroupSet,
         first: &BTreeSet<Ipv6Addr>,
         wanted: Receiver<BTreeSet<Ipv6Addr>>,
@@ -212,7 +212,7 @@ impl Subscription {
     ///
     /// # Errors
     /// As [`Subscription::open`].
-    pub fn open_shares(
+    pub(crate) fn open_shares(
         config: Config,
         first: &BTreeSet<Ipv6Addr>,
         wanted: Receiver<BTreeSet<Ipv6Addr>>,
@@ -245,30 +245,30 @@ impl Subscription {
 
     /// What joins everything anew, for all shares.
     #[must_use]
-    pub fn rejoin(&self) -> Rejoin {
+    pub(crate) fn rejoin(&self) -> Rejoin {
         Rejoin(Arc::clone(&self.joiner))
     }
 
     /// What is joined, by all shares, also later.
     #[must_use]
-    pub fn status(&self) -> Arc<Status> {
+    pub(crate) fn status(&self) -> Arc<Status> {
         Arc::clone(&self.board.status)
     }
 
     /// All sockets.
-    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.sockets.iter().map(|socket| socket.as_fd())
     }
 
     /// True when the sockets have changed since [`Subscription::reconcile`].
     #[must_use]
-    pub fn has_news(&self) -> bool {
+    pub(crate) fn has_news(&self) -> bool {
         self.board.edition.load(Ordering::Acquire) != self.seen
     }
 
     /// Takes the sockets as they are now. `last` gets each that is no longer needed, for what is still queued there, before
     /// it is closed. Those that stay are not touched.
-    pub fn reconcile(&mut self, mut last: impl FnMut(&Socket)) {
+    pub(crate) fn reconcile(&mut self, mut last: impl FnMut(&Socket)) {
         if !self.has_news() {
             return;
         }

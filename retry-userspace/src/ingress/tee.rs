@@ -26,7 +26,7 @@ const LOOK_FOR_LOSS: u64 = 4_096;
 
 /// Where the tee listens.
 #[derive(Clone, Copy, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// `tee-listen`: a loopback address and port.
     pub listen: SocketAddr,
 }
@@ -34,7 +34,7 @@ pub struct Config {
 impl Config {
     /// As the settings ask; `None` without `-tee-listen`.
     #[must_use]
-    pub fn from(settings: &Settings) -> Option<Self> {
+    pub(crate) fn from(settings: &Settings) -> Option<Self> {
         settings.ingress.tee.map(|listen| Self { listen })
     }
 }
@@ -57,14 +57,14 @@ pub enum TeeError {
 
 /// The socket of `-tee-listen`. Only programs on this host reach it, so that its envelopes are believed.
 #[derive(Debug)]
-pub struct TeeSocket(UdpSocket);
+pub(crate) struct TeeSocket(UdpSocket);
 
 impl TeeSocket {
     /// Binds to a loopback address.
     ///
     /// # Errors
     /// [`TeeError`]: the address is another one, or another program has the port.
-    pub fn open(config: Config) -> Result<Self, TeeError> {
+    pub(crate) fn open(config: Config) -> Result<Self, TeeError> {
         let address = config.listen;
         if !address.ip().is_loopback() {
             return Err(TeeError::NotLoopback(address));
@@ -82,7 +82,7 @@ impl Fill {
     ///
     /// # Errors
     /// What the receive returns.
-    pub fn run_tee(&self, socket: &TeeSocket, shutdown: &AtomicBool) -> io::Result<()> {
+    pub(crate) fn run_tee(&self, socket: &TeeSocket, shutdown: &AtomicBool) -> io::Result<()> {
         let mut buffer = vec![0; LONGEST_DATAGRAM];
         let (mut received, mut lost) = (0_u64, 0);
         while !shutdown.load(Ordering::Relaxed) {

@@ -23,7 +23,7 @@ const FLIGHT: Duration = Duration::from_millis(200);
 
 /// What an interface is to the kernel program.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Part {
+pub(crate) struct Part {
     /// Answers and unicast repairs leave by it.
     pub answers: bool,
     /// Multicast repairs leave by it.
@@ -32,7 +32,7 @@ pub struct Part {
 
 /// Packets that were redirected, and never came to a driver; by interface.
 #[derive(Debug, Default)]
-pub struct Ledger(BTreeMap<String, Row>);
+pub(crate) struct Ledger(BTreeMap<String, Row>);
 
 #[derive(Debug, Default)]
 struct Row {
@@ -49,7 +49,7 @@ struct Row {
 impl Ledger {
     /// Takes the kernel program's counters, and what came to the driver of an interface, as they are `now`: the counters
     /// were read first.
-    pub fn enter(&mut self, interface: &str, part: Part, now: Instant, counters: &Counters, sent: Sent) {
+    pub(crate) fn enter(&mut self, interface: &str, part: Part, now: Instant, counters: &Counters, sent: Sent) {
         let row = self.0.entry(interface.to_owned()).or_default();
         let asked = signed(asked(part, counters));
         // What the role program could not make is counted among these, and comes to no driver.
@@ -70,13 +70,13 @@ impl Ledger {
     }
 
     /// A probe came to the driver of an interface.
-    pub fn probed(&mut self, interface: &str) {
+    pub(crate) fn probed(&mut self, interface: &str) {
         self.0.entry(interface.to_owned()).or_default().probes += 1;
     }
 
     /// What was lost before the driver of an interface.
     #[must_use]
-    pub fn lost(&self, interface: &str) -> u64 {
+    pub(crate) fn lost(&self, interface: &str) -> u64 {
         self.0.get(interface).map_or(0, |row| row.lost)
     }
 }
@@ -103,7 +103,7 @@ fn failed(counters: &Counters) -> u64 {
 
 /// What the counts of an interface say.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Judgement {
+pub(crate) enum Judgement {
     /// Nothing is wrong, or too little is known.
     Takes,
     /// It loses a tenth or more.
@@ -114,11 +114,11 @@ pub enum Judgement {
 
 /// The counts of the last ten seconds, by interface.
 #[derive(Debug, Default)]
-pub struct Delivery(BTreeMap<String, VecDeque<(Instant, Sent)>>);
+pub(crate) struct Delivery(BTreeMap<String, VecDeque<(Instant, Sent)>>);
 
 impl Delivery {
     /// Takes the counts of `interface` as they are `now`, and judges.
-    pub fn judge(&mut self, interface: &str, now: Instant, count: Sent) -> Judgement {
+    pub(crate) fn judge(&mut self, interface: &str, now: Instant, count: Sent) -> Judgement {
         let seen = self.0.entry(interface.to_owned()).or_default();
         seen.push_back((now, count));
         // The last one before the window stays: it is what is counted from.
@@ -137,7 +137,7 @@ impl Delivery {
     }
 
     /// Forgets what was: something has changed.
-    pub fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.0.clear();
     }
 }

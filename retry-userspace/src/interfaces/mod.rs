@@ -5,6 +5,6 @@
 //! is wanted, what stands and what was seen it says what has to be done, and what keeps the daemon from serving. [`delivery`] judges whether interfaces take what
 //! the kernel program redirects to them.
 
-pub mod delivery;
-pub mod plan;
-pub mod watch;
+pub(crate) mod delivery;
+pub(crate) mod plan;
+pub(crate) mod watch;

@@ -11,7 +11,7 @@ const SMALLEST_MTU: u32 = 1280;
 
 /// What the settings ask for.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// The names; the NACK address is the one that was found at the start, whether or not it was named.
     pub names: Names,
     /// Id of the kernel program that is to be on the interfaces; `None` while there is to be none.
@@ -22,7 +22,7 @@ pub struct Wanted {
 
 /// What the kernel shows.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// All interfaces of the network namespace, in the kernel's order.
     pub interfaces: Vec<Interface>,
     /// Ids of XDP programs by the index of their interface.
@@ -33,7 +33,7 @@ pub struct Seen {
 
 /// What has to be done.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// What keeps the daemon from serving, each in one line.
     pub problems: Vec<String>,
     /// The fabric as it is now; `None` when it is not whole, and the kernel has to be kept from answering.
@@ -47,7 +47,7 @@ pub struct Plan {
 /// What has to be done so that the daemon serves by `wanted`, when the sockets are joined on the interface of index
 /// `joined_on`.
 #[must_use]
-pub fn plan(wanted: &Wanted, joined_on: u32, seen: &Seen) -> Plan {
+pub(crate) fn plan(wanted: &Wanted, joined_on: u32, seen: &Seen) -> Plan {
     let mut plan = Plan { problems: problems(&wanted.names, &seen.interfaces), ..Plan::default() };
     let fabric = match Fabric::among(&seen.interfaces, &wanted.names) {
         Ok(fabric) => fabric,

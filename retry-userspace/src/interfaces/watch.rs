@@ -27,7 +27,7 @@ const BURST: Duration = Duration::from_millis(20);
 
 /// Why the kernel did not tell.
 #[derive(Debug, thiserror::Error)]
-pub enum WatchError {
+pub(crate) enum WatchError {
     /// No netlink socket.
     #[error("cannot open a netlink socket: {0}")]
     Open(io::Error),
@@ -47,7 +47,7 @@ pub enum WatchError {
 type Messages = futures_util::stream::BoxStream<'static, RouteNetlinkMessage>;
 
 /// Hears of changes and looks. One per network namespace, opened in it.
-pub struct Watch {
+pub(crate) struct Watch {
     requests: Handle,
     messages: Messages,
     tasks: [JoinHandle<()>; 2],
@@ -58,7 +58,7 @@ impl Watch {
     ///
     /// # Errors
     /// [`WatchError::Open`].
-    pub fn open() -> Result<Self, WatchError> {
+    pub(crate) fn open() -> Result<Self, WatchError> {
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv6Ifaddr];
         let (hearing, _, messages) = rtnetlink::new_multicast_connection(&groups).map_err(WatchError::Open)?;
         // Requests go by a socket of their own: their answers are never behind, or lost among, what is told.
@@ -74,7 +74,7 @@ impl Watch {
 
     /// Waits until something has changed that `concerns` us, a second at most. False when nothing is told any more: then
     /// open another one.
-    pub async fn changed(&mut self, concerns: impl Fn(&Change) -> bool) -> bool {
+    pub(crate) async fn changed(&mut self, concerns: impl Fn(&Change) -> bool) -> bool {
         let audit = Instant::now() + AUDIT;
         loop {
             match tokio::time::timeout_at(audit, self.messages.next()).await {
@@ -96,7 +96,7 @@ impl Watch {
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub async fn look(&mut self, names: &Names) -> Result<Seen, WatchError> {
+    pub(crate) async fn look(&mut self, names: &Names) -> Result<Seen, WatchError> {
         let mut seen = Seen::default();
         let mut peers = Vec::new();
         let list = |what| move |source| WatchError::List { what, source };
@@ -172,7 +172,7 @@ impl Drop for Watch {
 
 /// What a message is about.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Change {
+pub(crate) enum Change {
     /// A link of this name came, went or changed.
     Link(String),
     /// This address came, went or changed.

@@ -13,7 +13,7 @@ use retry_common::key::FrameKey;
 use retry_common::limits::table::{address_hash, join};
 use retry_common::limits::{TokenBucket, Window};
 
-pub use table::GroupTable;
+pub(crate) use table::GroupTable;
 pub(crate) use table::LimitTable;
 
 /// The four tables of the socket path.

@@ -7,7 +7,7 @@ use super::Snapshot;
 use super::samples::{Kind, Sample, samples};
 
 /// The content type of [`text`].
-pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+pub(crate) const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// The snapshot as Prometheus text.
 pub fn text(snapshot: &Snapshot) -> Result<String, prometheus::Error> {

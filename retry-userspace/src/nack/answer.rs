@@ -17,7 +17,7 @@ use crate::repair::{Held, Sender};
 use crate::telemetry::trace::NackTracer;
 
 /// What every worker of the NACK port shares.
-pub struct Server {
+pub(crate) struct Server {
     /// Decides.
     pub engine: Engine,
     /// Sends.

@@ -19,7 +19,7 @@ use crate::recovery::Job;
 
 impl Server {
     /// Serves the kernel's events until `shutdown`.
-    pub fn serve_events(&self, events: &mut Events, shutdown: &AtomicBool) -> io::Result<()> {
+    pub(crate) fn serve_events(&self, events: &mut Events, shutdown: &AtomicBool) -> io::Result<()> {
         let mut frame = Vec::new();
         loop {
             let last = shutdown.load(Ordering::Relaxed);

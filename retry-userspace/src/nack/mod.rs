@@ -10,13 +10,13 @@
 
 mod answer;
 mod events;
-pub mod pending;
+pub(crate) mod pending;
 mod replies;
 mod socket;
 
 use std::time::Duration;
 
-pub use answer::Server;
+pub(crate) use answer::Server;
 
 use crate::dedup;
 use crate::settings::Settings;
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How NACKs are served.
 #[derive(Clone, Copy, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// `nack-workers`: threads of the NACK socket.
     pub workers: usize,
     /// `-dedup-mode strict`: no multicast repair without a claim.

@@ -27,7 +27,7 @@ const MOST_WAITING: usize = 4_096;
 
 /// A NACK that waits.
 #[derive(Clone, Copy, Debug)]
-pub struct PendingNack {
+pub(crate) struct PendingNack {
     /// The NACK.
     pub nack: Nack,
     /// Who sent it.
@@ -39,7 +39,7 @@ pub struct PendingNack {
 }
 
 /// What came of a wait.
-pub enum Reply {
+pub(crate) enum Reply {
     /// The store answered for a frame, or did not.
     Fetched(FrameKey, Result<Option<Stored>, Unavailable>),
     /// The store answered for a claim, or did not.
@@ -49,7 +49,7 @@ pub enum Reply {
 }
 
 /// A repair that waits for its claim.
-pub struct Claimed {
+pub(crate) struct Claimed {
     pub(super) record: Record,
     pub(super) plan: Repair,
     pub(super) to: SocketAddrV6,
@@ -57,7 +57,7 @@ pub struct Claimed {
 
 /// What may have a frame that this endpoint has not, or a claim to it.
 #[derive(Clone, Default)]
-pub struct Backends {
+pub(crate) struct Backends {
     /// The shared store.
     pub store: Option<Store>,
     /// Recovery from upstream.
@@ -65,7 +65,7 @@ pub struct Backends {
 }
 
 /// The backends, and the NACKs and repairs that wait for them.
-pub struct Pending {
+pub(crate) struct Pending {
     config: Config,
     backends: Backends,
     /// The runtime that waits.
@@ -80,7 +80,13 @@ pub struct Pending {
 
 impl Pending {
     /// Nothing waits yet. What comes of a wait goes to `replies`, for [`super::Server::serve_replies`].
-    pub fn new(config: Config, runtime: Handle, fill: Arc<Fill>, replies: Replies<Reply>, backends: Backends) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        runtime: Handle,
+        fill: Arc<Fill>,
+        replies: Replies<Reply>,
+        backends: Backends,
+    ) -> Self {
         Self {
             config,
             backends,
@@ -94,19 +100,19 @@ impl Pending {
     }
 
     /// True when a multicast repair needs a claim.
-    pub const fn is_strict(&self) -> bool {
+    pub(crate) const fn is_strict(&self) -> bool {
         self.config.strict && self.backends.store.is_some()
     }
 
     /// Tells other instances of a multicast repair.
-    pub fn announce(&self, key: &FrameKey) {
+    pub(crate) fn announce(&self, key: &FrameKey) {
         if let Some(store) = self.backends.store.as_ref().filter(|_| self.config.announces) {
             store.announce(*key);
         }
     }
 
     /// Queues a recovery from upstream.
-    pub fn recover(&self, job: Job) {
+    pub(crate) fn recover(&self, job: Job) {
         if let Some(recovery) = &self.backends.recovery {
             recovery.submit(job);
         }

@@ -22,7 +22,7 @@ impl Server {
     ///
     /// # Errors
     /// What a poll returns.
-    pub fn serve_held(&self, gate: &Gate<Held>, shutdown: &AtomicBool) -> io::Result<()> {
+    pub(crate) fn serve_held(&self, gate: &Gate<Held>, shutdown: &AtomicBool) -> io::Result<()> {
         let mut frame = Vec::new();
         gate.run(shutdown, |release| {
             if let Some(job) = self.sender.release(release, &mut frame) {
@@ -32,7 +32,7 @@ impl Server {
     }
 
     /// Goes on where a NACK had to wait, until `shutdown`.
-    pub fn serve_replies(&self, replies: &Receiver<Reply>, shutdown: &AtomicBool) {
+    pub(crate) fn serve_replies(&self, replies: &Receiver<Reply>, shutdown: &AtomicBool) {
         let mut frame = Vec::new();
         loop {
             let last = shutdown.load(Ordering::Relaxed);

@@ -23,7 +23,7 @@ const LAST_BATCHES: usize = 40_000 / BATCH;
 
 impl Server {
     /// Serves the socket until `shutdown`.
-    pub fn serve_socket(&self, socket: &NackSocket, shutdown: &AtomicBool) -> io::Result<()> {
+    pub(crate) fn serve_socket(&self, socket: &NackSocket, shutdown: &AtomicBool) -> io::Result<()> {
         let mut batch = Batch::new(BATCH, BUFFER_LEN);
         let mut frame = Vec::new();
         let mut last_batches = LAST_BATCHES;

@@ -9,13 +9,13 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::message::{self, PKTINFO, controls, pktinfo, space};
-pub use super::readiness::Readiness;
+pub(crate) use super::readiness::Readiness;
 
 /// Longest wait for a datagram by a thread that also has to see a shutdown flag.
-pub const SHUTDOWN_POLL: Duration = Duration::from_millis(100);
+pub(crate) const SHUTDOWN_POLL: Duration = Duration::from_millis(100);
 
 /// Longest UDP datagram: a buffer of this length never truncates.
-pub const LONGEST_DATAGRAM: usize = 1 << 16;
+pub(crate) const LONGEST_DATAGRAM: usize = 1 << 16;
 
 /// Room for `IPV6_PKTINFO`, `IPV6_HOPLIMIT`, `SO_RXQ_OVFL` and `UDP_GRO`.
 const CONTROL: usize = space(PKTINFO) + space(4) + space(4) + space(4);
@@ -30,7 +30,7 @@ const STAGGER: usize = 9 * 64;
 /// Buffers for the datagrams of one system call, used again by the next.
 ///
 /// A buffer's memory is touched when a datagram first fills it, so long buffers cost address space and not memory.
-pub struct Batch {
+pub(crate) struct Batch {
     buffer_len: usize,
     /// From one buffer to the next.
     stride: usize,
@@ -47,7 +47,7 @@ unsafe impl Send for Batch {}
 
 /// One received datagram; the bytes stay in the batch until its next receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Datagram<'a> {
+pub(crate) struct Datagram<'a> {
     /// The UDP payload.
     pub bytes: &'a [u8],
     /// Who sent it.
@@ -67,7 +67,7 @@ pub struct Datagram<'a> {
 impl Batch {
     /// A batch of up to `count` datagrams (1 to 1024; other values are brought into that range), `buffer_len` bytes each.
     #[must_use]
-    pub fn new(count: usize, buffer_len: usize) -> Self {
+    pub(crate) fn new(count: usize, buffer_len: usize) -> Self {
         let count = count.clamp(1, MOST);
         let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         // SAFETY: sockaddr_in6 is integers only, for which zero is a value.
@@ -103,7 +103,7 @@ impl Batch {
     ///
     /// # Errors
     /// What `recvmmsg` returns; a signal or an empty queue is 0, not an error.
-    pub fn recv_now(&mut self, socket: &impl AsFd) -> io::Result<usize> {
+    pub(crate) fn recv_now(&mut self, socket: &impl AsFd) -> io::Result<usize> {
         self.receive(socket, libc::MSG_DONTWAIT)
     }
 
@@ -112,7 +112,7 @@ impl Batch {
     ///
     /// # Errors
     /// As [`Batch::recv_now`].
-    pub fn recv_next(&mut self, socket: &impl AsFd) -> io::Result<usize> {
+    pub(crate) fn recv_next(&mut self, socket: &impl AsFd) -> io::Result<usize> {
         self.receive(socket, libc::MSG_WAITFORONE)
     }
 
@@ -135,7 +135,7 @@ impl Batch {
     }
 
     /// The datagrams of the last receive, in the order of their arrival. What the kernel had merged is taken apart again.
-    pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
+    pub(crate) fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
         (0..self.received).flat_map(|at| self.message(at).split())
     }
 

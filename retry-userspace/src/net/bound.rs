@@ -6,7 +6,7 @@ use std::{fs, io};
 
 /// A bound socket that is not ours.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Bound {
+pub(crate) struct Bound {
     /// Its address: unspecified for a socket of every address.
     pub address: Ipv6Addr,
     /// Its port.
@@ -21,7 +21,7 @@ pub struct Bound {
 ///
 /// # Errors
 /// `/proc` cannot be read.
-pub fn by_others(port: u16) -> io::Result<Vec<Bound>> {
+pub(crate) fn by_others(port: u16) -> io::Result<Vec<Bound>> {
     // Of this thread: in tests, threads have namespaces of their own.
     let table = fs::read_to_string("/proc/thread-self/net/udp6")?;
     let mut bound: Vec<Bound> = sockets(&table).filter(|bound| bound.port == port).collect();
@@ -45,7 +45,7 @@ pub fn by_others(port: u16) -> io::Result<Vec<Bound>> {
 ///
 /// # Errors
 /// As [`by_others`].
-pub fn rival(address: SocketAddrV6) -> io::Result<Option<Bound>> {
+pub(crate) fn rival(address: SocketAddrV6) -> io::Result<Option<Bound>> {
     Ok(by_others(address.port())?.into_iter().find(|bound| bound.address == *address.ip()))
 }
 

@@ -124,7 +124,7 @@ impl Interface {
 ///
 /// A stable address goes before a passing one: listeners keep the address of an ADVERT for three of its intervals.
 #[must_use]
-pub fn first_global_unicast(interface: &Interface) -> Option<Ipv6Addr> {
+pub(crate) fn first_global_unicast(interface: &Interface) -> Option<Ipv6Addr> {
     let first = |state| {
         interface
             .addresses
@@ -147,7 +147,7 @@ fn is_global_unicast(ip: Ipv6Addr) -> bool {
 /// The addresses of this host that the stack would not send an answer to by the interface `nack`: those of every interface,
 /// but of the link-local ones only `nack`'s, for the same address may be another host's there.
 #[must_use]
-pub fn own_addresses(all: &[Interface], nack: u32) -> BTreeSet<Ipv6Addr> {
+pub(crate) fn own_addresses(all: &[Interface], nack: u32) -> BTreeSet<Ipv6Addr> {
     all.iter()
         .flat_map(|interface| interface.addresses.iter().map(move |address| (interface.index, address.ip)))
         .filter(|(index, ip)| *index == nack || !ip.is_unicast_link_local())
@@ -157,7 +157,7 @@ pub fn own_addresses(all: &[Interface], nack: u32) -> BTreeSet<Ipv6Addr> {
 
 /// The interface among `all` that holds `ip`, if one does.
 #[must_use]
-pub fn holder_among(all: &[Interface], ip: Ipv6Addr) -> Option<&Interface> {
+pub(crate) fn holder_among(all: &[Interface], ip: Ipv6Addr) -> Option<&Interface> {
     all.iter().find(|interface| interface.addresses.iter().any(|address| address.ip == ip))
 }
 
@@ -165,7 +165,7 @@ pub fn holder_among(all: &[Interface], ip: Ipv6Addr) -> Option<&Interface> {
 ///
 /// # Errors
 /// [`InterfaceError::List`] or [`InterfaceError::Property`] when the system does not tell.
-pub fn list() -> Result<Vec<Interface>, InterfaceError> {
+pub(crate) fn list() -> Result<Vec<Interface>, InterfaceError> {
     // The dump gives the order of addresses, if_inet6 their states.
     let states = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
     let socket = OwnedFd::from(super::options::udp_socket().map_err(InterfaceError::List)?);

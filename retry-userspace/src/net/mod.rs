@@ -5,14 +5,14 @@
 //! datagrams would wait in the kernel: no send waits. [`bound`] says what other programs have bound. [`options`] sets what the standard
 //! library does not reach, and `message` lays out addresses and control messages.
 
-pub mod batch;
-pub mod bound;
-pub mod interface;
+pub(crate) mod batch;
+pub(crate) mod bound;
+pub(crate) mod interface;
 mod message;
-pub mod multicast;
-pub mod nack_socket;
-pub mod neighbours;
-pub mod options;
-pub mod readiness;
+pub(crate) mod multicast;
+pub(crate) mod nack_socket;
+pub(crate) mod neighbours;
+pub(crate) mod options;
+pub(crate) mod readiness;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -11,7 +11,7 @@ use super::message;
 
 /// How multicast leaves by one interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Egress {
+pub(crate) struct Egress {
     /// Index of the interface.
     pub interface: u32,
     /// Source address, which this host must hold; unspecified leaves the choice to the kernel.
@@ -29,7 +29,7 @@ pub struct Egress {
 /// # Errors
 /// What `sendmsg` returns: EINVAL for a source that this host does not hold, ENODEV or ENETUNREACH for an interface that is gone or
 /// down, EMSGSIZE above 65,527 bytes, EAGAIN when the send buffer is full: no send waits.
-pub fn send(socket: &impl AsFd, egress: &Egress, group: Ipv6Addr, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn send(socket: &impl AsFd, egress: &Egress, group: Ipv6Addr, bytes: &[u8]) -> io::Result<()> {
     // The scope matters for link-local groups only.
     let mut to = message::to_raw(SocketAddrV6::new(group, egress.port, 0, egress.interface));
     let mut control = message::egress(egress.source, egress.interface, egress.hop_limit);

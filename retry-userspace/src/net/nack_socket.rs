@@ -22,7 +22,7 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// What the socket is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
+pub(crate) struct Config {
     /// `nack-addr`: answers and unicast repairs have it as their source.
     pub address: Ipv6Addr,
     /// `nack-port`: source port of everything that leaves by this socket. 0 takes a free one.
@@ -38,7 +38,7 @@ pub struct Config {
 impl Config {
     /// As the settings ask, at the NACK address, which they may leave to the interface.
     #[must_use]
-    pub fn from(settings: &Settings, address: Ipv6Addr) -> Self {
+    pub(crate) fn from(settings: &Settings, address: Ipv6Addr) -> Self {
         Self {
             address,
             port: settings.nack.port,
@@ -79,7 +79,7 @@ pub enum OpenError {
 
 /// The socket of the NACK port. Threads may share it: every method takes `&self`.
 #[derive(Debug)]
-pub struct NackSocket {
+pub(crate) struct NackSocket {
     socket: UdpSocket,
     local: SocketAddrV6,
 }
@@ -90,7 +90,7 @@ impl NackSocket {
     /// # Errors
     /// [`OpenError::Bind`] when the address cannot be had, [`OpenError::Rival`] when another program has it as well, else
     /// [`OpenError::Setup`].
-    pub fn open(config: &Config) -> Result<Self, OpenError> {
+    pub(crate) fn open(config: &Config) -> Result<Self, OpenError> {
         let socket = options::udp_socket()?;
         options::tell_destination(&socket)?;
         options::tell_dropped(&socket)?;
@@ -107,7 +107,7 @@ impl NackSocket {
 
     /// Address and port that the socket is bound to.
     #[must_use]
-    pub fn local_addr(&self) -> SocketAddrV6 {
+    pub(crate) fn local_addr(&self) -> SocketAddrV6 {
         self.local
     }
 
@@ -115,7 +115,7 @@ impl NackSocket {
     ///
     /// # Errors
     /// What `setsockopt` returns: EINVAL below IPv6's 1280 bytes.
-    pub fn limit_packets(&self, length: Option<u32>) -> io::Result<()> {
+    pub(crate) fn limit_packets(&self, length: Option<u32>) -> io::Result<()> {
         options::limit_packets(&self.socket, length.unwrap_or(0))
     }
 
@@ -123,7 +123,7 @@ impl NackSocket {
     ///
     /// # Errors
     /// What the send returns; EAGAIN when the send buffer is full.
-    pub fn send_unicast(&self, to: SocketAddrV6, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn send_unicast(&self, to: SocketAddrV6, bytes: &[u8]) -> io::Result<()> {
         let to = SockaddrIn6::from(to);
         loop {
             match sendto(self.socket.as_raw_fd(), bytes, &to, MsgFlags::MSG_DONTWAIT) {
@@ -137,7 +137,7 @@ impl NackSocket {
     ///
     /// # Errors
     /// Those of [`multicast::send`].
-    pub fn send_multicast(&self, egress: &Egress, group: Ipv6Addr, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn send_multicast(&self, egress: &Egress, group: Ipv6Addr, bytes: &[u8]) -> io::Result<()> {
         multicast::send(&self.socket, egress, group, bytes)
     }
 }

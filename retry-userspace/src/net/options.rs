@@ -14,7 +14,7 @@ const IPV6_MULTICAST_ALL: libc::c_int = 29;
 
 /// What a receive buffer was set to, in bytes of `SO_RCVBUF` (the kernel keeps twice that, for its own overhead).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReceiveBuffer {
+pub(crate) struct ReceiveBuffer {
     /// Bytes asked for.
     pub asked: usize,
     /// Bytes that the kernel granted: fewer when the process lacks CAP_NET_ADMIN and `net.core.rmem_max` is lower.
@@ -33,7 +33,7 @@ pub(crate) fn udp_socket() -> io::Result<Socket> {
 ///
 /// # Errors
 /// What `setsockopt` refuses, other than the missing privilege to go beyond `net.core.rmem_max`.
-pub fn set_receive_buffer(socket: &impl AsFd, asked: usize) -> io::Result<ReceiveBuffer> {
+pub(crate) fn set_receive_buffer(socket: &impl AsFd, asked: usize) -> io::Result<ReceiveBuffer> {
     let value = libc::c_int::try_from(asked).unwrap_or(libc::c_int::MAX);
     match set(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, value) {
         Err(refused) if refused.raw_os_error() == Some(libc::EPERM) => {
@@ -65,7 +65,7 @@ pub(crate) fn set_send_buffer(socket: &impl AsFd, asked: usize) -> io::Result<()
 ///
 /// # Errors
 /// What `getsockopt(SO_MEMINFO)` returns.
-pub fn dropped(socket: &impl AsFd) -> io::Result<u32> {
+pub(crate) fn dropped(socket: &impl AsFd) -> io::Result<u32> {
     // Linux has nine entries; a longer array takes what later kernels add.
     let memory = get(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, [0_u32; 16])?;
     Ok(memory[usize::try_from(libc::SK_MEMINFO_DROPS).unwrap_or_default()])

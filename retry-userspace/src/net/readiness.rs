@@ -8,14 +8,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Waits until one of several sockets has a datagram.
-pub struct Readiness<'a> {
+pub(crate) struct Readiness<'a> {
     sockets: Vec<PollFd<'a>>,
 }
 
 impl<'a> Readiness<'a> {
     /// Watches these sockets.
     #[must_use]
-    pub fn new(sockets: impl IntoIterator<Item = BorrowedFd<'a>>) -> Self {
+    pub(crate) fn new(sockets: impl IntoIterator<Item = BorrowedFd<'a>>) -> Self {
         Self { sockets: sockets.into_iter().map(|socket| PollFd::new(socket, PollFlags::POLLIN)).collect() }
     }
 
@@ -23,7 +23,7 @@ impl<'a> Readiness<'a> {
     ///
     /// # Errors
     /// What `poll` returns, other than the end of the time and a signal.
-    pub fn wait(&mut self, timeout: Duration) -> io::Result<usize> {
+    pub(crate) fn wait(&mut self, timeout: Duration) -> io::Result<usize> {
         let milliseconds = timeout.as_nanos().div_ceil(1_000_000);
         let timeout = i32::try_from(milliseconds)
             .ok()
@@ -37,7 +37,7 @@ impl<'a> Readiness<'a> {
     }
 
     /// Places, in the order given to [`Readiness::new`], of the sockets that the last wait found ready or failed: a receive tells which.
-    pub fn ready(&self) -> impl Iterator<Item = usize> {
+    pub(crate) fn ready(&self) -> impl Iterator<Item = usize> {
         self.sockets.iter().enumerate().filter(|(_, socket)| socket.any() == Some(true)).map(|(at, _)| at)
     }
 }

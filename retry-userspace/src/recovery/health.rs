@@ -16,7 +16,7 @@ const UNREACHABLES: u8 = 3;
 
 /// What was seen of an upstream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Observation {
+pub(crate) enum Observation {
     /// A NACK was sent to it.
     Sent,
     /// It answered: a frame, an ACK, a MISS, a THROTTLED.
@@ -29,7 +29,7 @@ pub enum Observation {
 
 /// The state of one upstream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Health {
+pub(crate) struct Health {
     up: bool,
     no_answers: u8,
     answers: u8,
@@ -50,7 +50,7 @@ impl Default for Health {
 impl Health {
     /// One that nothing is known of is asked.
     #[must_use]
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             up: true,
             no_answers: 0,
@@ -64,18 +64,18 @@ impl Health {
 
     /// True while it is asked with the others.
     #[must_use]
-    pub const fn is_up(&self) -> bool {
+    pub(crate) const fn is_up(&self) -> bool {
         self.up
     }
 
     /// When it last answered.
     #[must_use]
-    pub const fn last_answer_ns(&self) -> Option<u64> {
+    pub(crate) const fn last_answer_ns(&self) -> Option<u64> {
         self.last_answer_ns
     }
 
     /// Takes an observation in.
-    pub fn observe(&mut self, observation: Observation, now_ns: u64) {
+    pub(crate) fn observe(&mut self, observation: Observation, now_ns: u64) {
         match observation {
             Observation::Sent => {
                 // Before this one counts: it may well be answered.

@@ -6,17 +6,17 @@
 //! and `state_file` remembers them. [`probe`] is the operator's view of one.
 
 mod flight;
-pub mod health;
+pub(crate) mod health;
 mod jobs;
 mod members;
-pub mod probe;
+pub(crate) mod probe;
 mod queue;
 mod refresh;
 mod sockets;
 mod state_file;
 #[cfg(test)]
 mod tests;
-pub mod upstreams;
+pub(crate) mod upstreams;
 
 use std::io;
 use std::net::SocketAddrV6;
@@ -42,11 +42,11 @@ use queue::Queue;
 use sockets::{Heard, Sockets};
 use upstreams::Upstreams;
 
-pub use upstreams::UpstreamStatus;
+pub(crate) use upstreams::UpstreamStatus;
 
 /// How recovery works.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// The settings.
     pub proxy: Proxy,
 }
@@ -54,14 +54,14 @@ pub struct Config {
 impl Config {
     /// As the settings ask; `None` without `-proxy-enabled`.
     #[must_use]
-    pub fn from(settings: &Settings) -> Option<Self> {
+    pub(crate) fn from(settings: &Settings) -> Option<Self> {
         settings.proxy.enabled.then(|| Self { proxy: settings.proxy.clone() })
     }
 }
 
 /// A frame to recover.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Job {
+pub(crate) struct Job {
     /// Its key.
     pub key: FrameKey,
     /// Who asked for it.
@@ -70,7 +70,7 @@ pub struct Job {
 
 /// A frame that came back.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Recovered {
+pub(crate) struct Recovered {
     /// What it was recovered for.
     pub job: Job,
     /// The datagram, whose key is the job's.
@@ -78,7 +78,7 @@ pub struct Recovered {
 }
 
 /// Keeps instances from recovering one frame at the same time.
-pub trait Claims: Send + Sync {
+pub(crate) trait Claims: Send + Sync {
     /// True when the recovery is ours; also when the store cannot be asked, for twice is better than never.
     fn claim<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, bool>;
     /// Gives up a claim whose recovery came to nothing.
@@ -87,7 +87,7 @@ pub trait Claims: Send + Sync {
 
 /// There are no other instances.
 #[derive(Clone, Copy, Debug)]
-pub struct NoClaims;
+pub(crate) struct NoClaims;
 
 impl Claims for NoClaims {
     fn claim<'a>(&'a self, _key: &'a FrameKey) -> BoxFuture<'a, bool> {
@@ -108,13 +108,13 @@ pub enum ProxyError {
 }
 
 /// Endpoints heard by beacon.
-pub type Discover = Arc<dyn Fn() -> Vec<SocketAddrV6> + Send + Sync>;
+pub(crate) type Discover = Arc<dyn Fn() -> Vec<SocketAddrV6> + Send + Sync>;
 /// Takes a frame that came back.
-pub type OnFrame = Arc<dyn Fn(Recovered) + Send + Sync>;
+pub(crate) type OnFrame = Arc<dyn Fn(Recovered) + Send + Sync>;
 
 /// A handle. Clones are the same recovery.
 #[derive(Clone)]
-pub struct Recovery {
+pub(crate) struct Recovery {
     waiting: Arc<Waiting>,
     shared: Arc<Shared>,
 }
@@ -157,7 +157,7 @@ impl Recovery {
     ///
     /// # Errors
     /// [`ProxyError`]: no socket. Upstreams that do not resolve are no error: their names are asked for again.
-    pub fn start(
+    pub(crate) fn start(
         config: Config,
         counters: Arc<UserCounters>,
         claims: Arc<dyn Claims>,
@@ -196,7 +196,7 @@ impl Recovery {
     /// Queues a recovery; never waits. Any thread may call it.
     ///
     /// A frame whose recovery waits or is under way is not queued again: listeners that miss one frame ask together.
-    pub fn submit(&self, job: Job) {
+    pub(crate) fn submit(&self, job: Job) {
         let Some(ear) = self.shared.flight().begin(job.key) else {
             self.shared.counters.one(Counter::ProxyInflightDedup);
             return;
@@ -212,7 +212,7 @@ impl Recovery {
 
     /// What is known of each upstream.
     #[must_use]
-    pub fn upstreams(&self) -> Vec<UpstreamStatus> {
+    pub(crate) fn upstreams(&self) -> Vec<UpstreamStatus> {
         self.shared.upstreams().status(monotonic_ns())
     }
 }

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// The address asked.
     pub address: SocketAddr,
     /// NACKs sent, or refused because there is no way there.
@@ -47,7 +47,7 @@ pub struct Report {
 impl Report {
     /// The verdict in one line, and whether it is good.
     #[must_use]
-    pub fn verdict(&self) -> (bool, String) {
+    pub(crate) fn verdict(&self) -> (bool, String) {
         if let Some(other) = self.answered_by.first() {
             let (other, asked) = (other.ip(), self.address.ip());
             return (
@@ -155,7 +155,7 @@ fn resolve(text: &str) -> std::io::Result<SocketAddr> {
 ///
 /// # Errors
 /// A socket cannot be had, or fails otherwise than by an ICMP error.
-pub fn probe(address: SocketAddr, count: u32, interval: Duration) -> std::io::Result<Report> {
+pub(crate) fn probe(address: SocketAddr, count: u32, interval: Duration) -> std::io::Result<Report> {
     // Not connected: an answer from elsewhere is what we want to see.
     let socket = UdpSocket::bind(if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
     tell_errors(&socket, address.is_ipv6())?;

@@ -11,7 +11,7 @@ use super::health::{Health, Observation};
 use crate::settings::ProxySelect;
 
 /// Most upstreams known; those that the operator named are known however many they are.
-pub const MOST: usize = 64;
+pub(crate) const MOST: usize = 64;
 /// How often one that is ill is tried, so that it can return.
 const TRY_AGAIN_NS: u64 = 5_000_000_000;
 /// Jobs that wait at the same time for one that is ill, while a healthy one is there to ask.
@@ -23,7 +23,7 @@ const TOO_SLOW: u64 = 2;
 
 /// Where an upstream is, and how the operator or the beacon named it.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Member {
+pub(crate) struct Member {
     /// `host:port` as the operator wrote it, or the announced address.
     pub name: String,
     /// Where NACKs go.
@@ -48,7 +48,7 @@ struct Upstream {
 
 /// What is told of an upstream.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct UpstreamStatus {
+pub(crate) struct UpstreamStatus {
     /// `host:port`.
     pub name: String,
     /// Where NACKs go.
@@ -65,7 +65,7 @@ pub struct UpstreamStatus {
 
 /// One that is asked for a frame.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Choice {
+pub(crate) struct Choice {
     /// Where the NACK goes.
     pub address: SocketAddr,
     /// It answers usually: its silence means something.
@@ -74,7 +74,7 @@ pub struct Choice {
 
 /// Who is asked for a frame.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Order {
+pub(crate) struct Order {
     /// One after the other, each address once.
     pub ask: Vec<Choice>,
     /// An upstream that told us to hold was left out.
@@ -83,7 +83,7 @@ pub struct Order {
 
 /// The table.
 #[derive(Clone, Debug, Default)]
-pub struct Upstreams {
+pub(crate) struct Upstreams {
     all: Vec<Upstream>,
 }
 
@@ -91,7 +91,7 @@ impl Upstreams {
     /// Who is asked for a frame of `flow`: healthy ones as `select` has it, then pinned ones that do not answer as listed;
     /// others only when there is no other upstream. Those that told us to hold are left out.
     #[must_use]
-    pub fn order(&self, select: ProxySelect, flow: u64, now_ns: u64) -> Order {
+    pub(crate) fn order(&self, select: ProxySelect, flow: u64, now_ns: u64) -> Order {
         let (mut healthy, ill): (Vec<&Upstream>, Vec<&Upstream>) = self.all.iter().partition(|one| one.health.is_up());
         match select {
             ProxySelect::Order => {}
@@ -114,7 +114,7 @@ impl Upstreams {
     }
 
     /// One that has not been asked for a while, and of which more should be known: it is sent a copy of a NACK.
-    pub fn take_idle(&mut self, select: ProxySelect, now_ns: u64) -> Option<SocketAddr> {
+    pub(crate) fn take_idle(&mut self, select: ProxySelect, now_ns: u64) -> Option<SocketAddr> {
         let due = |one: &&mut Upstream| {
             let pause = match (one.health.is_up(), select) {
                 (false, _) => TRY_AGAIN_NS,
@@ -129,7 +129,7 @@ impl Upstreams {
     }
 
     /// A job is about to ask one that does not answer usually, and to wait for it; false when enough others do.
-    pub fn begin_trial(&mut self, address: SocketAddr) -> bool {
+    pub(crate) fn begin_trial(&mut self, address: SocketAddr) -> bool {
         let Some(one) = self.find(address).filter(|one| one.trials < MOST_TRIALS) else {
             return false;
         };
@@ -138,14 +138,14 @@ impl Upstreams {
     }
 
     /// The end of what [`Upstreams::begin_trial`] began.
-    pub fn end_trial(&mut self, address: SocketAddr) {
+    pub(crate) fn end_trial(&mut self, address: SocketAddr) {
         if let Some(one) = self.find(address) {
             one.trials = one.trials.saturating_sub(1);
         }
     }
 
     /// A NACK was sent there.
-    pub fn sent(&mut self, address: SocketAddr, now_ns: u64) {
+    pub(crate) fn sent(&mut self, address: SocketAddr, now_ns: u64) {
         if let Some(one) = self.find(address) {
             one.tried_ns = now_ns;
             one.health.observe(Observation::Sent, now_ns);
@@ -153,7 +153,7 @@ impl Upstreams {
     }
 
     /// It answered, after `rtt_ns` where that is known.
-    pub fn answered(&mut self, address: SocketAddr, rtt_ns: Option<u64>, now_ns: u64) {
+    pub(crate) fn answered(&mut self, address: SocketAddr, rtt_ns: Option<u64>, now_ns: u64) {
         if let Some(one) = self.find(address) {
             one.health.observe(Observation::Answer, now_ns);
             if let Some(new) = rtt_ns {
@@ -164,21 +164,21 @@ impl Upstreams {
     }
 
     /// It did not answer in time.
-    pub fn silent(&mut self, address: SocketAddr, now_ns: u64) {
+    pub(crate) fn silent(&mut self, address: SocketAddr, now_ns: u64) {
         if let Some(one) = self.find(address) {
             one.health.observe(Observation::NoAnswer, now_ns);
         }
     }
 
     /// The network says that it cannot be reached.
-    pub fn unreachable(&mut self, address: SocketAddr, now_ns: u64) {
+    pub(crate) fn unreachable(&mut self, address: SocketAddr, now_ns: u64) {
         if let Some(one) = self.find(address) {
             one.health.observe(Observation::Unreachable, now_ns);
         }
     }
 
     /// It asked us to hold until then.
-    pub fn hold(&mut self, address: SocketAddr, until_ns: u64) {
+    pub(crate) fn hold(&mut self, address: SocketAddr, until_ns: u64) {
         if let Some(one) = self.find(address) {
             one.held_until_ns = one.held_until_ns.max(until_ns);
         }
@@ -186,18 +186,18 @@ impl Upstreams {
 
     /// True when no upstream is known.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
     /// True for the address of an upstream.
     #[must_use]
-    pub fn has(&self, address: SocketAddr) -> bool {
+    pub(crate) fn has(&self, address: SocketAddr) -> bool {
         self.all.iter().any(|one| is_same(one.member.address, address))
     }
 
     /// The members from now on; what is known of those that stay is kept.
-    pub fn refresh(&mut self, members: Vec<Member>) {
+    pub(crate) fn refresh(&mut self, members: Vec<Member>) {
         let mut old = std::mem::take(&mut self.all);
         self.all = members
             .into_iter()
@@ -221,7 +221,7 @@ impl Upstreams {
 
     /// What is known of each, in order.
     #[must_use]
-    pub fn status(&self, now_ns: u64) -> Vec<UpstreamStatus> {
+    pub(crate) fn status(&self, now_ns: u64) -> Vec<UpstreamStatus> {
         let status = |one: &Upstream| UpstreamStatus {
             name: one.member.name.clone(),
             address: one.member.address,
@@ -260,7 +260,7 @@ fn by_hash(healthy: &mut Vec<&Upstream>, flow: u64) {
 /// The members that follow from what the operator named and what was discovered: named ones first and verbatim, then the
 /// discovered ones in their order, each once, without those that cannot be reached from here, up to [`MOST`] in all.
 #[must_use]
-pub fn members(named: &[Member], discovered: &[SocketAddr]) -> Vec<Member> {
+pub(crate) fn members(named: &[Member], discovered: &[SocketAddr]) -> Vec<Member> {
     let mut all = named.to_vec();
     let mut seen: HashSet<SocketAddr> = named.iter().map(|member| bare(member.address)).collect();
     for address in discovered.iter().copied().filter(|address| is_reachable(*address)) {
@@ -276,7 +276,7 @@ pub fn members(named: &[Member], discovered: &[SocketAddr]) -> Vec<Member> {
 
 /// True for an address that a NACK can be sent to from here.
 #[must_use]
-pub fn is_reachable(address: SocketAddr) -> bool {
+pub(crate) fn is_reachable(address: SocketAddr) -> bool {
     let zone = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
     let usable = match address.ip() {
         IpAddr::V6(ip) => !ip.is_multicast() && (!ip.is_unicast_link_local() || zone),
@@ -301,7 +301,7 @@ pub(super) fn bare(address: SocketAddr) -> SocketAddr {
 
 /// True for two forms of one address.
 #[must_use]
-pub fn is_same(a: SocketAddr, b: SocketAddr) -> bool {
+pub(crate) fn is_same(a: SocketAddr, b: SocketAddr) -> bool {
     bare(a) == bare(b)
 }
 

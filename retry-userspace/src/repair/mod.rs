@@ -24,7 +24,7 @@ use crate::settings::Settings;
 
 /// Where multicast repairs go.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// First two bytes of group addresses.
     pub group_prefix: u16,
     /// Group id.
@@ -38,7 +38,7 @@ pub struct Config {
 impl Config {
     /// As the settings ask, on these interfaces.
     #[must_use]
-    pub fn from(settings: &Settings, fabric: &Fabric) -> Self {
+    pub(crate) fn from(settings: &Settings, fabric: &Fabric) -> Self {
         let egress = |egress: &fabric::Egress| Egress {
             interface: egress.interface.index,
             source: egress.source,
@@ -56,7 +56,7 @@ impl Config {
 
 /// What waits until its listener's neighbour is resolved.
 #[derive(Clone, Copy, Debug)]
-pub enum Held {
+pub(crate) enum Held {
     /// An answer.
     Answer(Answer, SocketAddrV6),
     /// The unicast copy and the ACK of a repair.
@@ -67,7 +67,7 @@ pub enum Held {
 
 /// What follows a repair's multicast.
 #[derive(Clone, Copy, Debug)]
-pub struct Rest {
+pub(crate) struct Rest {
     record: Record,
     plan: Repair,
     multicast_left: bool,
@@ -75,10 +75,10 @@ pub struct Rest {
 }
 
 /// Told of each multicast repair that left.
-pub type OnMulticast = Box<dyn Fn(&FrameKey) + Send + Sync>;
+pub(crate) type OnMulticast = Box<dyn Fn(&FrameKey) + Send + Sync>;
 
 /// Sends from the NACK socket.
-pub struct Sender {
+pub(crate) struct Sender {
     config: ArcSwap<Config>,
     socket: Arc<NackSocket>,
     gate: Arc<Gate<Held>>,
@@ -89,7 +89,7 @@ pub struct Sender {
 
 impl Sender {
     /// A sender of the frames of `log`.
-    pub fn new(
+    pub(crate) fn new(
         config: Config,
         socket: Arc<NackSocket>,
         gate: Arc<Gate<Held>>,
@@ -104,22 +104,22 @@ impl Sender {
     ///
     /// # Errors
     /// Those of it.
-    pub fn limit_packets(&self, length: Option<u32>) -> io::Result<()> {
+    pub(crate) fn limit_packets(&self, length: Option<u32>) -> io::Result<()> {
         self.socket.limit_packets(length)
     }
 
     /// Multicast repairs go there from now on.
-    pub fn reconfigure(&self, config: Config) {
+    pub(crate) fn reconfigure(&self, config: Config) {
         self.config.store(Arc::new(config));
     }
 
     /// The log whose frames it sends.
-    pub const fn log(&self) -> &Log {
+    pub(crate) const fn log(&self) -> &Log {
         &self.log
     }
 
     /// Sends the frame of `record` as `plan` says, then the ACK. `frame` is a buffer to be used again.
-    pub fn repair(&self, record: &Record, plan: Repair, to: SocketAddrV6, frame: &mut Vec<u8>) {
+    pub(crate) fn repair(&self, record: &Record, plan: Repair, to: SocketAddrV6, frame: &mut Vec<u8>) {
         let key = record.header().key;
         frame.clear();
         if (plan.multicast || plan.unicast) && !self.log.copy(record, frame) {
@@ -152,7 +152,7 @@ impl Sender {
     }
 
     /// Sends one answer, at once or when its listener's neighbour is resolved.
-    pub fn answer(&self, answer: &Answer, to: SocketAddrV6) {
+    pub(crate) fn answer(&self, answer: &Answer, to: SocketAddrV6) {
         if !self.hold(to, Held::Answer(*answer, to)) {
             self.send_answer(answer, to);
         }
@@ -164,7 +164,7 @@ impl Sender {
     }
 
     /// Keeps what would wait in the kernel for a neighbour; false when it would not.
-    pub fn hold(&self, to: SocketAddrV6, item: Held) -> bool {
+    pub(crate) fn hold(&self, to: SocketAddrV6, item: Held) -> bool {
         let Some(hop) = self.gate.waits_for(to) else {
             return false;
         };
@@ -176,7 +176,7 @@ impl Sender {
     }
 
     /// Goes on with what waited for a neighbour; returns a recovery that may begin.
-    pub fn release(&self, release: Release<Held>, frame: &mut Vec<u8>) -> Option<Job> {
+    pub(crate) fn release(&self, release: Release<Held>, frame: &mut Vec<u8>) -> Option<Job> {
         match release {
             Release::Go(Held::Answer(answer, to)) => self.send_answer(&answer, to),
             Release::Go(Held::Rest(rest)) => {

@@ -24,11 +24,12 @@ use std::ffi::OsString;
 
 pub(crate) use duration::parse as parse_duration;
 pub use error::Stop;
-pub use hosts::{Host, HostPort, RedisNode};
+pub use hosts::RedisNode;
+pub(crate) use hosts::{Host, HostPort};
 pub use model::{Described, Settings};
 pub use reference::reference;
 pub use rows::all;
-pub use source::SetBy;
+pub(crate) use source::SetBy;
 use source::Values;
 pub use table::*;
 

@@ -59,7 +59,7 @@ pub struct Flag {
 
 /// Settings that belong together.
 #[derive(Clone, Debug)]
-pub struct Group {
+pub(crate) struct Group {
     /// Heading in `-help` and docs/configuration.md.
     pub title: &'static str,
     /// The settings.
@@ -75,7 +75,7 @@ static GROUPS: LazyLock<Vec<Group>> = LazyLock::new(|| {
 });
 
 /// All settings by group, in the order of `-help` and docs/configuration.md.
-pub fn groups() -> &'static [Group] {
+pub(crate) fn groups() -> &'static [Group] {
     &GROUPS
 }
 

@@ -18,7 +18,7 @@ fn driver(sys: &Path, interface: &Interface) -> String {
 }
 
 /// Tells once what runs where.
-pub fn tell(settings: &Settings, fabric: &Fabric, xdp_mode: &str) {
+pub(crate) fn tell(settings: &Settings, fabric: &Fabric, xdp_mode: &str) {
     let host = Host::here(&settings.telemetry.instance);
     let egress = |of: &dyn Fn(&Interface) -> String| {
         let each: Vec<String> = fabric.egress.iter().map(|egress| of(&egress.interface)).collect();

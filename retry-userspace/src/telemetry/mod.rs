@@ -1,12 +1,12 @@
 //! Logs: text for people on stderr, or JSON on stdout, one object a line, with the service's identity on each.
 
-pub mod inventory;
+pub(crate) mod inventory;
 mod json;
-pub mod otlp;
+pub(crate) mod otlp;
 #[cfg(test)]
 mod tests;
 mod text;
-pub mod trace;
+pub(crate) mod trace;
 mod watched;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,7 +39,7 @@ impl From<&Settings> for Config {
 }
 
 /// Name of the service in logs.
-pub const SERVICE: &str = "retry-endpoint";
+pub(crate) const SERVICE: &str = "retry-endpoint";
 
 /// Changes the level of a running daemon. Clones change the same level.
 #[derive(Clone, Debug)]

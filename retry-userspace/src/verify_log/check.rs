@@ -40,7 +40,7 @@ type At = (u32, usize);
 
 /// A frame log whose pages others write.
 #[derive(Clone, Copy, Debug)]
-pub struct LogView<'a, W> {
+pub(crate) struct LogView<'a, W> {
     /// The segments.
     pub ring: &'a W,
     /// The buckets.
@@ -121,7 +121,7 @@ struct Twins {
 
 impl<W: Words> LogView<'_, W> {
     /// Checks everything; the bytes of the records only with `sums`.
-    pub fn check(&self, sums: bool) -> Report {
+    pub(crate) fn check(&self, sums: bool) -> Report {
         let start = Instant::now();
         let mut report = Report { buckets: self.buckets, ..Report::default() };
         let walked = [0, 1].map(|lane| self.walk(lane, sums, &mut report));

@@ -17,7 +17,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use retry_common::abi::{LAYOUT, Lane, Settings};
 
 use crate::datapath::pinned::{self, PinnedError, PinnedLog, Words};
-pub use check::LogView;
+pub(crate) use check::LogView;
 #[cfg(test)]
 use report::Kind;
 pub use report::Report;
@@ -29,7 +29,7 @@ const UNREADABLE: u8 = 2;
 
 /// Why a frame log cannot be checked.
 #[derive(Debug, thiserror::Error)]
-pub enum VerifyError {
+pub(crate) enum VerifyError {
     /// Its pins.
     #[error(transparent)]
     Pinned(#[from] PinnedError),
@@ -61,7 +61,7 @@ pub enum VerifyError {
 ///
 /// # Errors
 /// It cannot be read.
-pub fn verify(directory: &Path, sums: bool) -> Result<Report, VerifyError> {
+pub(crate) fn verify(directory: &Path, sums: bool) -> Result<Report, VerifyError> {
     let log = PinnedLog::open(directory)?;
     let shown = || directory.display().to_string();
     let settings = await_settings(&log).ok_or_else(|| VerifyError::Starting(shown(), "settings"))?;

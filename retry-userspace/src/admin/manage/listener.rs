@@ -17,7 +17,7 @@ const REQUESTS_END: Duration = Duration::from_secs(2);
 
 /// Where the API is served, and to which callers.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// `admin-addr`; port 0 takes a free one.
     pub address: SocketAddr,
     /// The token that every request has to carry, if any.
@@ -27,14 +27,14 @@ pub struct Config {
 impl Config {
     /// As the settings ask; `None` without `-admin-addr`.
     #[must_use]
-    pub fn from(settings: &Settings) -> Option<Self> {
+    pub(crate) fn from(settings: &Settings) -> Option<Self> {
         settings.admin.addr.map(|address| Self { address, token: settings.admin.token.clone() })
     }
 }
 
 /// The bound address; connections wait until it is served.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     socket: TcpListener,
     token: Option<AdminToken>,
 }
@@ -44,12 +44,12 @@ impl Listener {
     ///
     /// # Errors
     /// What the system returns.
-    pub async fn bind(config: Config) -> io::Result<Self> {
+    pub(crate) async fn bind(config: Config) -> io::Result<Self> {
         Ok(Self { socket: TcpListener::bind(config.address).await?, token: config.token })
     }
 
     /// Serves the API over `backend`, in a task that ends with `cancel`: requests under way have two seconds.
-    pub fn serve(self, backend: Arc<dyn Backend>, cancel: CancellationToken) -> JoinHandle<io::Result<()>> {
+    pub(crate) fn serve(self, backend: Arc<dyn Backend>, cancel: CancellationToken) -> JoinHandle<io::Result<()>> {
         tokio::spawn(serve(self.socket, router(backend, self.token), cancel, REQUESTS_END))
     }
 }

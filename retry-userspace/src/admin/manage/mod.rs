@@ -25,7 +25,7 @@ use error::ApiError;
 
 pub use backend::{Backend, BackendError, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence};
 pub use frames::LONGEST_FRAME;
-pub use listener::{Config, Listener};
+pub(crate) use listener::{Config, Listener};
 pub use serve::serve;
 
 /// The backend, as every handler has it.

@@ -27,7 +27,7 @@ use self::table::Table;
 use super::batch::Readiness;
 use crate::clock::{monotonic_ns, nanoseconds};
 
-pub use self::table::Hop;
+pub(crate) use self::table::Hop;
 
 /// Neighbours that the kernel resolves for us at a time: half of what its table holds by default (gc_thresh3).
 const MOST_RESOLVING: usize = 512;
@@ -46,7 +46,7 @@ const DISCARD: u16 = 9;
 
 /// What became of an item that waited.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Release<T> {
+pub(crate) enum Release<T> {
     /// Its neighbour is resolved.
     Go(T),
     /// Its neighbour was not resolved in time.
@@ -54,7 +54,7 @@ pub enum Release<T> {
 }
 
 /// Says whether a datagram would leave at once, and keeps what belongs to one that would not.
-pub struct Gate<T> {
+pub(crate) struct Gate<T> {
     /// None while it is not known: then everything is open, as it is without a gate.
     table: RwLock<Option<Table>>,
     held: Mutex<Held<T>>,
@@ -68,7 +68,7 @@ impl<T> Gate<T> {
     ///
     /// # Errors
     /// What the system returns.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
@@ -77,13 +77,13 @@ impl<T> Gate<T> {
 
     /// The neighbour that a datagram to `to` would wait for; `None` when it leaves at once.
     #[must_use]
-    pub fn waits_for(&self, to: SocketAddrV6) -> Option<Hop> {
+    pub(crate) fn waits_for(&self, to: SocketAddrV6) -> Option<Hop> {
         self.table.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.waits_for(to)
     }
 
     /// Lets an item wait for its neighbour. Never waits itself; returns what had to make way.
     #[must_use]
-    pub fn hold(&self, hop: Hop, item: T) -> Vec<T> {
+    pub(crate) fn hold(&self, hop: Hop, item: T) -> Vec<T> {
         let gone = self.held().push(hop, item, monotonic_ns());
         if !self.awake.swap(true, Ordering::Relaxed) {
             // A full pipe wakes as well.
@@ -96,7 +96,7 @@ impl<T> Gate<T> {
     ///
     /// # Errors
     /// What a poll returns.
-    pub fn run(&self, shutdown: &AtomicBool, mut release: impl FnMut(Release<T>)) -> io::Result<()> {
+    pub(crate) fn run(&self, shutdown: &AtomicBool, mut release: impl FnMut(Release<T>)) -> io::Result<()> {
         let (mut told, mut next) = (false, Instant::now());
         while !shutdown.load(Ordering::Relaxed) {
             if Instant::now() >= next {

@@ -10,7 +10,7 @@ const MOST_NEIGHBOURS: usize = 65_536;
 
 /// The neighbour that a datagram is handed to first: the destination itself, or a gateway.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub struct Hop {
+pub(crate) struct Hop {
     /// Index of the interface.
     pub interface: u32,
     /// The neighbour's address.
