@@ -4,6 +4,7 @@ mod bench;
 mod cluster;
 mod demo;
 mod session;
+mod table;
 
 use std::process::ExitCode;
 

@@ -1,7 +1,8 @@
 //! The testbed itself, in namespaces: what it says about a fabric must be true before it judges a daemon. Needs root.
 
 use std::{
-    net::{SocketAddrV6, UdpSocket},
+    io::{Read as _, Write as _},
+    net::{SocketAddrV6, TcpListener, UdpSocket},
     process::Command,
     sync::{Arc, atomic::AtomicBool},
     thread,
@@ -10,6 +11,7 @@ use std::{
 
 use retry_common::key::FrameKey;
 use retry_testbed::{
+    daemon::http,
     net::{
         capture::{Capture, RawSender, datagrams, is_udp},
         fabric::{DATA_PORT, Fabric, INTERFACE, NACK_PORT, group},
@@ -282,4 +284,54 @@ fn vlan_tags_and_loss_places_are_seen_raw() {
     let seen = datagrams(&seen).expect("right checksums");
     assert_eq!(seen.len(), 1, "it reaches the interface");
     assert_eq!(loss.dropped().expect("counted"), 1, "and not the stack");
+}
+
+/// Serves one connection: reads a request as long as its head says, and answers with `status` and the request itself.
+fn serve_once(server: &TcpListener, status: &str) {
+    let (mut stream, _) = server.accept().expect("a client comes");
+    let mut request = Vec::new();
+    let mut buffer = [0; 1024];
+    loop {
+        let text = String::from_utf8_lossy(&request).to_lowercase();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length =
+                head.split_once("content-length: ").map_or("0", |(_, rest)| rest.lines().next().expect("a line"));
+            if body.len() >= length.parse().expect("a length") {
+                break;
+            }
+        }
+        let length = stream.read(&mut buffer).expect("a request");
+        assert_ne!(length, 0, "the client went away: {request:?}");
+        request.extend(&buffer[..length]);
+    }
+    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", request.len());
+    stream.write_all(&[head.as_bytes(), &request].concat()).expect("an answer leaves");
+}
+
+#[test]
+fn a_request_reaches_the_server_of_its_own_namespace() {
+    let ns = Netns::new("http").expect("root");
+    let other = Netns::new("nohttp").expect("root");
+    let server = ns.enter(|| TcpListener::bind("[::1]:0")).expect("a port");
+    let address = server.local_addr().expect("bound");
+    assert!(http::get(&other, address, "/").is_err(), "no server is there");
+
+    // Not scoped: a test that fails must not wait for the connections that then do not come.
+    let serving =
+        thread::spawn(move || ["503 Wait", "200 OK", "201 Created"].map(|status| serve_once(&server, status)));
+    let (status, told) = http::get(&ns, address, "/readyz").expect("an answer");
+    assert_eq!(status, 503, "a status that is no success is an answer");
+    assert!(told.starts_with("GET /readyz HTTP/1.1\r\n") && told.ends_with("\r\n\r\n"), "{told}");
+
+    let (status, told) = http::request(&ns, address, "POST", "/loglevel?level=debug").expect("an answer");
+    assert_eq!(status, 200);
+    assert!(told.starts_with("POST /loglevel?level=debug HTTP/1.1\r\n") && told.ends_with("\r\n\r\n"), "{told}");
+
+    let put = http::exchange(&ns, address, "PUT", "/v1/frames/1/2", Some("secret"), &[0xE3, 0, 0xFF]);
+    let (status, told) = put.expect("an answer");
+    assert_eq!(status, 201);
+    let head = String::from_utf8_lossy(&told).to_lowercase();
+    assert!(head.contains("authorization: bearer secret\r\n"), "{head}");
+    assert!(told.ends_with(b"\r\n\r\n\xE3\0\xFF"), "{head}");
+    serving.join().expect("three requests");
 }

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use retry_common::key::FrameKey;
 use retry_testbed::{
-    daemon::http::{self, Metrics},
+    daemon::{Metrics, http},
     net::{
         fabric::Host,
         loss::{Loss, LossRule},
@@ -236,7 +236,7 @@ impl<'a, 'site> Walk<'a, 'site> {
     fn manage(&self, number: usize, method: &str, key: FrameKey, body: &[u8]) -> Result<(u16, Vec<u8>)> {
         let address: SocketAddr = ADMIN.parse()?;
         let path = format!("/v1/frames/{:016x}/{}", key.hash_key(), key.seq_num());
-        http::exchange(&self.host(number)?.ns, address, method, &path, body)
+        http::exchange(&self.host(number)?.ns, address, method, &path, None, body)
     }
 
     fn host(&self, number: usize) -> Result<&'site Host> {

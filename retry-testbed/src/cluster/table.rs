@@ -7,6 +7,7 @@ use retry_testbed::daemon;
 use serde::Serialize;
 
 use super::{ADMIN, ENDPOINTS, STORES, Site, smoke::Step};
+use crate::table::{Column, figures, lines, words};
 
 /// An endpoint. Metrics and management API are reached from inside its namespace.
 #[derive(Debug, Serialize)]
@@ -61,17 +62,20 @@ impl Table {
 
     /// A line for each, and what to do with them.
     pub(super) fn words(&self) -> String {
-        let mut text = String::new();
-        // Writing to a string does not fail.
-        for Endpoint { name, namespace, pid, nack, .. } in &self.endpoints {
-            let _ = writeln!(text, "{name:<10} {namespace:<24} pid {pid:<8} NACKs {nack}");
-        }
-        for Store { name, namespace, pid, address } in &self.redis {
-            let _ = writeln!(text, "{name:<10} {namespace:<24} pid {pid:<8} Redis {address}");
-        }
+        const COLUMNS: [Column; 5] =
+            [words("host", 0), words("namespace", 0), figures("pid", 0), words("serves", 0), words("at", 0)];
+        let endpoints = self.endpoints.iter().map(|Endpoint { name, namespace, pid, nack, .. }| {
+            [(*name).to_owned(), namespace.clone(), pid.to_string(), "NACKs".to_owned(), nack.clone()]
+        });
+        let stores = self.redis.iter().map(|Store { name, namespace, pid, address }| {
+            [(*name).to_owned(), namespace.clone(), pid.to_string(), "Redis".to_owned(), address.clone()]
+        });
+        let mut text = lines(&COLUMNS, endpoints.chain(stores)).join("\n");
+        text.push('\n');
         if let (Some(endpoint), Some(store)) = (self.endpoints.first(), self.redis.first()) {
             let (inside, other) = (&endpoint.namespace, &store.namespace);
             let metrics = endpoint.metrics;
+            // Writing to a string does not fail.
             let _ = write!(
                 text,
                 "Metrics are at {metrics} and the management API at {ADMIN} inside each endpoint's namespace:\n  \

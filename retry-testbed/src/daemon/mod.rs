@@ -1,6 +1,7 @@
 //! The real daemon in a namespace: started, awaited, scraped, ended, and its log kept for the day on which a test fails.
 
 pub mod http;
+mod metrics;
 
 use std::{
     io::{BufRead as _, BufReader, Read},
@@ -16,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::{mount::MsFlags, sys::statfs};
 use retry_userspace::parts::verify_log::Report;
 
-use self::http::Metrics;
+pub use self::metrics::Metrics;
 use crate::net::{
     fabric::INTERFACE,
     netns::{ChildGuard, Netns},

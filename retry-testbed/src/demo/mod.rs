@@ -217,7 +217,7 @@ fn on_fabric(options: &Options, mut traffic: Traffic, stop: &AtomicBool) -> Resu
         .map(|name| fabric.lose(name, &LossRule::random(options.per_mille())))
         .collect::<Result<Vec<Loss<'_>>>>()?;
     let cost = asked.cpu_us_per_nack(&warm);
-    let view = View::new(options.seconds, mode.as_deref(), cost);
+    let view = View::new(options.seconds, mode.as_deref(), cost)?;
     let length = Duration::from_secs(options.seconds.into()).saturating_sub(warm_up);
     thread::scope(|scope| -> Result<()> {
         let work = scope.spawn(|| traffic.publish(&publisher, options.rate, length, stop));

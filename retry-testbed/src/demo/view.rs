@@ -6,9 +6,12 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use retry_testbed::peers::listener::Stats;
 
 use super::report::Sample;
+use crate::table::{Column, figures, lines, words};
 
 /// Prints a paragraph to stderr.
 pub(crate) fn say(text: &str) {
@@ -26,116 +29,136 @@ pub(crate) fn time(microseconds: u64) -> String {
     }
 }
 
+/// What a terminal shows of each listener.
+const LISTENERS: [Column; 9] = [
+    words("", 12),
+    figures("received", 8),
+    figures("lost", 7),
+    figures("NACKs", 7),
+    figures("recovered", 9),
+    figures("open", 5),
+    figures("p50", 8),
+    figures("p99", 8),
+    figures("max", 8),
+];
+/// A second, where there is no terminal.
+const SECONDS: [Column; 12] = [
+    figures("time", 6),
+    figures("published", 9),
+    figures("lost", 7),
+    figures("NACKs", 7),
+    figures("by XDP", 7),
+    figures("by daemon", 9),
+    figures("recovered", 9),
+    figures("open", 5),
+    figures("p50", 8),
+    figures("p99", 8),
+    figures("max", 8),
+    words("CPU", 0),
+];
+
 pub(crate) struct View {
     seconds: u32,
     mode: String,
     cost: String,
-    terminal: bool,
-    drawn: Cell<usize>,
+    /// The picture on a terminal; `None` elsewhere.
+    picture: Option<ProgressBar>,
+    has_head: Cell<bool>,
 }
 
 impl View {
-    pub(crate) fn new(seconds: u32, mode: Option<&str>, cpu_us_per_nack: Option<f64>) -> Self {
-        Self {
+    pub(crate) fn new(seconds: u32, mode: Option<&str>, cpu_us_per_nack: Option<f64>) -> Result<Self> {
+        let picture =
+            std::io::stderr().is_terminal().then(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()));
+        if let Some(picture) = &picture {
+            picture.set_style(ProgressStyle::with_template("{msg}")?);
+        }
+        Ok(Self {
             seconds,
             mode: mode.unwrap_or("unknown").to_owned(),
-            cost: cpu_us_per_nack.map_or_else(|| "-".to_owned(), |cost| format!("{cost:.2} µs a NACK")),
-            terminal: std::io::stderr().is_terminal(),
-            drawn: Cell::new(0),
-        }
+            cost: cpu_us_per_nack.map_or_else(|| "-".to_owned(), |cost| format!("{cost:.2} µs per NACK")),
+            picture,
+            has_head: Cell::new(false),
+        })
     }
 
     /// Time between two pictures.
     pub(crate) const fn interval(&self) -> Duration {
-        Duration::from_millis(if self.terminal { 250 } else { 1000 })
+        Duration::from_millis(if self.picture.is_some() { 250 } else { 1000 })
     }
 
     /// Shows the numbers as they are now.
     pub(crate) fn show(&self, now: &Sample, start: &Sample) {
-        let lines = if self.terminal { self.table(now, start) } else { self.line(now, start) };
-        let mut text = String::new();
-        if self.terminal && self.drawn.get() > 0 {
-            // Up to the first line of the picture, and away with it.
-            text += &format!("\x1b[{}A\x1b[J", self.drawn.get());
+        match &self.picture {
+            Some(picture) => picture.set_message(self.table(now, start).join("\n")),
+            None => {
+                let text = self.second(now, start).join("\n") + "\n";
+                // A closed stderr ends the view and not the run.
+                let _ = std::io::stderr().lock().write_all(text.as_bytes());
+            }
         }
-        text += &lines.join("\n");
-        text.push('\n');
-        self.drawn.set(lines.len());
-        // A closed stderr ends the view and not the run.
-        let _ = std::io::stderr().lock().write_all(text.as_bytes());
     }
 
     /// Leaves the last picture standing.
     pub(crate) fn end(&self) {
-        if self.terminal {
+        if let Some(picture) = &self.picture {
+            picture.abandon();
             say("");
         }
     }
 
     fn table(&self, now: &Sample, start: &Sample) -> Vec<String> {
         let elapsed = now.at.duration_since(start.at).as_secs();
-        let mut lines = vec![
-            format!("{elapsed:>4} s of {}     published {:>9}     XDP {}", self.seconds, now.published, self.mode),
-            format!(
-                "{:<12}{:>10}{:>9}{:>9}{:>11}{:>7}{:>10}{:>10}{:>10}",
-                "", "received", "lost", "NACKs", "recovered", "open", "p50", "p99", "max"
-            ),
-        ];
-        for (stats, number) in now.listeners.iter().zip(1..) {
-            lines.push(row(&format!("listener {number}"), stats));
-        }
-        lines.push(row("together", &now.together));
-        lines.push(format!(
+        let listeners = now.listeners.iter().zip(1..).map(|(stats, number)| row(&format!("listener {number}"), stats));
+        let rows = listeners.chain([row("together", &now.together)]);
+        let mut all = vec![format!(
+            "{elapsed:>4} s of {}     published {:>9}     XDP {}",
+            self.seconds, now.published, self.mode
+        )];
+        all.extend(lines(&LISTENERS, rows));
+        all.push(format!(
             "answered by XDP {}, by the daemon {}     {}     daemon {:.1} % of a core",
             now.answered_xdp,
             now.answered_user,
             self.cost,
             now.daemon_percent(start)
         ));
-        lines
+        all
     }
 
-    fn line(&self, now: &Sample, start: &Sample) -> Vec<String> {
-        let elapsed = now.at.duration_since(start.at).as_secs();
+    /// The head before the first, and the line of this second.
+    fn second(&self, now: &Sample, start: &Sample) -> Vec<String> {
         let all = &now.together;
-        let mut lines = Vec::new();
-        if self.drawn.get() == 0 {
-            lines.push(format!(
-                "{:>6}{:>11}{:>9}{:>9}{:>9}{:>11}{:>11}{:>7}{:>10}{:>10}{:>10}  CPU",
-                "time", "published", "lost", "NACKs", "by XDP", "by daemon", "recovered", "open", "p50", "p99", "max"
-            ));
-        }
-        lines.push(format!(
-            "{:>6}{:>11}{:>9}{:>9}{:>9}{:>11}{:>11}{:>7}{:>10}{:>10}{:>10}  {}",
-            format!("{elapsed} s"),
-            now.published,
-            all.lost,
-            all.nacks,
-            now.answered_xdp,
-            now.answered_user,
-            all.recovered(),
-            all.open,
+        let row = [
+            format!("{} s", now.at.duration_since(start.at).as_secs()),
+            now.published.to_string(),
+            all.lost.to_string(),
+            all.nacks.to_string(),
+            now.answered_xdp.to_string(),
+            now.answered_user.to_string(),
+            all.recovered().to_string(),
+            all.open.to_string(),
             time(all.latency.quantile(0.5)),
             time(all.latency.quantile(0.99)),
             time(all.latency.max()),
-            self.cost
-        ));
-        lines
+            self.cost.clone(),
+        ];
+        lines(&SECONDS, [row]).into_iter().skip(usize::from(self.has_head.replace(true))).collect()
     }
 }
 
-fn row(name: &str, stats: &Stats) -> String {
-    format!(
-        "{name:<12}{:>10}{:>9}{:>9}{:>11}{:>7}{:>10}{:>10}{:>10}",
-        stats.received,
-        stats.lost,
-        stats.nacks,
-        stats.recovered(),
-        stats.open,
+fn row(name: &str, stats: &Stats) -> [String; 9] {
+    [
+        name.to_owned(),
+        stats.received.to_string(),
+        stats.lost.to_string(),
+        stats.nacks.to_string(),
+        stats.recovered().to_string(),
+        stats.open.to_string(),
         time(stats.latency.quantile(0.5)),
         time(stats.latency.quantile(0.99)),
-        time(stats.latency.max())
-    )
+        time(stats.latency.max()),
+    ]
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub use self::{
     seen::{adverts, await_advert, datagrams_from, is_repair, repairs},
 };
 use crate::{
-    daemon::{BPFFS, Daemon, http::Metrics},
+    daemon::{BPFFS, Daemon, Metrics},
     net::fabric::{Fabric, Host},
 };
 

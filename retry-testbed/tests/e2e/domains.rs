@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::daemon::http::Metrics;
+use retry_testbed::daemon::Metrics;
 use retry_testbed::net::capture::Capture;
 use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, NACK_PORT, SECOND_ADDRESS, SECOND_INTERFACE, group};
 use retry_testbed::peers::frames::Flow;

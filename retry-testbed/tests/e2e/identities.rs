@@ -7,7 +7,7 @@ use std::time::Duration;
 use retry_common::key::FrameKey;
 use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::daemon::http::Metrics;
+use retry_testbed::daemon::Metrics;
 use retry_testbed::net::capture::Capture;
 use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, group};
 use retry_testbed::net::loss::LossRule;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use retry_common::key::FrameKey;
 use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::daemon::http::Metrics;
+use retry_testbed::daemon::Metrics;
 use retry_testbed::net::fabric::{Fabric, group};
 use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::journal::Journal;

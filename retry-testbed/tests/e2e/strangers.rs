@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::daemon::http::Metrics;
+use retry_testbed::daemon::Metrics;
 use retry_testbed::net::capture::{Capture, RawSender};
 use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, NACK_PORT, SECOND_MAC, group};
 use retry_testbed::net::packet::PacketBuilder;

@@ -255,19 +255,19 @@ fn put_here_read_there(xdp: &str) {
     let bytes = frame(KEY, 800, 3);
     let path = format!("/v1/frames/{:016x}/{}", KEY.hash_key(), KEY.seq_num());
 
-    assert_eq!(api(first, &format!("PUT {path}"), "let-us-in", &bytes).0, 401);
-    assert_eq!(api(first, &format!("PUT {path}?ttl=90"), "let-me-in", &bytes).0, 201);
+    assert_eq!(api(first, "PUT", &path, "let-us-in", &bytes).0, 401);
+    assert_eq!(api(first, "PUT", &format!("{path}?ttl=90"), "let-me-in", &bytes).0, 201);
     counted(&one, "bre_store_frames_written_total", &[], 1);
     assert_eq!(one.metrics().expect("a scrape").count("bre_cache_stored_total", &[("source", "api")]), 1);
     let left = redis.frame_life(KEY).expect("it is there");
     assert!(left <= Duration::from_secs(90) && left > Duration::from_secs(80), "{left:?}");
-    let (status, read) = api(second, &format!("GET {path}"), "let-me-in", &[]);
+    let (status, read) = api(second, "GET", &path, "let-me-in", &[]);
     assert!(status == 200 && read == bytes, "byte for byte: {status}");
     assert_eq!(answer(&asker(site.host("client")), second.nack_address(), KEY), Some(BY_MULTICAST), "{}", two.log());
 
-    assert_eq!(api(first, &format!("DELETE {path}"), "let-me-in", &[]).0 / 100, 2);
+    assert_eq!(api(first, "DELETE", &path, "let-me-in", &[]).0 / 100, 2);
     assert_eq!(redis.frame(KEY), None);
-    assert_eq!(api(first, &format!("GET {path}"), "let-me-in", &[]).0, 404);
+    assert_eq!(api(first, "GET", &path, "let-me-in", &[]).0, 404);
 }
 
 both_paths! {

@@ -90,9 +90,8 @@ fn asks_redis_again(site: &Site, daemon: &Daemon<'_>, name: &str) {
     let socket = asker(site.host("client"));
     let mut seq_num = 5_000;
     eventually("an answer of Redis", || {
-        let late = |metrics: &retry_testbed::daemon::http::Metrics| {
-            metrics.count("bre_store_lookups_total", &[("outcome", "late")])
-        };
+        let late =
+            |metrics: &retry_testbed::daemon::Metrics| metrics.count("bre_store_lookups_total", &[("outcome", "late")]);
         let before = late(&daemon.metrics().expect("a scrape"));
         seq_num += 1;
         let missed = answer(&socket, site.host(name).nack_address(), FrameKey::new(FLOW, seq_num));

@@ -1,12 +1,11 @@
 //! The fabric of these tests: two endpoints, a publisher, listeners, a Redis; and what is asked of them.
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv6Addr, SocketAddrV6, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use retry_common::key::FrameKey;
-use retry_testbed::daemon::Daemon;
+use retry_testbed::daemon::{Daemon, http};
 use retry_testbed::net::capture::{Capture, Captured, is_udp};
 use retry_testbed::net::fabric::{DATA_PORT, Fabric, Host, INTERFACE, group};
 use retry_testbed::net::loss::{Loss, LossRule};
@@ -132,23 +131,9 @@ pub(crate) fn answer(socket: &UdpSocket, to: SocketAddrV6, key: FrameKey) -> Opt
 }
 
 /// A request to the management API at `[::1]:9401` of a host: the status, and the body as bytes.
-pub(crate) fn api(host: &Host, request: &str, token: &str, body: &[u8]) -> (u16, Vec<u8>) {
-    let head = format!(
-        "{request} HTTP/1.0\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    let answer = host.ns.enter(|| {
-        let mut stream = TcpStream::connect("[::1]:9401").expect("the management API listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        stream.write_all(&[head.as_bytes(), body].concat()).expect("a request leaves");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("an answer");
-        answer
-    });
-    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a head");
-    let head = std::str::from_utf8(&answer[..end]).expect("a head is text");
-    let status = head.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a status");
-    (status, answer[end + 4..].to_vec())
+pub(crate) fn api(host: &Host, method: &str, path: &str, token: &str, body: &[u8]) -> (u16, Vec<u8>) {
+    let address = SocketAddr::from((Ipv6Addr::LOCALHOST, 9401));
+    http::exchange(&host.ns, address, method, path, Some(token), body).expect("the management API answers")
 }
 
 /// How often a daemon's log has these words.

@@ -58,7 +58,7 @@ impl Report {
             std::fs::write(&path, text).with_context(|| path.display().to_string())
         };
         write("report.json", self.json()? + "\n")?;
-        write("report.html", page::page(&self.machine, &self.cases))
+        write("report.html", page::page(&self.machine, &self.cases)?)
     }
 
     fn rows(&self) -> impl Iterator<Item = &Row> {

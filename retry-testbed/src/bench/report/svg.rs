@@ -1,175 +1,136 @@
 //! Plots as inline SVG: curves over a logarithmic axis, and bars of ratios beside their targets.
 
-use std::fmt::Write as _;
+use anyhow::Result;
+use plotters::{
+    prelude::*,
+    style::text_anchor::{HPos, Pos, VPos},
+};
 
 use super::table::figure;
 use crate::bench::model::Curve;
 
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 280.0;
-const LEFT: f64 = 80.0;
-const BOTTOM: f64 = 50.0;
-const TOP: f64 = 20.0;
-const RIGHT: f64 = 20.0;
-const COLOURS: [&str; 4] = ["#1f5fa8", "#c0532b", "#3a8a3a", "#7a4fa0"];
+const WIDTH: u32 = 720;
+const COLOURS: [RGBColor; 4] = [BLUE, RED, GREEN, PURPLE];
+const BLUE: RGBColor = RGBColor(0x1F, 0x5F, 0xA8);
+const RED: RGBColor = RGBColor(0xC0, 0x53, 0x2B);
+const GREEN: RGBColor = RGBColor(0x3A, 0x8A, 0x3A);
+const PURPLE: RGBColor = RGBColor(0x7A, 0x4F, 0xA0);
+const FONT: (&str, u32) = ("sans-serif", 12);
 
-/// Text that is safe between tags and in attributes.
-pub(super) fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            other => safe.push(other),
-        }
-    }
-    safe
+/// A ratio beside its target.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Bar {
+    /// What was measured, and beside what.
+    pub(super) name: String,
+    /// The ratio reached over the ratio wanted: 1 is the target.
+    pub(super) value: f64,
+    /// Whether the target was met.
+    pub(super) met: bool,
 }
 
 /// One curve.
-pub(super) fn curve(curve: &Curve) -> String {
+pub(super) fn curve(curve: &Curve) -> Result<String> {
     let points = || curve.series.iter().flat_map(|(_, points)| points.iter().copied());
-    let (low, high) = points().fold((f64::INFINITY, 1.0f64), |(low, high), (x, _)| (low.min(x), high.max(x)));
-    let top = points().map(|(_, y)| y).fold(0.0, f64::max) * 1.1;
-    let place = |x: f64, y: f64| {
-        let span = (high / low).ln();
-        let share = if span > 0.0 { (x / low).ln() / span } else { 0.5 };
-        let up = if top > 0.0 { y / top } else { 0.0 };
-        (LEFT + share * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - BOTTOM - TOP))
-    };
-    let mut svg = open(&curve.title, HEIGHT);
-    for step in 0..=4 {
-        let value = top * f64::from(step) / 4.0;
-        let (_, y) = place(low, value);
-        line(&mut svg, (LEFT, y), (WIDTH - RIGHT, y), "#ddd");
-        text(&mut svg, (LEFT - 6.0, y + 4.0), "end", &figure(value));
-    }
-    let mut marks: Vec<f64> = points().map(|(x, _)| x).collect();
-    marks.sort_by(f64::total_cmp);
-    marks.dedup();
-    for mark in marks {
-        let (x, y) = place(mark, 0.0);
-        line(&mut svg, (x, y), (x, y + 5.0), "#666");
-        text(&mut svg, (x, y + 18.0), "middle", &figure(mark));
-    }
-    text(&mut svg, ((LEFT + WIDTH - RIGHT) / 2.0, HEIGHT - 12.0), "middle", curve.across);
-    text(&mut svg, (4.0, 14.0), "start", curve.unit);
-    for (at, (name, points)) in curve.series.iter().enumerate() {
-        let colour = COLOURS[at % COLOURS.len()];
-        let path: Vec<String> = points
-            .iter()
-            .map(|(x, y)| {
-                let (x, y) = place(*x, *y);
-                format!("{x:.1},{y:.1}")
-            })
-            .collect();
-        put(
-            &mut svg,
-            format_args!(
-                "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\" points=\"{}\"/>",
-                path.join(" ")
-            ),
-        );
-        for (x, y) in points {
-            let (x, y) = place(*x, *y);
-            put(&mut svg, format_args!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>"));
+    let (low, high) =
+        points().fold((f64::INFINITY, f64::MIN_POSITIVE), |(low, high), (x, _)| (low.min(x), high.max(x)));
+    // An axis has a length, also below a single point.
+    let (low, high) = (low.min(high) / 1.1, high * 1.1);
+    let top = points().map(|(_, y)| y).fold(f64::MIN_POSITIVE, f64::max) * 1.1;
+    draw(280, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .x_label_area_size(45)
+            .y_label_area_size(80)
+            .build_cartesian_2d((low..high).log_scale(), 0.0..top)?;
+        let mesh = &mut chart.configure_mesh();
+        mesh.disable_x_mesh().light_line_style(TRANSPARENT).label_style(FONT).x_labels(5).y_labels(5);
+        mesh.x_desc(curve.across).y_desc(curve.unit).axis_desc_style(FONT);
+        mesh.x_label_formatter(&|x| figure(*x)).y_label_formatter(&|y| figure(*y)).draw()?;
+        for ((name, points), colour) in curve.series.iter().zip(COLOURS.into_iter().cycle()) {
+            let line = LineSeries::new(points.iter().copied(), colour.stroke_width(2)).point_size(3);
+            chart.draw_series(line)?;
+            if let Some(last) = points.last() {
+                let style = FONT.into_text_style(area).pos(Pos::new(HPos::Right, VPos::Bottom));
+                let name = Text::new(name.clone(), (0, -6), style);
+                chart.draw_series([EmptyElement::at(*last) + name])?;
+            }
         }
-        if let Some((x, y)) = points.last() {
-            let (x, y) = place(*x, *y);
-            text(&mut svg, (x, y - 8.0), "end", name);
+        Ok(())
+    })
+}
+
+/// Bars of ratios over their targets, from the top down.
+pub(super) fn bars(bars: &[Bar]) -> Result<String> {
+    let most = bars.iter().map(|bar| bar.value).fold(1.2, f64::max).min(3.0);
+    let count = u32::try_from(bars.len())?;
+    draw(60 + 22 * count, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .margin_left(300)
+            .x_label_area_size(40)
+            .build_cartesian_2d(0.0..most * 1.1, 0.0..f64::from(count))?;
+        let mesh = &mut chart.configure_mesh();
+        mesh.disable_mesh().disable_y_axis().label_style(FONT).axis_desc_style(FONT);
+        mesh.x_desc("ratio reached over ratio wanted: 1 is the target").x_label_formatter(&|x| figure(*x)).draw()?;
+        let text = |side| FONT.into_text_style(area).pos(Pos::new(side, VPos::Center));
+        for (bar, row) in bars.iter().rev().zip(0u32..) {
+            let row = f64::from(row);
+            let (end, colour) = (bar.value.min(most), if bar.met { GREEN } else { RED });
+            chart.draw_series([Rectangle::new([(0.0, row + 0.15), (end, row + 0.85)], colour.filled())])?;
+            let name = Text::new(bar.name.clone(), (-6, 0), text(HPos::Right));
+            chart.draw_series([EmptyElement::at((0.0, row + 0.5)) + name])?;
+            let value = Text::new(figure(bar.value), (6, 0), text(HPos::Left));
+            chart.draw_series([EmptyElement::at((end, row + 0.5)) + value])?;
         }
+        chart.draw_series([PathElement::new([(1.0, 0.0), (1.0, f64::from(count))], BLACK)])?;
+        Ok(())
+    })
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
+fn draw(height: u32, picture: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<String> {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+        picture(&area)?;
+        area.present()?;
     }
-    svg.push_str("</svg>");
-    svg
-}
-
-/// Bars of ratios over their targets: 1 is the target.
-pub(super) fn bars(title: &str, bars: &[(String, f64, bool)]) -> String {
-    const ROW: f64 = 22.0;
-    const NAMES: f64 = 300.0;
-    let height = TOP + 20.0 + ROW * f64::from(u16::try_from(bars.len()).unwrap_or(u16::MAX));
-    let most = bars.iter().map(|(_, value, _)| *value).fold(1.2, f64::max).min(3.0);
-    let across = |value: f64| NAMES + value.min(most) / most * (WIDTH - NAMES - 70.0);
-    let mut svg = open(title, height);
-    let mut y = TOP;
-    for (name, value, met) in bars {
-        let colour = if *met { COLOURS[2] } else { COLOURS[1] };
-        let width = (across(*value) - NAMES).max(1.0);
-        put(
-            &mut svg,
-            format_args!("<rect x=\"{NAMES}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"16\" fill=\"{colour}\"/>"),
-        );
-        text(&mut svg, (NAMES - 6.0, y + 13.0), "end", name);
-        text(&mut svg, (across(*value) + 6.0, y + 13.0), "start", &figure(*value));
-        y += ROW;
-    }
-    line(&mut svg, (across(1.0), TOP - 6.0), (across(1.0), y), "#222");
-    text(&mut svg, (across(1.0), y + 14.0), "middle", "target");
-    svg.push_str("</svg>");
-    svg
-}
-
-fn open(title: &str, height: f64) -> String {
-    let title = escape(title);
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" role=\"img\" \
-         aria-label=\"{title}\" font-family=\"sans-serif\" font-size=\"12\"><title>{title}</title>"
-    )
-}
-
-fn line(svg: &mut String, from: (f64, f64), to: (f64, f64), colour: &str) {
-    put(
-        svg,
-        format_args!(
-            "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\"/>",
-            from.0, from.1, to.0, to.1
-        ),
-    );
-}
-
-fn text(svg: &mut String, at: (f64, f64), anchor: &str, words: &str) {
-    let words = escape(words);
-    put(svg, format_args!("<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{words}</text>", at.0, at.1));
-}
-
-fn put(svg: &mut String, piece: std::fmt::Arguments<'_>) {
-    // A string takes whatever it is given.
-    let written = svg.write_fmt(piece);
-    debug_assert!(written.is_ok());
+    Ok(svg)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Curve, bars, curve, escape};
-
-    #[test]
-    fn what_has_a_meaning_in_markup_is_escaped() {
-        assert_eq!(escape("a < b & \"c\" > 'd'"), "a &lt; b &amp; &quot;c&quot; &gt; &#39;d&#39;");
-    }
+    use super::{Bar, Curve, bars, curve};
 
     #[test]
     fn a_curve_is_one_closed_picture_of_numbers() {
         let one = Curve {
             title: "x<y".to_owned(),
-            across: "frames",
+            across: "frames<",
             unit: "ns",
             series: vec![("a&b".to_owned(), vec![(10.0, 1.0), (1000.0, 2.0)]), ("one".to_owned(), vec![(10.0, 0.0)])],
         };
-        let svg = curve(&one);
-        assert!(svg.starts_with("<svg") && svg.ends_with("</svg>"));
-        assert!(svg.contains("x&lt;y") && svg.contains("a&amp;b"));
-        assert!(!svg.contains("NaN") && !svg.contains("inf"));
-        let lonely = Curve { series: vec![("p".to_owned(), vec![(5.0, 5.0)])], ..one };
-        assert!(!curve(&lonely).contains("NaN"));
+        let svg = curve(&one).expect("a picture");
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
+        assert!(svg.contains("frames&lt;") && svg.contains("a&amp;b"), "{svg}");
+        assert_eq!(svg.matches("<polyline fill=\"none\" opacity=\"1\" stroke=\"#1F5FA8\"").count(), 1, "{svg}");
+        assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        let lonely = Curve { series: vec![("p".to_owned(), vec![(5.0, 5.0)])], ..one.clone() };
+        assert!(!curve(&lonely).expect("a picture").contains("NaN"));
+        let empty = Curve { series: Vec::new(), ..one };
+        assert!(!curve(&empty).expect("a picture").contains("NaN"));
     }
 
     #[test]
-    fn bars_have_a_line_at_the_target() {
-        let svg = bars("ratios", &[("a".to_owned(), 0.5, false), ("b".to_owned(), 99.0, true)]);
-        assert_eq!(svg.matches("<rect").count(), 2);
-        assert!(svg.contains(">target<"));
+    fn bars_have_names_figures_and_a_line_at_the_target() {
+        let all = [("above", 99.0, true), ("below", 0.5, false)];
+        let all = all.map(|(name, value, met)| Bar { name: name.to_owned(), value, met });
+        let svg = bars(&all).expect("a picture");
+        for word in ["above", "below", "99.0", "0.500", "#3A8A3A", "#C0532B"] {
+            assert!(svg.contains(word), "{word} in {svg}");
+        }
+        assert_eq!(svg.matches("<rect").count(), 2, "{svg}");
+        assert!(bars(&all[..1]).expect("a picture").contains("above"));
     }
 }

@@ -1,43 +1,32 @@
 //! The table for a terminal.
 
-use std::fmt::Write as _;
+use crate::{
+    bench::model::{Case, Measurement, Row},
+    table::{Column, figures, lines, words},
+};
 
-use crate::bench::model::{Case, Measurement, Row};
-
-const HEAD: [&str; 8] = ["case", "median", "min", "max", "unit", "reference", "ratio", "target"];
+/// Every column of the report.
+pub(super) const COLUMNS: [Column; 8] = [
+    words("case", 0),
+    figures("median", 0),
+    figures("min", 0),
+    figures("max", 0),
+    words("unit", 0),
+    words("reference", 0),
+    figures("ratio", 0),
+    words("target", 0),
+];
 
 /// All lines, with notes below them.
 pub(super) fn table(machine: &str, cases: &[(&'static Case, Measurement)]) -> String {
-    let lines: Vec<[String; 8]> = cases.iter().flat_map(|(_, found)| found.rows.iter().map(cells)).collect();
-    let mut widths = HEAD.map(str::len);
-    for line in &lines {
-        for (width, cell) in widths.iter_mut().zip(line) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    let mut text = format!("{machine}\n\n");
-    write(&mut text, &HEAD.map(str::to_owned), &widths);
-    for line in &lines {
-        write(&mut text, line, &widths);
-    }
+    let rows = cases.iter().flat_map(|(_, found)| found.rows.iter().map(cells));
+    let mut text = format!("{machine}\n\n{}\n", lines(&COLUMNS, rows).join("\n"));
     for (case, found) in cases {
         for note in &found.notes {
             text.push_str(&format!("\n{}: {note}", case.name));
         }
     }
     text
-}
-
-fn write(text: &mut String, cells: &[String; 8], widths: &[usize; 8]) {
-    for (at, (cell, width)) in cells.iter().zip(widths).enumerate() {
-        // Figures stand to the right.
-        let done =
-            if matches!(at, 1..=3 | 6) { write!(text, "{cell:>width$}  ") } else { write!(text, "{cell:<width$}  ") };
-        debug_assert!(done.is_ok());
-    }
-    let end = text.trim_end().len();
-    text.truncate(end);
-    text.push('\n');
 }
 
 /// The cells of a line.
