@@ -103,6 +103,8 @@ pub struct Repair {
     pub held: bool,
     /// True when an ACK is wanted, if its flags have a ground.
     pub ack: bool,
+    /// True when neither multicast nor unicast is wanted: the ACK then says that the frame is here, with flags 0.
+    pub bare: bool,
 }
 
 impl Repair {
@@ -116,7 +118,7 @@ impl Repair {
         if unicast_left {
             flags |= AckFlags::UNICAST.bits();
         }
-        if self.ack && flags != 0 { Some(flags) } else { None }
+        if self.ack && (flags != 0 || self.bare) { Some(flags) } else { None }
     }
 }
 
@@ -216,7 +218,7 @@ pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoin
             return Verdict::HandOver(frame);
         }
     }
-    let mut plan = Repair { multicast: false, unicast, held: false, ack: policy.acks() };
+    let mut plan = Repair { multicast: false, unicast, held: false, ack: policy.acks(), bare: !multicast && !unicast };
     // Who hands over must not claim what another path sends, so this comes last.
     let claim = if repairs { Some(endpoint.claim_multicast()) } else { holder };
     match claim {

@@ -220,19 +220,22 @@ fn what_the_store_has_goes_on_at_the_groups_limit() {
 
 #[test]
 fn a_hit_by_mode() {
-    let none = Repair { multicast: false, unicast: false, held: false, ack: true };
+    let none = Repair { multicast: false, unicast: false, held: false, ack: true, bare: false };
     let head = [Count(Counter::CacheHits), Group(7)];
     let with_multicast = [Peek, SequenceCharge, CanSend, Claim];
     for (flags, proxied, plan, tail) in [
         (set::MULTICAST, 0, Repair { multicast: true, ..none }, &with_multicast[..]),
         (set::UNICAST, 0, Repair { unicast: true, ..none }, &[SequenceCharge, CanSend]),
         (BOTH, 0, Repair { multicast: true, unicast: true, ..none }, &with_multicast[..]),
+        // Neither: the ACK alone says that the frame is here, and costs the frame nothing.
+        (0, 0, Repair { bare: true, ..none }, &[]),
+        (0, 1, Repair { unicast: true, ..none }, &[SequenceCharge, CanSend]),
         // Another endpoint gets its copy whatever the mode.
         (set::MULTICAST, 1, Repair { multicast: true, unicast: true, ..none }, &with_multicast[..]),
         (
             BOTH | set::SUPPRESS_ACK,
             0,
-            Repair { multicast: true, unicast: true, held: false, ack: false },
+            Repair { multicast: true, unicast: true, held: false, ack: false, bare: false },
             &with_multicast[..],
         ),
     ] {
@@ -251,13 +254,13 @@ fn a_multicast_that_just_left_is_held_down() {
         let held = World { multicast, ..HIT };
         // The ACK alone costs the frame nothing.
         let (verdict, steps) = run(held.clone(), set::MULTICAST, &nack(0, 1));
-        let plan = Repair { multicast: false, unicast: false, held: true, ack: true };
+        let plan = Repair { multicast: false, unicast: false, held: true, ack: true, bare: false };
         assert_eq!(verdict, Verdict::Repair(Frame(7), plan));
         assert_eq!(steps, after(&[&head[..], &[Count(counter)]].concat()));
         assert_eq!(plan.ack_flags(false, false), Some(1));
         // A unicast copy is never held down.
         let (verdict, steps) = run(held, BOTH, &nack(0, 1));
-        let plan = Repair { multicast: false, unicast: true, held: true, ack: true };
+        let plan = Repair { multicast: false, unicast: true, held: true, ack: true, bare: false };
         assert_eq!(verdict, Verdict::Repair(Frame(7), plan));
         assert_eq!(steps, after(&[&head[..], &[SequenceCharge, CanSend, Count(counter)]].concat()));
         assert_eq!(plan.ack_flags(false, true), Some(3));
@@ -282,7 +285,7 @@ fn what_is_held_down_is_answered_by_who_cannot_send() {
     {
         let held = World { can_send: false, multicast, ..HIT };
         let (verdict, steps) = run(held.clone(), set::MULTICAST, &nack(0, 1));
-        let plan = Repair { multicast: false, unicast: false, held: true, ack: true };
+        let plan = Repair { multicast: false, unicast: false, held: true, ack: true, bare: false };
         assert_eq!(verdict, Verdict::Repair(Frame(7), plan));
         assert_eq!(steps, after(&[Count(Counter::CacheHits), Group(7), Peek, Count(counter)]));
         // With a copy to send it is not.
@@ -302,12 +305,15 @@ fn the_store_is_asked_for_a_charge() {
 
 #[test]
 fn an_ack_says_what_left_and_nothing_else() {
-    let plan = Repair { multicast: true, unicast: true, held: false, ack: true };
+    let plan = Repair { multicast: true, unicast: true, held: false, ack: true, bare: false };
     assert_eq!(plan.ack_flags(true, true), Some(3));
     assert_eq!(plan.ack_flags(true, false), Some(1));
     assert_eq!(plan.ack_flags(false, true), Some(2));
     assert_eq!(plan.ack_flags(false, false), None);
     assert_eq!(Repair { ack: false, ..plan }.ack_flags(true, true), None);
+    let bare = Repair { bare: true, ..Repair::default() };
+    assert_eq!(Repair { ack: true, ..bare }.ack_flags(false, false), Some(0));
+    assert_eq!(bare.ack_flags(false, false), None);
 }
 
 /// The admitted NACK of an event goes on behind the limits.
@@ -386,7 +392,8 @@ fn table(world: &World, flags: u32, nack: &Nack) -> (Verdict<Frame>, Vec<Step>) 
         (true, Multicast::HeldByAnother) => (false, Some(Counter::RetransmitDedup)),
     };
     steps.extend(held_by.map(Count));
-    let plan = Repair { multicast, unicast, held: held_by.is_some(), ack: !on(set::SUPPRESS_ACK) };
+    let bare = !on(set::MULTICAST) && !unicast;
+    let plan = Repair { multicast, unicast, held: held_by.is_some(), ack: !on(set::SUPPRESS_ACK), bare };
     (Verdict::Repair(frame, plan), steps)
 }
 
@@ -413,12 +420,12 @@ proptest! {
 
     #[test]
     fn an_acks_flags_have_a_ground(
-        plan in any::<[bool; 4]>(), multicast_left: bool, unicast_left: bool,
+        plan in any::<[bool; 5]>(), multicast_left: bool, unicast_left: bool,
     ) {
-        let [multicast, unicast, held, ack] = plan;
-        let flags = Repair { multicast, unicast, held, ack }.ack_flags(multicast_left, unicast_left);
+        let [multicast, unicast, held, ack, bare] = plan;
+        let flags = Repair { multicast, unicast, held, ack, bare }.ack_flags(multicast_left, unicast_left);
         let said = flags.unwrap_or(0);
-        prop_assert_eq!(flags.is_some(), ack && (multicast_left || held || unicast_left));
+        prop_assert_eq!(flags.is_some(), ack && (multicast_left || held || unicast_left || bare));
         prop_assert_eq!(said & 0x01 != 0, ack && (multicast_left || held));
         prop_assert_eq!(said & 0x02 != 0, ack && unicast_left);
         prop_assert_eq!(said & !0x03, 0);
