@@ -22,6 +22,8 @@ pub struct Names {
     pub nack_addr: Option<Ipv6Addr>,
     /// `bind-source`.
     pub bind_source: Option<Ipv6Addr>,
+    /// No `mc-join-enabled`: `mc-iface` may be absent, and the first egress interface stands in for it.
+    pub tee_only: bool,
 }
 
 impl From<&Settings> for Names {
@@ -31,6 +33,7 @@ impl From<&Settings> for Names {
             egress: settings.egress.ifaces.clone(),
             nack_addr: settings.nack.addr,
             bind_source: settings.ingress.bind_source,
+            tee_only: !settings.ingress.join,
         }
     }
 }
@@ -107,9 +110,12 @@ impl Fabric {
     /// # Errors
     /// [`FabricError`] names the setting that does not fit.
     pub fn among(all: &[Interface], names: &Names) -> Result<Self, FabricError> {
-        let Names { ingress, egress, nack_addr, bind_source } = names;
+        let Names { ingress, egress, nack_addr, bind_source, tee_only } = names;
         let by_name = |setting, name: &str| by_name(all, setting, name);
-        let ingress = by_name("mc-iface", ingress)?;
+        let ingress = match by_name("mc-iface", ingress) {
+            Err(_) if *tee_only => by_name("egress-iface", egress.first().map_or("", String::as_str))?,
+            found => found?,
+        };
         let interfaces = egress.iter().map(|name| by_name("egress-iface", name)).collect::<Result<Vec<_>, _>>()?;
         let nack_addr = match (*nack_addr, interfaces.first()) {
             (Some(address), _) => address,

@@ -6,6 +6,43 @@
 /// Nanoseconds in a second.
 const SECOND_NS: u64 = 1_000_000_000;
 
+/// How often a token comes back: a rate of a [`TokenBucket`], also one of less than a token per second.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Rate {
+    /// Nanoseconds that one token takes to come back; 0 = no limit.
+    interval_ns: u64,
+}
+
+impl Rate {
+    /// No limit.
+    pub const OFF: Self = Self { interval_ns: 0 };
+
+    /// One token per this time, in nanoseconds; 0 is no limit.
+    pub const fn every(interval_ns: u64) -> Self {
+        Self { interval_ns }
+    }
+
+    /// True when there is no limit.
+    pub const fn is_off(self) -> bool {
+        self.interval_ns == 0
+    }
+
+    /// The largest burst that a bucket of this rate holds: it fills within [`TokenBucket::LONGEST_FILL_NS`].
+    pub const fn largest_burst(self) -> u64 {
+        match TokenBucket::LONGEST_FILL_NS.checked_div(self.interval_ns) {
+            Some(tokens) => tokens + 1,
+            None => u64::MAX,
+        }
+    }
+}
+
+impl From<u32> for Rate {
+    /// So many tokens per second; 0 is no limit, and so is more than a token per nanosecond.
+    fn from(per_second: u32) -> Self {
+        Self::every(SECOND_NS.checked_div(u64::from(per_second)).unwrap_or(0))
+    }
+}
+
 /// A token bucket as GCRA (ITU-T I.371): the state is the theoretical arrival time of the next packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -17,13 +54,15 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// `rate` tokens a second, at most `burst` at once (0 counts as 1). A rate of 0 switches the limit off.
-    pub const fn new(rate: u32, burst: u32) -> Self {
-        if rate == 0 {
-            return Self { interval_ns: 0, depth_ns: 0 };
-        }
-        let interval_ns = SECOND_NS / rate as u64;
-        Self { interval_ns, depth_ns: interval_ns.saturating_mul(burst.saturating_sub(1) as u64) }
+    /// The longest time in which a bucket fills, in nanoseconds: 36 years. An arrival time and the clock stay below 2^61.
+    pub const LONGEST_FILL_NS: u64 = 1 << 60;
+
+    /// A bucket of this rate (a number is tokens per second) and at most `burst` tokens at once: 0 counts as 1, and more than
+    /// [`Rate::largest_burst`] as that. [`Rate::OFF`] switches the limit off.
+    pub fn new(rate: impl Into<Rate>, burst: u32) -> Self {
+        let Rate { interval_ns } = rate.into();
+        let depth_ns = interval_ns.saturating_mul(u64::from(burst.saturating_sub(1)));
+        Self { interval_ns, depth_ns: depth_ns.min(Self::LONGEST_FILL_NS) }
     }
 
     /// True when the limit is off.
@@ -181,6 +220,35 @@ mod tests {
         assert_eq!(bucket.take(state, start + 10 * MS - 1), None);
         state = bucket.take(state, start + 10 * MS).expect("one token came back");
         assert_eq!(bucket.take(state, start + 10 * MS), None);
+    }
+
+    /// Every two seconds a token, and a burst of three before.
+    #[test]
+    fn a_rate_of_less_than_one_a_second() {
+        let bucket = TokenBucket::new(Rate::every(2 * SECOND_NS), 3);
+        let (mut state, start) = (0, 5 * SECOND_NS);
+        for _ in 0..3 {
+            state = bucket.take(state, start).expect("the burst");
+        }
+        assert_eq!(bucket.take(state, start + 2 * SECOND_NS - 1), None);
+        state = bucket.take(state, start + 2 * SECOND_NS).expect("one token came back");
+        assert_eq!(bucket.take(state, start + 4 * SECOND_NS - 1), None);
+        assert!(bucket.take(state, start + 4 * SECOND_NS).is_some());
+    }
+
+    #[test]
+    fn a_deep_bucket_is_full_after_36_years_at_most() {
+        let (daily, now) = (Rate::every(86_400 * SECOND_NS), 5 * SECOND_NS);
+        assert_eq!(daily.largest_burst(), 13_344);
+        let bucket = TokenBucket::new(daily, u32::MAX);
+        let (mut state, mut taken) = (0, 0u64);
+        while let Some(next) = bucket.take(state, now) {
+            (state, taken) = (next, taken + 1);
+        }
+        assert_eq!(taken, daily.largest_burst());
+        assert_eq!(bucket.weight(state), state, "an arrival time is below 2^61");
+        assert_eq!(Rate::OFF.largest_burst(), u64::MAX);
+        assert!(Rate::from(1_000).largest_burst() > u64::from(u32::MAX));
     }
 
     #[test]

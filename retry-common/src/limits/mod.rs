@@ -6,4 +6,4 @@
 mod arithmetic;
 pub mod table;
 
-pub use arithmetic::{TokenBucket, Window};
+pub use arithmetic::{Rate, TokenBucket, Window};

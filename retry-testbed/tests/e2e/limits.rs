@@ -185,7 +185,47 @@ fn group_limit(xdp: &str) {
     }
 }
 
+/// Half a token a second: the burst, then one answer every two seconds.
+fn half_a_token(xdp: &str) {
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let limits = ["-rl-ip-rate", "0.5", "-rl-ip-burst", "2", "-rl-chain-rate", "0"];
+    let _daemon = Daemon::start(&binary(), &endpoint.ns, &flags(xdp, &limits)).expect("a daemon");
+    let socket = asker(client);
+    let is_answered = |seq_num| {
+        let answers = ask(&socket, endpoint.nack_address(), &nack(FrameKey::new(FLOW, seq_num)), 1);
+        !answers.is_empty()
+    };
+    let begin = Instant::now();
+    assert_eq!([is_answered(1), is_answered(2), is_answered(3)], [true, true, false]);
+    std::thread::sleep(Duration::from_millis(1_300).saturating_sub(begin.elapsed()));
+    assert!(!is_answered(4), "no token after 1.6 s");
+    std::thread::sleep(Duration::from_millis(2_200).saturating_sub(begin.elapsed()));
+    assert_eq!([is_answered(5), is_answered(6)], [true, false], "one after 2 s");
+}
+
+/// Half a NACK per second for one flow is one per two seconds.
+fn half_a_nack(xdp: &str) {
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let limits = ["-rl-chain-rate", "0.5", "-rl-chain-window", "1s"];
+    let _daemon = Daemon::start(&binary(), &endpoint.ns, &flags(xdp, &limits)).expect("a daemon");
+    let socket = asker(client);
+    let is_answered = |seq_num| {
+        let answers = ask(&socket, endpoint.nack_address(), &nack(FrameKey::new(FLOW, seq_num)), 1);
+        !answers.is_empty()
+    };
+    let begin = Instant::now();
+    assert_eq!([is_answered(1), is_answered(2)], [true, false]);
+    std::thread::sleep(Duration::from_millis(1_500).saturating_sub(begin.elapsed()));
+    assert!(!is_answered(3), "the window is two seconds");
+    std::thread::sleep(Duration::from_millis(2_500).saturating_sub(begin.elapsed()));
+    assert!(is_answered(4));
+}
+
 both_paths! {
+    half_a_token: half_a_token_native, half_a_token_off;
+    half_a_nack: half_a_nack_native, half_a_nack_off;
     address_limit: address_limit_native, address_limit_off;
     sequence_limit: sequence_limit_native, sequence_limit_off;
     any_window: any_window_native, any_window_off;

@@ -150,6 +150,29 @@ fn gauges_show_what_is_there() {
     assert!(metrics.sum("bre_cache_oldest_age_seconds", &of("long")) < 0.1);
 }
 
+/// `-beacon-flags-multicast=false` without unicast: a hit gets an ACK with flags 0, and no frame.
+fn neither_multicast_nor_unicast(xdp: &str) {
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let neither = ["-beacon-flags-multicast=false", "-beacon-flags-unicast=false"];
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags(xdp, &neither)).expect("a daemon");
+    let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
+    publish.send(group(0), &frame(KEY, 300, 1)).expect("a frame leaves");
+    await_count(&daemon, "bre_frames_cached_total", &[], 1);
+    let capture = Capture::start(&client.ns, INTERFACE).expect("a capture");
+    let mut bare = vec![0xE3, 0xE1, 0xF3, 0xE8, 0x02, 0xBF, 0x12, 0];
+    bare.extend(KEY.seq_num().to_be_bytes());
+    assert_eq!(ask(&asker(client), endpoint.nack_address(), &nack(KEY), 2), [bare]);
+    let miss = ask(&asker(client), endpoint.nack_address(), &nack(FrameKey::new(0x5e77, 2)), 1);
+    assert_eq!(miss.first().map(|bytes| Answer::parse(bytes, 2)), Some(Ok(Answer::Miss)));
+    std::thread::sleep(Duration::from_millis(200));
+    let frames = datagrams_from(&capture.take(), endpoint.addr);
+    assert!(frames.iter().all(|packet| packet.payload.len() == 16), "no frame leaves");
+    let metrics = daemon.metrics().expect("a scrape");
+    assert_eq!(metrics.count("bre_responses_sent_total", &[("type", "ack")]), 1);
+    assert_eq!(metrics.count("bre_retransmits_total", &[]) + metrics.count("bre_unicast_retransmits_total", &[]), 0);
+}
+
 macro_rules! settings {
     ($($body:ident: $native:ident, $off:ident;)*) => { $(
         #[test]
@@ -173,4 +196,5 @@ settings! {
     shards: shards_native, shards_off;
     most_keys: most_keys_native, most_keys_off;
     planes: planes_native, planes_off;
+    neither_multicast_nor_unicast: neither_multicast_nor_unicast_native, neither_multicast_nor_unicast_off;
 }

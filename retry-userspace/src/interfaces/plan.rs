@@ -130,6 +130,7 @@ mod tests {
     fn wanted() -> Wanted {
         Wanted {
             names: Names {
+                tee_only: false,
                 ingress: "eth0".to_owned(),
                 egress: vec!["eth0".to_owned(), "eth1".to_owned()],
                 nack_addr: Some(ip("fd10::1")),
@@ -164,6 +165,20 @@ mod tests {
             assert!(plan.problems[0].starts_with(words), "{:?}", plan.problems);
             assert_eq!((plan.fabric, plan.rejoin, plan.attach.len()), (None, None, 0));
         }
+    }
+
+    /// Where frames come from a tee alone, nothing is joined on the fabric's interface.
+    #[test]
+    fn with_a_tee_alone_the_fabrics_interface_may_be_absent() {
+        let mut wanted = wanted();
+        wanted.names.ingress = "absent0".to_owned();
+        assert!(plan(&wanted, 2, &seen()).problems[0].starts_with("-mc-iface absent0"));
+        wanted.names.tee_only = true;
+        let found = plan(&wanted, 2, &seen());
+        assert_eq!(found.fabric.expect("it is whole").ingress.name, "eth0");
+        let mut gone = seen();
+        gone.interfaces.remove(0);
+        assert!(plan(&wanted, 2, &gone).problems[0].starts_with("-egress-iface eth0"));
     }
 
     #[test]

@@ -23,14 +23,11 @@ pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), Settings
             ),
         );
     }
-    if settings.ingress.source_mode == SourceMode::Ssm
-        && settings.ingress.join
-        && settings.ssm.publishers.is_empty()
-        && settings.ssm.manifests.is_empty()
-    {
+    if settings.ingress.source_mode == SourceMode::Ssm && settings.ingress.join && !settings.ssm.names_sources() {
         return refuse(
             "ssm-publishers-static",
-            "-source-mode ssm needs it, or -ssm-bootstrap-manifest: IPv6 addresses and DNS names, comma separated, are accepted",
+            "-source-mode ssm needs it, or one of -ssm-bootstrap-manifest, -ssm-bootstrap-beacon and \
+             -ssm-bootstrap-subtree-announce: IPv6 addresses and DNS names, comma separated, are accepted",
         );
     }
     if !settings.ingress.join && settings.ingress.tee.is_none() {
@@ -45,12 +42,23 @@ pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), Settings
     if settings.cache.backend == Backend::Redis && settings.redis.nodes.is_empty() {
         return refuse("redis-addr", "-cache-backend redis needs it: host:port, redis:// or rediss:// is accepted");
     }
-    for (rate, is_limited, burst, tokens) in [
-        ("rl-ip-rate", settings.limits.ip_rate > 0, "rl-ip-burst", settings.limits.ip_burst),
-        ("rl-group-rate", settings.limits.group_rate > 0, "rl-group-burst", settings.limits.group_burst),
+    let limits = &settings.limits;
+    for (name, rate, burst, tokens) in [
+        ("rl-ip-rate", limits.ip_rate, "rl-ip-burst", limits.ip_burst),
+        ("rl-group-rate", limits.group_rate, "rl-group-burst", limits.group_burst),
     ] {
-        if is_limited && tokens == 0 {
-            return refuse(burst, &format!("1 to 1000000 is accepted while -{rate} is above 0"));
+        if rate.is_off() {
+            continue;
+        }
+        if tokens == 0 {
+            return refuse(burst, &format!("at least 1 is accepted while -{name} is above 0"));
+        }
+        if u64::from(tokens) > rate.largest_burst() {
+            let largest = rate.largest_burst();
+            return refuse(
+                burst,
+                &format!("1 to {largest} is accepted at this -{name}: more take 36 years to come back"),
+            );
         }
     }
     if settings.proxy.enabled && settings.proxy.upstreams.is_empty() && !settings.proxy.discover {
@@ -82,12 +90,6 @@ pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), Settings
         && settings.admin.token.is_none()
     {
         return refuse("admin-addr", "a loopback address is accepted, or any with -admin-token-file or ADMIN_TOKEN");
-    }
-    if !settings.repair.multicast && !settings.repair.unicast {
-        return refuse(
-            "beacon-flags-multicast",
-            "true is accepted while -beacon-flags-unicast is false: no repair would leave",
-        );
     }
     Ok(())
 }

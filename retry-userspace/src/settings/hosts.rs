@@ -1,9 +1,11 @@
 //! Hosts and addresses as operators write them: names, IPv6 literals, `host:port`, URLs, comma lists of them.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 
 use super::error::shown;
+use super::values::parts;
 
 /// A host by address or by name.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -44,10 +46,28 @@ pub(super) fn optional_address(text: &str) -> Result<Option<Ipv6Addr>, String> {
     unicast(text).map(Some).ok_or_else(|| "an IPv6 unicast address such as fd10::20 is accepted".to_owned())
 }
 
-/// `:9400`, `[::1]:9400`, `127.0.0.1:9400`; an empty host is every address, port 0 a free port.
+/// `:9400`, `[::1]:9400`, `127.0.0.1:9400`, `localhost:9400`; an empty host is every address, port 0 a free port. A name is
+/// looked up.
 pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    listen_address_by(text, |name, port| (name, port).to_socket_addrs().map(Iterator::collect))
+}
+
+/// As [`listen_address`]; `look_up` knows the addresses of a name.
+fn listen_address_by(
+    text: &str,
+    look_up: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>>,
+) -> Result<SocketAddr, String> {
+    const ACCEPTED: &str = ":port, address:port or name:port is accepted, IPv6 addresses in brackets";
     let whole = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
-    whole.parse().map_err(|_| ":port or address:port is accepted, IPv6 addresses in brackets".to_owned())
+    if let Ok(address) = whole.parse() {
+        return Ok(address);
+    }
+    let named = text.split_once(':').filter(|(name, _)| is_name(name));
+    let (name, port) = named.and_then(|(name, port)| Some((name, port.parse().ok()?))).ok_or(ACCEPTED)?;
+    let found = look_up(name, port).map_err(|error| format!("{ACCEPTED}; {name} is not found: {error}"))?;
+    // Go's Listen takes an IPv4 address where a name has one.
+    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    first.copied().ok_or_else(|| format!("{ACCEPTED}; {name} has no address"))
 }
 
 /// A loopback address and port, or nothing.
@@ -98,10 +118,7 @@ pub(super) fn collector(text: &str) -> Result<Option<String>, String> {
 
 /// Every part of a comma list, `None` when one is not accepted; an empty text is an empty list.
 fn list<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
-    if text.is_empty() {
-        return Some(Vec::new());
-    }
-    text.split(',').map(|part| parse(part.trim())).collect()
+    parts(text).map(parse).collect()
 }
 
 fn unicast(text: &str) -> Option<Ipv6Addr> {
@@ -191,9 +208,28 @@ mod tests {
         {
             assert_eq!(listen_address(text), Ok(address.parse().unwrap()), "{text}");
         }
-        for text in ["", ":", "9400", "::1:9400", ":65536", "[::1]", "localhost:9400", ":-1"] {
+        for text in
+            ["", ":", "9400", "::1:9400", ":65536", "[::1]", ":-1", "localhost", "localhost:", "a:65536", "a b:1"]
+        {
             assert!(listen_address(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_listen_address_may_be_a_name() {
+        let localhost = listen_address("localhost:9400").expect("every host knows it");
+        assert!(localhost.ip().is_loopback() && localhost.port() == 9400);
+        let both = |_: &str, port| {
+            let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+            Ok(vec![six, SocketAddr::from(([127, 0, 0, 1], port))])
+        };
+        assert_eq!(listen_address_by("a.example:1", both), Ok("127.0.0.1:1".parse().unwrap()));
+        let six = |_: &str, port| Ok(vec![SocketAddr::from((Ipv6Addr::LOCALHOST, port))]);
+        assert_eq!(listen_address_by("a.example:1", six), Ok("[::1]:1".parse().unwrap()));
+        let accepted = ":port, address:port or name:port is accepted, IPv6 addresses in brackets";
+        let nowhere = |_: &str, _| Err(io::Error::other("no such name"));
+        assert_eq!(listen_address_by("a:1", nowhere), Err(format!("{accepted}; a is not found: no such name")));
+        assert_eq!(listen_address_by("a:1", |_, _| Ok(Vec::new())), Err(format!("{accepted}; a has no address")));
     }
 
     #[test]
@@ -225,7 +261,9 @@ mod tests {
             Ok(vec![Host::Address("fd10::1".parse().unwrap()), name("pub-1.example.org")])
         );
         assert_eq!(hosts("_a.b."), Ok(vec![name("_a.b.")]));
-        for text in [",", "fd10::1,", "ff05::1", "10.0.0.1", "-a", "a-", "a..b", "a b", "a:1"] {
+        assert_eq!(hosts("fd10::1,"), Ok(vec![Host::Address("fd10::1".parse().unwrap())]));
+        assert_eq!(hosts(" ,"), Ok(vec![]));
+        for text in ["ff05::1", "10.0.0.1", "-a", "a-", "a..b", "a b", "a:1"] {
             assert!(hosts(text).is_err(), "{text}");
         }
         assert!(hosts(&"a".repeat(64)).is_err());
@@ -254,7 +292,7 @@ mod tests {
             assert_eq!(urls(text), Ok(vec![text.to_owned()]));
         }
         assert_eq!(urls("a:1,b:2"), Ok(vec!["redis://a:1".to_owned(), "redis://b:2".to_owned()]));
-        for text in ["r", "http://r:1", "redis://", "redis://r/x", "a:1,"] {
+        for text in ["r", "http://r:1", "redis://", "redis://r/x"] {
             assert!(redis_nodes(text).is_err(), "{text}");
         }
         let node = redis_nodes("redis://me:secret@r").expect("one node");
@@ -299,7 +337,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC{0,30}") {
-            let _ = (optional_address(&text), listen_address(&text), loopback_address(&text), hosts(&text));
+            let nowhere = |_: &str, _| Ok(Vec::new());
+            let _ = (optional_address(&text), listen_address_by(&text, nowhere), loopback_address(&text), hosts(&text));
             let _ = (host_ports(&text), redis_nodes(&text), collector(&text));
         }
 

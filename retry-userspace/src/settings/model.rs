@@ -85,7 +85,10 @@ impl Settings {
             name => name,
         };
         let value = match flag.name {
+            // What 0 stands for.
             "nack-workers" => self.nack.workers.to_string(),
+            "proxy-workers" => self.proxy.workers.to_string(),
+            "egress-hoplimit" => self.egress.hop_limit.to_string(),
             "instance" => self.telemetry.instance.clone(),
             "log-level" => self.telemetry.level.as_str().to_ascii_lowercase(),
             _ => super::error::shown(values.text(decides)),

@@ -4,6 +4,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use retry_common::limits::Rate;
+
 use super::duration;
 
 /// A duration within bounds, named as the operator would write them.
@@ -15,16 +17,43 @@ pub(super) fn duration_in(text: &str, least: (Duration, &str), most: (Duration, 
     Ok(value)
 }
 
-/// A whole number within bounds.
+/// A whole number within bounds. Helm prints large ones with an exponent: `1e+06`.
 pub(super) fn number<T>(text: &str, accepted: RangeInclusive<T>) -> Result<T, String>
 where
     T: std::str::FromStr + PartialOrd + std::fmt::Display,
 {
-    match text.parse::<T>() {
-        Ok(value) if accepted.contains(&value) => Ok(value),
+    let value = text.parse::<T>().ok().or_else(|| without_exponent(text)?.parse().ok());
+    match value {
+        Some(value) if accepted.contains(&value) => Ok(value),
         _ => Err(format!("a whole number from {} to {} is accepted", accepted.start(), accepted.end())),
     }
 }
+
+/// The digits of a whole number that is written with an exponent.
+fn without_exponent(text: &str) -> Option<String> {
+    let value = text.contains(['e', 'E']).then(|| text.parse::<f64>().ok())??;
+    (value.is_finite() && value.fract() == 0.0).then(|| format!("{value:.0}"))
+}
+
+/// A number of at least 0 in millionths; `None` when it is none, above 10^12, or so small that it would count as 0.
+pub(super) fn millionths(text: &str) -> Option<u64> {
+    let value = text.parse::<f64>().ok().filter(|value| (0.0..=1e12).contains(value))?;
+    let rounded = format!("{value:.6}").replace('.', "").parse().ok()?;
+    (rounded > 0 || value == 0.0).then_some(rounded)
+}
+
+/// A rate in tokens per second, also a fraction; 0 is no limit.
+pub(super) fn rate(text: &str) -> Result<Rate, String> {
+    /// A token per nanosecond.
+    const HIGHEST: u64 = 1_000_000_000 * MILLION;
+    match millionths(text) {
+        Some(0) => Ok(Rate::OFF),
+        Some(rate @ 1..=HIGHEST) => Ok(Rate::every(HIGHEST / rate)),
+        _ => Err("0, or a number from 0.000001 to 1000000000, is accepted".to_owned()),
+    }
+}
+
+const MILLION: u64 = 1_000_000;
 
 /// A share: 0 to 1.
 pub(super) fn share(text: &str) -> Result<f64, String> {
@@ -108,11 +137,16 @@ pub(super) fn filled(text: &str, what: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// The parts of a comma list. What a template leaves empty, such as the end after a last comma, is no part.
+pub(super) fn parts(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty())
+}
+
 /// Names separated by commas: at least one, at most 16, none twice.
 pub(super) fn interfaces(text: &str) -> Result<Vec<String>, String> {
-    let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+    let names: Vec<String> = parts(text).map(str::to_owned).collect();
     let twice = names.iter().enumerate().any(|(i, name)| names[..i].contains(name));
-    if twice || names.len() > 16 || names.iter().any(|name| filled(name, "").is_err()) {
+    if twice || names.is_empty() || names.len() > 16 || names.iter().any(|name| filled(name, "").is_err()) {
         return Err("1 to 16 interface names, comma separated, none twice, are accepted".to_owned());
     }
     Ok(names)
@@ -149,8 +183,44 @@ mod tests {
     #[test]
     fn interface_lists() {
         assert_eq!(interfaces("eth0, eth1"), Ok(vec!["eth0".to_owned(), "eth1".to_owned()]));
-        for text in ["", ",", "eth0,", "eth0,eth0", "eth0, eth0", "a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q"] {
+        assert_eq!(interfaces("eth0,"), Ok(vec!["eth0".to_owned()]));
+        assert_eq!(interfaces("eth0,,eth1"), Ok(vec!["eth0".to_owned(), "eth1".to_owned()]));
+        for text in ["", ",", " , ", "eth0,eth0", "eth0, eth0", "a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q"] {
             assert!(interfaces(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_as_helm_prints_them() {
+        for (text, value) in
+            [("1e+06", 1_000_000), ("1.234567e+06", 1_234_567), ("5E2", 500), ("7", 7), ("-1e+01", -10)]
+        {
+            assert_eq!(number(text, i64::MIN..=i64::MAX), Ok(value), "{text}");
+        }
+        for text in ["1.5e+00", "1e", "e6", "1e999", "1.0", "0x1e3", "inf", "1e-1", "1 e3"] {
+            assert!(number(text, i64::MIN..=i64::MAX).is_err(), "{text}");
+        }
+        assert!(number("1e+06", 0..=65_535u32).is_err(), "the bounds hold");
+    }
+
+    #[test]
+    fn rates_may_be_fractions() {
+        let every = |nanoseconds| Ok(Rate::every(nanoseconds));
+        for (text, expected) in [
+            ("0", Ok(Rate::OFF)),
+            ("0.0", Ok(Rate::OFF)),
+            ("100", Ok(Rate::from(100))),
+            ("3", Ok(Rate::from(3))),
+            ("1000000000", every(1)),
+            ("1e+06", every(1_000)),
+            ("0.5", every(2_000_000_000)),
+            ("2.5", every(400_000_000)),
+            ("0.000001", every(1_000_000_000_000_000)),
+        ] {
+            assert_eq!(rate(text), expected, "{text}");
+        }
+        for text in ["", "-1", "-0.5", "0.0000001", "1000000001", "NaN", "inf", "1/2", "0,5", "5%"] {
+            assert!(rate(text).is_err(), "{text}");
         }
     }
 
@@ -172,7 +242,7 @@ mod tests {
 
         #[test]
         fn no_text_panics(text in "\\PC{0,20}") {
-            let _ = (ring_size(&text), interfaces(&text), hex_or_decimal(&text), boolean(&text), share(&text));
+            let _ = (ring_size(&text), interfaces(&text), hex_or_decimal(&text), boolean(&text), share(&text), rate(&text));
         }
     }
 }

@@ -71,8 +71,9 @@ impl Beacon {
                     ("org", BeaconScope::Org),
                     ("global", BeaconScope::Global),
                     ("both", BeaconScope::All),
+                    ("all", BeaconScope::All),
                 ]),
-                meaning: "Scopes of the beacon; both: all three.",
+                meaning: "Scopes of the beacon; both and all: all three.",
                 consequence: "Listeners outside it do not hear of the endpoint.",
             })?,
             draining: rows.read(Row {

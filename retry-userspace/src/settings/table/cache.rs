@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use retry_common::wire::frame::Class;
 
-use crate::settings::accepts::{Accepts, Bound, MILLISECOND, any, one_of, time, whole};
+use crate::settings::accepts::{Accepts, Bound, MILLISECOND, any, time};
 use crate::settings::rows::{Read, Row, Rows};
 use crate::settings::values;
 
@@ -31,13 +31,16 @@ pub struct Cache {
     ttl: [Duration; Class::ALL.len()],
 }
 
+const NO_AEROSPIKE: &str = "this program has no client for Aerospike; redis is accepted in its place, for Redis, \
+     Valkey and Dragonfly";
+
 /// A record of the frame log counts its life in 32 bits of milliseconds.
 const LONGEST_LIFE: Bound = (Duration::from_secs(1176 * 3600), "1176h");
 
 impl Cache {
     pub(in crate::settings) fn read(rows: &mut Rows<'_>) -> Read<Self> {
         rows.group("Cache");
-        Ok(Self {
+        let cache = Self {
             memory: rows.read(Row {
                 flag: "cache-memory",
                 env: "CACHE_MEMORY",
@@ -58,8 +61,13 @@ impl Cache {
                 flag: "cache-max-keys",
                 env: "CACHE_MAX_KEYS",
                 default: "0",
-                accepts: whole(0..=u64::from(u32::MAX)),
-                meaning: "Most frames held; 0: as many as the rings have room for.",
+                accepts: any("a whole number", |text| {
+                    // Below 0 is no bound either, as the field's program has it.
+                    let keys = values::number(text, i64::MIN..=i64::MAX);
+                    let keys = keys.map_err(|_| "a whole number is accepted".to_owned())?;
+                    Ok(u64::try_from(keys).unwrap_or(0))
+                }),
+                meaning: "Most frames held; 0 or less: as many as the rings have room for.",
                 consequence: "The oldest frames go first.",
             })?,
             ttl: Self::lives(rows)?,
@@ -67,10 +75,45 @@ impl Cache {
                 flag: "cache-backend",
                 env: "CACHE_BACKEND",
                 default: "memory",
-                accepts: one_of(&[("memory", Backend::Memory), ("redis", Backend::Redis)]),
+                accepts: any("memory, redis", |text| match text {
+                    "aerospike" => Err(NO_AEROSPIKE.to_owned()),
+                    text => values::word(text, &[("memory", Backend::Memory), ("redis", Backend::Redis)]),
+                }),
                 meaning: "memory, or redis: frames are shared between instances.",
                 consequence: "redis needs -redis-addr.",
             })?,
+        };
+        Self::unused(rows)?;
+        Ok(cache)
+    }
+
+    /// Settings of the field's program that are accepted, so that its environment starts this one, and have no effect.
+    fn unused(rows: &mut Rows<'_>) -> Read<()> {
+        const CONSEQUENCE: &str = "No effect: -cache-backend aerospike is refused.";
+        let words = || any("any text", |_| Ok(()));
+        rows.read(Row {
+            flag: "aerospike-hosts",
+            env: "AEROSPIKE_HOSTS",
+            default: "",
+            accepts: words(),
+            meaning: "Accepted and unused.",
+            consequence: CONSEQUENCE,
+        })?;
+        rows.read(Row {
+            flag: "aerospike-namespace",
+            env: "AEROSPIKE_NAMESPACE",
+            default: "",
+            accepts: words(),
+            meaning: "Accepted and unused.",
+            consequence: CONSEQUENCE,
+        })?;
+        rows.read(Row {
+            flag: "aerospike-set",
+            env: "AEROSPIKE_SET",
+            default: "",
+            accepts: words(),
+            meaning: "Accepted and unused.",
+            consequence: CONSEQUENCE,
         })
     }
 

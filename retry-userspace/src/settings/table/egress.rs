@@ -45,14 +45,17 @@ impl Egress {
                 meaning: "Loop multicast repairs back to listeners on this host.",
                 consequence: "Repairs then leave through the daemon, not through XDP: slower.",
             })?,
-            hop_limit: rows.read(Row {
+            hop_limit: match rows.read(Row {
                 flag: "egress-hoplimit",
                 env: "EGRESS_HOPLIMIT",
                 default: "1",
-                accepts: whole(1..=u8::MAX),
-                meaning: "Hop limit of multicast repairs and beacons.",
+                accepts: whole(0..=u8::MAX),
+                meaning: "Hop limit of multicast repairs and beacons; 0: the default.",
                 consequence: "With 1 they do not pass a router.",
-            })?,
+            })? {
+                0 => 1,
+                hops => hops,
+            },
         })
     }
 }

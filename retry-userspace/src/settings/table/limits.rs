@@ -2,26 +2,29 @@
 
 use std::time::Duration;
 
-use crate::settings::accepts::{HOUR, MILLISECOND, switch, time, whole};
+use retry_common::limits::{Rate, Window};
+
+use crate::settings::accepts::{Accepts, HOUR, MILLISECOND, any, switch, time, whole};
 use crate::settings::rows::{Alias, Read, Row, Rows};
+use crate::settings::values;
 
 /// Who may ask how often; a rate or count of 0 is off.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// NACKs per second from one address. Over it: silence.
-    pub ip_rate: u32,
+    pub ip_rate: Rate,
     /// NACKs at once from one address. Above 0 while the rate is.
     pub ip_burst: u32,
-    /// NACKs per window from one address for one flow. Over it: silence or THROTTLED.
+    /// NACKs per [`Limits::chain_window`] from one address for one flow. Over it: silence or THROTTLED.
     pub chain_rate: u32,
-    /// That window.
+    /// Its window, so long that the events in it are a whole number.
     pub chain_window: Duration,
-    /// Answers per window for one frame. Over it: silence or THROTTLED.
+    /// Answers per [`Limits::sequence_window`] for one frame. Over it: silence or THROTTLED.
     pub sequence_max: u32,
-    /// That window.
+    /// Its window, so long that it has no more events than can be counted.
     pub sequence_window: Duration,
     /// Hits per second from one address in one group. Over it: silence or THROTTLED.
-    pub group_rate: u32,
+    pub group_rate: Rate,
     /// Hits at once from one address in one group. Above 0 while the rate is.
     pub group_burst: u32,
     /// Say THROTTLED; never for the limit of an address.
@@ -30,82 +33,85 @@ pub struct Limits {
     pub table_entries: u32,
 }
 
-/// A limit's word has 20 bits for a count.
-const MOST_COUNTED: u32 = 1_000_000;
-/// A token must take at least a nanosecond to come back.
-const HIGHEST_RATE: u32 = 1_000_000_000;
-
 impl Limits {
     pub(in crate::settings) fn read(rows: &mut Rows<'_>) -> Read<Self> {
         rows.group("Limits");
-        Ok(Self {
-            ip_rate: rows.read(Row {
-                flag: "rl-ip-rate",
-                env: "RL_IP_RATE",
-                default: "100",
-                accepts: whole(0..=HIGHEST_RATE),
-                meaning: "NACKs per second from one address; 0: no limit.",
-                consequence: "Over it: silence.",
-            })?,
-            ip_burst: rows.read(Row {
-                flag: "rl-ip-burst",
-                env: "RL_IP_BURST",
-                default: "10",
-                accepts: whole(0..=MOST_COUNTED),
-                meaning: "NACKs at once from one address; 0 only while -rl-ip-rate is 0.",
-                consequence: "Listeners that lose a burst ask in a burst.",
-            })?,
-            chain_rate: rows.read_with_aliases(
-                Row {
-                    flag: "rl-chain-rate",
-                    env: "RL_CHAIN_RATE",
-                    default: "500",
-                    accepts: whole(0..=MOST_COUNTED),
-                    meaning: "NACKs from one address for one flow per -rl-chain-window; 0: no limit.",
-                    consequence: "Over it: silence, or THROTTLED. HashKey 0 is exempt.",
-                },
-                &[Alias { flag: "rl-sender-rate", env: "RL_SENDER_RATE" }],
-            )?,
-            chain_window: rows.read_with_aliases(
-                Row {
-                    flag: "rl-chain-window",
-                    env: "RL_CHAIN_WINDOW",
-                    default: "1m",
-                    accepts: time(MILLISECOND, HOUR),
-                    meaning: "That window.",
-                    consequence: "It slides.",
-                },
-                &[Alias { flag: "rl-sender-window", env: "RL_SENDER_WINDOW" }],
-            )?,
-            sequence_max: rows.read(Row {
-                flag: "rl-sequence-max",
-                env: "RL_SEQUENCE_MAX",
-                default: "100",
-                accepts: whole(0..=MOST_COUNTED),
-                meaning: "Answers for one frame per -rl-sequence-window; 0: no limit.",
-                consequence: "Over it: silence, or THROTTLED.",
-            })?,
-            sequence_window: rows.read(Row {
-                flag: "rl-sequence-window",
-                env: "RL_SEQUENCE_WINDOW",
+        let ip_rate = rows.read(Row {
+            flag: "rl-ip-rate",
+            env: "RL_IP_RATE",
+            default: "100",
+            accepts: rate(),
+            meaning: "NACKs per second from one address, also a fraction; 0: no limit.",
+            consequence: "Over it: silence.",
+        })?;
+        let ip_burst = rows.read(Row {
+            flag: "rl-ip-burst",
+            env: "RL_IP_BURST",
+            default: "10",
+            accepts: whole(0..=u32::MAX),
+            meaning: "NACKs at once from one address; 0 only while -rl-ip-rate is 0.",
+            consequence: "Listeners that lose a burst ask in a burst.",
+        })?;
+        let chain_events = rows.read_with_aliases(
+            Row {
+                flag: "rl-chain-rate",
+                env: "RL_CHAIN_RATE",
+                default: "500",
+                accepts: events(),
+                meaning: "NACKs from one address for one flow per -rl-chain-window, also a fraction; 0: no limit.",
+                consequence: "Over it: silence, or THROTTLED. HashKey 0 is exempt.",
+            },
+            &[Alias { flag: "rl-sender-rate", env: "RL_SENDER_RATE" }],
+        )?;
+        let chain_window = rows.read_with_aliases(
+            Row {
+                flag: "rl-chain-window",
+                env: "RL_CHAIN_WINDOW",
                 default: "1m",
                 accepts: time(MILLISECOND, HOUR),
                 meaning: "That window.",
                 consequence: "It slides.",
-            })?,
+            },
+            &[Alias { flag: "rl-sender-window", env: "RL_SENDER_WINDOW" }],
+        )?;
+        let sequence_events = rows.read(Row {
+            flag: "rl-sequence-max",
+            env: "RL_SEQUENCE_MAX",
+            default: "100",
+            accepts: events(),
+            meaning: "Answers for one frame per -rl-sequence-window, also a fraction; 0: no limit.",
+            consequence: "Over it: silence, or THROTTLED.",
+        })?;
+        let sequence_window = rows.read(Row {
+            flag: "rl-sequence-window",
+            env: "RL_SEQUENCE_WINDOW",
+            default: "1m",
+            accepts: time(MILLISECOND, HOUR),
+            meaning: "That window.",
+            consequence: "It slides.",
+        })?;
+        let (chain_rate, chain_window) = countable(chain_events, chain_window);
+        let (sequence_max, sequence_window) = countable(sequence_events, sequence_window);
+        Ok(Self {
+            ip_rate,
+            ip_burst,
+            chain_rate,
+            chain_window,
+            sequence_max,
+            sequence_window,
             group_rate: rows.read(Row {
                 flag: "rl-group-rate",
                 env: "RL_GROUP_RATE",
                 default: "200",
-                accepts: whole(0..=HIGHEST_RATE),
-                meaning: "Hits per second from one address in one group; 0: no limit.",
+                accepts: rate(),
+                meaning: "Hits per second from one address in one group, also a fraction; 0: no limit.",
                 consequence: "Over it: silence, or THROTTLED.",
             })?,
             group_burst: rows.read(Row {
                 flag: "rl-group-burst",
                 env: "RL_GROUP_BURST",
                 default: "50",
-                accepts: whole(0..=MOST_COUNTED),
+                accepts: whole(0..=u32::MAX),
                 meaning: "Hits at once from one address in one group; 0 only while -rl-group-rate is 0.",
                 consequence: "Listeners that lose a burst ask in a burst.",
             })?,
@@ -126,5 +132,54 @@ impl Limits {
                 consequence: "Memory is taken at start; when full, the entry that has used least of its limit is forgotten.",
             })?,
         })
+    }
+}
+
+fn rate() -> Accepts<Rate> {
+    any("0, or 0.000001 to 1000000000", values::rate)
+}
+
+/// Events in a window, in millionths.
+fn events() -> Accepts<u64> {
+    any("0, or 0.000001 to 1000000000", |text| {
+        let events = values::millionths(text).filter(|millionths| *millionths <= 1_000_000_000 * MILLION);
+        events.ok_or_else(|| "0, or a number from 0.000001 to 1000000000, is accepted".to_owned())
+    })
+}
+
+const MILLION: u64 = 1_000_000;
+
+/// A limit of whole events, as many as can be counted, in a window that is as much longer or shorter than `window`: 0.5 per
+/// minute is 1 per two minutes.
+fn countable(millionths: u64, window: Duration) -> (u32, Duration) {
+    if millionths == 0 {
+        return (0, window);
+    }
+    let events = (millionths / MILLION).clamp(1, u64::from(Window::MAX));
+    let nanoseconds = window.as_nanos() * u128::from(events * MILLION) / u128::from(millionths);
+    let window = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+    (u32::try_from(events).unwrap_or(Window::MAX), window)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_cannot_be_counted_gets_another_window() {
+        let minute = Duration::from_secs(60);
+        for (millionths, events, window) in [
+            (0, 0, minute),
+            (500 * MILLION, 500, minute),
+            (1_000_000 * MILLION, 1_000_000, minute),
+            (500_000, 1, Duration::from_secs(120)),
+            (1_500_000, 1, Duration::from_secs(40)),
+            (2_500_000, 2, Duration::from_secs(48)),
+            (2_000_000 * MILLION, 1_000_000, Duration::from_secs(30)),
+            (1, 1, Duration::from_secs(60_000_000)),
+        ] {
+            assert_eq!(countable(millionths, minute), (events, window), "{millionths}");
+        }
+        assert_eq!(countable(1, Duration::from_secs(3600)).1, Duration::from_secs(3_600_000_000));
     }
 }

@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 use std::num::NonZeroUsize;
 
-use crate::settings::accepts::{any, optional, port, switch, whole};
+use crate::settings::accepts::{any, port, switch, whole};
 use crate::settings::hosts;
 use crate::settings::rows::{Read, Row, Rows};
 
@@ -52,16 +52,17 @@ impl Nack {
                 meaning: "Let other programs on this host bind the NACK port after this one.",
                 consequence: "A listener that starts later can hear beacons there; any user of the host can then take NACKs from the socket.",
             })?,
-            workers: rows
-                .read(Row {
-                    flag: "nack-workers",
-                    env: "NACK_WORKERS",
-                    default: "",
-                    accepts: optional(whole(1..=1024)),
-                    meaning: "Threads that serve the NACK socket.",
-                    consequence: "They serve what XDP leaves to the daemon. Not set: one for each CPU.",
-                })?
-                .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get)),
+            workers: match rows.read(Row {
+                flag: "nack-workers",
+                env: "NACK_WORKERS",
+                default: "0",
+                accepts: whole(0..=1024),
+                meaning: "Threads that serve the NACK socket; 0: one for each CPU.",
+                consequence: "They serve what XDP leaves to the daemon.",
+            })? {
+                0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+                workers => workers,
+            },
             suppress_ack: rows.read(Row {
                 flag: "suppress-ack",
                 env: "SUPPRESS_ACK",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::settings::accepts::{HOUR, ZERO, switch, time};
 use crate::settings::rows::{Read, Row, Rows};
 
-/// What a hit gets: at least one of multicast and unicast.
+/// What a hit gets. With neither multicast nor unicast: an ACK alone, with flags 0.
 #[derive(Clone, Debug)]
 pub struct Repair {
     /// Repair by multicast: one repair serves all that lost the frame.
@@ -26,7 +26,7 @@ impl Repair {
                 default: "true",
                 accepts: switch(),
                 meaning: "Repair by multicast, and announce it.",
-                consequence: "This or -beacon-flags-unicast must be true.",
+                consequence: "With neither this nor -beacon-flags-unicast, hits get an ACK without flags and no frame.",
             })?,
             unicast: rows.read(Row {
                 flag: "beacon-flags-unicast",

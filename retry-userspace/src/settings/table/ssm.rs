@@ -69,6 +69,15 @@ impl Ssm {
     }
 }
 
+impl Ssm {
+    /// True when any host is named.
+    pub(in crate::settings) fn names_sources(&self) -> bool {
+        [&self.manifests, &self.beacons, &self.subtree_announcers, &self.publishers]
+            .iter()
+            .any(|hosts| !hosts.is_empty())
+    }
+}
+
 fn sources() -> Accepts<Vec<Host>> {
     any("IPv6 addresses and DNS names, comma separated", hosts::hosts)
 }

@@ -74,7 +74,7 @@ fn the_old_names_of_the_chain_limit_work() {
     let limits = started(&["-rl-sender-rate", "7", "--rl-sender-window=2s"], &[]).limits;
     assert_eq!((limits.chain_rate, limits.chain_window), (7, Duration::from_secs(2)));
     let (line, _) = refused(&["-rl-sender-rate", "-5"], &[]);
-    assert_eq!(line, "-rl-chain-rate -5: a whole number from 0 to 1000000 is accepted");
+    assert_eq!(line, "-rl-chain-rate -5: 0, or a number from 0.000001 to 1000000000, is accepted");
     let limits = started(&[], &[("RL_SENDER_RATE", "7"), ("RL_SENDER_WINDOW", "2s")]).limits;
     assert_eq!((limits.chain_rate, limits.chain_window), (7, Duration::from_secs(2)));
     assert_eq!(started(&[], &[("RL_SENDER_RATE", "7"), ("RL_CHAIN_RATE", "8")]).limits.chain_rate, 8);
