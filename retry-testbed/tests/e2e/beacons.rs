@@ -8,7 +8,7 @@ use retry_testbed::net::capture::Capture;
 use retry_testbed::net::fabric::{Fabric, INTERFACE, group_in};
 use retry_testbed::net::packet::{ParsedPacket, multicast_mac};
 use retry_testbed::peers::announce::Advert;
-use retry_testbed::scene::{adverts, await_advert, binary, flags, is_root, two_hosts};
+use retry_testbed::scene::{adverts, await_advert, binary, counted, flags, is_root, two_hosts};
 
 const BOUND: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, 0x77);
 const BEACON: u16 = 0xFFFD;
@@ -108,8 +108,8 @@ fn a_beacon_says_where_to_ask() {
     assert_eq!((got[0].0.hop_limit, *got[0].0.src.ip()), (1, endpoint.addr));
 }
 
-/// Listeners of the field's older versions hear ADVERTs on the any-source group whatever the data plane's mode is, newer
-/// ones on the source-specific group too (BRC-126): the source is the one that they have in their settings.
+/// With sources named, ADVERTs go where `-control-group-compat` says. Listeners of the field's older versions hear them on
+/// the any-source group, newer ones on the source-specific group too (BRC-126): the source is the one in their settings.
 #[test]
 fn source_specific_mode_announces_from_the_bound_source() {
     if !is_root("source_specific_mode_announces_from_the_bound_source") {
@@ -119,17 +119,49 @@ fn source_specific_mode_announces_from_the_bound_source() {
     let (endpoint, _) = two_hosts(&fabric);
     endpoint.add_address(BOUND).expect("an address");
     let bound = BOUND.to_string();
-    for (scope, byte, legacy, specific) in [("site", 0x05, 0xFF05, 0xFF35), ("global", 0x0E, 0xFF0E, 0xFF3E)] {
+    let cases: [(&str, u8, &[&str], &[u16]); 5] = [
+        ("site", 0x05, &[], &[0xFF05]),
+        ("site", 0x05, &["-control-group-compat", "asm-only"], &[0xFF05]),
+        ("site", 0x05, &["-control-group-compat", "both"], &[0xFF05, 0xFF35]),
+        ("site", 0x05, &["-control-group-compat", "derived"], &[0xFF35]),
+        ("global", 0x0E, &["-control-group-compat", "both"], &[0xFF0E, 0xFF3E]),
+    ];
+    for (scope, byte, compat, prefixes) in cases {
         let more = [
             ["-source-mode", "ssm", "-scope", scope],
             ["-ssm-publishers-static", "fd10::2", "-bind-source", &bound],
             ["-beacon-scope", scope, "-egress-hoplimit", "3"],
         ];
-        let got = announced(&fabric, &more.concat());
-        assert_eq!(groups(&got), [group_in(legacy, BEACON), group_in(specific, BEACON)], "{scope}");
+        let got = announced(&fabric, &[&more.concat(), compat].concat());
+        let wanted: Vec<_> = prefixes.iter().map(|prefix| group_in(*prefix, BEACON)).collect();
+        assert_eq!(groups(&got), wanted, "{scope} {compat:?}");
         for (packet, advert) in got {
             assert_eq!((*packet.src.ip(), packet.hop_limit), (BOUND, 3));
             assert_eq!((advert.scope, advert.nack_address), (byte, endpoint.nack_address()));
         }
+    }
+}
+
+/// Endpoints of the field announce themselves to the any-source group, to the source-specific one, or to both: with sources
+/// named, this one hears both.
+#[test]
+fn adverts_to_either_kind_of_group_are_heard() {
+    if !is_root("adverts_to_either_kind_of_group_are_heard") {
+        return;
+    }
+    let fabric = Fabric::bridged(&["endpoint", "client", "other"], 1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    let other = fabric.host("other").expect("a host");
+    let source = other.addr.to_string();
+    let named = ["-source-mode", "ssm", "-ssm-bootstrap-beacon", &source];
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("off", &named)).expect("a daemon");
+    for compat in ["asm-only", "derived"] {
+        let before = daemon.metrics().expect("a scrape").count("bre_beacon_adverts_received_total", &[]);
+        let announces = [
+            ["-control-group-compat", compat, "-instance", "other", "-beacon-interval", "1s"],
+            ["-source-mode", "ssm", "-ssm-bootstrap-beacon", "fd10::77", "-scope", "site"],
+        ];
+        let _other = Daemon::start(&binary(), &other.ns, &flags("off", &announces.concat())).expect("a daemon");
+        counted(&daemon, "bre_beacon_adverts_received_total", &[], before + 1);
     }
 }

@@ -16,18 +16,15 @@ use socket2::Socket;
 use crate::fabric::Fabric;
 use crate::net::multicast::{self, Egress};
 use crate::net::options;
-use crate::settings::Settings;
+use crate::settings::{ControlGroupCompat, Settings};
 
 /// UDP port of the beacon groups. It is a fact of the fabric: `nack-port` is announced inside the ADVERT.
 pub(crate) const BEACON_PORT: u16 = 9300;
 
-/// The groups that ADVERTs of a scope go to.
+/// The groups that ADVERTs of a scope may come to.
 ///
-/// With sources named, ADVERTs go to the source-specific beacon groups, whose source is `bind-source`: listeners that have
-/// us in their list join (S,G), and a network that carries nothing else carries that. They go to the any-source groups as
-/// well: a listener that has not heard of us cannot name us, and hearing of endpoints that are not configured is what the
-/// beacon is for. Who hears both keeps one entry, by instance id (BRC-126). The scope org has no source-specific groups on
-/// this fabric ([`group::prefix`]): there, ADVERTs go to the any-source group alone.
+/// With sources named, that is the any-source group and the source-specific one: the field's endpoints send to either, by
+/// their `control-group-compat`. The scope org has no source-specific groups on this fabric ([`group::prefix`]).
 #[must_use]
 pub(crate) fn groups(scope: BeaconScope, mode: SourceMode, group_id: u16) -> Vec<Ipv6Addr> {
     let modes: &[SourceMode] = match mode {
@@ -35,6 +32,25 @@ pub(crate) fn groups(scope: BeaconScope, mode: SourceMode, group_id: u16) -> Vec
         SourceMode::Ssm => &[SourceMode::Asm, SourceMode::Ssm],
     };
     let prefixes = modes.iter().flat_map(|mode| scope.scopes().iter().filter_map(|&scope| group::prefix(scope, *mode)));
+    prefixes.map(|prefix| Ipv6Addr::from(group::address(prefix, group_id, group::BEACON))).collect()
+}
+
+/// The groups that ADVERTs of a scope go to.
+///
+/// With sources named, a listener that has this endpoint in its list joins (S,G) of the source-specific groups, and the
+/// source is `bind-source`; a network may carry nothing else. A listener that has not heard of this endpoint cannot name
+/// it, and joins the any-source groups. A listener that hears both keeps one entry, by instance id (BRC-126). Where a scope
+/// has no source-specific group, ADVERTs go to the any-source group.
+#[must_use]
+pub fn announced(scope: BeaconScope, mode: SourceMode, compat: ControlGroupCompat, group_id: u16) -> Vec<Ipv6Addr> {
+    let any_source = groups(scope, SourceMode::Asm, group_id);
+    let modes = match (mode, compat) {
+        (SourceMode::Asm, _) | (SourceMode::Ssm, ControlGroupCompat::AsmOnly) => return any_source,
+        (SourceMode::Ssm, ControlGroupCompat::Both) => return groups(scope, SourceMode::Ssm, group_id),
+        (SourceMode::Ssm, ControlGroupCompat::Derived) => [SourceMode::Ssm, SourceMode::Asm],
+    };
+    let first = |scope: &group::Scope| modes.iter().find_map(|mode| group::prefix(*scope, *mode));
+    let prefixes = scope.scopes().iter().filter_map(first);
     prefixes.map(|prefix| Ipv6Addr::from(group::address(prefix, group_id, group::BEACON))).collect()
 }
 
@@ -53,8 +69,10 @@ pub(crate) struct Config {
     pub interval: Duration,
     /// `beacon-scope`.
     pub scope: BeaconScope,
-    /// `source-mode`: with sources named, ADVERTs go to the source-specific groups too.
+    /// `source-mode`.
     pub source_mode: SourceMode,
+    /// `control-group-compat`: which groups ADVERTs go to with sources named.
+    pub control_groups: ControlGroupCompat,
     /// `mc-group-id`.
     pub group_id: u16,
     /// `beacon-flags-multicast`: repairs go by multicast.
@@ -88,6 +106,7 @@ impl Config {
             interval: settings.beacon.interval,
             scope: settings.beacon.scope,
             source_mode: settings.ingress.source_mode,
+            control_groups: settings.beacon.control_groups,
             group_id: settings.ingress.group_id,
             multicast: settings.repair.multicast,
             unicast: settings.repair.unicast,
@@ -134,7 +153,7 @@ pub(crate) struct BeaconSender {
 }
 
 impl BeaconSender {
-    /// Opens the socket; its port is a free one, as in the field's program. ADVERTs go to the [`groups`] of its source mode.
+    /// Opens the socket; its port is a free one, as in the field's program. ADVERTs go to the [`announced`] groups.
     ///
     /// # Errors
     /// What the system returns.
@@ -142,16 +161,17 @@ impl BeaconSender {
         let socket = options::udp_socket()?;
         // A listener on this host hears its own endpoint's ADVERTs.
         socket.set_multicast_loop_v6(true)?;
-        let mode = config.source_mode;
-        let without = |scope: &&group::Scope| group::prefix(**scope, mode).is_none();
+        let Config { scope, source_mode, control_groups, group_id, .. } = config;
+        let derives = source_mode == SourceMode::Ssm && control_groups != ControlGroupCompat::AsmOnly;
+        let without = |scope: &&group::Scope| derives && group::prefix(**scope, source_mode).is_none();
         if let Some(scope) = config.scope.scopes().iter().find(without) {
             tracing::warn!(
                 ?scope,
-                "-source-mode ssm: -beacon-scope has a scope without source-specific groups; there, ADVERTs go to the \
+                "-control-group-compat: -beacon-scope has a scope without source-specific groups; there, ADVERTs go to the \
                  any-source group alone"
             );
         }
-        let groups = groups(config.scope, mode, config.group_id);
+        let groups = announced(scope, source_mode, control_groups, group_id);
         let way = Mutex::new((config.interface, config.source));
         Ok(Self { config, way, groups, socket })
     }

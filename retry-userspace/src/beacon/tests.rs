@@ -15,6 +15,7 @@ fn config(scope: BeaconScope) -> Config {
         interval: Duration::from_secs(3),
         scope,
         source_mode: SourceMode::Asm,
+        control_groups: ControlGroupCompat::Both,
         group_id: 0x000B,
         multicast: true,
         unicast: false,
@@ -110,6 +111,28 @@ fn source_specific_groups_are_added_where_the_scope_has_them() {
         ),
     ] {
         assert_eq!((groups(scope, SourceMode::Asm).as_str(), groups(scope, SourceMode::Ssm).as_str()), (asm, ssm));
+    }
+}
+
+#[test]
+fn the_groups_under_ssm_are_those_of_the_operators_choice() {
+    use ControlGroupCompat::{AsmOnly, Both, Derived};
+    let sent = |scope, mode, compat| {
+        let all = announced(scope, mode, compat, 0x000B);
+        all.iter().map(Ipv6Addr::to_string).collect::<Vec<_>>().join(" ")
+    };
+    for (scope, compat, expected) in [
+        (BeaconScope::Site, AsmOnly, "ff05::b:fffd"),
+        (BeaconScope::Site, Both, "ff05::b:fffd ff35::b:fffd"),
+        (BeaconScope::Site, Derived, "ff35::b:fffd"),
+        (BeaconScope::Global, Derived, "ff3e::b:fffd"),
+        // There is no such group for the scope org: an ADVERT that leaves is better than none.
+        (BeaconScope::Org, Derived, "ff08::b:fffd"),
+        (BeaconScope::All, AsmOnly, "ff05::b:fffd ff08::b:fffd ff0e::b:fffd"),
+        (BeaconScope::All, Derived, "ff35::b:fffd ff08::b:fffd ff3e::b:fffd"),
+    ] {
+        assert_eq!(sent(scope, SourceMode::Ssm, compat), expected, "{scope:?} {compat:?}");
+        assert_eq!(sent(scope, SourceMode::Asm, compat), sent(scope, SourceMode::Asm, AsmOnly), "{scope:?} {compat:?}");
     }
 }
 

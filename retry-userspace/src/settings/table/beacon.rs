@@ -6,6 +6,17 @@ use crate::settings::accepts::{Bound, SECOND, one_of, switch, time, whole};
 use crate::settings::rows::{Read, Row, Rows};
 use retry_common::wire::advert::BeaconScope;
 
+/// Which groups ADVERTs go to while the data plane's sources are named.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ControlGroupCompat {
+    /// The any-source groups (FF0x).
+    AsmOnly,
+    /// Both.
+    Both,
+    /// The source-specific groups (FF3x).
+    Derived,
+}
+
 /// How the endpoint is announced.
 #[derive(Clone, Debug)]
 pub struct Beacon {
@@ -19,6 +30,8 @@ pub struct Beacon {
     pub interval: Duration,
     /// How far. Listeners outside do not hear of us.
     pub scope: BeaconScope,
+    /// Which groups ADVERTs go to under SSM.
+    pub control_groups: ControlGroupCompat,
     /// Announce Draining from the start. Listeners prefer others.
     pub draining: bool,
 }
@@ -75,6 +88,18 @@ impl Beacon {
                 ]),
                 meaning: "Scopes of the beacon; both and all: all three.",
                 consequence: "Listeners outside it do not hear of the endpoint.",
+            })?,
+            control_groups: rows.read(Row {
+                flag: "control-group-compat",
+                env: "CONTROL_GROUP_COMPAT",
+                default: "asm-only",
+                accepts: one_of(&[
+                    ("asm-only", ControlGroupCompat::AsmOnly),
+                    ("both", ControlGroupCompat::Both),
+                    ("derived", ControlGroupCompat::Derived),
+                ]),
+                meaning: "Groups of the beacon with -source-mode ssm: any-source ones (FF0x), both, or source-specific ones (FF3x).",
+                consequence: "Listeners that join only the others do not hear of the endpoint. What other hosts send is heard on both.",
             })?,
             draining: rows.read(Row {
                 flag: "beacon-flags-draining",

@@ -19,7 +19,7 @@ mod xdp;
 
 pub(crate) use admin::Admin;
 pub use admin::AdminToken;
-pub(crate) use beacon::Beacon;
+pub(crate) use beacon::{Beacon, ControlGroupCompat};
 pub(crate) use cache::{Backend, Cache};
 pub(crate) use dedup::{Dedup, DedupMode};
 pub(crate) use egress::Egress;

@@ -142,6 +142,7 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("beacon-preference", "200", &[]),
     ("beacon-interval", "5s", &[]),
     ("beacon-scope", "both", &[]),
+    ("control-group-compat", "both", &[]),
     ("beacon-flags-draining", "true", &[]),
     ("xdp", "skb", &[]),
     ("fill", "daemon", &[]),

@@ -105,6 +105,7 @@ fn a_value_out_of_bounds() {
         ("beacon-interval", "999ms", "1s to 18h is accepted"),
         ("beacon-interval", "18h1s", "1s to 18h is accepted"),
         ("beacon-scope", "link", "site, org, global, both, all is accepted"),
+        ("control-group-compat", "ssm", "asm-only, both, derived is accepted"),
         ("beacon-flags-multicast", "x", truth),
         ("beacon-flags-unicast", "x", truth),
         ("beacon-flags-draining", "x", truth),
