@@ -280,13 +280,13 @@ pub struct GroupKey {
     pub reserved: [u8; 2],
 }
 
-/// One way of a bucket of a limit table, see [`crate::table`].
+/// One way of a bucket of a limit table, see [`crate::limits::table`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct LimitWay {
     /// Hash of the key; 0 = the way is free.
     pub tag: u64,
-    /// The state word of [`crate::limit`].
+    /// The state word of [`crate::limits`].
     pub state: u64,
 }
 

@@ -105,7 +105,7 @@ fn values_that_the_schema_leaves_open() {
 /// Every value of the chart has a setting: none is left without effect in silence.
 #[test]
 fn every_value_of_the_chart_is_a_setting() {
-    let known: Vec<&str> = retry_userspace::settings::all().map(|flag| flag.env).collect();
+    let known: Vec<&str> = retry_userspace::parts::settings::all().map(|flag| flag.env).collect();
     let unknown: Vec<_> = values::all().into_iter().filter(|name| !known.contains(&name.as_str())).collect();
     assert!(unknown.is_empty(), "no setting: {unknown:?}");
     for (name, _) in rendered() {

@@ -198,9 +198,9 @@ fn half_a_token(xdp: &str) {
     };
     let begin = Instant::now();
     assert_eq!([is_answered(1), is_answered(2), is_answered(3)], [true, true, false]);
-    std::thread::sleep(Duration::from_millis(1_300).saturating_sub(begin.elapsed()));
+    thread::sleep(Duration::from_millis(1_300).saturating_sub(begin.elapsed()));
     assert!(!is_answered(4), "no token after 1.6 s");
-    std::thread::sleep(Duration::from_millis(2_200).saturating_sub(begin.elapsed()));
+    thread::sleep(Duration::from_millis(2_200).saturating_sub(begin.elapsed()));
     assert_eq!([is_answered(5), is_answered(6)], [true, false], "one after 2 s");
 }
 
@@ -217,9 +217,9 @@ fn half_a_nack(xdp: &str) {
     };
     let begin = Instant::now();
     assert_eq!([is_answered(1), is_answered(2)], [true, false]);
-    std::thread::sleep(Duration::from_millis(1_500).saturating_sub(begin.elapsed()));
+    thread::sleep(Duration::from_millis(1_500).saturating_sub(begin.elapsed()));
     assert!(!is_answered(3), "the window is two seconds");
-    std::thread::sleep(Duration::from_millis(2_500).saturating_sub(begin.elapsed()));
+    thread::sleep(Duration::from_millis(2_500).saturating_sub(begin.elapsed()));
     assert!(is_answered(4));
 }
 

@@ -42,7 +42,12 @@ pub(crate) fn groups(scope: BeaconScope, mode: SourceMode, group_id: u16) -> Vec
 /// it, and joins the any-source groups. A listener that hears both keeps one entry, by instance id (BRC-126). Where a scope
 /// has no source-specific group, ADVERTs go to the any-source group.
 #[must_use]
-pub fn announced(scope: BeaconScope, mode: SourceMode, compat: ControlGroupCompat, group_id: u16) -> Vec<Ipv6Addr> {
+pub(crate) fn announced(
+    scope: BeaconScope,
+    mode: SourceMode,
+    compat: ControlGroupCompat,
+    group_id: u16,
+) -> Vec<Ipv6Addr> {
     let any_source = groups(scope, SourceMode::Asm, group_id);
     let modes = match (mode, compat) {
         (SourceMode::Asm, _) | (SourceMode::Ssm, ControlGroupCompat::AsmOnly) => return any_source,
