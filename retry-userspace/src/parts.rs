@@ -36,7 +36,7 @@ pub mod counters {
 /// The XDP programs, as the daemon loads and attaches them.
 pub mod datapath {
     pub use crate::datapath::{
-        Config, Datapath, EgressInterface, Events, Interfaces, KernelFill, KernelSources, Mode, Parts,
+        Config, Datapath, DatapathError, EgressInterface, Events, Interfaces, KernelFill, KernelSources, Mode, Parts,
     };
 
     /// The maps of a running daemon, from another process.
@@ -77,16 +77,16 @@ pub mod settings {
 
 /// The shared store.
 pub mod store {
-    pub use crate::store::{Claim, Config, Store, Unavailable};
+    pub use crate::store::{Claim, Config, Store, StoreError, Unavailable};
 }
 
 /// Logs and exporters.
 pub mod telemetry {
-    pub use crate::telemetry::{Config, LogLevel, init};
+    pub use crate::telemetry::{Config, LogLevel, LogLevelError, init};
 
     /// The exporter of metrics and traces.
     pub mod otlp {
-        pub use crate::telemetry::otlp::{Config, Exporter};
+        pub use crate::telemetry::otlp::{Config, Exporter, OtlpError};
     }
 
     /// Traces of NACKs.

@@ -36,7 +36,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// As the settings ask, `None` with `-xdp off`; `answers` is what [`kernel_settings`] made of them.
+    /// As the settings ask, `None` with `-xdp off`; `answers` is what `kernel_settings` made of them.
     #[must_use]
     pub fn from(settings: &Settings, fabric: &Fabric, answers: abi::Settings) -> Option<Self> {
         let mode = match settings.xdp.mode {

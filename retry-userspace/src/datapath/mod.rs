@@ -31,7 +31,7 @@ use crate::limits::{GroupTable, LimitTable};
 pub(crate) use attach::Attachments;
 pub(crate) use config::kernel_settings;
 pub use config::{Config, EgressInterface, Interfaces};
-pub(crate) use error::DatapathError;
+pub use error::DatapathError;
 pub use events::Events;
 pub use fill::{KernelFill, KernelSources};
 pub(crate) use log_lines::LogLines;

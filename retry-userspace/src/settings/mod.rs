@@ -49,7 +49,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Every setting as it is in force, in the order of [`groups`].
+    /// Every setting as it is in force, in the order of `groups`.
     pub fn describe(&self) -> &[Described] {
         &self.described
     }

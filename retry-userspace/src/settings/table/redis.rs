@@ -13,7 +13,7 @@ use crate::settings::values;
 #[derive(Clone, Debug)]
 pub struct Redis {
     /// One server, the nodes of a cluster, or sentinels; none: no Redis. With
-    /// [`Backend::Memory`](crate::settings::Backend::Memory) for dedup only.
+    /// `Backend::Memory` for dedup only.
     pub nodes: Vec<RedisNode>,
     /// Longest time to connect. Past it the cache goes on without.
     pub dial_timeout: Duration,
