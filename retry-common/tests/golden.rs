@@ -84,7 +84,7 @@ fn compare(entry: &Value, found: &Value) {
     let fields: &Map<String, Value> = entry["fields"].as_object().expect("fields");
     assert!(!fields.is_empty());
     for (name, expected) in fields {
-        // Prose about how the sender made the HashKey; and the payload's format, which nobody here looks into.
+        // Prose about how the sender made the HashKey; and the payload's format, which no code here looks into.
         if matches!(name.as_str(), "hash_of" | "extended") {
             continue;
         }

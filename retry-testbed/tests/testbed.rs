@@ -62,11 +62,11 @@ fn a_panic_inside_passes_through_and_cleans_up() {
     let name = std::sync::Mutex::new(String::new());
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let ns = Netns::new("panic").expect("root");
-        ns.name().clone_into(&mut name.lock().expect("nobody else"));
+        ns.name().clone_into(&mut name.lock().expect("no other holder"));
         ns.enter(|| assert_eq!(1, 2, "on purpose"));
     }));
     assert!(caught.is_err());
-    let name = name.into_inner().expect("nobody else");
+    let name = name.into_inner().expect("no other holder");
     assert!(name.starts_with("rt-"));
     assert!(!namespaces().contains(&name));
 }

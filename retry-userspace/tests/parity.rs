@@ -14,7 +14,7 @@ use retry_userspace::parts::settings;
 
 const DOCUMENT: &str = include_str!("../../docs/parity.md");
 const CONFIGURATION: &str = include_str!("../../docs/configuration.md");
-/// What stands in the place of tests that nobody has written.
+/// What stands in the place of tests that are not written.
 const NONE: &str = "not yet";
 
 /// The rows of the table under a heading, as cells.

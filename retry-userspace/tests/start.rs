@@ -11,7 +11,7 @@ const BINARY: &str = env!("CARGO_BIN_EXE_retry-endpoint");
 /// XDP on the loopback interface.
 const NATIVE: [&str; 8] = ["-mc-iface", "lo", "-egress-iface", "lo", "-nack-addr", "::1", "-xdp", "native"];
 /// A user without rights.
-const NOBODY: u32 = 65_534;
+const USER: u32 = 65_534;
 
 /// The binary with these arguments and variables, and none of the caller's variables.
 fn start<A: AsRef<OsStr>>(args: &[A], env: &[(&str, &str)]) -> Output {
@@ -95,11 +95,11 @@ fn an_interface_that_is_not_there_is_named_beside_those_that_are() {
 }
 
 #[test]
-fn an_address_that_nobody_has_is_named() {
+fn an_address_that_no_interface_has_is_named() {
     // Documentation prefix, RFC 3849: no host has it.
     for (setting, other) in [("-nack-addr", "-xdp=off"), ("-bind-source", "-nack-addr=::1")] {
         if other.contains("::1") && !has_ipv6_loopback() {
-            println!("SKIP an_address_that_nobody_has_is_named: this host has no IPv6 loopback");
+            println!("SKIP an_address_that_no_interface_has_is_named: this host has no IPv6 loopback");
             return;
         }
         let line = refusal(1, &["-mc-iface", "lo", "-egress-iface", "lo", setting, "2001:db8::99", other], &[]);
@@ -129,7 +129,7 @@ fn native_without_a_bpf_file_system_says_how_to_get_one() {
     );
 }
 
-/// As nobody, where it is root who runs this.
+/// As a user without rights, where root runs this.
 #[test]
 fn native_without_rights_does_not_start() {
     if !has_ipv6_loopback() {
@@ -143,7 +143,7 @@ fn native_without_rights_does_not_start() {
     fs::copy(BINARY, &binary).expect("a copy");
     let mut command = Command::new(&binary);
     if nix::unistd::geteuid().is_root() {
-        command.uid(NOBODY).gid(NOBODY);
+        command.uid(USER).gid(USER);
     }
     let line = refused(1, &finish(command.args(NATIVE).env_clear()));
     assert!(line.starts_with("retry-endpoint: -xdp native: ") && line.contains("root"), "{line}");

@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_charged_for_the_key_that_made_room() {
+    fn the_key_that_made_room_is_not_charged() {
         for moment in [Moment::Looked, Moment::Chosen, Moment::Taken] {
             let mut raced = Raced::new(9, moment);
             raced.plain.replace(Plain([1, 2, 3, 4].map(|hash| (tag(hash), 4))));

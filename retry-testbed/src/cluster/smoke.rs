@@ -69,7 +69,7 @@ pub(super) fn run(site: &mut Site<'_>, voice: Voice, stop: &AtomicBool) -> Resul
         walk.asks(5, &known)
     });
     let mut kept = Vec::new();
-    walk.step("more of these are in Redis, and nobody asks for them yet", |walk| {
+    walk.step("more of these are in Redis, and no NACK asks for them yet", |walk| {
         kept = walk.only_one_hears()?;
         walk.site.redis.await_replicated()
     });
@@ -81,7 +81,7 @@ pub(super) fn run(site: &mut Site<'_>, voice: Voice, stop: &AtomicBool) -> Resul
         let missing = walk.key_at(dead)?;
         ensure!(!known.is_empty(), "no frame that it has");
         walk.asks(5, &known)?;
-        ensure!(walk.ask(5, missing)? == Some(Answer::Miss), "no MISS for a frame that nobody has");
+        ensure!(walk.ask(5, missing)? == Some(Answer::Miss), "no MISS for a frame that no endpoint has");
         Ok(())
     });
     walk.step("a replica takes over its slots", |walk| walk.site.redis.await_failover(victim, dead).map(drop));
@@ -172,7 +172,7 @@ impl<'a, 'site> Walk<'a, 'site> {
         Ok(())
     }
 
-    /// Publishes one frame for each master and waits until endpoint 1 has written them to Redis. Nobody else heard them.
+    /// Publishes one frame for each master and waits until endpoint 1 has written them to Redis. No other endpoint heard them.
     fn only_one_hears(&mut self) -> Result<Vec<FrameKey>> {
         let written = |metrics: &Metrics| metrics.count("bre_store_frames_written_total", &[]);
         let before = written(&self.metrics(1)?);

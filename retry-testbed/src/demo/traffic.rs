@@ -110,7 +110,7 @@ impl Traffic {
         shards.chain(beef).chain([SUBTREE_GROUP, BLOCK_GROUP]).map(group).collect()
     }
 
-    /// Some frames without loss, to learn what a frame costs that nobody asks for. A capture has none to spare.
+    /// Some frames without loss, to learn what a frame costs that no listener asks for. A capture has none to spare.
     pub(crate) fn warm_up(
         &mut self,
         publisher: &Publisher,

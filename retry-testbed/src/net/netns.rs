@@ -236,7 +236,7 @@ impl ChildGuard {
         self.child.try_wait()
     }
 
-    /// Sends a signal to this child and to nobody else.
+    /// Sends a signal to this child and to no other process.
     ///
     /// # Errors
     /// The child has ended and been waited for.

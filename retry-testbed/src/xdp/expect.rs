@@ -107,7 +107,7 @@ pub fn compare(
             (Action::Redirect, back(nack, &answer(0x11, 0, 0)))
         }
     };
-    // What is dropped may have been grown on the way; nobody sees it.
+    // What is dropped may have been grown on the way; no host sees it.
     let packet = if action == Action::Drop { ran.packet.get(..wanted.len()) } else { Some(&ran.packet[..]) };
     assert_eq!((ran.action, hex(packet.unwrap_or(&ran.packet))), (action, hex(&wanted)), "{name}");
     let answered = matches!(out, Out::Miss | Out::Ack(_) | Out::Throttled(_) | Out::Frame);

@@ -442,7 +442,7 @@ impl<'a> Side<'a> {
         for packet in self.capture.take().iter().filter(|packet| is_udp(&packet.bytes)) {
             let checked = Packet::check(&packet.bytes).map_err(|error| format!("-xdp {}: {error}", self.name));
             let ParsedPacket { src, dst, vlans, hop_limit, payload, .. } = checked.expect("answers are right packets");
-            // Beacons are nobody's answer.
+            // Beacons are no answers.
             if !dst.ip().is_multicast() {
                 let answers = self.answers.entry((*dst.ip(), dst.port())).or_default();
                 answers.push((src, vlans, hop_limit, payload));
@@ -565,7 +565,7 @@ fn both_paths_answer_the_same_packets() {
         let to = (*case.packet.src.ip(), case.packet.src.port());
         if native.get(&to) != off.get(&to) {
             let (native, off) = (kinds(native, to), kinds(off, to));
-            // Those to one port are told apart by nobody, and are many.
+            // Those to one port cannot be told apart, and are many.
             let text = format!("{name}: native {native:x?}, off {off:x?}");
             differences.push(text.chars().take(200).collect::<String>());
         }
@@ -579,6 +579,6 @@ fn both_paths_answer_the_same_packets() {
         cases.len(),
         differences.iter().take(200).cloned().collect::<Vec<_>>().join("\n")
     );
-    assert!(native == off, "answers to nobody who asked");
+    assert!(native == off, "answers to no NACK");
     assert!(answered > RANDOM / 8 && silent > RANDOM / 4, "{answered} answered, {silent} not");
 }

@@ -1,4 +1,4 @@
-//! Gaps as listeners meet them: a run of frames lost under the limit of an address, a frame that nobody ever sent, and
+//! Gaps as listeners meet them: a run of frames lost under the limit of an address, a frame that was never sent, and
 //! many listeners that ask for this and that at once.
 
 use std::collections::HashMap;

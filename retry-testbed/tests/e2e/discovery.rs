@@ -1,4 +1,4 @@
-//! Upstream endpoints that nobody named: heard by their beacons, asked like the others, remembered over a restart.
+//! Upstream endpoints that no flag names: heard by their beacons, asked like the others, remembered over a restart.
 
 use std::sync::Arc;
 
@@ -92,7 +92,7 @@ fn heard_by_beacon(xdp: &str) {
     assert_eq!(advert.flags, 0x0012, "multicast, and it has a parent");
 }
 
-/// Nobody has been heard: that is a reason of its own. What was heard before a restart is asked after it.
+/// No endpoint has been heard: that is a reason of its own. What was heard before a restart is asked after it.
 fn remembered(xdp: &str) {
     let pair = Pair::new();
     let state = tempfile::tempdir().expect("a directory");

@@ -48,7 +48,7 @@ fn drains(xdp: &str) {
             let mut buffer = [0; 2048];
             while !stop.load(Ordering::Relaxed) {
                 let now = Instant::now();
-                // Nobody is there any more: the kernel says so by ICMP on some of the next calls.
+                // The daemon is gone: the kernel says so by ICMP on some of the next calls.
                 let left = socket.send_to(&nack(KEY), endpoint.nack_address()).is_ok();
                 let answer = socket.recv(&mut buffer).ok().filter(|_| left);
                 asked.push((now, answer.map(|length| Answer::parse(&buffer[..length], 1))));

@@ -27,7 +27,7 @@ fn store(daemon: &Daemon<'_>, from: &Host) {
     assert_eq!(metrics.count("bre_frames_cached_total", &[]), 1);
 }
 
-/// A stopped daemon's cache answers no longer than its lease; a killed one's neither, and its pins are in nobody's way.
+/// A stopped daemon's cache answers no longer than its lease; a killed one's neither, and its pins hinder no successor.
 #[test]
 fn a_dead_daemon_stops_answering() {
     if !is_root("a_dead_daemon_stops_answering") {
@@ -55,7 +55,7 @@ fn a_dead_daemon_stops_answering() {
         assert!(metrics.count("bre_xdp_passed_total", &[("reason", "lease")]) >= 1);
         daemon.child().signal(Signal::SIGKILL).expect("it dies");
         std::thread::sleep(Duration::from_millis(1300));
-        assert_eq!(hit(), 0, "nobody is left to answer");
+        assert_eq!(hit(), 0, "no process is left to answer");
         assert!(link(endpoint).contains("xdp"), "its program stays attached, for a successor to find");
     }
     let daemon = Daemon::start(&binary(), &endpoint.ns, &flags).expect("a successor");

@@ -15,7 +15,7 @@ use socket2::{Domain, Socket, Type};
 
 const KEY: FrameKey = FrameKey::new(0xb1d, 1);
 /// Another user of the machine.
-const NOBODY: u32 = 65_534;
+const USER: u32 = 65_534;
 /// Long enough for a busy machine; nothing waits so long when it works.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -46,7 +46,7 @@ fn bind(host: &Host, user: u32, address: Ipv6Addr, shares: Shares) -> io::Result
 
 /// A listener of beacons on the endpoint's host.
 fn listener(host: &Host) -> io::Result<UdpSocket> {
-    let socket = bind(host, NOBODY, Ipv6Addr::UNSPECIFIED, ADDRESS)?;
+    let socket = bind(host, USER, Ipv6Addr::UNSPECIFIED, ADDRESS)?;
     socket.join_multicast_v6(&group(0xFFFD), host.ifindex)?;
     Ok(socket)
 }
@@ -74,7 +74,7 @@ fn another_user_cannot_take_the_nacks() {
     for address in [endpoint.addr, Ipv6Addr::UNSPECIFIED] {
         for (share_address, port) in [(true, false), (false, true), (true, true)] {
             let shares = Shares { address: share_address, port };
-            let bound = bind(endpoint, NOBODY, address, shares);
+            let bound = bind(endpoint, USER, address, shares);
             assert!(answers(client, endpoint), "a socket at {address} has the NACK ({shares:?}: {bound:?})");
             let error = bound.expect_err("taken");
             assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{address}, {shares:?}");
@@ -104,7 +104,7 @@ fn a_rival_that_was_there_first_is_named() {
     }
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, _) = two_hosts(&fabric);
-    let _rival = bind(endpoint, NOBODY, endpoint.addr, ADDRESS).expect("a free port");
+    let _rival = bind(endpoint, USER, endpoint.addr, ADDRESS).expect("a free port");
     for more in [&[][..], &["-nack-port-shared"]] {
         let error =
             Daemon::start(&binary(), &endpoint.ns, &flags("off", more)).map(drop).expect_err("refused").to_string();
@@ -129,7 +129,7 @@ fn a_shared_port_is_watched() {
     assert!(hears_a_beacon(&listener));
     assert!(answers(client, endpoint));
     assert_eq!(contended(&daemon), 0);
-    let rival = bind(endpoint, NOBODY, endpoint.addr, ADDRESS).expect("a port that is shared");
+    let rival = bind(endpoint, USER, endpoint.addr, ADDRESS).expect("a port that is shared");
     await_count(&daemon, "bre_nack_port_contended_total", &[], 2);
     assert!(contended(&daemon) >= 2);
     let told = daemon.log().lines().filter(|line| line.contains("may take them") && line.contains("65534")).count();

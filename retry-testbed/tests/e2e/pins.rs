@@ -16,7 +16,7 @@ use retry_testbed::scene::{binary, flags, is_root, two_hosts};
 use tempfile::TempDir;
 
 /// Another user of the machine.
-const NOBODY: u32 = 65_534;
+const USER: u32 = 65_534;
 /// Long enough for a busy machine; nothing waits so long when it works.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -68,9 +68,9 @@ impl Drop for Bpffs {
 }
 
 /// Runs a command as another user.
-fn as_nobody(argv: &[&dyn AsRef<OsStr>]) -> Output {
+fn as_user(argv: &[&dyn AsRef<OsStr>]) -> Output {
     let mut command = Command::new(argv[0].as_ref());
-    command.args(argv[1..].iter().map(|word| word.as_ref())).uid(NOBODY).gid(NOBODY);
+    command.args(argv[1..].iter().map(|word| word.as_ref())).uid(USER).gid(USER);
     command.output().expect("a program of the base system")
 }
 
@@ -97,10 +97,10 @@ fn a_link_is_not_followed() {
         if of_root {
             fs::create_dir(victim.path().join(name_of(endpoint))).expect("a directory");
             fs::write(victim.path().join(name_of(endpoint)).join("RING"), "precious").expect("a file");
-            assert!(as_nobody(&[&"ln", &"-s", &victim.path(), &root]).status.success());
+            assert!(as_user(&[&"ln", &"-s", &victim.path(), &root]).status.success());
         } else {
-            assert!(as_nobody(&[&"mkdir", &"-m", &"755", &root]).status.success());
-            assert!(as_nobody(&[&"ln", &"-s", &victim.path(), &pins]).status.success());
+            assert!(as_user(&[&"mkdir", &"-m", &"755", &root]).status.success());
+            assert!(as_user(&[&"ln", &"-s", &victim.path(), &pins]).status.success());
         }
         let started = Daemon::start(&binary(), &endpoint.ns, &flags("native", &["-bpffs", &bpffs.flag()]));
         let error = format!("{:#}", started.map(drop).expect_err("refused"));
@@ -124,7 +124,7 @@ fn a_directory_of_another_user_is_refused() {
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, _) = two_hosts(&fabric);
     let bpffs = Bpffs::mount();
-    assert!(as_nobody(&[&"mkdir", &"-m", &"777", &bpffs.root()]).status.success());
+    assert!(as_user(&[&"mkdir", &"-m", &"777", &bpffs.root()]).status.success());
     let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("auto", &["-bpffs", &bpffs.flag()])).expect("a daemon");
     let metrics = daemon.metrics().expect("a scrape");
     let reason = metrics.state("bre_xdp_mode", "reason").expect("a reason");
@@ -159,7 +159,7 @@ fn another_user_cannot_hold_the_lock() {
     assert!(pins.join("RING").exists(), "a killed daemon leaves its pins");
     let mut holder = Command::new("flock");
     holder.args([OsStr::new("--nonblock"), pins.as_os_str(), OsStr::new("sleep"), OsStr::new("60")]);
-    let mut holder = holder.uid(NOBODY).gid(NOBODY).spawn().expect("util-linux");
+    let mut holder = holder.uid(USER).gid(USER).spawn().expect("util-linux");
     let refused = Instant::now();
     while holder.try_wait().expect("a child").is_none() && refused.elapsed() < Duration::from_secs(2) {
         std::thread::sleep(Duration::from_millis(10));

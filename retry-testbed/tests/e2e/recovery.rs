@@ -62,7 +62,7 @@ fn across_domains(xdp: &str) {
     assert!(repair.payload == bytes, "the frame, byte for byte");
     let metrics = counted(&between, "bre_retransmits_total", &[], 2);
     assert_eq!(metrics.count("bre_cache_hits_total", &[("path", path(xdp))]), 1);
-    assert_eq!(metrics.count("bre_proxy_requests_total", &[]), 1, "nobody was asked again");
+    assert_eq!(metrics.count("bre_proxy_requests_total", &[]), 1, "no endpoint was asked again");
     assert_eq!(up.metrics().expect("a scrape").count("bre_nack_requests_total", &[]), 1);
 }
 
@@ -119,7 +119,7 @@ fn every_kind(xdp: &str) {
     assert_eq!(metrics.count("bre_proxy_failed_total", &[]), 0);
 }
 
-/// What says Proxied has been asked for by an endpoint: it gets a MISS, and nobody is asked in turn.
+/// What says Proxied has been asked for by an endpoint: it gets a MISS, and no endpoint is asked in turn.
 fn proxied_goes_nowhere(xdp: &str) {
     let domains = Domains::new();
     let up = domains.upstream("up", xdp, &[]);

@@ -1,4 +1,4 @@
-//! Source-specific multicast: frames of named publishers and of nobody else, named for good or by a manifest that comes,
+//! Source-specific multicast: frames of named publishers alone, named for good or by a manifest that comes,
 //! changes and ends, and not a frame lost of those who stay.
 
 use std::net::Ipv6Addr;
@@ -136,7 +136,7 @@ fn manifest(xdp: &str, beacon: u16, end: End) {
         let stop_at_the_end = StopOnDrop(&stop);
         let mut second = Source::new(client, SECOND);
         counted(&daemon, "bre_frames_cached_total", &[], 20);
-        assert!(!second.is_heard(client, endpoint), "nobody has named it");
+        assert!(!second.is_heard(client, endpoint), "no manifest and no flag names it");
 
         // One that is not configured names it in vain.
         let foreign = ManifestSender::open(&client.ns, THIRD).expect("a sender");
@@ -181,7 +181,7 @@ fn manifest(xdp: &str, beacon: u16, end: End) {
         if end == End::Replaced {
             eventually("the third publisher is heard", || third.is_heard(client, endpoint));
         } else {
-            assert!(!third.is_heard(client, endpoint), "nobody named it but who said that it goes");
+            assert!(!third.is_heard(client, endpoint), "only the publisher that left had named it");
         }
 
         drop(stop_at_the_end);

@@ -31,7 +31,7 @@ const WARM_UP: Duration = Duration::from_secs(4);
 const UNICAST: [&str; 2] = ["-beacon-flags-unicast", "-beacon-flags-multicast=false"];
 
 /// An address that no host of the fabric has.
-fn nobody(number: u32) -> Ipv6Addr {
+fn unused(number: u32) -> Ipv6Addr {
     let [a, b, c, d] = number.to_be_bytes();
     Ipv6Addr::new(0xFD10, 0, 0, 0, 0xDEAD, 0, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
 }
@@ -95,7 +95,7 @@ fn strangers(xdp: &str, payload: usize) {
     let (served, status, took) = std::thread::scope(|scope| {
         let strangers = scope.spawn(|| {
             let to = Flood { from: client, to: endpoint.nack_address(), to_mac: endpoint.mac, rate: RATE };
-            flood(&to, |number| (nobody(number), KEY), &stop)
+            flood(&to, |number| (unused(number), KEY), &stop)
         });
         std::thread::sleep(WARM_UP);
         let served = honest(&asker(client), endpoint.nack_address(), &bytes);
@@ -145,7 +145,7 @@ fn strangers_leave_frames_above_the_mtu_alone() {
 
 /// Frames that a listener misses and only an upstream endpoint has.
 const RECOVERIES: usize = 20;
-/// Misses per second of others, for frames that nobody has.
+/// Misses per second of others, for frames that no endpoint has.
 const MISSES: u32 = 1_000;
 
 /// An upstream that says nothing is asked first, one that has the frames second; `source` says who floods.
@@ -215,8 +215,8 @@ fn frames_are_recovered_among_strangers_that_exist() {
 #[test]
 fn frames_are_recovered_among_strangers_that_do_not() {
     if is_root("frames_are_recovered_among_strangers_that_do_not") {
-        let nobody = |number: u32| Ipv6Addr::from_bits(nobody(number).to_bits() ^ (0xFD10_u128 ^ 0xFD11) << 112);
-        let metrics = recovers_among_strangers("off", nobody);
+        let unused = |number: u32| Ipv6Addr::from_bits(unused(number).to_bits() ^ (0xFD10_u128 ^ 0xFD11) << 112);
+        let metrics = recovers_among_strangers("off", unused);
         assert!(metrics.count("bre_proxy_failed_total", &[("reason", "asker")]) > u64::from(MISSES));
     }
 }

@@ -42,7 +42,7 @@ fn spread(scene: &Scene<'_>) -> Counts {
     counts
 }
 
-/// Who hears a repair in time does not ask: about 3 copies, as the second leaves 2 listeners and the third nobody.
+/// Who hears a repair in time does not ask: about 3 copies, as the second leaves 2 listeners and the third none.
 fn spread_and_stopped(xdp: &str) {
     let counts = spread(&Scene::spread(xdp));
     assert!(counts.copies_per_frame() <= 6.0, "{counts:?}");

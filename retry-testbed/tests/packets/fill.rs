@@ -152,7 +152,7 @@ fn what_a_socket_would_not_receive_is_left() {
             packet.dst.set_ip(Ipv6Addr::from(group::address(0xFF05, 0x000C, 2)));
         });
         left_with("from a group", &|packet| packet.src.set_ip("ff02::1".parse().expect("an address")));
-        left_with("from nobody", &|packet| packet.src.set_ip(Ipv6Addr::UNSPECIFIED));
+        left_with("from the unspecified address", &|packet| packet.src.set_ip(Ipv6Addr::UNSPECIFIED));
         left_with("a repair", &|packet| packet.src.set_port(NACK_ADDRESS.port()));
         left_with("lengths that disagree", &|packet| packet.udp_length = Some(100));
         left_with("longer than it is", &|packet| {
@@ -263,7 +263,7 @@ fn named_sources_alone() {
         let base = loaded.settings();
         loaded.set(retry_common::abi::Settings { flags: base.flags | setting_flag::NAMED_SOURCES, ..base });
         let mut flow = tx();
-        left(loaded, "nobody is named", &next(&mut flow).1);
+        left(loaded, "no publisher is named", &next(&mut flow).1);
         let other: Ipv6Addr = "fd10::78".parse().expect("an address");
         sources.set(&BTreeSet::from([SOURCE, other])).expect("room");
         stored(loaded, "named", &next(&mut flow).1);
@@ -406,7 +406,7 @@ fn judge<'a>(bytes: &'a [u8], sharding: &Sharding) -> Option<NewFrame<'a>> {
 fn record(log: &Log, key: &FrameKey) -> Option<(u16, u8, u32, u16, Vec<u8>)> {
     let record = log.look_up(key, monotonic_ns())?;
     let mut bytes = Vec::new();
-    assert!(log.copy(&record, &mut bytes), "nobody writes");
+    assert!(log.copy(&record, &mut bytes), "no writer is at work");
     let header = record.header();
     Some((header.group, header.class, header.life_ms, header.partial, bytes))
 }

@@ -317,7 +317,7 @@ fn mac_and_addresses_are_followed_at_run_time() {
         loaded.set_nack_mac(None);
         answered(loaded, "any MAC", &moved);
         answered(loaded, "any other MAC", &good);
-        answered(loaded, "from nobody", &PacketBuilder { src_mac: [0; 6], ..good.clone() });
+        answered(loaded, "from MAC address 0", &PacketBuilder { src_mac: [0; 6], ..good.clone() });
         loaded.set_nack_mac(Some(good.dst_mac));
 
         let own = *good.src.ip();
@@ -352,7 +352,7 @@ fn what_is_odd_but_right_is_answered() {
         };
         let odd = [
             ("another ProtoVer", with(4, 0x77)),
-            ("flags that nobody knows", with(7, 0xF0)),
+            ("unknown flags", with(7, 0xF0)),
             ("a SubtreeID", with(40, 0xAA)),
             ("padding", PacketBuilder { trailer: vec![0; 30], ..good.clone() }),
             ("a checksum that the device was to finish", {

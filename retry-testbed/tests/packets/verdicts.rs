@@ -47,7 +47,7 @@ const CASES: &[Case] = &[
         ..BASE
     },
     Case {
-        name: "a MISS that nobody wants is silence",
+        name: "an unwanted MISS is silence",
         flags: flag::UNICAST | flag::SUPPRESS_MISS,
         steps: &[
             asks(Ask::Lack, Out::Silence, &[NackRequests, CacheMisses]),

@@ -164,7 +164,7 @@ fn a_cluster_and_the_death_of_a_master() {
         .find(|key| cluster.master_of(*key).is_ok_and(|at| at == before))
         .expect("a key of that master");
     cluster.kill(before).expect("killed");
-    // Written while nobody serves the slot: it waits, and arrives.
+    // Written while no node serves the slot: it waits, and arrives.
     runtime.block_on(async {
         started.store.write(late, super::scene::MINUTE, &super::scene::bytes(late));
     });

@@ -1,4 +1,4 @@
-//! Servers that fall silent with their connections open, as a host does that loses its power: nothing breaks, so nobody
+//! Servers that fall silent with their connections open, as a host does that loses its power: nothing breaks, so no side
 //! is told. A process that is stopped is just that.
 
 use std::collections::{BTreeSet, HashSet};

@@ -18,10 +18,10 @@ fn url(server: &Server<'_>) -> String {
     format!("redis://{}", server.address())
 }
 
-/// A stopped Redis holds nobody up for longer than it is of use, and comes back by itself.
+/// A stopped Redis delays no caller for longer than it is of use, and comes back by itself.
 #[test]
-fn a_stopped_one_delays_nobody() {
-    if !is_root("a_stopped_one_delays_nobody") {
+fn a_stopped_one_delays_no_caller() {
+    if !is_root("a_stopped_one_delays_no_caller") {
         return;
     }
     let fabric = fabric(&["redis"]);
@@ -155,7 +155,7 @@ fn two_instances_hear_of_each_others_repairs() {
         let heard = heard.lock().expect("no panic").clone();
         assert_eq!(heard.iter().map(|(key, _)| *key).collect::<Vec<_>>(), keys);
         assert!(heard.iter().all(|(_, age)| *age < Duration::from_secs(2)));
-        // Nobody hears himself.
+        // No instance hears its own.
         assert_eq!(a.counters.snapshot().get(Counter::DedupHeard), 0);
         until("told", || a.counters.snapshot().get(Counter::DedupAnnounced) == 500).await;
         assert_eq!(b.counters.snapshot().get(Counter::DedupHeard), 500);
@@ -179,7 +179,7 @@ fn a_claim_silences_others_until_it_is_old() {
         let calls = ["set", "get", "pttl"].map(|command| server.calls(command).expect("an answer"));
         assert_eq!(calls, [1, 0, 0]);
         assert!(matches!(b.store.claim_repair(&one).await, Ok(Claim::Others { .. })));
-        // Ours stays ours; another flow's frame of the same number is nobody's.
+        // Ours stays ours; another flow's frame of the same number is unclaimed.
         assert_eq!(a.store.claim_repair(&one).await, Ok(Claim::Ours));
         assert_eq!(b.store.claim_repair(&same_number).await, Ok(Claim::Ours));
         // `dedup-repeat-after` is two seconds here.

@@ -181,7 +181,7 @@ fn same_number_strict(xdp: &str) {
     same_number_other_flow(xdp, "strict");
 }
 
-/// `-dedup-window 0`: nobody claims and nobody is told.
+/// `-dedup-window 0`: no instance claims a repair and none is told of it.
 fn no_claims(xdp: &str) {
     let site = Site::new();
     let redis = site.redis();
@@ -230,8 +230,8 @@ fn fails_open(xdp: &str) {
     watch.end();
 }
 
-/// `-dedup-mode eventual` with a Redis that is dead: repairs are sent, and counted as told to nobody.
-fn nobody_to_tell(xdp: &str) {
+/// `-dedup-mode eventual` with a Redis that is dead: repairs are sent, and counted as not announced.
+fn repairs_without_announcement(xdp: &str) {
     let site = Site::new();
     let mut redis = site.redis();
     let one = site.endpoint("one", xdp, &redis.address(), &["-repair-holddown", "0"]);
@@ -257,6 +257,6 @@ both_paths! {
     same_number_eventual: same_number_eventual_native, same_number_eventual_off;
     same_number_strict: same_number_strict_native, same_number_strict_off;
     no_claims: no_claims_native, no_claims_off;
-    nobody_to_tell: nobody_to_tell_native, nobody_to_tell_off;
+    repairs_without_announcement: repairs_without_announcement_native, repairs_without_announcement_off;
     fails_open: fails_open_native, fails_open_off;
 }

@@ -50,7 +50,7 @@ fn heard_by_the_other(xdp: &str) {
     assert_eq!(answer(&socket, to, KEY), Some(BY_MULTICAST));
     let metrics = counted(&two, "bre_cache_hits_total", &[], 2);
     assert_eq!(metrics.count("bre_cache_hits_total", &[("path", path(xdp))]), if xdp == "off" { 2 } else { 1 });
-    assert_eq!(metrics.count("bre_store_lookups_total", &[("outcome", "asked")]), 1, "nobody is asked again");
+    assert_eq!(metrics.count("bre_store_lookups_total", &[("outcome", "asked")]), 1, "no endpoint is asked again");
     watch.end();
 }
 
@@ -126,8 +126,8 @@ fn no_new_life(xdp: &str) {
     assert_eq!(redis.frame_life(KEY), None);
 }
 
-/// A frame that is in nobody's log and not in Redis is a MISS, in time, and once.
-fn nobody_has_it(xdp: &str) {
+/// A frame that is in no instance's log and not in Redis is a MISS, in time, and once.
+fn no_instance_has_it(xdp: &str) {
     let site = Site::new();
     let redis = site.redis();
     let two = site.endpoint("two", xdp, &redis.address(), &SHARED);
@@ -274,7 +274,7 @@ both_paths! {
     heard_by_the_other: heard_by_the_other_native, heard_by_the_other_off;
     every_kind: every_kind_native, every_kind_off;
     no_new_life: no_new_life_native, no_new_life_off;
-    nobody_has_it: nobody_has_it_native, nobody_has_it_off;
+    no_instance_has_it: no_instance_has_it_native, no_instance_has_it_off;
     memory_shares_no_frames: memory_shares_no_frames_native, memory_shares_no_frames_off;
     each_class_has_its_life: each_class_has_its_life_native, each_class_has_its_life_off;
     put_here_read_there: put_here_read_there_native, put_here_read_there_off;

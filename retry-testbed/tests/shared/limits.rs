@@ -74,7 +74,7 @@ fn one_sequence_charge(xdp: &str) {
     let (served, refused) = answers.split_at(4);
     assert!(served.iter().all(|answer| *answer == BY_MULTICAST), "{answers:?}");
     assert!(refused.iter().all(|answer| *answer == sequence_hold), "{answers:?}");
-    // A frame that nobody has: each NACK asks Redis, and each MISS is charged once.
+    // A frame that no instance has: each NACK asks Redis, and each MISS is charged once.
     let key = FrameKey::new(FLOW, 2);
     let answers: Vec<_> = (0..MOST + 2).map(|_| answer(&socket, to, key).expect("an answer")).collect();
     let (missed, refused) = answers.split_at(4);

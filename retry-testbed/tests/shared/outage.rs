@@ -118,7 +118,7 @@ fn short_of_patience(xdp: &str) {
     counted(&one, "bre_store_lookups_total", &[("outcome", "late")], 5);
 }
 
-/// `-redis-retry-breaker`: after so many failures nobody waits for Redis any more, until the breaker lets one through.
+/// `-redis-retry-breaker`: after so many failures no NACK waits for Redis any more, until the breaker lets one through.
 #[test]
 fn left_alone() {
     if !is_root("left_alone") {
@@ -138,7 +138,7 @@ fn left_alone() {
     });
     assert!(times.next().expect("a time") >= Duration::from_millis(100), "the first waits");
     let shortest = times.min().expect("five of them");
-    assert!(shortest < Duration::from_millis(80), "nobody waits while it is open: {shortest:?}");
+    assert!(shortest < Duration::from_millis(80), "no NACK waits while it is open: {shortest:?}");
     redis.go_on();
     // Longer than by default, and than it takes to see that it answers again.
     std::thread::sleep(Duration::from_millis(7_500));
@@ -151,7 +151,7 @@ fn left_alone() {
 }
 
 /// `-cache-dial-timeout`: a Redis that takes the connection and says nothing is given up after it, and not before.
-fn nobody_home(xdp: &str) {
+fn a_silent_redis_is_given_up(xdp: &str) {
     let site = Site::new();
     let redis = site.redis();
     redis.pause();
@@ -300,7 +300,7 @@ both_paths! {
     hangs: hangs_native, hangs_off;
     dies_and_comes_back: dies_and_comes_back_native, dies_and_comes_back_off;
     short_of_patience: short_of_patience_native, short_of_patience_off;
-    nobody_home: nobody_home_native, nobody_home_off;
+    a_silent_redis_is_given_up: a_silent_redis_is_given_up_native, a_silent_redis_is_given_up_off;
     outlived: outlived_native, outlived_off;
     refuses_us: refuses_us_native, refuses_us_off;
 }

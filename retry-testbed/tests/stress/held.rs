@@ -43,7 +43,10 @@ pub(crate) fn compare(pins: &Path, material: &Material, generations: u8) -> Resu
         }
         if !is_right {
             let head: String = bytes.iter().take(64).map(|byte| format!("{byte:02x}")).collect();
-            return Err(format!("slot {}, key {key}: {length} bytes that nobody sent: {head}…", index::slot(entry)));
+            return Err(format!(
+                "slot {}, key {key}: {length} bytes that were never sent: {head}…",
+                index::slot(entry)
+            ));
         }
         frames += 1;
     }

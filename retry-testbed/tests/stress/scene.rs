@@ -171,7 +171,7 @@ impl Stage {
                 }
                 let key = FrameKey::from_bytes(bytes[40..56].try_into().expect("16 bytes"));
                 let generation = material.generation(key, generations, bytes, &mut room);
-                assert!(generation.is_some(), "an answer for {key} with bytes that nobody sent");
+                assert!(generation.is_some(), "an answer for {key} with bytes that were never sent");
                 frames += 1;
             }
         }
@@ -190,7 +190,7 @@ impl Stage {
             quiet(&daemon);
             let hits = || daemon.metrics().expect("a scrape").count("bre_cache_hits_total", &[]);
             let before = hits();
-            // With the defaults its repairs are multicast, to nobody here.
+            // With the defaults its repairs are multicast, and no host here is a member.
             self.listen(material, flow, LAST, 1, Duration::from_millis(200), stop);
             assert!(hits() > before, "the log takes no frames any more");
         });

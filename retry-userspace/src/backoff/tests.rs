@@ -102,7 +102,7 @@ async fn the_breaker_opens_lets_one_through_and_closes() {
     tokio::time::sleep(Duration::from_millis(80)).await;
     let cancel = CancellationToken::new();
     let first = retry.run(&cancel, |_| async {
-        // While this one finds out, nobody else gets through.
+        // While this one finds out, no other call gets through.
         assert!(matches!(always(&retry, count).await, Err(GaveUp::BreakerOpen { .. })));
         Ok::<_, Failure<&str>>(())
     });

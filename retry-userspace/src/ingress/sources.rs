@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_speaks_for_the_operator_and_names_nobody_silences_nobody() {
+    fn one_that_speaks_for_the_operator_and_names_no_publisher_silences_none() {
         let mut sources = known();
         let two = [ip(2).octets()];
         assert_eq!(sources.handle_manifest(&manifest(&two, 1, 0), ip(50), 0), Outcome::Taken);
@@ -295,7 +295,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn publishers_are_always_wanted_and_nobody_else_unasked(
+        fn publishers_are_always_wanted_and_others_only_when_named(
             told in prop::collection::vec((50u16..53, 0u32..4, prop::collection::vec(1u16..9, 0..4), any::<u8>()), 0..12),
         ) {
             let mut sources = known();

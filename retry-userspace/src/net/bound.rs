@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_socket_is_nobody_elses() {
+    fn our_own_socket_is_not_a_rival() {
         let socket = std::net::UdpSocket::bind("[::1]:0").expect("a port");
         let port = socket.local_addr().expect("an address").port();
         assert_eq!(by_others(port).expect("readable"), []);

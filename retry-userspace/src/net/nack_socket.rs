@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_gets_the_port_afterwards() {
+    fn no_other_socket_gets_the_port_afterwards() {
         let socket = NackSocket::open(&config()).expect("loopback");
         let port = socket.local_addr().port();
         for address in [Ipv6Addr::LOCALHOST, Ipv6Addr::UNSPECIFIED] {
@@ -256,8 +256,8 @@ mod tests {
                 NackSocket::open(&Config { address: address("fd01::1"), port: 9300, ..config() }).expect("this host's");
             // The kernel keeps some 200 KiB for each neighbour that it has not resolved.
             let send = |number: u16| {
-                let nobody = Ipv6Addr::new(0xfd01, 0, 0, 0, 0xdead, 0, 0, number);
-                socket.send_unicast(SocketAddrV6::new(nobody, 9, 0, 0), &[0; 60_000])
+                let absent = Ipv6Addr::new(0xfd01, 0, 0, 0, 0xdead, 0, 0, number);
+                socket.send_unicast(SocketAddrV6::new(absent, 9, 0, 0), &[0; 60_000])
             };
             let is_full = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS));
             let full =

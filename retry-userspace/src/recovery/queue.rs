@@ -166,7 +166,7 @@ mod tests {
         for job in 0..4 {
             assert_eq!(queue.push(asker(1, 1), job), None);
         }
-        assert_eq!(queue.push(asker(1, 1), 4), Some(4), "nobody waits for more");
+        assert_eq!(queue.push(asker(1, 1), 4), Some(4), "no asker waits for more");
         assert_eq!(queue.push(asker(2, 1), 20), Some(3));
         assert_eq!(queue.push(asker(2, 1), 21), Some(2));
         assert_eq!(queue.push(asker(2, 1), 22), Some(22), "as many as the other");

@@ -42,7 +42,7 @@ fn requests_under_way_end_before_the_listener_does() {
     let held = api.runtime.block_on(api.backend.gate.acquire()).expect("never closed");
     let connection = api.start(&Request::new(Method::GET, "/v1/cluster/members"));
     until_above_0(&api.backend.asked_members);
-    // A connection that nobody uses holds up nothing.
+    // An idle connection holds up nothing.
     let idle = TcpStream::connect(api.address).expect("connected");
     api.cancel.cancel();
     let until = Instant::now() + SOON;

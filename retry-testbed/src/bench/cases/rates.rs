@@ -310,7 +310,7 @@ fn round(load: &Load, count: u64) -> Round {
     Round { rate: load.rate(count), nanoseconds: load.nanoseconds(count) }
 }
 
-/// Share of a core that the daemon takes when nobody asks.
+/// Share of a core that the daemon takes when no NACK comes.
 fn idle_share(daemon: &Daemon<'_>) -> Result<f64> {
     let time = std::time::Duration::from_millis(500);
     let before = daemon.cpu_time()?.process;

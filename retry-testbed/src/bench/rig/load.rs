@@ -92,7 +92,7 @@ impl Rig {
     /// Loads the server and counts and checks what comes back.
     ///
     /// # Errors
-    /// An answer is wrong, or there are answers that nobody asked for.
+    /// An answer is wrong, or there are answers that no NACK asked for.
     pub(crate) fn load(&mut self, stretch: &Stretch) -> Result<Load> {
         self.load_while(stretch, || Ok(())).map(|(load, ())| load)
     }
@@ -135,7 +135,7 @@ impl Rig {
         let Ask { first, count, sources, .. } = stretch.ask;
         let right = Right { length: stretch.length, first, count, ack_leads: stretch.ack_leads, spoofed: sources > 1 };
         let checked = self.check_samples(before.1, &right)?;
-        ensure!(answers.other <= answers.total() / 1000, "answers that nobody should have got: {answers:?}");
+        ensure!(answers.other <= answers.total() / 1000, "answers that no listener should have got: {answers:?}");
         let load =
             Load { sent: progress.sent - before.2.sent, answers, active: progress.active(), whole, napi, checked };
         Ok((load, value))

@@ -66,7 +66,7 @@ fn schedule(thread: i32, policy: i32, priority: i32) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the server's core from going to sleep as long as this lives: a thread that turns when nobody else wants the core.
+/// Keeps the server's core from going to sleep as long as this lives: a thread that turns when no other thread wants the core.
 ///
 /// A virtual core that sleeps is woken through its host, in up to a tenth of a millisecond: more than a queue of 256 packets
 /// lasts at a million and a half a second, and no doing of the server.

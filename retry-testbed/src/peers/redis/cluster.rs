@@ -101,14 +101,14 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// The cluster does not say.
     pub fn master_of(&self, key: FrameKey) -> Result<usize> {
-        let asked = self.alive().next().context("nobody is left")?;
+        let asked = self.alive().next().context("no node is left")?;
         let slot: u16 = asked.run(redis::cmd("CLUSTER").arg("KEYSLOT").arg(name("bre:frame:", key)))?;
         for line in self.lines(asked)? {
             if slots(&line).any(|(first, last)| (first..=last).contains(&slot)) {
                 return self.place(&line);
             }
         }
-        bail!("nobody serves slot {slot}")
+        bail!("no node serves slot {slot}")
     }
 
     /// The servers that serve slots, in order of their slots.
@@ -116,7 +116,7 @@ impl<'a> Cluster<'a> {
     /// # Errors
     /// The cluster does not say, or another node serves some.
     pub fn masters(&self) -> Result<Vec<usize>> {
-        let asked = self.alive().next().context("nobody is left")?;
+        let asked = self.alive().next().context("no node is left")?;
         let mut masters = Vec::new();
         for line in self.lines(asked)? {
             if let Some(first) = slots(&line).map(|(first, _)| first).min() {
@@ -179,7 +179,7 @@ impl<'a> Cluster<'a> {
                 let info: String = node.run(redis::cmd("CLUSTER").arg("INFO"))?;
                 let lines = self.lines(node)?;
                 let failed = |line: &&String| {
-                    // A dead master that still has slots: nobody has taken over yet.
+                    // A dead master that still has slots: no replica has taken over yet.
                     line.contains("fail") && line.split_whitespace().count() > 8
                 };
                 if !info.contains("cluster_state:ok") || lines.iter().any(|line| failed(&line)) {

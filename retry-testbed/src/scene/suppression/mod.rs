@@ -2,7 +2,7 @@
 //! are counted on the wire of one of them.
 //!
 //! Every listener has an IPv6 address and sockets of its own; a few namespaces hold them. The frames are lost on the links
-//! to all of these, so nobody has what it asks for, and each repair is a packet that came by multicast.
+//! to all of these, so no listener has what it asks for, and each repair is a packet that came by multicast.
 
 mod listeners;
 
@@ -255,7 +255,7 @@ pub fn run(binary: &Path, scene: &Scene<'_>) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Publishes a frame that all hear, those that nobody hears, and one more that all hear; returns the SeqNums of those lost.
+/// Publishes a frame that all hear, those that no listener hears, and one more that all hear; returns the SeqNums of those lost.
 fn publish_and_lose(
     fabric: &Fabric,
     names: &[String],

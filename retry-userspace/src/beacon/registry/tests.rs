@@ -108,7 +108,7 @@ fn ours_and_what_is_no_advert_leave_no_trace() {
 }
 
 #[test]
-fn an_address_that_nobody_can_reach_is_refused() {
+fn an_unreachable_address_is_refused() {
     let mut registry = registry();
     for (advert, why) in [
         (with_address("::"), Unusable::Unspecified),

@@ -23,11 +23,11 @@ fn a_changed_answer_is_followed_and_the_last_one_stands() {
                 tokio::time::timeout(crate::net::testing::SOON, changed).await.expect("soon").expect("kept").of(&hosts)
             };
             assert_eq!(until(&mut names, &[ip(1), ip(2)], &[]).await.len(), 2);
-            assert!(count(&counters, Counter::ResolveErrors) >= 1, "nobody knows the other");
+            assert!(count(&counters, Counter::ResolveErrors) >= 1, "the other does not resolve");
             dns.stop().await;
             let dns = Dns::start(&[("one.test", &[ip(2), ip(3)]), ("two.test", &[ip(4)])]).await;
             until(&mut names, &[ip(2), ip(3)], &[ip(4)]).await;
-            // One has only an IPv4 address now, nobody knows the other: not one is lost.
+            // One has only an IPv4 address now, the other does not resolve: not one is lost.
             dns.stop().await;
             let dns = Dns::start(&[("one.test", &[])]).await;
             let errors = count(&counters, Counter::ResolveErrors);

@@ -80,7 +80,7 @@ fn names_and_manifests_reach_the_sockets_live() {
         told(runtime, &to_data, &set(&[1, 2, 3, 6]), &set(&[1, 2, 6]));
         assert_eq!(count(&counters, Counter::ManifestsForeign), 1);
         assert_eq!(count(&counters, Counter::ManifestsStale), 1);
-        // Nobody answers for a while: all of them are kept.
+        // No server answers for a while: all of them are kept.
         runtime.block_on(dns.stop());
         let errors = count(&counters, Counter::ResolveErrors);
         while count(&counters, Counter::ResolveErrors) == errors {

@@ -296,7 +296,7 @@ fn a_source_that_is_refused_is_tried_again() {
         let publisher = Publisher::new(&pair, PORT);
         publisher.send(source(2), group(3), b"x");
         assert_eq!(drain(subscription.fds()), [(source(2), group(3))]);
-        // The last set stands when nobody finds out sources any more.
+        // The last set stands when source discovery has ended.
         drop(sender);
         keeping.join().expect("no panic");
         publisher.send(source(1), group(4), b"x");

@@ -139,7 +139,7 @@ mod tests {
         let mut held = Held::default();
         assert!((0..MOST).all(|item| held.push(hop(item), item, 0).is_empty()));
         assert_eq!(held.push(hop(MOST), MOST, 0), [0]);
-        assert_eq!(held.next_unasked(), Some(hop(1)), "nobody asks for one that nothing waits for");
+        assert_eq!(held.next_unasked(), Some(hop(1)), "a hop that nothing waits for is not asked for");
         assert_eq!(held.items, MOST);
     }
 

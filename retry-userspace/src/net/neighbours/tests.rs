@@ -52,10 +52,10 @@ fn to(address: &str) -> SocketAddrV6 {
 fn a_neighbour_that_does_not_exist_holds_nothing_for_long() {
     in_namespace("a_neighbour_that_does_not_exist_holds_nothing_for_long", |pair: Pair| {
         let rig = Rig::start();
-        let nobody = to("fd01::99");
-        rig.until("the tables are read", |gate| gate.waits_for(nobody).is_some());
-        let hop = rig.gate.waits_for(nobody).expect("not resolved");
-        assert_eq!((hop.interface, hop.address), (pair.near.index, *nobody.ip()));
+        let absent = to("fd01::99");
+        rig.until("the tables are read", |gate| gate.waits_for(absent).is_some());
+        let hop = rig.gate.waits_for(absent).expect("not resolved");
+        assert_eq!((hop.interface, hop.address), (pair.near.index, *absent.ip()));
         assert_eq!(rig.gate.waits_for(to("fd01::1")), None, "this host");
         assert_eq!(rig.gate.waits_for(to("2001:db8::1")), None, "no route: the kernel says so at once");
         assert!(rig.gate.hold(hop, 1).is_empty());

@@ -59,7 +59,7 @@ fn a_frame_is_taken_for_its_job_whoever_sends_it() {
     assert_eq!((frame(&first), frame(&second)), (None, Some(b"two".to_vec())));
     assert_eq!(flight.frame(&key(1, 1), upstream(1), b"one", 9), at(0));
     assert_eq!(frame(&first), Some(b"one".to_vec()));
-    // Nobody waits for it.
+    // No job waits for it.
     assert_eq!(flight.frame(&key(9, 9), upstream(1), b"?", 9), None);
 }
 
@@ -139,7 +139,7 @@ fn no_miss_is_meant_for_what_was_acked() {
 }
 
 #[test]
-fn a_late_miss_costs_nobody_a_frame() {
+fn a_late_miss_costs_no_asker_a_frame() {
     let mut flight = Flight::default();
     let mut late = asked(&mut flight, key(1, 1), 0);
     flight.give_up(&key(1, 1), upstream(1), 300 * MS);

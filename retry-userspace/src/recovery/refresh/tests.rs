@@ -74,7 +74,7 @@ fn what_is_saved_stays_young() {
 
 proptest! {
     #[test]
-    fn places_are_kept_and_nobody_comes_twice(
+    fn places_are_kept_and_no_upstream_comes_twice(
         before in prop::collection::vec(0..20_u16, 0..20), now in prop::collection::vec(0..20_u16, 1..20),
     ) {
         let mut state = State::remembering(endpoints(&before));

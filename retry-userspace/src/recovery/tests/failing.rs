@@ -7,8 +7,8 @@ fn three_attempts(proxy: Proxy) -> Proxy {
     Proxy { retry, ..proxy }
 }
 
-/// An address of this host where nobody listens.
-async fn nobody() -> SocketAddr {
+/// An address of this host where no socket listens.
+async fn closed_port() -> SocketAddr {
     Upstream::open().await.address
 }
 
@@ -45,7 +45,7 @@ async fn silence_is_tried_again() {
 
 #[tokio::test]
 async fn icmp_goes_to_the_next_at_once_and_three_errors_are_enough() {
-    let closed = nobody().await;
+    let closed = closed_port().await;
     let other = Upstream::open().await;
     let mut rig = Rig::start(settings(&[closed, other.address]));
     for seq_num in 1..=3 {
@@ -64,16 +64,16 @@ async fn icmp_goes_to_the_next_at_once_and_three_errors_are_enough() {
 }
 
 #[tokio::test]
-async fn nobody_can_be_reached() {
+async fn no_upstream_can_be_reached() {
     let v4 = Upstream::at("127.0.0.1:0").await.address;
-    let rig = Rig::start(settings(&[nobody().await, v4]));
+    let rig = Rig::start(settings(&[closed_port().await, v4]));
     rig.ask(1);
     rig.counts(Counter::ProxyFailedUnreachable, 1).await;
 }
 
 #[tokio::test]
 async fn a_dead_upstream_makes_no_miss_uncertain() {
-    let closed = nobody().await;
+    let closed = closed_port().await;
     let other = Upstream::open().await;
     let rig = Rig::start(settings(&[closed, other.address]));
     until("both are known", || rig.recovery.upstreams().len() == 2).await;
@@ -126,7 +126,7 @@ async fn a_cancellation_ends_it_at_once() {
     let failed = Counter::ALL.iter().filter(|counter| counter.series().name == "bre_proxy_failed_total");
     assert_eq!(failed.map(|counter| rig.count(*counter)).sum::<u64>(), 0);
     assert!(rig.frames.try_recv().is_err());
-    // What comes now is for nobody, and no panic.
+    // What comes now has no receiver, and is no panic.
     rig.ask(waits + 1);
     assert!(upstream.is_quiet());
 }

@@ -32,7 +32,7 @@ fn endpoints_heard_are_asked_and_a_cold_start_remembers_them() {
             upstream.send_frame(&upstream.nack().await).await;
             assert_eq!(rig.recovered().await, 1);
             let status = rig.recovery.upstreams();
-            assert_eq!((status.len(), status[0].pinned), (1, false), "our own loopback is nobody's endpoint");
+            assert_eq!((status.len(), status[0].pinned), (1, false), "our own loopback is no upstream endpoint");
             until("they are saved", || directory.path().join("upstreams.json").exists()).await;
             drop(rig);
             let mut cold = Rig::with(discovering(Some(directory.path())), Ledger::default(), Arc::new(Vec::new));
@@ -64,8 +64,8 @@ fn an_endpoint_heard_later_does_not_wait_for_a_minute() {
 }
 
 #[test]
-fn a_name_that_does_not_resolve_stops_nobody() {
-    in_namespace("a_name_that_does_not_resolve_stops_nobody", |_| {
+fn a_name_that_does_not_resolve_stops_no_other() {
+    in_namespace("a_name_that_does_not_resolve_stops_no_other", |_| {
         run(async {
             // Hosts differ in what this name is.
             let mut addresses = tokio::net::lookup_host("localhost:0").await.expect("every host has it");

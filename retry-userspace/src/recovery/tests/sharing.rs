@@ -81,7 +81,7 @@ async fn a_miss_of_one_job_costs_another_no_frame() {
 }
 
 #[tokio::test]
-async fn with_nobody_else_to_ask_the_rest_of_its_time_is_waited_for() {
+async fn with_no_other_upstream_the_rest_of_its_time_is_waited_for() {
     let ([upstream], addresses) = upstreams().await;
     let mut rig = Rig::start(Proxy { workers: 2, ..settings(&addresses) });
     rig.ask(1);
@@ -125,7 +125,7 @@ async fn hundreds_at_a_time_by_one_socket() {
 }
 
 #[tokio::test]
-async fn who_asks_for_what_nobody_has_keeps_nobody_waiting() {
+async fn asking_for_a_frame_that_is_nowhere_delays_no_other() {
     const HONEST: u64 = 20;
     let ([silent, good], addresses) = upstreams().await;
     let patient = Duration::from_millis(300);

@@ -65,7 +65,7 @@ fn one_that_does_not_answer_leaves_and_a_pinned_one_comes_last() {
 }
 
 #[test]
-fn when_nobody_answers_all_are_asked() {
+fn when_none_answers_all_are_asked() {
     let mut upstreams = table([1, 2], 0);
     fail(&mut upstreams, 1);
     fail(&mut upstreams, 2);

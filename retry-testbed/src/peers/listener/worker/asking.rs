@@ -35,7 +35,7 @@ impl Worker {
         let order = self.known.order(Instant::now());
         let rank = self.gaps.get(&key).map_or(0, |gap| gap.rank);
         let Some(&endpoint) = rank.checked_rem(order.len()).and_then(|rank| order.get(rank)) else {
-            // Nobody has announced itself so far.
+            // No endpoint has announced itself so far.
             self.enter(key, State::Paused, self.settings.backoff);
             return Ok(());
         };

@@ -264,7 +264,7 @@ impl Worker {
         for key in expected.drain(..) {
             self.open_gap(key);
         }
-        // Still under the lock, so that nobody sees an empty list and nothing open in between.
+        // Still under the lock, so that no reader sees an empty list and nothing open in between.
         self.stats().open = u64::try_from(self.gaps.len())?;
         Ok(())
     }
