@@ -15,9 +15,8 @@ use retry_testbed::{
     net::packet::PacketBuilder,
     peers::answer::nack,
     scene::is_root,
-    xdp::fixture::{Interface, Loaded, NACK_ADDRESS, in_new_namespace},
+    xdp::fixture::{Interface, Loaded, NACK_ADDRESS, in_new_namespace, monotonic_ns},
 };
-use retry_userspace::parts::clock::monotonic_ns;
 use serde_json::Value;
 
 const DOCUMENT: &str = include_str!("../../docs/bpftool.md");

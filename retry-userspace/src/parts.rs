@@ -23,11 +23,6 @@ pub mod beacon {
     }
 }
 
-/// The clock of the frame log and the limits.
-pub mod clock {
-    pub use crate::clock::monotonic_ns;
-}
-
 /// What the daemon counts.
 pub mod counters {
     pub use crate::counters::UserCounters;

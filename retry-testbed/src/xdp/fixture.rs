@@ -15,7 +15,10 @@ use std::{
 use anyhow::{Context, Result};
 use aya::{maps::MapData, programs::Xdp};
 use aya_obj::programs::XdpAttachType;
-use nix::sched::{CloneFlags, unshare};
+use nix::{
+    sched::{CloneFlags, unshare},
+    time::{ClockId, clock_gettime},
+};
 use retry_common::{
     abi::{Egress, Event, LAYOUT, Settings, setting_flag},
     counter::{Counter, Counters},
@@ -26,7 +29,6 @@ use retry_common::{
     wire::frame::Class,
 };
 use retry_userspace::parts::{
-    clock::monotonic_ns,
     datapath::{self, Datapath, EgressInterface, Events, Interfaces, KernelFill, KernelSources, Mode, Parts},
     framelog::{self, Log, Memory, NewFrame, Pages, Put, Sizes, Writer},
 };
@@ -71,6 +73,16 @@ const MTU: &str = "3500";
 #[must_use]
 pub fn slow_machine() -> bool {
     std::env::var_os("RETRY_SLOW_MACHINE").is_some()
+}
+
+/// Nanoseconds of the monotonic clock, as the kernel program reads it.
+///
+/// # Panics
+/// The kernel has no such clock: never.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the kernel has this clock");
+    u64::try_from(Duration::from(now).as_nanos()).expect("584 years")
 }
 
 /// Runs a closure on a fresh thread in a network namespace that ends with it; a panic passes through.

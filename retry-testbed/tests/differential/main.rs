@@ -33,11 +33,10 @@ use retry_testbed::{
     scene::is_root,
     xdp::{
         expect::{Out, compare, role},
-        fixture::{Interface, Loaded, NACK_ADDRESS, Ran, difference, in_new_namespace, slow_machine},
+        fixture::{Interface, Loaded, NACK_ADDRESS, Ran, difference, in_new_namespace, monotonic_ns, slow_machine},
     },
 };
 use retry_userspace::parts::{
-    clock::monotonic_ns,
     counters::UserCounters,
     engine::{self, Engine},
     framelog::{self, Log, NewFrame, Pages, Record, Sizes, Writer},

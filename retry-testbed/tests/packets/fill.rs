@@ -17,14 +17,11 @@ use retry_testbed::{
     net::packet::{Checksum, ETHERTYPE_VLAN, Extension, PacketBuilder},
     peers::frames::{Flow, Kind},
     xdp::{
-        fixture::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS, slow_machine},
+        fixture::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS, monotonic_ns, slow_machine},
         testrun::Action,
     },
 };
-use retry_userspace::parts::{
-    clock::monotonic_ns,
-    framelog::{self, Log, NewFrame, Pages, Put, Removed, Sizes, Writer},
-};
+use retry_userspace::parts::framelog::{self, Log, NewFrame, Pages, Put, Removed, Sizes, Writer};
 
 use crate::verdicts::with_program;
 

@@ -17,10 +17,9 @@ use retry_testbed::xdp::{
         Out, once,
         role::{ACK, LEADS, MULTI, UNI},
     },
-    fixture::{Interface, Loaded, in_new_namespace},
+    fixture::{Interface, Loaded, in_new_namespace, monotonic_ns},
     testrun::Action,
 };
-use retry_userspace::parts::clock::monotonic_ns;
 
 use crate::table::{Ask, Case, HOLD_NS, Scene, asks};
 
