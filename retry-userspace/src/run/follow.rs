@@ -304,7 +304,8 @@ impl Follower {
             match self.delivery.counts.judge(&interface, now.into_std(), sent) {
                 Judgement::Takes => {}
                 Judgement::Loses => warnings.push(format!(
-                    "interface {interface}: its driver does not take a tenth or more of the packets of the kernel program                      (bre_xdp_xmit_drops_total): the other end is too slow, or has a smaller MTU"
+                    "interface {interface}: its driver does not take a tenth or more of the packets of the kernel program \
+                     (bre_xdp_xmit_drops_total): the other end is too slow, or has a smaller MTU"
                 )),
                 Judgement::Refuses if self.delivery.refusal.is_none() => self.refuse(&interface),
                 Judgement::Refuses => {}

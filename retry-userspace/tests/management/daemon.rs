@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use nix::time::{ClockId, clock_gettime};
 use retry_common::counter::Counters;
 use retry_common::group::{BeefBits, ShardBits, Sharding};
 use retry_common::key::FrameKey;
@@ -15,11 +16,16 @@ use retry_userspace::parts::admin::manage::{
     Backend, BackendError, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
 };
 use retry_userspace::parts::beacon::registry::Endpoint;
-use retry_userspace::parts::clock::monotonic_ns;
 use retry_userspace::parts::framelog::{Log, NewFrame, Pages, Put, Removed, Sizes, Writer, open};
 use retry_userspace::parts::metrics::{Snapshot, Source};
 use retry_userspace::parts::settings::{Described, Settings};
 use tokio::sync::Semaphore;
+
+/// Nanoseconds of the monotonic clock, by which the frame log counts lives.
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a clock");
+    u64::try_from(Duration::from(now).as_nanos()).expect("centuries")
+}
 
 /// Life of every class here.
 pub(crate) const LIFE_MS: u32 = 60_000;
