@@ -105,6 +105,24 @@ const CASES: &[Case] = &[
         ..BASE
     },
     Case {
+        name: "neither: the ACK alone, with flags 0, but for another endpoint",
+        flags: 0,
+        hold_down: true,
+        steps: &[
+            asks(Ask::Have(0), Out::Ack(0), &[NackRequests, CacheHits, AcksSent]),
+            asks(Ask::Have(0), Out::Ack(0), &[NackRequests, CacheHits, AcksSent]),
+            asks(Ask::Have(0), Out::Clones(0x02, ACK | UNI | LEADS), UNICAST).flags(PROXIED),
+            asks(Ask::Lack, Out::Miss, MISSED),
+        ],
+        ..BASE
+    },
+    Case {
+        name: "neither, and no ACK: silence",
+        flags: QUIET,
+        steps: &[asks(Ask::Have(0), Out::Silence, &[NackRequests, CacheHits])],
+        ..BASE
+    },
+    Case {
         name: "both: the hold-down leaves the unicast copy",
         flags: HERE | flag::UNICAST,
         hold_down: true,
