@@ -31,6 +31,23 @@
 //! 9. `parts`, `run`, which imports every part
 //!
 //! `datapath` alone knows aya and the names of maps.
+//!
+//! # Example
+//!
+//! The binary is not much more than this:
+//!
+//! ```no_run
+//! use retry_userspace::{LogConfig, Settings, run, shutdown_signal, start_log};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let settings = Settings::from_args_and_env(std::env::args_os(), |name| std::env::var_os(name))
+//!     .map_err(|stop| stop.to_string())?;
+//! let log_level = start_log(&LogConfig::from(&settings));
+//! run(&settings, log_level, shutdown_signal()).await?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod admin;
 mod backoff;
