@@ -8,13 +8,13 @@
 //! 4. The kernel program answers hits. What it does not take reaches `nack`, by socket or by event.
 //! 5. `engine` decides as the kernel program does, with `limits` of its own; `repair` sends.
 //! 6. What this endpoint does not have comes from the shared `store` or by `recovery` from upstream endpoints; `backoff`
-//!    paces both. `dedup` says how instances of one store keep from sending the same repair.
+//!    paces both. `dedup` says how instances that share a store avoid sending the same repair twice.
 //! 7. `beacon` announces this endpoint and hears of others; `counters` counts, `metrics` makes samples of all numbers;
 //!    `admin` shows numbers and frames over HTTP; `telemetry` logs and exports.
 //! 8. `interfaces` are watched, and the daemon follows what changes on the host.
 //! 9. `verify_log` checks the log of a running daemon, from another process.
 //!
-//! `net` has the sockets, `clock` the time, `shutdown` the signals.
+//! `net` has the sockets, `clock` the time, `shutdown` the signals. `parts` is what tests and the testbed may use of all this.
 //!
 //! # What imports what
 //!

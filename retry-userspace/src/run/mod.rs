@@ -1,8 +1,8 @@
 //! Builds the daemon from its settings, runs it until the shutdown, and takes it down in the right order.
 //!
 //! Four steps, each in a file of its name: `build` opens all parts and connects them, `spawn` starts their threads and tasks,
-//! `supervise` keeps the timers until the end, `drain` ends everything. What goes from where, on which thread or in which
-//! (task), through what, to where:
+//! `supervise` keeps the timers until the end, `drain` ends everything. The table has a line per connection: what carries the
+//! data, a thread or, in parentheses, a task of the part of that name; and the channel or shared object that it goes through.
 //!
 //! ```text
 //! from                          thread, (task)    through                        to
@@ -85,14 +85,14 @@ pub async fn run(
     run_seen(settings, log_level, shutdown, |_| {}).await
 }
 
-/// As [`run`]; `see` is shown what fills the log, for tests that hold its lock.
+/// As [`run`]. Calls `see` once with the [`Fill`], so that a test can lock the frame log.
 async fn run_seen(
     settings: &Settings,
     log_level: LogLevel,
     shutdown: impl Future<Output = ()>,
     see: impl FnOnce(&Arc<Fill>),
 ) -> Result<(), StartError> {
-    // Before anything else: a hang-up that is not watched for ends a process.
+    // Before anything else: SIGHUP ends a process that has no handler for it.
     let hangups = signal(SignalKind::hangup()).map_err(StartError::Thread)?;
     let Built { parts, kept } = build(settings)?;
     see(&parts.work.fill);
