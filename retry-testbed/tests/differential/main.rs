@@ -258,7 +258,7 @@ fn kernel_does(verdict: &Verdict<Frame>, flags: u32) -> (Out, Vec<Counter>) {
 fn repair(plan: &Repair, settings: u32) -> (Out, Vec<Counter>) {
     let (egress_here, announce) = (settings & flag::EGRESS_HERE != 0, settings & flag::ANNOUNCE != 0);
     let flags = u8::from(plan.multicast || plan.held) | u8::from(plan.unicast) << 1;
-    let ack = plan.ack && flags != 0;
+    let ack = plan.ack && (flags != 0 || plan.bare);
     let counted =
         [(Counter::AcksSent, ack), (Counter::UnicastRetransmits, plan.unicast), (Counter::Retransmits, plan.multicast)];
     let counted = counted.into_iter().filter(|(_, sent)| *sent).map(|(counter, _)| counter).collect();

@@ -178,15 +178,6 @@ const CASES: &[Case] = &[
         ..BASE
     },
     Case {
-        name: "neither multicast nor unicast wanted",
-        flags: 0,
-        steps: &[
-            asks(Ask::Have(0), Out::Silence, &[NackRequests, CacheHits]),
-            asks(Ask::Have(0), Out::Clones(0x02, ACK | UNI | LEADS), UNICAST).flags(PROXIED),
-        ],
-        ..BASE
-    },
-    Case {
         name: "over the limit of the address: silence, whatever is set",
         flags: flag::UNICAST | flag::THROTTLE_RESPONSE,
         limits: [2, 0, 0, 0],
