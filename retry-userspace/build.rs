@@ -1,7 +1,10 @@
 //! Finds the kernel object that the daemon embeds: `RETRY_EBPF_OBJECT`, else where `cargo xtask build-ebpf` puts it.
 //! Without one an empty file is embedded, and the daemon says so when asked for XDP.
+//!
+//! Finds the commit too: `RETRY_COMMIT`, else what git says, else `unknown`.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs, io};
 
 fn main() -> io::Result<()> {
@@ -17,5 +20,27 @@ fn main() -> io::Result<()> {
         fs::write(&embedded, [])?;
     }
     println!("cargo::rustc-env=RETRY_EBPF_EMBED={}", embedded.display());
+    println!("cargo::rustc-env=RETRY_COMMIT={}", commit());
     Ok(())
+}
+
+/// The commit that is built. A build from an archive, or without git, has none.
+fn commit() -> String {
+    println!("cargo::rerun-if-env-changed=RETRY_COMMIT");
+    if let Ok(commit) = env::var("RETRY_COMMIT") {
+        return commit;
+    }
+    // It changes with every commit and every checkout.
+    if let Some(log) = git(&["rev-parse", "--path-format=absolute", "--git-path", "logs/HEAD"])
+        && Path::new(&log).exists()
+    {
+        println!("cargo::rerun-if-changed={log}");
+    }
+    git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+    let line = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (!line.is_empty()).then_some(line)
 }

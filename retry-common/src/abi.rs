@@ -10,7 +10,7 @@ use crate::key::FrameKey;
 use crate::limits::{TokenBucket, Window, table};
 
 /// Version of everything in this file. Raised by any change that makes old maps unreadable.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// Bytes of one entry of the ring map. No record straddles two segments.
 pub const SEGMENT_LEN: usize = 1 << 24;
@@ -368,6 +368,29 @@ pub struct RoleState {
     pub last_nonce: u64,
 }
 
+/// Entries of a [`SourceTable`]; a value of a per-CPU map holds at most 32 KiB.
+pub const SOURCE_ENTRIES: usize = 512;
+
+/// Frames stored of one source.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct SourceCount {
+    /// The source's IPv6 address.
+    pub address: [u8; 16],
+    /// Frames; 0 = the entry is free.
+    pub frames: u64,
+}
+
+/// Frames that the kernel stored on one CPU, by their source. Filled and read by [`crate::sources`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SourceTable {
+    /// The sources, in buckets.
+    pub entries: [SourceCount; SOURCE_ENTRIES],
+    /// Frames of sources whose bucket was full.
+    pub other: u64,
+}
+
 /// Where those who write a lane stand; places are those of [`crate::position`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -425,6 +448,10 @@ const _: () = {
     assert!(size_of::<Bulk>() == 8);
     assert!(size_of::<Sent>() == 16);
     assert!(offset_of!(Sent, drops) == 8);
+    assert!(size_of::<SourceCount>() == 24);
+    assert!(offset_of!(SourceCount, frames) == 16);
+    assert!(offset_of!(SourceTable, other) == SOURCE_ENTRIES * 24);
+    assert!(size_of::<SourceTable>() <= 32 << 10);
     assert!(size_of::<Ticket>() == 32);
     assert!(size_of::<Lane>() == 48);
     assert!(offset_of!(Lane, limit) == 8);

@@ -79,14 +79,15 @@ counters! {
     FrameLogBusy frame_log_busy User = "bre_frames_dropped_total" [reason = "log_busy"] "Frames not stored because the kernel was writing a frame with their key for more than 5 ms.";
     FrameDuplicate frame_duplicate User = "bre_cache_duplicates_total" [kind = "same"] "Frames heard again with the same bytes: the first record stays.";
     FrameReplaced frame_replaced User = "bre_cache_duplicates_total" [kind = "replaced"] "Frames heard again with other bytes: the newest stays.";
-    StoredMulticast stored_multicast User = "bre_cache_stored_total" [source = "multicast"] "Frames stored from the multicast ingress.";
-    StoredTee stored_tee User = "bre_cache_stored_total" [source = "tee"] "Frames stored from the tee socket.";
-    StoredStore stored_store User = "bre_cache_stored_total" [source = "redis"] "Frames fetched from the shared store into the frame log.";
-    StoredUpstream stored_upstream User = "bre_cache_stored_total" [source = "proxy"] "Frames stored that an upstream endpoint sent.";
-    StoredApi stored_api User = "bre_cache_stored_total" [source = "api"] "Frames stored through the management API.";
+    StoredMulticast stored_multicast User = "bre_cache_stored_by_total" [via = "multicast"] "Frames stored from the multicast ingress.";
+    StoredTee stored_tee User = "bre_cache_stored_by_total" [via = "tee"] "Frames stored from the tee socket.";
+    StoredStore stored_store User = "bre_cache_stored_by_total" [via = "redis"] "Frames fetched from the shared store into the frame log.";
+    StoredUpstream stored_upstream User = "bre_cache_stored_by_total" [via = "proxy"] "Frames stored that an upstream endpoint sent.";
+    StoredApi stored_api User = "bre_cache_stored_by_total" [via = "api"] "Frames stored through the management API.";
     FilledByKernel filled_by_kernel User = "bre_fill_kernel_frames_total" [] "Frames heard by multicast that the kernel stored; the others the daemon.";
     FillRefused fill_refused Kernel = "bre_fill_kernel_refused_total" [reason = "checksum"] "Frames heard by multicast that the kernel refused because their checksum was wrong; the room that they were copied to was given back.";
-    EvictedLap evicted_lap User = "bre_cache_evicted_total" [reason = "lap"] "Live frames overwritten because the ring came round.";
+    EvictedLapShort evicted_lap_short User = "bre_cache_evicted_total" [reason = "lap", ring = "short"] "Live transactions and BEEF objects overwritten because their ring came round.";
+    EvictedLapLong evicted_lap_long User = "bre_cache_evicted_total" [reason = "lap", ring = "long"] "Live blocks, subtrees and anchors overwritten because their ring came round.";
     EvictedExpired evicted_expired User = "bre_cache_evicted_total" [reason = "expired"] "Frames dropped at the end of their life.";
     EvictedMaxKeys evicted_max_keys User = "bre_cache_evicted_total" [reason = "max_keys"] "Live frames dropped because of cache-max-keys.";
     EvictedBucket evicted_bucket User = "bre_cache_evicted_total" [reason = "bucket_full"] "Live frames dropped because their index bucket was full.";
@@ -102,6 +103,7 @@ counters! {
     NackWrongLength nack_wrong_length Both = "bre_nack_dropped_total" [reason = "length"] "Datagrams to the NACK port that are shorter than their IPv6 or UDP length says.";
     NackWrongChecksum nack_wrong_checksum Kernel = "bre_nack_dropped_total" [reason = "checksum"] "Datagrams of a NACK's size to the NACK port whose UDP checksum is wrong or absent. On the socket path the host's stack drops them before the daemon: Udp6InCsumErrors of /proc/net/snmp6.";
     NackUnanswerable nack_unanswerable User = "bre_nack_dropped_total" [reason = "source"] "NACKs from the unspecified address or from port 0: an answer would reach this host or no host.";
+    NackSocketOverflow nack_socket_overflow User = "bre_nack_dropped_total" [reason = "socket_overflow"] "Datagrams to the NACK port that the kernel dropped at the daemon's socket: its receive buffer was full, or the UDP checksum was wrong.";
     NackPortContended nack_port_contended User = "bre_nack_port_contended_total" [] "Looks, one per second, that found a socket of another program bound to the address and port of NACKs: it may take them.";
     CacheHits cache_hits Both = "bre_cache_hits_total" [] "NACKs for a frame that the cache holds.";
     CacheMisses cache_misses Both = "bre_cache_misses_total" [] "NACKs for a frame that the cache does not hold.";
@@ -138,12 +140,13 @@ counters! {
     DedupFailedOpen dedup_failed_open User = "bre_dedup_errors_total" [reason = "failed_open"] "Multicast repairs sent without a claim because the shared store did not answer.";
     DedupNotAnnounced dedup_not_announced User = "bre_dedup_errors_total" [reason = "not_announced"] "Multicast repairs that other instances were not told of.";
     DedupEventsFull dedup_events_full Kernel = "bre_dedup_errors_total" [reason = "events_full"] "Multicast repairs that the daemon was not told of because the event ring was full.";
-    ProxyRequests proxy_requests User = "bre_proxy_requests_total" [] "NACKs sent to upstream endpoints.";
+    ProxyRequests proxy_requests User = "bre_proxy_requests_total" [] "Recoveries begun, each of one frame; those that fail before an upstream is asked included.";
+    ProxyNacks proxy_nacks User = "bre_proxy_nacks_total" [] "NACKs sent to upstream endpoints; a recovery may send several.";
     ProxyRecovered proxy_recovered User = "bre_proxy_recovered_total" [] "Frames that an upstream endpoint sent.";
-    ProxyFailedMiss proxy_failed_miss User = "bre_proxy_failed_total" [reason = "miss"] "Recoveries given up because every upstream asked had not the frame.";
-    ProxyFailedTimeout proxy_failed_timeout User = "bre_proxy_failed_total" [reason = "timeout"] "Recoveries given up because no upstream answered.";
-    ProxyFailedThrottled proxy_failed_throttled User = "bre_proxy_failed_total" [reason = "throttled"] "Recoveries given up because the upstreams throttled us.";
-    ProxyFailedUnreachable proxy_failed_unreachable User = "bre_proxy_failed_total" [reason = "unreachable"] "Recoveries given up because no upstream could be sent to.";
+    ProxyFailedMiss proxy_failed_miss User = "bre_proxy_failed_total" [reason = "exhausted", last = "miss"] "Recoveries given up because every upstream asked had not the frame.";
+    ProxyFailedTimeout proxy_failed_timeout User = "bre_proxy_failed_total" [reason = "exhausted", last = "timeout"] "Recoveries given up because no upstream answered.";
+    ProxyFailedThrottled proxy_failed_throttled User = "bre_proxy_failed_total" [reason = "exhausted", last = "throttled"] "Recoveries given up because the upstreams throttled us.";
+    ProxyFailedUnreachable proxy_failed_unreachable User = "bre_proxy_failed_total" [reason = "exhausted", last = "unreachable"] "Recoveries given up because no upstream could be sent to.";
     ProxyFailedNone proxy_failed_none User = "bre_proxy_failed_total" [reason = "no_upstream"] "Recoveries given up because no upstream is known.";
     ProxyFailedAsker proxy_failed_asker User = "bre_proxy_failed_total" [reason = "asker"] "Recoveries not begun because the neighbour that asked does not exist.";
     ProxyBadDatagrams proxy_bad_datagrams User = "bre_proxy_bad_datagrams_total" [] "Datagrams of upstream endpoints that are neither an answer nor a frame.";
@@ -185,7 +188,7 @@ const FAMILIES: &[(&str, &str)] = &[
     ("bre_sends_dropped_total", "What the daemon did not send, by reason."),
     ("bre_frames_dropped_total", "Datagrams on the data port that were not cached, by reason."),
     ("bre_cache_duplicates_total", "Frames heard again, by whether their bytes were the same."),
-    ("bre_cache_stored_total", "Frames stored in the frame log, by where they came from."),
+    ("bre_cache_stored_by_total", "Frames stored in the frame log, by how they came."),
     ("bre_cache_evicted_total", "Frames dropped from the frame log, by reason."),
     ("bre_log_repairs_total", "What was found wrong in the frame log and mended, by kind."),
     ("bre_nack_dropped_total", "Datagrams to the NACK port that are no NACK, by reason."),

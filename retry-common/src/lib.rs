@@ -43,4 +43,5 @@ pub mod index;
 pub mod key;
 pub mod limits;
 pub mod position;
+pub mod sources;
 pub mod wire;

@@ -23,7 +23,7 @@ use retry_common::index;
 use retry_common::wire::frame::{HEAD_LEN, Head};
 
 use crate::packet::{self, ETHERNET_LEN, IP_UDP_LEN, IpUdp};
-use crate::{count, log};
+use crate::{count, log, stored};
 
 /// One bit for each group index: 1 is joined.
 #[btf_map]
@@ -99,7 +99,10 @@ pub(crate) fn store(ctx: &XdpContext) -> Option<()> {
         },
     };
     match framelog::append(&frame) {
-        Appended::Stored => Some(()),
+        Appended::Stored => {
+            stored::of(headers.source, settings.hash_seed);
+            Some(())
+        }
         Appended::Left => None,
         Appended::Wrong => {
             count::one(Counter::FillRefused);

@@ -25,6 +25,7 @@ mod rewrite;
 mod role;
 mod sample;
 mod sent;
+mod stored;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::{raw_tracepoint, xdp};

@@ -1,6 +1,9 @@
-//! The counters of the daemon's own path.
+//! The counters of the daemon's own path, and frames stored by their source.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use retry_common::counter::{Counter, Counters};
 
@@ -47,6 +50,82 @@ impl UserCounters {
     }
 }
 
+/// Sources that have a series of their own at most. Anyone may be a source, and each series is kept for good by what scrapes it.
+pub(crate) const MOST_SOURCES: usize = 64;
+
+/// Frames stored, by their source.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct StoredBySource {
+    /// Frames of each source.
+    pub sources: BTreeMap<Ipv6Addr, u64>,
+    /// Frames of further sources, and of sources that are not known.
+    pub other: u64,
+}
+
+impl StoredBySource {
+    /// Adds frames of a source.
+    pub fn add(&mut self, source: Ipv6Addr, frames: u64) {
+        *self.sources.entry(source).or_default() += frames;
+    }
+}
+
+/// Frames that the daemon stored, by their source, and which sources have a series. A source that has one keeps it.
+#[derive(Debug, Default)]
+pub(crate) struct SourceCounts(Mutex<StoredBySource>);
+
+impl SourceCounts {
+    fn stored(&self) -> MutexGuard<'_, StoredBySource> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives these sources a series, at 0 until a frame of theirs is stored, as long as there are fewer than [`MOST_SOURCES`].
+    pub(crate) fn name(&self, sources: &BTreeSet<Ipv6Addr>) {
+        let mut stored = self.stored();
+        for source in sources {
+            *stored.place(*source) += 0;
+        }
+    }
+
+    /// Counts frames that one thread has stored, a source and a number each; `None` is a source that is not known.
+    pub(crate) fn add_all(&self, tally: &[(Option<Ipv6Addr>, u64)]) {
+        if tally.is_empty() {
+            return;
+        }
+        let mut stored = self.stored();
+        for (source, frames) in tally {
+            *match source {
+                Some(source) => stored.place(*source),
+                None => &mut stored.other,
+            } += frames;
+        }
+    }
+
+    /// The frames that the daemon stored and those that the kernel stored, of at most [`MOST_SOURCES`] sources and the others.
+    pub(crate) fn with_kernel(&self, kernel: &StoredBySource) -> StoredBySource {
+        let mut stored = self.stored();
+        for source in kernel.sources.keys() {
+            *stored.place(*source) += 0;
+        }
+        let mut sum = stored.clone();
+        drop(stored);
+        for (source, frames) in &kernel.sources {
+            *sum.place(*source) += frames;
+        }
+        sum.other += kernel.other;
+        sum
+    }
+}
+
+impl StoredBySource {
+    /// Where frames of a source are counted.
+    fn place(&mut self, source: Ipv6Addr) -> &mut u64 {
+        if self.sources.len() >= MOST_SOURCES && !self.sources.contains_key(&source) {
+            return &mut self.other;
+        }
+        self.sources.entry(source).or_default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +140,27 @@ mod tests {
         for (i, counter) in (1u64..).zip(Counter::ALL) {
             assert_eq!(block.get(*counter), i);
         }
+    }
+
+    fn source(number: u16) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, number)
+    }
+
+    /// However many sources there are: the first keep their series, the frames of the others are in one, and none is lost.
+    #[test]
+    fn sources_are_bounded_and_keep_their_series() {
+        let counts = SourceCounts::default();
+        counts.name(&BTreeSet::from([source(1), source(2)]));
+        assert_eq!(counts.with_kernel(&StoredBySource::default()).sources.len(), 2, "they stand at 0");
+        let mut kernel = StoredBySource { other: 5, ..StoredBySource::default() };
+        for number in 0..1_000 {
+            counts.add_all(&[(Some(source(number)), 1), (None, 1)]);
+            kernel.add(source(number), 2);
+        }
+        let stored = counts.with_kernel(&kernel);
+        assert_eq!(stored.sources.len(), MOST_SOURCES);
+        assert_eq!((stored.sources.get(&source(1)), stored.sources.get(&source(63))), (Some(&3), Some(&3)));
+        assert_eq!(stored.sources.values().sum::<u64>() + stored.other, 1_000 + 1_000 + 2_000 + 5);
+        assert_eq!(counts.with_kernel(&kernel), stored, "the kernel's frames are not counted twice");
     }
 }

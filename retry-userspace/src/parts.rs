@@ -25,7 +25,7 @@ pub mod beacon {
 
 /// What the daemon counts.
 pub mod counters {
-    pub use crate::counters::UserCounters;
+    pub use crate::counters::{StoredBySource, UserCounters};
 }
 
 /// The XDP programs, as the daemon loads and attaches them.
@@ -52,11 +52,11 @@ pub mod framelog {
 
 /// The numbers that the daemon shows.
 pub mod metrics {
-    pub use crate::metrics::{Snapshot, Source, Upstream};
+    pub use crate::metrics::{Snapshot, Source, Upstream, XdpReason};
 
-    /// As Prometheus text.
+    /// As Prometheus text, or OpenMetrics.
     pub mod prometheus {
-        pub use crate::metrics::prometheus::text;
+        pub use crate::metrics::prometheus::{Format, encode};
     }
 
     /// Each with its name and labels.

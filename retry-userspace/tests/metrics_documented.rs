@@ -3,7 +3,8 @@
 #![expect(clippy::panic, reason = "a test's panic is its message")]
 
 use retry_common::counter::Counter;
-use retry_userspace::parts::metrics::{Snapshot, prometheus};
+use retry_userspace::parts::metrics::Snapshot;
+use retry_userspace::parts::metrics::prometheus::{self, Format};
 
 const DOCUMENT: &str = include_str!("../../docs/metrics.md");
 
@@ -26,7 +27,7 @@ struct Series {
 }
 
 fn rows() -> Vec<Row> {
-    let lines = DOCUMENT.lines().filter(|line| line.starts_with("| `bre_"));
+    let lines = DOCUMENT.lines().filter(|line| line.starts_with("| `bre_") || line.starts_with("| `process_"));
     lines
         .map(|line| {
             let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
@@ -70,7 +71,7 @@ fn describes(row: &Row, series: &Series) -> bool {
 }
 
 fn scrape() -> String {
-    prometheus::text(&Snapshot::complete()).expect("a snapshot becomes text")
+    prometheus::encode(&Snapshot::complete(), Format::Text).expect("a snapshot becomes text")
 }
 
 #[test]

@@ -9,7 +9,8 @@ use std::path::Path;
 
 use retry_common::counter::{Counter, Side};
 use retry_userspace::parts::admin::{self, manage};
-use retry_userspace::parts::metrics::{Snapshot, prometheus};
+use retry_userspace::parts::metrics::Snapshot;
+use retry_userspace::parts::metrics::prometheus::{self, Format};
 use retry_userspace::parts::settings;
 
 const DOCUMENT: &str = include_str!("../../docs/parity.md");
@@ -77,7 +78,7 @@ fn own_series() -> BTreeSet<Series> {
         })
         .collect();
     let counters: BTreeSet<String> = own.iter().map(|(name, _)| name.clone()).collect();
-    let scrape = prometheus::text(&Snapshot::complete()).expect("a snapshot becomes text");
+    let scrape = prometheus::encode(&Snapshot::complete(), Format::Text).expect("a snapshot becomes text");
     for line in scrape.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
         let name = line.split(' ').next().unwrap_or_default();
         if !counters.contains(name) {

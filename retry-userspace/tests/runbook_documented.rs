@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use retry_userspace::parts::metrics::{Snapshot, prometheus};
+use retry_userspace::parts::metrics::Snapshot;
+use retry_userspace::parts::metrics::prometheus::{self, Format};
 use retry_userspace::parts::settings;
 
 const DOCUMENT: &str = include_str!("../../docs/operations.md");
@@ -15,7 +16,7 @@ type Labels = BTreeMap<String, String>;
 
 /// The series of the program, by name.
 fn scraped() -> BTreeMap<String, Vec<Labels>> {
-    let text = prometheus::text(&Snapshot::complete()).expect("a snapshot becomes text");
+    let text = prometheus::encode(&Snapshot::complete(), Format::Text).expect("a snapshot becomes text");
     let mut all: BTreeMap<String, Vec<Labels>> = BTreeMap::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let (series, _value) = line.rsplit_once(' ').expect("series and value");

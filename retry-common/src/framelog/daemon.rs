@@ -57,6 +57,14 @@ pub enum Put {
     Busy,
 }
 
+impl Put {
+    /// True when the frame is in the log by this.
+    #[must_use]
+    pub const fn is_stored(self) -> bool {
+        matches!(self, Self::Stored | Self::Replaced)
+    }
+}
+
 /// What became of a frame that was to be removed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Removed {
@@ -75,6 +83,8 @@ pub struct Followed<'a> {
     pub key: FrameKey,
     /// Its life, milliseconds.
     pub life_ms: u32,
+    /// Its class; `None` if no class has the number of the record.
+    pub class: Option<Class>,
     /// The frame.
     pub bytes: &'a [u8],
     /// False when the log had it already: two writers stored it at once.
@@ -95,8 +105,8 @@ pub struct LaneUse {
 /// What was dropped or mended since the last [`DaemonWriter::take_dropped`], in entries, records and frames.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Dropped {
-    /// Live frames overwritten because the ring came round.
-    pub lap: u64,
+    /// Live frames overwritten because the ring came round, per lane.
+    pub lap: [u64; 2],
     /// Frames at the end of their life.
     pub expired: u64,
     /// Live frames dropped for `cache-max-keys`.
@@ -287,7 +297,8 @@ impl<M: Memory> DaemonWriter<M> {
                     let is_new = self.adopt(slot, &header);
                     let len = usize::try_from(header.length).unwrap_or(0);
                     let bytes = self.memory.frame(slot, len);
-                    tell(Followed { key: header.key, life_ms: header.life_ms, bytes, is_new });
+                    let class = Class::from_u8(header.class);
+                    tell(Followed { key: header.key, life_ms: header.life_ms, class, bytes, is_new });
                 }
                 self.pass(lane, &header);
             }
@@ -768,9 +779,10 @@ impl<M: Memory> DaemonWriter<M> {
     fn forget(&mut self, hash: u64, i: usize, entry: u64, reason: Reason) {
         self.clear(hash, i);
         self.uncount(entry);
+        let lane = self.lane_of(index::slot(entry));
         let dropped = &mut self.dropped;
         *match reason {
-            Reason::Lap => &mut dropped.lap,
+            Reason::Lap => &mut dropped.lap[lane],
             Reason::Expired => &mut dropped.expired,
             Reason::MaxKeys => &mut dropped.max_keys,
             Reason::Bucket => &mut dropped.bucket,

@@ -29,6 +29,7 @@ use retry_common::{
     wire::frame::Class,
 };
 use retry_userspace::parts::{
+    counters::StoredBySource,
     datapath::{self, Datapath, EgressInterface, Events, Interfaces, KernelFill, KernelSources, Mode, Parts},
     framelog::{self, Log, Memory, NewFrame, Pages, Put, Sizes, Writer},
 };
@@ -361,6 +362,16 @@ impl Loaded {
     /// The map cannot be read.
     pub fn counters(&self) -> Result<Counters> {
         Ok(self.datapath.counters()?)
+    }
+
+    /// Frames that the program stored, by their source, since it was loaded.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn stored_by_source(&self) -> Result<StoredBySource> {
+        let mut stored = StoredBySource::default();
+        self.datapath.stored(&mut stored)?;
+        Ok(stored)
     }
 
     /// Packets that the interface took, and packets that it did not.

@@ -76,6 +76,6 @@ fn cached(metrics: &Metrics) -> u64 {
 }
 
 /// The outcomes of recoveries, as counted.
-pub(crate) fn failed(metrics: &Metrics, reason: &str) -> u64 {
-    metrics.count("bre_proxy_failed_total", &[("reason", reason)])
+pub(crate) fn failed(metrics: &Metrics, last: &str) -> u64 {
+    metrics.count("bre_proxy_failed_total", &[("last", last)])
 }

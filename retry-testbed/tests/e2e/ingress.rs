@@ -60,7 +60,7 @@ fn counted_with(workers: &str, xdp: &str) -> Counts {
         "bre_frames_cached_total",
         "bre_frames_dropped_total",
         "bre_cache_duplicates_total",
-        "bre_cache_stored_total",
+        "bre_cache_stored_by_total",
         "bre_cache_evicted_total",
         "bre_cache_hits_total",
         "bre_cache_misses_total",

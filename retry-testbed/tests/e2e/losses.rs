@@ -113,6 +113,35 @@ fn frames_that_found_no_room_are_counted() {
     assert_eq!(answers.first().map(|bytes| Answer::parse(bytes, key.seq_num())), Some(Ok(by_multicast)));
 }
 
+/// NACKs that come while the daemon takes none, and that the receive buffer of its socket has no room for.
+#[test]
+fn nacks_that_found_no_room_are_counted() {
+    if !is_root("nacks_that_found_no_room_are_counted") {
+        return;
+    }
+    const SENT: u64 = 60_000;
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let mut daemon = Daemon::start(&binary(), &endpoint.ns, &flags("off", &[])).expect("a daemon");
+    let socket = asker(client);
+    daemon.child().signal(Signal::SIGSTOP).expect("it stops");
+    for seq_num in 1..=SENT {
+        socket.send_to(&nack(FrameKey::new(0x1055, seq_num)), endpoint.nack_address()).expect("it leaves");
+    }
+    daemon.child().signal(Signal::SIGCONT).expect("it goes on");
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let metrics = daemon.metrics().expect("a scrape");
+        let came = metrics.count("bre_nack_requests_total", &[]);
+        let lost = metrics.count("bre_nack_dropped_total", &[("reason", "socket_overflow")]);
+        if lost > 0 && came + lost == SENT {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{came} came, {lost} lost of {SENT}\n{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Datagrams on a beacon group that are neither ADVERT nor manifest, and a manifest whose CRC is wrong.
 #[test]
 fn what_cannot_be_read_is_counted() {

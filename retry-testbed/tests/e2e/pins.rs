@@ -127,8 +127,9 @@ fn a_directory_of_another_user_is_refused() {
     assert!(as_user(&[&"mkdir", &"-m", &"777", &bpffs.root()]).status.success());
     let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("auto", &["-bpffs", &bpffs.flag()])).expect("a daemon");
     let metrics = daemon.metrics().expect("a scrape");
-    let reason = metrics.state("bre_xdp_mode", "reason").expect("a reason");
-    assert!(reason.contains("belongs to user 65534") && reason.contains("remove it"), "{reason}");
+    assert_eq!(metrics.state("bre_xdp_mode", "reason").as_deref(), Some("bpffs"));
+    let (_, ready) = daemon.get("/readyz").expect("an answer");
+    assert!(ready.contains("belongs to user 65534") && ready.contains("remove it"), "{ready}");
     assert_eq!(bpffs.names(), [""; 0], "nothing is made there");
 }
 

@@ -46,7 +46,7 @@ fn across_domains(xdp: &str) {
     let count = |metric, labels: &[_]| metrics.count(metric, labels);
     assert_eq!((count("bre_proxy_requests_total", &[]), count("bre_proxy_recovered_total", &[])), (1, 1));
     assert_eq!(count("bre_proxy_failed_total", &[]), 0);
-    assert_eq!(count("bre_cache_stored_total", &[("source", "proxy")]), 1);
+    assert_eq!(count("bre_cache_stored_by_total", &[("via", "proxy")]), 1);
     assert_eq!((count("bre_cache_misses_total", &[]), count("bre_cache_hits_total", &[])), (1, 0));
 
     exchange_upstream(&domains, &uplink, key, &bytes);
@@ -115,7 +115,7 @@ fn every_kind(xdp: &str) {
     assert_eq!((stats.wrong_bytes, stats.bad_answers), (0, 0), "{:?}", stats.complaints);
     let metrics = between.metrics().expect("a scrape");
     let recovered = metrics.count("bre_proxy_recovered_total", &[]);
-    assert_eq!((recovered, metrics.count("bre_cache_stored_total", &[("source", "proxy")])), (wanted, wanted));
+    assert_eq!((recovered, metrics.count("bre_cache_stored_by_total", &[("via", "proxy")])), (wanted, wanted));
     assert_eq!(metrics.count("bre_proxy_failed_total", &[]), 0);
 }
 
@@ -157,7 +157,8 @@ fn the_next_upstream(xdp: &str) {
     let seen = far.wait(1, PATIENCE, |packet| repairs(packet, key));
     assert!(seen.iter().any(|packet| repairs(packet, key)), "{}", between.log());
     let metrics = counted(&between, "bre_proxy_recovered_total", &[], 1);
-    assert_eq!(metrics.count("bre_proxy_requests_total", &[]), 2);
+    assert_eq!(metrics.count("bre_proxy_requests_total", &[]), 1, "one job");
+    assert_eq!(metrics.count("bre_proxy_nacks_total", &[]), 2, "two upstream endpoints asked");
     assert_eq!(metrics.count("bre_proxy_failed_total", &[]), 0);
     let metrics = empty.metrics().expect("a scrape");
     assert_eq!(metrics.count("bre_responses_sent_total", &[("type", "miss")]), 1);
@@ -176,10 +177,10 @@ fn failures_have_reasons(xdp: &str) {
     {
         let between = domains.between(xdp, &["spare"], &once);
         missed(&ask(&socket, BETWEEN, &nack(FrameKey::new(5, 6)), 1), 6);
-        let metrics = counted(&between, "bre_proxy_failed_total", &[("reason", "timeout")], 1);
+        let metrics = counted(&between, "bre_proxy_failed_total", &[("reason", "exhausted"), ("last", "timeout")], 1);
         assert_eq!(failed(&metrics, "timeout"), 1);
         assert_eq!(metrics.count("bre_proxy_failed_total", &[]), 1);
-        assert_eq!(metrics.count("bre_proxy_requests_total", &[]), 1);
+        assert_eq!(metrics.count("bre_proxy_requests_total", &[]), 1, "as many as failed: none succeeded");
         let mut bytes = [0; 128];
         silent.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
         let (length, _) = silent.recv_from(&mut bytes).expect("the NACK came");
@@ -188,7 +189,7 @@ fn failures_have_reasons(xdp: &str) {
     let up = domains.upstream("up", xdp, &[]);
     let between = domains.between(xdp, &["up"], &once);
     missed(&ask(&socket, BETWEEN, &nack(FrameKey::new(5, 7)), 1), 7);
-    let metrics = counted(&between, "bre_proxy_failed_total", &[("reason", "miss")], 1);
+    let metrics = counted(&between, "bre_proxy_failed_total", &[("reason", "exhausted"), ("last", "miss")], 1);
     assert_eq!(metrics.count("bre_proxy_failed_total", &[]), 1);
     assert_eq!(metrics.count("bre_proxy_recovered_total", &[]), 0);
     assert_eq!(up.metrics().expect("a scrape").count("bre_cache_misses_total", &[]), 1);

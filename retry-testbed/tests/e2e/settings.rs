@@ -127,7 +127,7 @@ fn gauges_show_what_is_there() {
     }
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
-    let more = ["-cache-memory", "48m", "-cache-memory-long", "32m", "-instance", "gauged"];
+    let more = ["-cache-memory", "48m", "-cache-memory-long", "32m", "-instance", "gauged", "-cache-ttl-beef", "7s"];
     let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("off", &more)).expect("a daemon");
     let metrics = daemon.metrics().expect("a scrape");
     let of = |ring| [("ring", ring)];
@@ -148,6 +148,15 @@ fn gauges_show_what_is_there() {
     assert_eq!(metrics.count("bre_cache_ring_used_bytes", &of("long")), 0);
     assert!(metrics.sum("bre_cache_oldest_age_seconds", &of("short")) >= 1.1);
     assert!(metrics.sum("bre_cache_oldest_age_seconds", &of("long")) < 0.1);
+    let class = |name: &str, class| metrics.sum(name, &[("class", class)]);
+    assert!((1.0..5.0).contains(&class("bre_cache_class_oldest_age_seconds", "tx")));
+    assert!(
+        ["block", "subtree", "anchor", "beef"].map(|other| class("bre_cache_class_oldest_age_seconds", other))
+            == [0.0; 4]
+    );
+    let lives = ["tx", "block", "subtree", "anchor", "beef"]
+        .map(|one| metrics.count("bre_cache_ttl_seconds", &[("class", one)]));
+    assert_eq!(lives, [60, 600, 300, 120, 7]);
 }
 
 /// `-beacon-flags-multicast=false` without unicast: a hit gets an ACK with flags 0, and no frame.

@@ -192,7 +192,7 @@ fn recovers_among_strangers(xdp: &str, source: impl Fn(u32) -> Ipv6Addr + Send +
     let counted: Vec<_> = metrics.iter().filter(|(_, value)| *value > 0.0).collect();
     assert!(recovered >= RECOVERIES - 1, "{recovered} of {RECOVERIES} recovered, {counted:?}");
     // No amplifier: of what came by NACK no more goes upstream than one to each that answers, and a few to the other.
-    let (asked, came) = (metrics.count("bre_proxy_requests_total", &[]), metrics.count("bre_nack_requests_total", &[]));
+    let (asked, came) = (metrics.count("bre_proxy_nacks_total", &[]), metrics.count("bre_nack_requests_total", &[]));
     assert!(asked <= came * 3 / 2 + 300, "{asked} NACKs upstream for {came}");
     metrics
 }

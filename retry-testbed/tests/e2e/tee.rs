@@ -32,7 +32,7 @@ fn tee_alone(xdp: &str) {
         keys.push((tee.encapsulated(from, &flow.next_frame()).expect("it leaves").expect("a key"), index));
     }
     let half = u64::try_from(Kind::CACHED.len()).expect("few");
-    let metrics = counted(&daemon, "bre_cache_stored_total", &[("source", "tee")], 2 * half);
+    let metrics = counted(&daemon, "bre_cache_stored_by_total", &[("via", "tee")], 2 * half);
     assert_eq!(metrics.count("bre_tee_datagrams_total", &[("form", "raw")]), half);
     assert_eq!(metrics.count("bre_tee_datagrams_total", &[("form", "encap")]), half);
     assert_eq!(metrics.count("bre_frames_cached_total", &[]), 2 * half);
@@ -67,7 +67,7 @@ fn tee_alone(xdp: &str) {
         assert_eq!(Answer::parse(&answers[0], key.seq_num()), Ok(Answer::Miss));
     }
     let metrics = daemon.metrics().expect("a scrape");
-    assert_eq!(metrics.count("bre_cache_stored_total", &[("source", "multicast")]), 0);
+    assert_eq!(metrics.count("bre_cache_stored_by_total", &[("via", "multicast")]), 0);
     let mdb = fabric.bridge().expect("a bridge").run(&["bridge", "mdb", "show"]).expect("a list");
     assert!(!mdb.contains("port p1 grp ff05::b:0 "), "joined all the same: {mdb}");
 }
@@ -83,11 +83,11 @@ fn tee_and_fabric(xdp: &str) {
     let mut flow = Flow::new(Kind::Tx, 0, 2, 500..=500);
     let both = flow.next_frame();
     publish.send(group(0), &both).expect("a frame leaves");
-    counted(&daemon, "bre_cache_stored_total", &[("source", "multicast")], 1);
+    counted(&daemon, "bre_cache_stored_by_total", &[("via", "multicast")], 1);
     tee.encapsulated(SocketAddrV6::new(client.addr, 4, 0, 0), &both).expect("it leaves");
     counted(&daemon, "bre_cache_duplicates_total", &[("kind", "same")], 1);
     tee.raw(&flow.next_frame()).expect("it leaves");
-    let metrics = counted(&daemon, "bre_cache_stored_total", &[("source", "tee")], 1);
+    let metrics = counted(&daemon, "bre_cache_stored_by_total", &[("via", "tee")], 1);
     assert_eq!(metrics.count("bre_frames_cached_total", &[]), 2);
     assert_eq!(metrics.count("bre_cache_size", &[]), 2);
 }

@@ -91,6 +91,33 @@ fn class(kind: Kind) -> usize {
     }
 }
 
+/// Each source has a number of its own, and what is left to the daemon is in none.
+#[test]
+fn stored_frames_are_counted_by_their_source() {
+    with_program("stored_frames_are_counted_by_their_source", |loaded| {
+        let mut flow = tx();
+        let from = |number: u16| Ipv6Addr::new(0xFD10, 0, 0, 0, 0, 0, 1, number);
+        for round in 0..3_u16 {
+            for number in 0..=round * 10 {
+                let (_, packet) = next(&mut flow);
+                let source = SocketAddrV6::new(from(number), 50_000, 0, 0);
+                let packet = PacketBuilder::udp(source, packet.dst, &packet.payload);
+                if seems_unfinished(&packet) {
+                    continue;
+                }
+                stored(loaded, "new", &packet);
+                let again = loaded.run(&packet.build()).expect("a legal length");
+                assert_eq!(again.action, Action::Pass, "the daemon judges it");
+            }
+        }
+        let kept = u64::try_from(loaded.follow().len()).expect("few");
+        let stored = loaded.stored_by_source().expect("the table");
+        assert_eq!(stored.sources.values().sum::<u64>() + stored.other, kept);
+        assert_eq!((stored.sources.len(), stored.other), (21, 0), "{stored:?}");
+        assert_eq!((stored.sources.get(&from(0)), stored.sources.get(&from(20))), (Some(&3), Some(&1)), "{stored:?}");
+    });
+}
+
 #[test]
 fn frames_of_every_kind_and_length() {
     with_program("frames_of_every_kind_and_length", |loaded| {

@@ -40,8 +40,8 @@ fn heard_by_the_other(xdp: &str) {
     let count = |metric, labels: &[_]| metrics.count(metric, labels);
     assert_eq!(count("bre_store_lookups_total", &[("outcome", "asked")]), 1);
     assert_eq!(count("bre_store_lookups_total", &[("outcome", "late")]), 0);
-    assert_eq!(count("bre_cache_stored_total", &[("source", "redis")]), 1);
-    assert_eq!(count("bre_cache_stored_total", &[("source", "multicast")]), 0, "it never heard the frame");
+    assert_eq!(count("bre_cache_stored_by_total", &[("via", "redis")]), 1);
+    assert_eq!(count("bre_cache_stored_by_total", &[("via", "multicast")]), 0, "it never heard the frame");
     assert_eq!((count("bre_cache_hits_total", &[]), count("bre_cache_misses_total", &[])), (1, 0));
     assert_eq!((count("bre_nack_requests_total", &[]), count("bre_retransmits_total", &[])), (1, 1));
     assert_eq!(count("bre_store_frames_written_total", &[]), 0, "what comes from Redis does not go back");
@@ -94,7 +94,7 @@ fn every_kind(xdp: &str) {
     }
     let metrics = counted(&two, "bre_retransmits_total", &[], published.len().try_into().expect("few"));
     assert_eq!(
-        metrics.count("bre_cache_stored_total", &[("source", "redis")]),
+        metrics.count("bre_cache_stored_by_total", &[("via", "redis")]),
         metrics.count("bre_retransmits_total", &[])
     );
     // The listener compares each repair with what was published, those above the MTU as well.
@@ -258,7 +258,7 @@ fn put_here_read_there(xdp: &str) {
     assert_eq!(api(first, "PUT", &path, "let-us-in", &bytes).0, 401);
     assert_eq!(api(first, "PUT", &format!("{path}?ttl=90"), "let-me-in", &bytes).0, 201);
     counted(&one, "bre_store_frames_written_total", &[], 1);
-    assert_eq!(one.metrics().expect("a scrape").count("bre_cache_stored_total", &[("source", "api")]), 1);
+    assert_eq!(one.metrics().expect("a scrape").count("bre_cache_stored_by_total", &[("via", "api")]), 1);
     let left = redis.frame_life(KEY).expect("it is there");
     assert!(left <= Duration::from_secs(90) && left > Duration::from_secs(80), "{left:?}");
     let (status, read) = api(second, "GET", &path, "let-me-in", &[]);

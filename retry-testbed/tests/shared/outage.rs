@@ -206,7 +206,7 @@ fn dies_and_comes_back(xdp: &str) {
         assert_eq!(told(daemon, "the shared store is lost"), 1, "once\n{}", daemon.log());
         assert_eq!(told(daemon, "connected to the shared store"), 2, "{}", daemon.log());
     }
-    assert_eq!(two.metrics().expect("a scrape").count("bre_cache_stored_total", &[("source", "redis")]), 2);
+    assert_eq!(two.metrics().expect("a scrape").count("bre_cache_stored_by_total", &[("via", "redis")]), 2);
 }
 
 /// Frames whose life ends before Redis is back are lost to it, and counted; what lives on is written.

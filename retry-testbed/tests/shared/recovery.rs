@@ -5,6 +5,7 @@ use std::time::Duration;
 use retry_common::key::FrameKey;
 use retry_testbed::both_paths;
 use retry_testbed::daemon::Daemon;
+use retry_testbed::daemon::Metrics;
 use retry_testbed::net::fabric::group;
 use retry_testbed::net::loss::{Loss, LossRule};
 use retry_testbed::peers::answer::Answer;
@@ -72,8 +73,10 @@ fn one_claim(xdp: &str) {
 
     assert_eq!(answer(&socket, site.host("two").nack_address(), KEY), Some(Answer::Miss));
     let metrics = counted(two, "bre_proxy_inflight_dedup_total", &[], 1);
-    assert_eq!(metrics.count("bre_proxy_requests_total", &[]), 0);
-    assert_eq!(one.metrics().expect("a scrape").count("bre_proxy_requests_total", &[]), 1);
+    let of =
+        |metrics: &Metrics| ["bre_proxy_requests_total", "bre_proxy_nacks_total"].map(|name| metrics.count(name, &[]));
+    assert_eq!(of(&metrics), [1, 0], "its job ended with the claim of the other");
+    assert_eq!(of(&one.metrics().expect("a scrape")), [1, 1]);
     assert_eq!(up.metrics().expect("a scrape").count("bre_nack_requests_total", &[]), 1);
     assert_eq!(watch.seen(KEY).len(), 1);
     watch.end();
@@ -123,7 +126,7 @@ fn given_back(xdp: &str) {
     let key = FrameKey::new(KEY.hash_key(), 2);
     let socket = asker(site.host("client"));
     assert_eq!(answer(&socket, site.host("one").nack_address(), key), Some(Answer::Miss));
-    counted(one, "bre_proxy_failed_total", &[("reason", "miss")], 1);
+    counted(one, "bre_proxy_failed_total", &[("last", "miss")], 1);
     eventually("the claim given back", || redis.keys("bre:proxy:") == 0);
     let bytes = frame(key, 300, 4);
     site.publisher().send(group(0), &bytes).expect("a frame leaves");

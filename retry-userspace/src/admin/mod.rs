@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Query, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::metrics::{Source, prometheus};
+use crate::metrics::Source;
+use crate::metrics::prometheus::{self, Format};
 use crate::telemetry::LogLevel;
 
 pub(crate) use listener::{Config, Listener};
@@ -50,9 +51,11 @@ pub fn router(source: Arc<dyn Source>, log_level: LogLevel) -> Router {
     ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, (route.handler)())).with_state(admin)
 }
 
-async fn scrape(State(admin): State<Arc<Admin>>) -> Response {
-    match prometheus::text(&admin.source.snapshot()) {
-        Ok(text) => ([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], text).into_response(),
+async fn scrape(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let format = Format::accepted(accept);
+    match prometheus::encode(&admin.source.snapshot(), format) {
+        Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
@@ -70,7 +73,7 @@ async fn ready(State(admin): State<Arc<Admin>>) -> Response {
         "reasons": snapshot.problems.iter().chain(&snapshot.warnings).collect::<Vec<_>>(),
         "workers_ready": snapshot.workers_ready,
         "workers_total": snapshot.workers_total,
-        "xdp": { "mode": snapshot.xdp_mode, "reason": snapshot.xdp_reason },
+        "xdp": { "mode": snapshot.xdp_mode, "reason": snapshot.xdp_why },
     });
     (code, Json(body)).into_response()
 }

@@ -26,6 +26,7 @@ use aya::{Ebpf, EbpfLoader};
 use retry_common::abi;
 use retry_common::counter::Counters;
 
+use crate::counters::StoredBySource;
 use crate::framelog::{Memory, Pages};
 use crate::limits::{GroupTable, LimitTable};
 pub(crate) use attach::Attachments;
@@ -52,6 +53,7 @@ mod map {
     pub(super) const LANES: &str = "LANES";
     pub(super) const EVENTS: &str = "EVENTS";
     pub(super) const COUNTERS: &str = "COUNTERS";
+    pub(super) const STORED: &str = "STORED";
     pub(super) const EGRESS: &str = "EGRESS";
     pub(super) const JOINED: &str = "JOINED";
     pub(super) const SOURCES: &str = "SOURCES";
@@ -119,6 +121,7 @@ pub struct Datapath {
     /// What was asked for; the MAC in it is that in force.
     asked: abi::Settings,
     counters: PerCpuArray<MapData, CounterBlock>,
+    stored: PerCpuArray<MapData, StoredTable>,
     own: OwnAddresses,
     attachments: Arc<Mutex<Attachments>>,
     egress: HashMap<MapData, u32, EgressValue>,
@@ -133,6 +136,12 @@ pub struct Datapath {
 struct CounterBlock(Counters);
 // SAFETY: a block of u64 without padding.
 unsafe impl aya::Pod for CounterBlock {}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+struct StoredTable(abi::SourceTable);
+// SAFETY: byte arrays and u64 without padding.
+unsafe impl aya::Pod for StoredTable {}
 
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
@@ -176,6 +185,8 @@ impl Datapath {
         sent.adapt(&interfaces.all)?;
         let counters =
             PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?).map_err(|_| DatapathError::Map(map::COUNTERS))?;
+        let stored =
+            PerCpuArray::try_from(taken(&mut ebpf, map::STORED)?).map_err(|_| DatapathError::Map(map::STORED))?;
         let events = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?).map_err(|_| DatapathError::Map(map::EVENTS))?;
         let groups = mapped(&ebpf, map::GROUP_LIMIT, LimitTable::<abi::GroupKey>::len(asked.limit_mask))?;
         let groups = GroupTable::new(LimitTable::new(groups, asked.limit_mask), asked.hash_seed);
@@ -190,6 +201,7 @@ impl Datapath {
             settings,
             asked: *asked,
             counters,
+            stored,
             own: own_addresses,
             attachments: Arc::new(Mutex::new(attachments)),
             egress,
@@ -275,6 +287,22 @@ impl Datapath {
             .get(&0, 0)
             .map_err(|error| DatapathError::Fill { map: map::COUNTERS, why: error.to_string() })?;
         Ok(blocks.iter().fold(Counters::default(), |sum, block| sum.plus(&block.0)))
+    }
+
+    /// Frames that the kernel stored, all CPUs added to `sum` by source.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn stored(&self, sum: &mut StoredBySource) -> Result<(), DatapathError> {
+        let tables =
+            self.stored.get(&0, 0).map_err(|error| DatapathError::Fill { map: map::STORED, why: error.to_string() })?;
+        for StoredTable(table) in tables.iter() {
+            for one in table.sources() {
+                sum.add(Ipv6Addr::from(one.address), one.frames);
+            }
+            sum.other += table.other;
+        }
+        Ok(())
     }
 
     /// What became of packets that were redirected to interfaces; empty where the kernel does not tell.

@@ -237,10 +237,26 @@ fn a_frame_that_makes_way_for_its_own_successor_is_counted_once() {
     assert_eq!((writer.live(), evictions(&mut writer).len()), (records, 0));
     let oldest = FrameKey::new(1, 1);
     assert_eq!(put(&mut writer, &frame(oldest, Class::Tx, &vec![2; length]), START), Put::Stored);
-    assert_eq!(evictions(&mut writer), [Counter::EvictedLap]);
+    assert_eq!(evictions(&mut writer), [Counter::EvictedLapShort]);
     assert_eq!(writer.live(), records);
     assert_eq!(read(&log, &oldest, START), Some(vec![2; length]));
     assert!(read(&log, &FrameKey::new(1, 2), START).is_some());
+}
+
+#[test]
+fn each_lane_counts_its_own_laps() {
+    let (mut writer, _) = small(0);
+    let length = 64 * SLOT_LEN - RECORD_HEADER_LEN;
+    let records = u64::from(SEGMENT_SLOTS / 64);
+    for (class, more, counter) in [(Class::Tx, 3, Counter::EvictedLapShort), (Class::Block, 5, Counter::EvictedLapLong)]
+    {
+        for seq_num in 1..=records + more {
+            let key = FrameKey::new(class as u64, seq_num);
+            assert_eq!(put(&mut writer, &frame(key, class, &vec![1; length]), START), Put::Stored);
+        }
+        let lapped = usize::try_from(more).expect("few");
+        assert_eq!(evictions(&mut writer), vec![counter; lapped]);
+    }
 }
 
 /// Sums of 16-bit words do not see their order, nor zeros at the end.

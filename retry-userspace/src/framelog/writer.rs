@@ -46,7 +46,8 @@ impl Writer {
     pub fn count_dropped(&mut self, tally: &mut Counters) {
         let Dropped { lap, expired, max_keys, bucket, stale_entries, holes, broken_chains } = self.0.take_dropped();
         for (counter, number) in [
-            (Counter::EvictedLap, lap),
+            (Counter::EvictedLapShort, lap[0]),
+            (Counter::EvictedLapLong, lap[1]),
             (Counter::EvictedExpired, expired),
             (Counter::EvictedMaxKeys, max_keys),
             (Counter::EvictedBucket, bucket),

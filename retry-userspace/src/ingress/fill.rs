@@ -14,9 +14,10 @@ use retry_common::group::Sharding;
 use retry_common::key::FrameKey;
 use retry_common::wire::frame::{Class, Frame};
 
+use super::class_ages::ClassAges;
 use super::subscription::Subscription;
 use crate::clock::monotonic_ns;
-use crate::counters::UserCounters;
+use crate::counters::{SourceCounts, UserCounters};
 use crate::fabric::Fabric;
 use crate::framelog::{Followed, LaneUse, NewFrame, Put, Removed, Writer, lives_ms};
 use crate::net::batch::{Batch, LONGEST_DATAGRAM, Readiness};
@@ -164,6 +165,10 @@ pub(crate) struct Fill {
     pub writer: Arc<Mutex<Writer>>,
     /// Counts.
     pub counters: Arc<UserCounters>,
+    /// Frames that the daemon stored, by their source; the kernel counts its own.
+    pub sources: Arc<SourceCounts>,
+    /// How old the oldest frame of each class is.
+    pub ages: Arc<ClassAges>,
     on_stored: Option<OnStored>,
 }
 
@@ -175,7 +180,14 @@ impl Fill {
         counters: Arc<UserCounters>,
         on_stored: Option<OnStored>,
     ) -> Self {
-        Self { config, writer: Arc::new(Mutex::new(writer)), counters, on_stored }
+        Self {
+            config,
+            writer: Arc::new(Mutex::new(writer)),
+            counters,
+            sources: Arc::default(),
+            ages: Arc::default(),
+            on_stored,
+        }
     }
 
     /// Fills from the joined sockets until `shutdown`.
@@ -231,19 +243,24 @@ impl Fill {
                 count(&mut tally, Counter::FrameNotJoined);
                 return None;
             }
-            self.admit(datagram.bytes, datagram.source, &mut tally)
+            let frame = self.admit(datagram.bytes, datagram.source, &mut tally)?;
+            Some((*datagram.source.ip(), frame))
         });
         // All that needs no lock is done before it is taken: others receive too.
-        let frames: Vec<NewFrame<'_>> = admitted.collect();
+        let frames: Vec<(Ipv6Addr, NewFrame<'_>)> = admitted.collect();
+        let mut sources = SourceTally::default();
         for turn in frames.chunks(TURN) {
             let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
             let now_ns = monotonic_ns();
-            for frame in turn {
-                self.store(&mut writer, frame, StoredFrom::Multicast, now_ns, &mut tally);
+            for (source, frame) in turn {
+                if self.store(&mut writer, frame, StoredFrom::Multicast, now_ns, &mut tally) {
+                    sources.one(Some(*source));
+                }
             }
             writer.count_dropped(&mut tally);
         }
         self.counters.add_all(&tally);
+        self.sources.add_all(&sources.0);
     }
 
     /// Follows the kernel until `shutdown`.
@@ -260,7 +277,7 @@ impl Fill {
         let mut tally = Counters::default();
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let now_ns = monotonic_ns();
-        writer.follow(now_ns, FOLLOW, |followed| self.take_followed(&followed, &mut tally));
+        writer.follow(now_ns, FOLLOW, |followed| self.take_followed(&followed, now_ns, &mut tally));
         writer.make_ahead(AHEAD_SLOTS, now_ns);
         writer.count_dropped(&mut tally);
         drop(writer);
@@ -269,7 +286,7 @@ impl Fill {
     }
 
     /// Counts a frame that the kernel stored, or a copy of such that it stored as well.
-    fn take_followed(&self, followed: &Followed<'_>, tally: &mut Counters) {
+    fn take_followed(&self, followed: &Followed<'_>, now_ns: u64, tally: &mut Counters) {
         count(tally, Counter::FramesReceived);
         if !followed.is_new {
             count(tally, Counter::FrameDuplicate);
@@ -277,6 +294,9 @@ impl Fill {
         }
         for counter in [Counter::FramesCached, Counter::FilledByKernel, StoredFrom::Multicast.counter()] {
             count(tally, counter);
+        }
+        if let Some(class) = followed.class {
+            self.ages.note(class, followed.life_ms, now_ns);
         }
         if let Some(tell) = &self.on_stored {
             tell(followed.key, followed.life_ms, followed.bytes);
@@ -287,7 +307,8 @@ impl Fill {
     pub(crate) fn remove(&self, key: &FrameKey) -> Removed {
         let mut tally = Counters::default();
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let removed = writer.remove(key, monotonic_ns(), |followed| self.take_followed(&followed, &mut tally));
+        let now_ns = monotonic_ns();
+        let removed = writer.remove(key, now_ns, |followed| self.take_followed(&followed, now_ns, &mut tally));
         writer.count_dropped(&mut tally);
         self.counters.add_all(&tally);
         removed
@@ -316,13 +337,24 @@ impl Fill {
         LogUse::of(&writer, now_ns)
     }
 
-    /// Takes in one datagram from the network.
-    pub(super) fn store_now(&self, bytes: &[u8], source: SocketAddrV6, from: StoredFrom, now_ns: u64) {
+    /// Takes in one datagram from the network. `origin` is the address of the source that sent it first, where that is known.
+    pub(super) fn store_now(
+        &self,
+        bytes: &[u8],
+        source: SocketAddrV6,
+        origin: Option<Ipv6Addr>,
+        from: StoredFrom,
+        now_ns: u64,
+    ) {
         let mut tally = Counters::default();
         if let Some(frame) = self.admit(bytes, source, &mut tally) {
             let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            self.store(&mut writer, &frame, from, now_ns, &mut tally);
+            let stored = self.store(&mut writer, &frame, from, now_ns, &mut tally);
             writer.count_dropped(&mut tally);
+            drop(writer);
+            if stored {
+                self.sources.add_all(&[(origin, 1)]);
+            }
         }
         self.counters.add_all(&tally);
     }
@@ -337,9 +369,21 @@ impl Fill {
         self.read(bytes, None, None).map_err(|refused| count(tally, refused.counter())).ok()
     }
 
-    fn store(&self, writer: &mut Writer, frame: &NewFrame<'_>, from: StoredFrom, now_ns: u64, tally: &mut Counters) {
-        if let Err(refused) = self.put_in(writer, frame, from, now_ns, tally) {
-            count(tally, refused.counter());
+    /// True when the frame was stored.
+    fn store(
+        &self,
+        writer: &mut Writer,
+        frame: &NewFrame<'_>,
+        from: StoredFrom,
+        now_ns: u64,
+        tally: &mut Counters,
+    ) -> bool {
+        match self.put_in(writer, frame, from, now_ns, tally) {
+            Ok(put) => put.is_stored(),
+            Err(refused) => {
+                count(tally, refused.counter());
+                false
+            }
         }
     }
 
@@ -369,7 +413,12 @@ impl Fill {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = self.put_in(&mut writer, &frame, from, monotonic_ns(), &mut tally);
         writer.count_dropped(&mut tally);
+        drop(writer);
         self.counters.add_all(&tally);
+        if outcome.is_ok_and(|put| put.is_stored()) {
+            // Neither a store nor an upstream endpoint tells the frame's source.
+            self.sources.add_all(&[(None, 1)]);
+        }
         outcome
     }
 
@@ -406,11 +455,12 @@ impl Fill {
         now_ns: u64,
         tally: &mut Counters,
     ) -> Result<Put, Refused> {
-        let put = writer.put(frame, now_ns, |followed| self.take_followed(&followed, tally));
+        let put = writer.put(frame, now_ns, |followed| self.take_followed(&followed, now_ns, tally));
         match put {
             Put::Stored | Put::Replaced => {
                 count(tally, Counter::FramesCached);
                 count(tally, from.counter());
+                self.ages.note(frame.class, frame.life_ms, now_ns);
                 if put == Put::Replaced {
                     count(tally, Counter::FrameReplaced);
                 }
@@ -430,6 +480,19 @@ impl Fill {
 /// no other sources, but they get everything that is sent to the port by unicast.
 fn is_joined(destination: Option<Ipv6Addr>) -> bool {
     destination.is_some_and(|destination| destination.is_multicast())
+}
+
+/// Frames that one thread has stored, by their source.
+#[derive(Default)]
+struct SourceTally(Vec<(Option<Ipv6Addr>, u64)>);
+
+impl SourceTally {
+    fn one(&mut self, source: Option<Ipv6Addr>) {
+        match self.0.iter_mut().find(|(there, _)| *there == source) {
+            Some((_, frames)) => *frames += 1,
+            None => self.0.push((source, 1)),
+        }
+    }
 }
 
 fn count(tally: &mut Counters, counter: Counter) {

@@ -121,15 +121,21 @@ fn deal(groups: Vec<Ipv6Addr>, places: &mut [GroupSet], to: impl Fn(&mut GroupSe
 /// What is joined by source, for metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Status {
-    sources: AtomicUsize,
+    sources: Mutex<BTreeSet<Ipv6Addr>>,
     sockets: AtomicUsize,
 }
 
 impl Status {
-    /// Sources joined.
+    /// Number of [`Status::joined`].
     #[must_use]
     pub(crate) fn sources(&self) -> usize {
-        self.sources.load(Ordering::Relaxed)
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Sources joined; none where any source is.
+    #[must_use]
+    pub(crate) fn joined(&self) -> BTreeSet<Ipv6Addr> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sockets, any-source ones too, of all shares.
@@ -433,7 +439,7 @@ impl Joiner {
             tell(&sources);
         }
         let sockets: usize = self.shares.iter().map(|share| share.sockets().count()).sum();
-        self.status.sources.store(self.sources().count(), Ordering::Relaxed);
+        *self.status.sources.lock().unwrap_or_else(PoisonError::into_inner) = sources;
         self.status.sockets.store(sockets, Ordering::Relaxed);
         for share in &self.shares {
             share.publish();

@@ -109,22 +109,23 @@ impl Fill {
             SocketAddr::V6(v6) => v6,
             SocketAddr::V4(v4) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0),
         };
-        let (datagram, source) = match Tee::parse(bytes) {
+        let (datagram, source, origin) = match Tee::parse(bytes) {
             Ok(Tee::Encap { source, source_port, datagram }) => {
                 self.counters.one(Counter::TeeEncap);
-                (datagram, SocketAddrV6::new(Ipv6Addr::from(source), source_port, 0, 0))
+                let source = Ipv6Addr::from(source);
+                (datagram, SocketAddrV6::new(source, source_port, 0, 0), Some(source))
             }
             Ok(Tee::Raw(datagram)) => {
                 self.counters.one(Counter::TeeRaw);
-                (datagram, local)
+                (datagram, local, None)
             }
             // Begins like an envelope and is none: no frame either, and counted as such.
             Err(_) => {
                 self.counters.one(Counter::TeeRaw);
-                (bytes, local)
+                (bytes, local, None)
             }
         };
-        self.store_now(datagram, source, StoredFrom::Tee, monotonic_ns());
+        self.store_now(datagram, source, origin, StoredFrom::Tee, monotonic_ns());
     }
 }
 

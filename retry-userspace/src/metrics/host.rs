@@ -3,6 +3,9 @@
 
 use std::sync::LazyLock;
 
+/// The commit that the daemon was built from; `unknown` for a build outside its repository.
+pub(crate) const COMMIT: &str = env!("RETRY_COMMIT");
+
 /// Facts of the host.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Host {

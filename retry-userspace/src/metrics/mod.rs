@@ -2,13 +2,17 @@
 //! reads them here: `/metrics` and the management API of `admin`, the OTLP exporter of `telemetry`.
 
 pub(crate) mod host;
+mod process;
 pub(crate) mod prometheus;
 pub(crate) mod samples;
 mod snapshot;
+mod xdp;
 
-pub(crate) use host::Host;
-pub(crate) use snapshot::StoreUse;
+pub(crate) use host::{COMMIT, Host};
+pub(crate) use process::Process;
+pub(crate) use snapshot::{ClassUse, StoreUse};
 pub use snapshot::{Snapshot, Source, Upstream};
+pub use xdp::XdpReason;
 
 /// Names of the lanes of the frame log, in their order: the label `ring`.
 pub(crate) const RINGS: [&str; 2] = ["short", "long"];

@@ -1,79 +1,144 @@
-//! `/metrics`: the samples of the snapshot as Prometheus text.
+//! `/metrics`: the samples of the snapshot as Prometheus text, or as OpenMetrics text for a scraper that asks for it.
 
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
-use prometheus::{Encoder, TextEncoder};
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
 
 use super::Snapshot;
 use super::samples::{Kind, Sample, samples};
 
-/// The content type of [`text`].
-pub(crate) const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
-
-/// The snapshot as Prometheus text.
-pub fn text(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
-    let mut families: Vec<MetricFamily> = Vec::new();
-    for sample in samples(snapshot) {
-        // Series of one name stand together.
-        let place = families.iter().position(|family| family.name() == sample.name).unwrap_or_else(|| {
-            let mut family = MetricFamily::default();
-            family.set_name(sample.name.to_owned());
-            family.set_help(sample.help.to_owned());
-            family.set_field_type(match sample.kind {
-                Kind::Counter => MetricType::COUNTER,
-                Kind::Gauge => MetricType::GAUGE,
-            });
-            families.push(family);
-            families.len() - 1
-        });
-        families[place].mut_metric().push(metric(sample));
-    }
-    let mut out = Vec::new();
-    TextEncoder::new().encode(&families, &mut out)?;
-    String::from_utf8(out).map_err(|error| prometheus::Error::Msg(error.to_string()))
+/// A format of `/metrics`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Format {
+    /// The Prometheus text format, version 0.0.4.
+    Text,
+    /// OpenMetrics text, version 1.0.0. Names, labels and values are those of [`Format::Text`].
+    OpenMetrics,
 }
 
-fn metric(sample: Sample) -> Metric {
-    let mut metric = Metric::default();
-    let label = |(name, value): (&str, String)| {
-        let mut pair = LabelPair::default();
-        pair.set_name(name.to_owned());
-        pair.set_value(value);
-        pair
-    };
-    metric.set_label(sample.labels.into_iter().map(label).collect());
-    match sample.kind {
-        Kind::Counter => {
-            let mut counter = Counter::default();
-            counter.set_value(sample.value);
-            metric.set_counter(counter);
-        }
-        Kind::Gauge => {
-            let mut gauge = Gauge::default();
-            gauge.set_value(sample.value);
-            metric.set_gauge(gauge);
+impl Format {
+    /// The format that a request with this `Accept` header gets (RFC 9110, section 12.5.1). Where the header does not prefer
+    /// OpenMetrics, it is [`Format::Text`].
+    #[must_use]
+    pub fn accepted(accept: &str) -> Self {
+        let quality = |wanted: &str| {
+            let ranges = accept.split(',').filter_map(|range| {
+                let mut parts = range.split(';').map(str::trim);
+                if !parts.next()?.eq_ignore_ascii_case(wanted) {
+                    return None;
+                }
+                let given = parts.find_map(|part| part.strip_prefix("q=")).map(str::parse);
+                given.unwrap_or(Ok(1.0)).ok()
+            });
+            ranges.fold(0.0_f32, f32::max)
+        };
+        let open = quality("application/openmetrics-text");
+        if open > 0.0 && open >= quality("text/plain") { Self::OpenMetrics } else { Self::Text }
+    }
+
+    /// The content type.
+    #[must_use]
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => prometheus_text::CONTENT_TYPE,
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         }
     }
-    metric
+}
+
+/// The snapshot in a format.
+///
+/// # Errors
+/// The encoder refuses a name or a value.
+pub fn encode(snapshot: &Snapshot, format: Format) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Families::of(snapshot)));
+    let mut out = String::new();
+    match format {
+        Format::Text => prometheus_text::encode(&mut out, &registry)?,
+        Format::OpenMetrics => text::encode(&mut out, &registry)?,
+    }
+    Ok(out)
+}
+
+/// The samples, those of one name together.
+#[derive(Debug)]
+struct Families(Vec<Vec<Sample>>);
+
+impl Families {
+    fn of(snapshot: &Snapshot) -> Self {
+        let mut families: Vec<Vec<Sample>> = Vec::new();
+        for sample in samples(snapshot) {
+            match families.iter_mut().find(|family| family.iter().any(|one| one.name == sample.name)) {
+                Some(family) => family.push(sample),
+                None => families.push(vec![sample]),
+            }
+        }
+        Self(families)
+    }
+}
+
+impl Collector for Families {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for family in &self.0 {
+            let Some(Sample { name, help, kind, .. }) = family.first() else { continue };
+            let (name, kind) = match kind {
+                // The encoder adds the suffix, where the format has it.
+                Kind::Counter => (name.strip_suffix("_total").unwrap_or(name), MetricType::Counter),
+                Kind::Gauge => (*name, MetricType::Gauge),
+            };
+            let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+            for Sample { labels, kind, value, .. } in family {
+                let mut one = metric.encode_family(labels)?;
+                match (kind, whole(*value)) {
+                    (Kind::Counter, Some(whole)) => one.encode_counter::<NoLabelSet, _, u64>(&whole, None)?,
+                    (Kind::Counter, None) => one.encode_counter::<NoLabelSet, _, u64>(value, None)?,
+                    (Kind::Gauge, Some(whole)) => one.encode_gauge(&whole)?,
+                    (Kind::Gauge, None) => one.encode_gauge(value)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The value as a whole number, if it is one that a double holds exactly.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, and between 0 and 2^53")]
+fn whole(value: f64) -> Option<u64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    (value.fract() == 0.0 && (0.0..EXACT).contains(&value)).then_some(value as u64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn text() -> String {
+        encode(&Snapshot::complete(), Format::Text).expect("text")
+    }
+
     /// Every name and label set of the operator's surface that exists by now, and each only once.
     #[test]
     fn the_surface_is_there() {
-        let text = text(&Snapshot::default()).unwrap();
+        let text = text();
         for name in [
             "bre_frames_received_total",
             "bre_frames_dropped_total{reason=\"decode_error\"}",
             "bre_frames_cached_total",
-            "bre_cache_stored_total{source=\"multicast\"}",
+            "bre_cache_stored_total{source=\"::\"}",
+            "bre_cache_stored_total{source=\"other\"}",
+            "bre_cache_stored_by_total{via=\"multicast\"}",
             "bre_cache_size",
+            "bre_cache_ttl_seconds{class=\"tx\"}",
             "bre_nack_requests_total{path=\"xdp\"}",
             "bre_nack_requests_total{path=\"user\"}",
+            "bre_nack_dropped_total{reason=\"socket_overflow\"}",
             "bre_cache_hits_total{path=\"xdp\"}",
             "bre_cache_misses_total{path=\"user\"}",
+            "bre_cache_evicted_total{reason=\"lap\",ring=\"short\"}",
             "bre_retransmits_total{path=\"user\"}",
             "bre_unicast_retransmits_total{path=\"user\"}",
             "bre_retransmit_dedup_total{path=\"user\"}",
@@ -85,15 +150,62 @@ mod tests {
             "bre_rate_limit_drops_total{level=\"chain\",path=\"xdp\"}",
             "bre_rate_limit_drops_total{level=\"sequence\",path=\"xdp\"}",
             "bre_rate_limit_drops_total{level=\"group\",path=\"xdp\"}",
+            "bre_proxy_requests_total",
+            "bre_proxy_nacks_total",
+            "bre_proxy_failed_total{reason=\"exhausted\",last=\"miss\"}",
             "bre_beacon_adverts_sent_total",
             "bre_cache_oldest_age_seconds{ring=\"short\"}",
-            "bre_xdp_mode{mode=\"\",reason=\"\"}",
+            "bre_own_source_info{source=\"::\"}",
+            "bre_xdp_mode{mode=\"\",reason=\"asked\"}",
+            "process_cpu_seconds_total",
+            "process_resident_memory_bytes",
         ] {
             let lines = text.lines().filter(|line| line.starts_with(&format!("{name} "))).count();
             assert_eq!(lines, 1, "{name} in\n{text}");
         }
         for line in text.lines().filter(|line| line.starts_with("# TYPE")) {
             assert_eq!(text.matches(line).count(), 1, "{line}");
+        }
+    }
+
+    /// A scraper that changes the format finds the same series with the same values.
+    #[test]
+    fn both_formats_have_the_same_series() {
+        let series = |text: &str| -> Vec<String> {
+            text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+        };
+        let open = encode(&Snapshot::complete(), Format::OpenMetrics).expect("text");
+        assert_eq!(series(&open), series(&text()));
+        assert!(open.ends_with("# EOF\n"), "{open}");
+        // There a counter's family is named without the suffix.
+        assert!(open.contains("# TYPE bre_cache_hits counter\n"), "{open}");
+        assert!(text().contains("# TYPE bre_cache_hits_total counter\n"));
+    }
+
+    #[test]
+    fn the_format_is_the_one_that_is_preferred() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,\
+                          text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for (accept, format) in [
+            (prometheus, Format::OpenMetrics),
+            ("application/openmetrics-text; version=1.0.0", Format::OpenMetrics),
+            ("", Format::Text),
+            ("*/*", Format::Text),
+            ("text/plain;version=0.0.4;q=0.5,application/openmetrics-text;q=0.4", Format::Text),
+            ("application/openmetrics-text;q=0", Format::Text),
+            (
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;q=0.7,text/plain;q=0.3",
+                Format::Text,
+            ),
+        ] {
+            assert_eq!(Format::accepted(accept), format, "{accept}");
+        }
+    }
+
+    #[test]
+    fn values_are_written_as_they_are() {
+        for (value, written) in [(0.0, Some(0)), (1e6, Some(1_000_000)), (0.5, None), (-1.0, None), (f64::NAN, None)] {
+            assert_eq!(whole(value), written);
         }
     }
 }

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 use retry_common::abi::Sent;
 use retry_common::counter::{Counter, Side};
+use retry_common::wire::frame::Class;
 
-use super::{RINGS, Snapshot};
+use super::process::Process;
+use super::{COMMIT, RINGS, Snapshot};
 
 /// What a number is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -69,6 +71,12 @@ pub fn samples(snapshot: &Snapshot) -> Vec<Sample> {
         Vec::new(),
         snapshot.adverts_sent as f64,
     );
+    let sources = snapshot.stored.sources.iter().map(|(source, frames)| (source.to_string(), *frames));
+    for (source, frames) in sources.chain([("other".to_owned(), snapshot.stored.other)]) {
+        let help = "Frames stored in the frame log, by the IPv6 address of the source that sent them first; `other` has those of further \
+                    sources and of sources that are not known.";
+        push(Kind::Counter, "bre_cache_stored_total", help, vec![("source", source)], frames as f64);
+    }
     type Of = fn(&Sent) -> u64;
     let delivered: [(_, _, Of); 2] = [
         ("bre_xdp_xmit_packets_total", "Packets of the kernel program that the interface's driver took.", |sent| {
@@ -106,6 +114,19 @@ pub fn samples(snapshot: &Snapshot) -> Vec<Sample> {
     for (ring, lane) in lanes() {
         gauge("bre_cache_ring_size_bytes", "Bytes of the ring.", &[("ring", ring)], lane.size_bytes as f64);
     }
+    let classes = || Class::ALL.iter().zip(&snapshot.classes);
+    for (class, seen) in classes() {
+        let help = "Life of the frames of the class, as the settings give it.";
+        gauge("bre_cache_ttl_seconds", help, &[("class", class.name())], seen.life.as_secs_f64());
+    }
+    for (class, seen) in classes() {
+        let help = "Age of the oldest frame of the class that is still held, to within a hundredth of its life; 0 without any.";
+        gauge("bre_cache_class_oldest_age_seconds", help, &[("class", class.name())], seen.oldest_age.as_secs_f64());
+    }
+    for source in &snapshot.own_sources {
+        let help = "1, with an address that multicast repairs leave from.";
+        gauge("bre_own_source_info", help, &[("source", &source.to_string())], 1.0);
+    }
     if let Some(store) = &snapshot.store {
         let up = f64::from(u8::from(store.up));
         gauge("bre_store_up", "1 while the shared store is connected and answers.", &[], up);
@@ -134,12 +155,47 @@ pub fn samples(snapshot: &Snapshot) -> Vec<Sample> {
     gauge("bre_ready", "1 while /readyz answers 200; at 0 it says why.", &[], ready);
     gauge(
         "bre_xdp_mode",
-        "1 for the mode in force, with the reason for it.",
-        &[("mode", snapshot.xdp_mode), ("reason", &snapshot.xdp_reason)],
+        "1 for the mode in force, with the reason for it; the log and /readyz tell it in full.",
+        &[("mode", snapshot.xdp_mode), ("reason", snapshot.xdp_reason.name())],
         1.0,
     );
     let host: BTreeMap<&'static str, &str> = snapshot.host.labels().into();
     let host: Vec<(&'static str, &str)> = host.into_iter().collect();
     gauge("bre_host_info", "1, with what this host and this daemon are.", &host, 1.0);
+    let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", COMMIT)];
+    gauge("bre_build_info", "1, with the version and the commit that the daemon was built from.", &build, 1.0);
+    if let Some(process) = &snapshot.process {
+        all.extend(of_process(process));
+    }
     all
+}
+
+/// The metrics that Prometheus client libraries show of their process, under their names.
+#[expect(clippy::cast_precision_loss, reason = "bytes and descriptors: exact up to 2^53")]
+fn of_process(process: &Process) -> [Sample; 7] {
+    let sample = |kind, name, help, value| Sample { name, help, kind, labels: Vec::new(), value };
+    [
+        sample(
+            Kind::Counter,
+            "process_cpu_seconds_total",
+            "CPU time of the daemon, user and system.",
+            process.cpu_seconds,
+        ),
+        sample(Kind::Gauge, "process_open_fds", "Open file descriptors.", process.open_fds as f64),
+        sample(Kind::Gauge, "process_max_fds", "Most file descriptors that may be open.", process.max_fds as f64),
+        sample(Kind::Gauge, "process_virtual_memory_bytes", "Address space.", process.virtual_bytes as f64),
+        sample(
+            Kind::Gauge,
+            "process_virtual_memory_max_bytes",
+            "Largest address space; 2^64 without a limit.",
+            process.virtual_max_bytes as f64,
+        ),
+        sample(Kind::Gauge, "process_resident_memory_bytes", "Resident memory.", process.resident_bytes as f64),
+        sample(
+            Kind::Gauge,
+            "process_start_time_seconds",
+            "Start of the daemon, seconds since 1970.",
+            process.start_seconds,
+        ),
+    ]
 }

@@ -1,11 +1,16 @@
 //! All numbers at one time, and the parts that they are made of.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use retry_common::abi::Sent;
 use retry_common::counter::Counters;
+use retry_common::wire::frame::Class;
 
 use super::host::Host;
+use super::process::Process;
+use super::xdp::XdpReason;
+use crate::counters::StoredBySource;
 use crate::framelog::LaneUse;
 
 /// All numbers that anyone shows, at one time.
@@ -15,16 +20,24 @@ pub struct Snapshot {
     pub kernel: Counters,
     /// Counters of the daemon's path.
     pub user: Counters,
+    /// Frames stored, by their source.
+    pub stored: StoredBySource,
     /// Frames that can be found.
     pub frames: u64,
     /// The lanes of the frame log: short-lived classes, long-lived classes.
     pub lanes: [LaneUse; 2],
+    /// The classes, in the order of [`Class::ALL`].
+    pub classes: [ClassUse; Class::ALL.len()],
     /// ADVERTs sent.
     pub adverts_sent: u64,
     /// `native`, `skb` or `off`.
     pub xdp_mode: &'static str,
     /// Why that mode.
-    pub xdp_reason: String,
+    pub xdp_reason: XdpReason,
+    /// The same in full.
+    pub xdp_why: String,
+    /// Addresses that repairs leave from.
+    pub own_sources: Vec<Ipv6Addr>,
     /// What keeps the daemon from serving, each in one line.
     pub problems: Vec<String>,
     /// What keeps it from serving well, likewise.
@@ -45,6 +58,8 @@ pub struct Snapshot {
     pub ingress_sockets: usize,
     /// The host.
     pub host: Host,
+    /// What the process takes, where /proc tells.
+    pub process: Option<Process>,
     /// True from the signal to the end.
     pub draining: bool,
 }
@@ -74,11 +89,23 @@ impl Snapshot {
     pub fn complete() -> Self {
         Self {
             store: Some(StoreUse::default()),
+            stored: StoredBySource { sources: [(Ipv6Addr::UNSPECIFIED, 0)].into(), other: 0 },
+            own_sources: vec![Ipv6Addr::UNSPECIFIED],
+            process: Some(Process::default()),
             delivered: vec![(String::new(), Sent::default())],
             upstreams: vec![Upstream { rtt: Some(Duration::ZERO), ..Upstream::default() }],
             ..Self::default()
         }
     }
+}
+
+/// How the frames of one class do.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct ClassUse {
+    /// Their life.
+    pub life: Duration,
+    /// Age of the oldest that is held, to within a hundredth of the life; zero without any.
+    pub oldest_age: Duration,
 }
 
 /// How the shared store does.

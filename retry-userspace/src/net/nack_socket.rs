@@ -119,6 +119,14 @@ impl NackSocket {
         options::limit_packets(&self.socket, length.unwrap_or(0))
     }
 
+    /// Datagrams that the kernel dropped here since the socket was opened: the receive buffer was full, or the checksum was wrong.
+    ///
+    /// # Errors
+    /// What `getsockopt` returns.
+    pub(crate) fn dropped(&self) -> io::Result<u32> {
+        options::dropped(&self.socket)
+    }
+
     /// Sends one datagram by the routing table, with the system's hop limit. Never waits.
     ///
     /// # Errors

@@ -92,6 +92,7 @@ pub(super) async fn work(shared: Arc<Shared>, waiting: Arc<Waiting>) {
 async fn recover(mut ticket: Ticket) {
     let shared = Arc::clone(&ticket.shared);
     let job = ticket.job;
+    shared.counters.one(Counter::ProxyRequests);
     match shared.cancel.run_until_cancelled(shared.claims.claim(&job.key)).await {
         None => return,
         Some(false) => {
@@ -313,7 +314,7 @@ fn send(shared: &Shared, key: &FrameKey, to: SocketAddr) -> Left {
     shared.upstreams().sent(to, now_ns);
     match shared.sockets.send(&nack, to) {
         Ok(()) => {
-            shared.counters.one(Counter::ProxyRequests);
+            shared.counters.one(Counter::ProxyNacks);
             Left::Yes
         }
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS)) => {

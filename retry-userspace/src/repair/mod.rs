@@ -199,7 +199,10 @@ impl Sender {
             Held::Answer(answer, _) => self.counters.one(counter::of_answer(answer).1),
             Held::Rest(rest) if rest.plan.unicast => self.counters.one(Counter::RetransmitErrors),
             Held::Rest(_) => self.counters.one(Counter::AckErrors),
-            Held::Recovery(_) => self.counters.one(Counter::ProxyFailedAsker),
+            Held::Recovery(_) => {
+                self.counters.one(Counter::ProxyRequests);
+                self.counters.one(Counter::ProxyFailedAsker);
+            }
         }
     }
 

@@ -113,6 +113,10 @@ pub(super) fn build(settings: &Settings) -> Result<Built, StartError> {
     let workers = Workers::default();
     let observed = Observed {
         counters: common.counters(),
+        sources: Arc::clone(&fill.sources),
+        ages: Arc::clone(&fill.ages),
+        life_ms: framelog::lives_ms(&settings.cache),
+        nack_socket: Arc::clone(&socket),
         writer: Arc::clone(&fill.writer),
         workers_ready: Arc::clone(&workers.ready),
         recovery: recovery.clone(),
@@ -121,7 +125,9 @@ pub(super) fn build(settings: &Settings) -> Result<Built, StartError> {
         tee_sockets: usize::from(tee.is_some()),
         instance: settings.telemetry.instance.clone(),
     };
-    let state = Arc::new(State::new(observed, kernel.datapath, kernel.mode, kernel.why));
+    let xdp = kernel.mode.name;
+    let state = Arc::new(State::new(observed, kernel.datapath, kernel.mode));
+    state.leave_from(&common.fabric);
     let exporter = otlp::Config::from(settings)
         .map(|config| Exporter::start(&config, Arc::clone(&state) as Arc<dyn Source>))
         .transpose()?;
@@ -140,7 +146,7 @@ pub(super) fn build(settings: &Settings) -> Result<Built, StartError> {
         counters: common.counters(),
     });
 
-    telemetry::inventory::tell(settings, &common.fabric, kernel.mode);
+    telemetry::inventory::tell(settings, &common.fabric, xdp);
     let management = Management {
         state: Arc::clone(&state),
         fill: Arc::clone(&fill),

@@ -17,6 +17,7 @@ use crate::ingress::subscription::{Rejoin, Subscription};
 use crate::interfaces::delivery::{Delivery, Judgement};
 use crate::interfaces::plan::{Plan, Seen, Wanted, plan};
 use crate::interfaces::watch::{Change, Watch};
+use crate::metrics::XdpReason;
 use crate::nack::Server;
 use crate::net::interface::{Interface, own_addresses};
 use crate::repair;
@@ -203,7 +204,7 @@ impl Follower {
         let Some(fabric) = fabric else {
             self.stands = None;
             if attachments.is_some() {
-                self.suspend("an interface or an address of the settings is missing");
+                self.suspend(XdpReason::Interface, "an interface or an address of the settings is missing");
             }
             self.state.set_problems(problems);
             return;
@@ -246,17 +247,18 @@ impl Follower {
         if let Some(refusal) = &self.delivery.refusal {
             if is_auto {
                 attachments.detach_all();
-                self.suspend(&refusal.why);
+                self.suspend(XdpReason::Delivery, &refusal.why);
                 return;
             }
             problems.push(format!("-xdp {}: {}", mode.name(), refusal.why));
         }
         self.attach(attachments, missing);
-        let failed = self.tries.attach_failed.clone();
-        match failed.or_else(|| (!self.adapted).then(|| "an interface has gone again".to_owned())) {
+        let failed = self.tries.attach_failed.clone().map(|why| (XdpReason::Attach, why));
+        let gone = || (!self.adapted).then(|| (XdpReason::Interface, "an interface has gone again".to_owned()));
+        match failed.or_else(gone) {
             None => self.resume(mode),
-            Some(why) => {
-                self.suspend(&why);
+            Some((reason, why)) => {
+                self.suspend(reason, &why);
                 if !is_auto {
                     problems.push(format!("-xdp {}: {why}", mode.name()));
                 }
@@ -273,6 +275,7 @@ impl Follower {
         if let (Some(beacon), Some(config)) = (&self.beacon, beacon::Config::from(&self.settings, &fabric)) {
             beacon.leave_by(config.interface, config.source);
         }
+        self.state.leave_from(&fabric);
         tracing::info!(
             ingress = fabric.ingress.index,
             nack = fabric.nack.index,
@@ -431,23 +434,23 @@ impl Follower {
         }
     }
 
-    fn suspend(&self, why: &str) {
+    fn suspend(&self, reason: XdpReason, why: &str) {
         if let Some(datapath) = self.state.datapath().as_mut() {
             datapath.suspend();
         }
-        if self.state.set_mode("off", why) {
+        if self.state.set_mode("off", reason, why) {
             tracing::warn!(xdp = "off", reason = why, "the daemon's socket answers NACKs");
         }
     }
 
     fn resume(&self, mode: Mode) {
-        let asked = match self.settings.xdp.mode {
-            XdpMode::Auto => "-xdp auto",
-            XdpMode::Native => "-xdp native",
-            XdpMode::Skb => "-xdp skb",
+        let (reason, asked) = match self.settings.xdp.mode {
+            XdpMode::Auto => (XdpReason::Auto, "-xdp auto"),
+            XdpMode::Native => (XdpReason::Asked, "-xdp native"),
+            XdpMode::Skb => (XdpReason::Asked, "-xdp skb"),
             XdpMode::Off => return,
         };
-        if self.state.set_mode(mode.name(), asked) {
+        if self.state.set_mode(mode.name(), reason, asked) {
             if let Some(datapath) = self.state.datapath().as_mut() {
                 datapath.resume();
             }

@@ -5,19 +5,18 @@ use std::sync::Arc;
 use retry_common::abi;
 
 use super::StartError;
+use super::state::Mode;
 use crate::datapath::{self, Datapath, Events, KernelFill, KernelSources, LogLines, Parts};
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{Pages, Sizes};
 use crate::limits::GroupTable;
+use crate::metrics::XdpReason;
 use crate::net::interface;
 use crate::settings::{FillMode, Settings, XdpMode};
 
 /// What answers NACKs, and its parts; of the kernel side's there is none when the daemon's socket answers.
 pub(super) struct Kernel {
-    /// `native`, `skb` or `off`.
-    pub(super) mode: &'static str,
-    /// Why it is that.
-    pub(super) why: String,
+    pub(super) mode: Mode,
     pub(super) pages: Arc<Pages>,
     pub(super) datapath: Option<Datapath>,
     pub(super) events: Option<Events>,
@@ -32,32 +31,31 @@ impl Kernel {
     pub(super) fn open(settings: &Settings, fabric: &Fabric, answers: abi::Settings) -> Result<Self, StartError> {
         let Some(config) = datapath::Config::from(settings, fabric, answers) else {
             tracing::info!(xdp = "off", reason = "-xdp off", "the daemon's socket answers NACKs");
-            return Self::off(settings, "-xdp off".to_owned());
+            return Self::off(settings, XdpReason::Asked, "-xdp off".to_owned());
         };
-        let asked = match settings.xdp.mode {
-            XdpMode::Auto => "auto",
-            _ => config.mode.name(),
+        let (asked, reason) = match settings.xdp.mode {
+            XdpMode::Auto => ("auto", XdpReason::Auto),
+            _ => (config.mode.name(), XdpReason::Asked),
         };
         let own = interface::own_addresses(&interface::list().map_err(FabricError::List)?, fabric.nack.index);
         match Datapath::open(&config, &own) {
             Ok(parts) => {
-                let (mode, why) = (config.mode.name(), format!("-xdp {asked}"));
-                tracing::info!(xdp = mode, reason = why, "the kernel answers NACKs");
-                Ok(Self::on(mode, why, parts))
+                let mode = Mode { name: config.mode.name(), reason, why: format!("-xdp {asked}") };
+                tracing::info!(xdp = mode.name, reason = mode.why, "the kernel answers NACKs");
+                Ok(Self::on(mode, parts))
             }
             Err(error) if settings.xdp.mode == XdpMode::Auto && settings.xdp.fill != FillMode::Kernel => {
                 tracing::warn!(xdp = "off", reason = %error, "the daemon's socket answers NACKs");
-                Self::off(settings, error.to_string())
+                Self::off(settings, XdpReason::from(&error), error.to_string())
             }
             Err(source) => Err(StartError::Datapath { mode: asked, source }),
         }
     }
 
-    fn on(mode: &'static str, why: String, parts: Parts) -> Self {
+    fn on(mode: Mode, parts: Parts) -> Self {
         let Parts { datapath, pages, events, groups, sources, fill, log_lines } = parts;
         Self {
             mode,
-            why,
             pages,
             datapath: Some(datapath),
             events: Some(events),
@@ -69,12 +67,11 @@ impl Kernel {
         }
     }
 
-    fn off(settings: &Settings, why: String) -> Result<Self, StartError> {
+    fn off(settings: &Settings, reason: XdpReason, why: String) -> Result<Self, StartError> {
         let sizes = Sizes::from(settings);
         let pages = Pages::plain(sizes).map_err(|source| StartError::Memory { bytes: sizes.ring_len(), source })?;
         Ok(Self {
-            mode: "off",
-            why,
+            mode: Mode { name: "off", reason, why },
             pages: Arc::new(pages),
             datapath: None,
             events: None,

@@ -1,21 +1,25 @@
 //! What HTTP shows and the timers touch.
 
+use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use retry_common::counter::Counters;
+use retry_common::counter::{Counter, Counters};
+use retry_common::wire::frame::Class;
 use tokio::sync::Notify;
 
 use crate::clock::{monotonic_ns, nanoseconds};
-use crate::counters::UserCounters;
+use crate::counters::{SourceCounts, StoredBySource, UserCounters};
 use crate::datapath::{Datapath, Delivered};
 use crate::fabric::Fabric;
-use crate::framelog::Writer;
+use crate::framelog::{LaneUse, Writer};
+use crate::ingress::class_ages::ClassAges;
 use crate::ingress::fill::LogUse;
 use crate::ingress::subscription;
 use crate::interfaces::delivery::{Ledger, Part};
-use crate::metrics::{Host, Snapshot, Source, StoreUse, Upstream};
+use crate::metrics::{ClassUse, Host, Process, Snapshot, Source, StoreUse, Upstream, XdpReason};
+use crate::net::nack_socket::NackSocket;
 use crate::recovery::{Recovery, UpstreamStatus};
 use crate::store::Store;
 
@@ -25,6 +29,12 @@ const LOOKS: usize = 64;
 /// The parts whose numbers are shown.
 pub(super) struct Observed {
     pub(super) counters: Arc<UserCounters>,
+    /// Frames that the daemon stored, by their source.
+    pub(super) sources: Arc<SourceCounts>,
+    pub(super) ages: Arc<ClassAges>,
+    /// Life of each class in milliseconds, in the order of `Class::ALL`.
+    pub(super) life_ms: [u32; Class::ALL.len()],
+    pub(super) nack_socket: Arc<NackSocket>,
     pub(super) writer: Arc<Mutex<Writer>>,
     pub(super) workers_ready: Arc<AtomicUsize>,
     pub(super) recovery: Option<Recovery>,
@@ -35,6 +45,17 @@ pub(super) struct Observed {
     pub(super) instance: String,
 }
 
+/// The path that answers NACKs.
+#[derive(Clone, Debug)]
+pub(super) struct Mode {
+    /// `native`, `skb` or `off`.
+    pub(super) name: &'static str,
+    /// Why it is that.
+    pub(super) reason: XdpReason,
+    /// The same in full.
+    pub(super) why: String,
+}
+
 /// The daemon's state, shared by threads and tasks.
 pub(super) struct State {
     observed: Observed,
@@ -43,14 +64,17 @@ pub(super) struct State {
     datapath: Mutex<Option<Datapath>>,
     /// What the kernel side had counted at its end.
     last_kernel: Mutex<Counters>,
+    /// What it had stored, by source.
+    last_stored: Mutex<StoredBySource>,
     /// What interfaces had been given at its end.
     last_delivered: Mutex<Vec<Delivered>>,
     /// What was lost on the way to them.
     ledger: Mutex<Ledger>,
     /// What does not keep the daemon from serving, but from serving well.
     warnings: Mutex<Vec<String>>,
-    /// The path that answers NACKs, and why it does.
-    xdp: Mutex<(&'static str, String)>,
+    xdp: Mutex<Mode>,
+    /// Addresses that repairs leave from.
+    own_sources: Mutex<Vec<Ipv6Addr>>,
     /// What keeps the daemon from serving.
     problems: Mutex<Vec<String>>,
     /// Told when an ADVERT is to leave at once.
@@ -68,16 +92,18 @@ fn upstream(status: UpstreamStatus) -> Upstream {
 
 impl State {
     /// Of a daemon that is being built: the kernel side, if there is one, and what [`State::mode`] says.
-    pub(super) fn new(observed: Observed, datapath: Option<Datapath>, mode: &'static str, why: String) -> Self {
+    pub(super) fn new(observed: Observed, datapath: Option<Datapath>, mode: Mode) -> Self {
         Self {
             observed,
             log_use: Mutex::default(),
             datapath: Mutex::new(datapath),
             last_kernel: Mutex::default(),
+            last_stored: Mutex::default(),
             last_delivered: Mutex::default(),
             ledger: Mutex::default(),
             warnings: Mutex::default(),
-            xdp: Mutex::new((mode, why)),
+            xdp: Mutex::new(mode),
+            own_sources: Mutex::default(),
             problems: Mutex::default(),
             announce: Notify::new(),
             adverts_sent: AtomicU64::new(0),
@@ -92,19 +118,61 @@ impl State {
         self.datapath.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `native`, `skb` or `off`, and why.
-    pub(super) fn mode(&self) -> (&'static str, String) {
+    /// The path that answers NACKs, and why it does.
+    pub(super) fn mode(&self) -> Mode {
         self.xdp.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sets what [`State::mode`] says; true when it said something else.
-    pub(super) fn set_mode(&self, mode: &'static str, reason: &str) -> bool {
+    pub(super) fn set_mode(&self, name: &'static str, reason: XdpReason, why: &str) -> bool {
         let mut xdp = self.xdp.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = xdp.0 != mode || xdp.1 != reason;
+        let is_new = xdp.name != name || xdp.why != why;
         if is_new {
-            *xdp = (mode, reason.to_owned());
+            *xdp = Mode { name, reason, why: why.to_owned() };
         }
         is_new
+    }
+
+    /// Repairs leave by the interfaces of `fabric` from now on.
+    pub(super) fn leave_from(&self, fabric: &Fabric) {
+        let mut sources: Vec<Ipv6Addr> = fabric.egress.iter().map(|egress| egress.source).collect();
+        sources.sort_unstable();
+        sources.dedup();
+        *self.own_sources.lock().unwrap_or_else(PoisonError::into_inner) = sources;
+    }
+
+    /// Frames stored, by source.
+    fn stored(&self) -> StoredBySource {
+        let mut kernel = StoredBySource::default();
+        match self.datapath().as_ref().map(|datapath| datapath.stored(&mut kernel)) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => tracing::warn!(%error, "the kernel's sources cannot be read"),
+            None => kernel.clone_from(&self.last_stored.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+        self.observed.sources.name(&self.observed.joined.joined());
+        self.observed.sources.with_kernel(&kernel)
+    }
+
+    /// Life and oldest age of each class.
+    fn classes(&self, lanes: &[LaneUse; 2]) -> [ClassUse; Class::ALL.len()] {
+        let now_ns = monotonic_ns();
+        Class::ALL.map(|class| {
+            let lane_age = Duration::from_millis(lanes[class.lane()].oldest_age_ms);
+            ClassUse {
+                life: Duration::from_millis(class.of(&self.observed.life_ms).into()),
+                oldest_age: self.observed.ages.oldest(class, lane_age, now_ns),
+            }
+        })
+    }
+
+    /// Counters of the daemon's path.
+    fn user(&self) -> Counters {
+        let mut counters = self.observed.counters.snapshot();
+        match self.observed.nack_socket.dropped() {
+            Ok(dropped) => *counters.get_mut(Counter::NackSocketOverflow) += u64::from(dropped),
+            Err(error) => tracing::debug!(%error, "the NACK socket does not tell what it dropped"),
+        }
+        counters
     }
 
     /// What became of packets that the kernel program redirected to interfaces.
@@ -193,6 +261,10 @@ impl State {
         if let Some(datapath) = datapath.as_ref() {
             let delivered = self.with_losses(datapath.delivered());
             *self.last_delivered.lock().unwrap_or_else(PoisonError::into_inner) = delivered;
+            let mut stored = StoredBySource::default();
+            if datapath.stored(&mut stored).is_ok() {
+                *self.last_stored.lock().unwrap_or_else(PoisonError::into_inner) = stored;
+            }
         }
         if let Some(Ok(counters)) = datapath.as_ref().map(Datapath::counters) {
             *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner) = counters;
@@ -244,15 +316,19 @@ impl Source for State {
             None => *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner),
         };
         let LogUse { frames, lanes } = self.log_use();
-        let (xdp_mode, xdp_reason) = self.mode();
+        let Mode { name: xdp_mode, reason: xdp_reason, why: xdp_why } = self.mode();
         Snapshot {
             kernel,
-            user: self.observed.counters.snapshot(),
+            user: self.user(),
+            stored: self.stored(),
             frames,
             lanes,
+            classes: self.classes(&lanes),
             adverts_sent: self.adverts_sent.load(Ordering::Relaxed),
             xdp_mode,
             xdp_reason,
+            xdp_why,
+            own_sources: self.own_sources.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             warnings: self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             delivered: self.delivered(),
             problems: self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone(),
@@ -274,6 +350,7 @@ impl Source for State {
             ssm_sources: self.observed.joined.sources(),
             ingress_sockets: self.observed.joined.sockets() + self.observed.tee_sockets,
             host: Host::here(&self.observed.instance),
+            process: Process::here(),
             draining: self.draining.load(Ordering::Relaxed),
         }
     }

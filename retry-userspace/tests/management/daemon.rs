@@ -141,7 +141,7 @@ impl Backend for OverLog {
             frames: writer.live(),
             lanes: writer.lane_use(monotonic_ns()),
             xdp_mode: "off",
-            xdp_reason: "-xdp off".into(),
+            xdp_why: "-xdp off".into(),
             workers_ready: 2,
             workers_total: 2,
             draining: self.draining.load(Ordering::SeqCst),

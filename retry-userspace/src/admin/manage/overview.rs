@@ -75,7 +75,7 @@ fn stats_of(snapshot: &Snapshot) -> Value {
         "frames": snapshot.frames,
         "rings": rings,
         "adverts_sent": snapshot.adverts_sent,
-        "xdp": { "mode": snapshot.xdp_mode, "reason": snapshot.xdp_reason },
+        "xdp": { "mode": snapshot.xdp_mode, "reason": snapshot.xdp_why },
         "workers": { "ready": snapshot.workers_ready, "total": snapshot.workers_total },
         "ingress": { "sockets": snapshot.ingress_sockets, "ssm_sources": snapshot.ssm_sources },
         "store": snapshot.store.as_ref().map(|store| json!({ "up": store.up, "queued_frames": store.queued })),
@@ -105,6 +105,10 @@ fn counters_of(snapshot: &Snapshot) -> Vec<Value> {
                 push(Some("user"), user);
             }
         }
+    }
+    let sources = snapshot.stored.sources.iter().map(|(source, frames)| (source.to_string(), *frames));
+    for (source, frames) in sources.chain([("other".to_owned(), snapshot.stored.other)]) {
+        all.push(json!({ "name": "bre_cache_stored_total", "labels": { "source": source }, "value": frames }));
     }
     all
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::counters::StoredBySource;
 use crate::framelog::{self, Log, Pages, Sizes};
 use crate::ingress::testing::{count, fill, frame};
 
@@ -109,7 +110,7 @@ fn a_bundle_is_stored_when_its_group_is_one_of_our_shards() {
         for from in [StoredFrom::Store, StoredFrom::Upstream, StoredFrom::Api] {
             assert_eq!(put(&fill, &bytes, None, from), Err(Refused::OtherGroup), "{group:#x}");
         }
-        fill.store_now(&bytes, "[fd01::1]:9000".parse().expect("an address"), StoredFrom::Tee, monotonic_ns());
+        fill.store_now(&bytes, "[fd01::1]:9000".parse().expect("an address"), None, StoredFrom::Tee, monotonic_ns());
         assert!(log.look_up(&key_of(&bytes), monotonic_ns()).is_none());
     }
     assert!(told.lock().expect("no panic").is_empty());
@@ -121,11 +122,17 @@ fn a_publisher_that_started_again_replaces_its_frame_and_is_told() {
     let (fill, _, told) = scene();
     let (old, mut new) = (frame(1, 1), frame(1, 1));
     new[99] = 1;
-    let from = "[fd01::1]:9000".parse().expect("an address");
+    let from: SocketAddrV6 = "[fd01::1]:9000".parse().expect("an address");
     for bytes in [&old, &new, &new] {
-        fill.store_now(bytes, from, StoredFrom::Tee, monotonic_ns());
+        fill.store_now(bytes, from, Some(*from.ip()), StoredFrom::Tee, monotonic_ns());
     }
     let counted = [Counter::StoredTee, Counter::FrameReplaced, Counter::FrameDuplicate, Counter::FramesReceived];
     assert_eq!(counted.map(|counter| count(&fill.counters, counter)), [2, 1, 1, 3]);
     assert_eq!(told.lock().expect("no panic").len(), 2);
+    let stored = fill.sources.with_kernel(&StoredBySource::default());
+    assert_eq!((stored.sources, stored.other), ([(*from.ip(), 2)].into(), 0), "the duplicate is not stored");
+    // What came by another way than the network has no source that is known.
+    let bytes = frame(1, 2);
+    fill.put_for(&key_of(&bytes), &bytes, None, StoredFrom::Upstream).expect("stored");
+    assert_eq!(fill.sources.with_kernel(&StoredBySource::default()).other, 1);
 }

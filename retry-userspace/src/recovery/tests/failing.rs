@@ -20,7 +20,7 @@ async fn a_miss_of_everybody_stands() {
     first.miss(&first.nack().await).await;
     second.miss(&second.nack().await).await;
     rig.counts(Counter::ProxyFailedMiss, 1).await;
-    assert_eq!(rig.count(Counter::ProxyRequests), 2, "never tried again");
+    assert_eq!(rig.count(Counter::ProxyNacks), 2, "never tried again");
     until("the claim is given back", || *rig.claims.released.lock().expect("no panic") == [job(1).key]).await;
     // Asked for again, it is looked for again.
     until("the job is over", || !rig.recovery.shared.flight().is_under_way(&job(1).key)).await;
@@ -38,7 +38,7 @@ async fn silence_is_tried_again() {
         upstream.nack().await;
     }
     rig.counts(Counter::ProxyFailedTimeout, 1).await;
-    assert_eq!(rig.count(Counter::ProxyRequests), 3);
+    assert_eq!(rig.count(Counter::ProxyNacks), 3);
     assert!(!rig.recovery.upstreams()[0].healthy, "three unanswered in a row");
     until("the claim is given back", || rig.claims.released.lock().expect("no panic").len() == 1).await;
 }
@@ -56,11 +56,11 @@ async fn icmp_goes_to_the_next_at_once_and_three_errors_are_enough() {
     let healthy = |rig: &Rig| rig.recovery.upstreams().iter().map(|one| one.healthy).collect::<Vec<_>>();
     assert_eq!(healthy(&rig), [false, true]);
     // From now on the other is asked first.
-    let requests = rig.count(Counter::ProxyRequests);
+    let requests = rig.count(Counter::ProxyNacks);
     rig.ask(4);
     other.send_frame(&other.nack().await).await;
     assert_eq!(rig.recovered().await, 4);
-    assert_eq!(rig.count(Counter::ProxyRequests), requests + 1);
+    assert_eq!(rig.count(Counter::ProxyNacks), requests + 1);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ async fn a_frame_is_recovered_once_at_a_time() {
         upstream.send_frame(&upstream.nack().await).await;
         assert_eq!(rig.recovered().await, seq_num);
     }
-    assert_eq!(rig.count(Counter::ProxyRequests), 2);
+    assert_eq!((rig.count(Counter::ProxyRequests), rig.count(Counter::ProxyNacks)), (2, 2));
 }
 
 #[tokio::test]
@@ -161,7 +161,7 @@ async fn asking_for_a_frame_that_is_nowhere_delays_no_other() {
         recovered.insert(one.job.key.seq_num());
     }
     assert!(recovered.len() >= 19, "{recovered:?}, {:?}", rig.counters.snapshot());
-    let asked = rig.count(Counter::ProxyRequests);
+    let asked = rig.count(Counter::ProxyNacks);
     // One NACK upstream for each that came, and a few to find out whether the silent one is back.
     assert!(asked <= (4_000 + HONEST) * 3 / 2, "{asked} NACKs upstream");
     good.abort();
