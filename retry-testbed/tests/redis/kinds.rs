@@ -208,6 +208,9 @@ fn a_master_behind_sentinels() {
         .expect("a runtime");
     let started = runtime.block_on(connected(config(redis(&[&url]), "a")));
     runtime.block_on(keeps(&started, KEY));
+    let nodes = runtime.block_on(started.store.nodes()).expect("the master's ROLE");
+    let addresses: Vec<&str> = nodes.iter().map(|node| node.address.as_str()).collect();
+    assert_eq!(addresses, [format!("[{}]:6379", first.addr)], "the master that the Sentinels name");
     runtime.block_on(claims(redis(&[&url]), KEY));
     runtime.block_on(until("the replica has it", || replica.frame(KEY).is_ok_and(|frame| frame.is_some())));
     master.kill().expect("killed");

@@ -10,7 +10,8 @@ use retry_testbed::scene::is_root;
 use retry_userspace::parts::store::Unavailable;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use super::scene::{MINUTE, bytes, config, connected, fabric, host, keeps, on, redis, until};
+use super::certificates::Files;
+use super::scene::{MINUTE, bytes, config, connected, fabric, host, keeps, on, redis, start_with, until};
 
 const KEY: FrameKey = FrameKey::new(0xfeed, 7);
 const FLOW: u64 = 2;
@@ -121,6 +122,69 @@ fn a_refusal_is_told_once() {
         assert!(warnings.iter().any(|line| line.contains("-redis-addr") && line.contains(said)), "{said}: {text}");
     }
     assert!(!text.contains("pass-word"), "{text}");
+}
+
+/// Why there is no connection is in the log and in what the members are told with: a password that is missing, an authority
+/// that we do not know, a certificate that is asked for.
+#[test]
+fn the_cause_of_a_refusal_is_told() {
+    if !is_root("the_cause_of_a_refusal_is_told") {
+        return;
+    }
+    let fabric = fabric(&["redis"]);
+    let place = host(&fabric, "redis");
+    let files = Files::new(place.addr.into());
+    let (certificate, key, ca) = (files.text("server.pem"), files.text("server.key"), files.text("ca.pem"));
+    let port = PORT.to_string();
+    let with_password = ["--requirepass", "pass-word"];
+    let with_tls = [
+        "--port",
+        "0",
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &certificate,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "yes",
+    ];
+    let cases: [(&[&str], &str, bool, &str); 3] = [
+        (&with_password, "redis", false, "NOAUTH"),
+        (&with_tls, "rediss", false, "UnknownIssuer"),
+        (&with_tls, "rediss", true, "CertificateRequired"),
+    ];
+    for (arguments, scheme, knows_authority, cause) in cases {
+        let server = if scheme == "rediss" {
+            Server::launch(place, PORT, None, arguments)
+        } else {
+            Server::start_with(place, PORT, None, arguments)
+        };
+        let server = server.expect("Redis");
+        let lines = Lines::default();
+        let writer = lines.clone();
+        host(&fabric, "store").ns.enter(|| {
+            let log = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+            let _until_its_end =
+                log.with_max_level(tracing_subscriber::filter::LevelFilter::INFO).finish().set_default();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let url = format!("{scheme}://{}", server.address());
+                let mut settings = redis(&[&url]);
+                settings.tls_ca = knows_authority.then(|| files.path("ca.pem"));
+                let refused = start_with(config(settings, "a"), |_, _| {});
+                until(cause, || refused.store.why().is_some_and(|why| why.contains(cause))).await;
+                assert!(!refused.store.status().connected);
+                tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+            });
+        });
+        let text = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("UTF-8");
+        let told: Vec<&str> = text.lines().filter(|line| line.contains("WARN")).collect();
+        assert!(told.len() == 1 && told[0].contains("-redis-addr") && told[0].contains(cause), "{cause}: {text}");
+        assert!(!text.contains("connected to the shared store"), "{text}");
+    }
 }
 
 /// A fetch is one operation, whatever it takes.

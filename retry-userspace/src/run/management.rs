@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use retry_common::key::FrameKey;
 use retry_common::wire::frame::Frame;
@@ -38,11 +39,11 @@ impl Management {
         // Overwritten meanwhile: it is as if it had not been there.
         self.log.copy(&record, &mut bytes).then_some(())?;
         let life_left = Duration::from_nanos(record.header().expires_ns.saturating_sub(now_ns));
-        found(bytes, life_left, Whence::Log)
+        found(bytes.into(), life_left, Whence::Log)
     }
 }
 
-fn found(bytes: Vec<u8>, life_left: Duration, whence: Whence) -> Option<StoredFrame> {
+fn found(bytes: Bytes, life_left: Duration, whence: Whence) -> Option<StoredFrame> {
     let class = Frame::parse(&bytes).ok()?.head().class()?;
     Some(StoredFrame { bytes, life_left, class, whence })
 }
@@ -65,12 +66,7 @@ impl Backend for Management {
         })
     }
 
-    fn put(
-        &self,
-        key: FrameKey,
-        bytes: Vec<u8>,
-        life: Option<Duration>,
-    ) -> BoxFuture<'_, Result<PutOutcome, PutError>> {
+    fn put(&self, key: FrameKey, bytes: Bytes, life: Option<Duration>) -> BoxFuture<'_, Result<PutOutcome, PutError>> {
         Box::pin(async move {
             let life_ms = life.map(|life| u32::try_from(life.as_millis()).unwrap_or(u32::MAX));
             let fill = Arc::clone(&self.fill);
@@ -119,7 +115,10 @@ impl Backend for Management {
                 None => RedisMembers::NotConfigured,
                 Some(store) => match store.nodes().await {
                     Ok(nodes) => RedisMembers::Nodes(nodes.into_iter().map(node).collect()),
-                    Err(why) => RedisMembers::Unavailable(why.to_string()),
+                    Err(kind) => RedisMembers::Unavailable(match store.why() {
+                        Some(why) => format!("{kind}: {why}"),
+                        None => kind.to_string(),
+                    }),
                 },
             };
             Members { instance: self.instance.clone(), endpoints: self.registry.endpoints(), redis }

@@ -27,6 +27,34 @@ impl Display for Fault {
     }
 }
 
+/// What kind of loss a fault is, for the log: the same kind is not told twice in a row.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Cause {
+    /// The server refuses us: a password, a permission.
+    Refused,
+    /// TLS could not be agreed: an authority, a certificate.
+    Tls,
+    /// It cannot be reached, or does not answer.
+    Unreachable,
+}
+
+impl Cause {
+    /// The kind of a fault.
+    pub(super) fn of(fault: &Fault) -> Self {
+        let Fault::Redis(error) = fault else { return Self::Unreachable };
+        // The library passes on as text what rustls says, and of a cluster what its nodes say.
+        let text = error.to_string().to_ascii_lowercase();
+        let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+        if is_refusal(error) || says(&["noauth", "wrongpass", "noperm"]) {
+            Self::Refused
+        } else if says(&["certificate", "unknownissuer", "tls"]) {
+            Self::Tls
+        } else {
+            Self::Unreachable
+        }
+    }
+}
+
 /// What another attempt could change.
 pub(super) fn judge(fault: Fault) -> Failure<Fault> {
     match &fault {

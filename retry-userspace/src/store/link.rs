@@ -1,8 +1,8 @@
 //! The connection to the store: kept up by one task, used by all, left alone while the breaker is open.
 
-use std::fmt::Display;
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -11,8 +11,8 @@ use redis::{Cmd, RedisError, Value};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::fault::{Fault, is_end, is_refusal, judge};
-use super::target::{Connection, Target};
+use super::fault::{Cause, Fault, is_end, is_refusal, judge};
+use super::target::{Connection, Target, bracketed};
 use super::{Node, Unavailable};
 use crate::backoff::{GaveUp, Retry};
 use crate::settings::Redis;
@@ -22,6 +22,9 @@ pub(super) const PULSE: Duration = Duration::from_secs(2);
 /// Pulses in a row without an answer after which the server is taken to be gone. A server that loses its power
 /// closes no connection, and TCP alone finds out after a quarter of an hour.
 const SILENT: u32 = 2;
+
+/// The state of a node that the cluster has given up.
+const FAILED: &str = "failed";
 
 struct Live {
     connection: Connection,
@@ -40,8 +43,13 @@ pub(super) struct Link {
     /// Tries once, with the same breaker.
     once: Retry,
     op_timeout: Duration,
-    told_down: AtomicBool,
+    /// Why there is no connection, or what the server refuses; `None` while all is well.
+    why: Mutex<Option<String>>,
+    /// The cause of the loss that was told last; `None` while the store is there.
+    told_down: Mutex<Option<Cause>>,
     told_refused: AtomicBool,
+    /// Nodes of a cluster that were told to be down.
+    down: Mutex<BTreeSet<String>>,
 }
 
 impl Link {
@@ -57,8 +65,10 @@ impl Link {
             once: retry.once(),
             retry,
             op_timeout: redis.op_timeout,
-            told_down: AtomicBool::new(false),
+            why: Mutex::default(),
+            told_down: Mutex::default(),
             told_refused: AtomicBool::new(false),
+            down: Mutex::default(),
         });
         tokio::spawn(Arc::clone(&link).keep_up(redis.retry.max_delay, cancel));
         link
@@ -127,7 +137,7 @@ impl Link {
                     self.tell_refused(&error);
                 }
                 if !live.connection.heals_itself() && is_end(&error) {
-                    self.give_up(live.number, &error);
+                    self.give_up(live.number, &Fault::Redis(error.clone()));
                 }
                 Err(Fault::Redis(error))
             }
@@ -135,7 +145,7 @@ impl Link {
         }
     }
 
-    fn give_up(&self, number: u64, error: &dyn Display) {
+    fn give_up(&self, number: u64, error: &Fault) {
         let live = self.live.load();
         // Many commands see one connection end.
         if live.as_ref().is_some_and(|live| live.number == number) {
@@ -145,14 +155,35 @@ impl Link {
         }
     }
 
-    fn tell_down(&self, why: &dyn Display) {
-        if !self.told_down.swap(true, Ordering::Relaxed) {
+    /// Why there is no connection, or what the server refuses.
+    pub(super) fn why(&self) -> Option<String> {
+        self.why.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_why(&self, why: Option<String>) {
+        *self.why.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Once for each cause: a server that is down may come back and refuse us.
+    fn tell_down(&self, why: &Fault) {
+        self.set_why(Some(why.to_string()));
+        let cause = Some(Cause::of(why));
+        let mut told = self.told_down.lock().unwrap_or_else(PoisonError::into_inner);
+        if *told != cause {
+            *told = cause;
             tracing::warn!(error = %why, "-redis-addr: the shared store is lost; frames and dedup are this instance's own until it is back");
         }
     }
 
+    /// True when the store had been told to be lost; from now on it is not.
+    fn take_told_down(&self) -> bool {
+        self.set_why(None);
+        self.told_down.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
+    }
+
     /// Once for each connection: it lasts until an operator mends it.
     fn tell_refused(&self, why: &RedisError) {
+        self.set_why(Some(why.to_string()));
         if !self.told_refused.swap(true, Ordering::Relaxed) {
             tracing::warn!(error = %why, "-redis-addr: the shared store refuses its user what frames and dedup need");
         }
@@ -172,6 +203,9 @@ impl Link {
                     () = self.lost.notified() => {}
                     () = tokio::time::sleep(next) => {
                         silent = if self.pulse().await { 0 } else { silent + 1 };
+                        if silent == 0 && self.is_cluster() {
+                            self.watch_nodes().await;
+                        }
                         if silent == SILENT {
                             self.replace().await;
                             silent = 0;
@@ -191,7 +225,7 @@ impl Link {
             match self.target.connect().await {
                 Ok(connection) => return self.begin(connection),
                 Err(error) => {
-                    self.tell_down(&error);
+                    self.tell_down(&Fault::Redis(error.clone()));
                     // A password that is wrong stays wrong until the operator mends it.
                     let wait = if is_refusal(&error) {
                         pause.max(Duration::from_secs(1))
@@ -212,7 +246,7 @@ impl Link {
         self.live.store(Some(Arc::new(Live { connection, number })));
         self.up.notify_waiters();
         self.told_refused.store(false, Ordering::Relaxed);
-        if self.told_down.swap(false, Ordering::Relaxed) || number == 0 {
+        if self.take_told_down() || number == 0 {
             tracing::info!("-redis-addr: connected to the shared store");
         }
     }
@@ -228,7 +262,7 @@ impl Link {
         }
         match self.target.connect().await {
             Ok(connection) => self.begin(connection),
-            Err(error) => self.give_up(live.number, &error),
+            Err(error) => self.give_up(live.number, &Fault::Redis(error)),
         }
     }
 
@@ -241,7 +275,7 @@ impl Link {
         if self.is_open() {
             match answer {
                 Ok(_) if self.ask(&ping, self.op_timeout).await.is_ok() => {
-                    self.told_down.store(false, Ordering::Relaxed);
+                    self.take_told_down();
                     tracing::info!("-redis-addr: the shared store answers again");
                 }
                 Ok(_) => {}
@@ -251,13 +285,35 @@ impl Link {
         !matches!(answer, Err(Fault::Late))
     }
 
+    /// Tells of each node that the cluster gives up or takes back, once. A server that does not let us ask is not complained of.
+    async fn watch_nodes(&self) {
+        let Some(live) = self.live.load_full() else { return };
+        let mut connection = live.connection.clone();
+        let answer = tokio::time::timeout(self.op_timeout, connection.send(&cluster_nodes())).await;
+        let Some(text) = answer.ok().and_then(Result::ok).and_then(|list| redis::from_redis_value::<String>(list).ok())
+        else {
+            return;
+        };
+        let failed = text.lines().filter_map(node).filter(|node| node.link == FAILED);
+        let now: BTreeSet<String> = failed.map(|node| node.address).collect();
+        let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        for node in now.difference(&down) {
+            tracing::warn!(node, "-redis-addr: the cluster has given a node up");
+        }
+        for node in down.difference(&now) {
+            tracing::info!(node, "-redis-addr: a node that the cluster had given up is back, or has left it");
+        }
+        *down = now;
+    }
+
+    fn is_cluster(&self) -> bool {
+        self.live.load().as_ref().is_some_and(|live| live.connection.heals_itself())
+    }
+
     /// The servers behind the store: a cluster's own list, or the one server by its ROLE.
     pub(super) async fn nodes(&self) -> Result<Vec<Node>, Unavailable> {
-        let is_cluster = self.live.load().as_ref().is_some_and(|live| live.connection.heals_itself());
-        if is_cluster {
-            let mut command = redis::cmd("CLUSTER");
-            command.arg("NODES");
-            let answer = self.ask(&command, self.op_timeout).await?;
+        if self.is_cluster() {
+            let answer = self.ask(&cluster_nodes(), self.op_timeout).await?;
             let text: String = redis::from_redis_value(answer).map_err(|_| Unavailable::Failed)?;
             return Ok(text.lines().filter_map(node).collect());
         }
@@ -274,6 +330,12 @@ impl Link {
     }
 }
 
+fn cluster_nodes() -> Cmd {
+    let mut command = redis::cmd("CLUSTER");
+    command.arg("NODES");
+    command
+}
+
 /// A line of CLUSTER NODES: id, address@bus,host, flags, master, ping, pong, epoch, link state, slots.
 fn node(line: &str) -> Option<Node> {
     let fields: Vec<&str> = line.split_whitespace().collect();
@@ -287,9 +349,12 @@ fn node(line: &str) -> Option<Node> {
         Some((first.parse().ok()?, last.parse().ok()?))
     };
     Some(Node {
-        address: address.split('@').next().unwrap_or(address).to_owned(),
+        address: match address.split('@').next().unwrap_or(address).rsplit_once(':') {
+            Some((host, port)) => bracketed(host, port),
+            None => (*address).to_owned(),
+        },
         role: if is("master") { "master" } else { "replica" }.to_owned(),
-        link: if is("fail") { "failed" } else { link }.to_owned(),
+        link: if is("fail") { FAILED } else { link }.to_owned(),
         id: Some((*id).to_owned()),
         master: (*master != "-").then(|| (*master).to_owned()),
         slots: slots.iter().filter_map(range).collect(),
@@ -307,7 +372,7 @@ mod tests {
         let failed = failed.expect("a node");
         assert_eq!(
             (failed.address.as_str(), failed.role.as_str(), failed.link.as_str()),
-            ("fd10::3:6379", "master", "failed")
+            ("[fd10::3]:6379", "master", "failed")
         );
         assert_eq!((failed.slots.as_slice(), failed.master), (&[(0, 5460), (7, 7)][..], None));
         let replica = node("e7d1 127.0.0.1:30004@31004 slave 67ed 0 1426238317239 4 connected").expect("a node");

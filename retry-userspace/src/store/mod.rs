@@ -14,6 +14,7 @@ mod writer;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use redis::Value;
 use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
@@ -94,7 +95,7 @@ pub enum StoreError {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Stored {
     /// The datagram.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// What is left of its life.
     pub life: Duration,
 }
@@ -206,7 +207,7 @@ impl Store {
         let Ok(left) = u64::try_from(left) else {
             return Ok(None);
         };
-        Ok(Some(Stored { bytes, life: Duration::from_millis(left) }))
+        Ok(Some(Stored { bytes: bytes.into(), life: Duration::from_millis(left) }))
     }
 
     /// Queues a frame to be written; never waits. Any thread may call it.
@@ -239,6 +240,12 @@ impl Store {
     /// [`Unavailable`].
     pub async fn nodes(&self) -> Result<Vec<Node>, Unavailable> {
         self.0.link.nodes().await.inspect_err(|_| self.0.counters.one(Counter::CacheErrors))
+    }
+
+    /// Why there is no connection, or what the server refuses; `None` while all is well.
+    #[must_use]
+    pub fn why(&self) -> Option<String> {
+        self.0.link.why()
     }
 
     /// How it does.

@@ -1,7 +1,7 @@
 //! Where the store is: from `-redis-addr` and `-redis-tls-*` to clients, and from them to connections.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, PoisonError};
 use std::time::Duration;
 
 use redis::aio::{MultiplexedConnection, PubSub};
@@ -53,8 +53,8 @@ enum Kind {
     Single { client: Box<Client>, cluster: OnceLock<ClusterClient> },
     /// The nodes named, each also as a client of its own to listen at.
     Cluster { client: ClusterClient, nodes: Vec<Client> },
-    /// The master that Sentinels name.
-    Sentinel { client: Mutex<SentinelClient>, hosts: u32 },
+    /// The master that Sentinels name, and its address once they have.
+    Sentinel { client: Mutex<SentinelClient>, hosts: u32, master: std::sync::Mutex<String> },
 }
 
 /// Where the store is.
@@ -79,7 +79,7 @@ impl Target {
                 let client = sentinels(&one.url, certificates.as_ref()).map_err(refused)?;
                 // Its hosts stand between commas.
                 let hosts = u32::try_from(one.url.split(',').count()).unwrap_or(u32::MAX);
-                Kind::Sentinel { client: Mutex::new(client), hosts }
+                Kind::Sentinel { client: Mutex::new(client), hosts, master: std::sync::Mutex::default() }
             }
             [one] => Kind::Single { client: Box::new(client(one)?), cluster: OnceLock::new() },
             nodes => Kind::Cluster {
@@ -111,8 +111,12 @@ impl Target {
                 .set_response_timeout(Some(self.op_timeout));
             match &self.kind {
                 Kind::Cluster { client, .. } => Ok(Connection::Cluster(client.get_async_connection().await?)),
-                Kind::Sentinel { client, .. } => {
-                    let connection = client.lock().await.get_async_connection_with_config(&config).await?;
+                Kind::Sentinel { client, master, .. } => {
+                    let found = client.lock().await.async_get_client().await?;
+                    let address = address_of(found.get_connection_info().addr());
+                    *master.lock().unwrap_or_else(PoisonError::into_inner) = address;
+                    let mut connection = found.get_multiplexed_async_connection_with_config(&config).await?;
+                    serves(&mut connection).await?;
                     Ok(Connection::Single(connection))
                 }
                 Kind::Single { client, cluster: known } => {
@@ -120,13 +124,7 @@ impl Target {
                         return Ok(Connection::Cluster(cluster.get_async_connection().await?));
                     }
                     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-                    // A server that asks for a password takes the connection all the same.
-                    let alive: RedisResult<Value> = redis::cmd("PING").query_async(&mut connection).await;
-                    if let Err(error) = alive
-                        && error.code() == Some("NOAUTH")
-                    {
-                        return Err(error);
-                    }
+                    serves(&mut connection).await?;
                     if !is_cluster_node(&mut connection).await {
                         return Ok(Connection::Single(connection));
                     }
@@ -163,10 +161,13 @@ impl Target {
         .await
     }
 
-    /// Host and port of a single server, for people.
+    /// Host and port of the server that is connected to, for people; of a cluster, the first node named.
     pub(super) fn address(&self) -> String {
+        if let Kind::Sentinel { master, .. } = &self.kind {
+            return master.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        }
         match self.node.url.as_str().into_connection_info() {
-            Ok(info) => info.addr().to_string(),
+            Ok(info) => address_of(info.addr()),
             Err(_) => String::new(),
         }
     }
@@ -177,6 +178,35 @@ pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = RedisR
     tokio::time::timeout(limit, work)
         .await
         .unwrap_or_else(|_| Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))
+}
+
+/// Whether the server serves us. A server that asks for a password takes the connection all the same, and one that asks for a
+/// certificate ends it after the handshake: the first answer shows it.
+///
+/// # Errors
+/// No answer, or NOAUTH. Any other answer stands: the user may lack PING alone.
+async fn serves(connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    let alive: RedisResult<Value> = redis::cmd("PING").query_async(connection).await;
+    match alive {
+        Err(error) if error.code().is_none_or(|code| code == "NOAUTH") => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Host and port; an IPv6 address stands in brackets.
+fn address_of(address: &ConnectionAddr) -> String {
+    match address {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            bracketed(host, &port.to_string())
+        }
+        other => other.to_string(),
+    }
+}
+
+/// `host:port`, an IPv6 address in brackets (RFC 3986, section 3.2.2).
+pub(super) fn bracketed(host: &str, port: &str) -> String {
+    let is_bare = host.contains(':') && !host.starts_with('[');
+    if is_bare { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// Some operators give one node of a cluster. A server that does not let us ask is taken for a single one.

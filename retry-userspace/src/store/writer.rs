@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
@@ -29,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 struct Frame {
     key: FrameKey,
-    bytes: Vec<u8>,
+    bytes: Bytes,
     ends: Instant,
 }
 
@@ -70,7 +71,7 @@ impl Writer {
             self.counters.one(Counter::StoreQueueFull);
             return;
         }
-        let frame = Frame { key, bytes: bytes.to_vec(), ends: Instant::now() + life };
+        let frame = Frame { key, bytes: Bytes::copy_from_slice(bytes), ends: Instant::now() + life };
         self.waiting.fetch_add(1, Ordering::Relaxed);
         if self.queue.try_send(frame).is_err() {
             self.bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
@@ -158,7 +159,7 @@ impl Task {
         let outcomes = join_all(batch.iter().map(|frame| async move {
             let mut set = redis::cmd("SET");
             let life = frame.ends.saturating_duration_since(now);
-            set.arg(frame_name(&frame.key)).arg(&frame.bytes).arg("PX").arg(millis(life));
+            set.arg(frame_name(&frame.key)).arg(&frame.bytes[..]).arg("PX").arg(millis(life));
             self.link.send(&set, self.limit).await
         }))
         .await;

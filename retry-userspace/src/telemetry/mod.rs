@@ -112,10 +112,12 @@ const LIBRARIES: [&str; 11] = [
     "tower",
 ];
 
-/// Our own lines from `level` on; of libraries, warnings only.
+/// Our own lines from `level` on; of libraries, warnings only. The Redis client warns at every attempt to reach a node that is
+/// down: what it has to say is told by `store`, once for each change.
 fn filter_of(level: Level) -> Targets {
     let library = level.min(Level::WARN);
-    Targets::new().with_default(level).with_targets(LIBRARIES.map(|name| (name, library)))
+    let targets = Targets::new().with_default(level).with_targets(LIBRARIES.map(|name| (name, library)));
+    targets.with_target("redis", LevelFilter::OFF)
 }
 
 /// Starts logging; for `main`, once.

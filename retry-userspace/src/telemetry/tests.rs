@@ -192,6 +192,8 @@ fn libraries_are_quiet_below_warnings() {
         tracing::debug!(target: "opentelemetry_sdk", "noise");
         tracing::debug!(target: "opentelemetry-otlp", "noise");
         log::debug!(target: "rustls::client::hs", "noise");
+        // Once for every attempt: the store tells it once.
+        log::warn!(target: "redis::cluster_handling::async_connection", "noise");
         tracing::warn!(target: "aya", "matters");
         tracing::error!(target: "hyper", "matters too");
     };

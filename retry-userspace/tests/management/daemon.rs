@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::body::Bytes;
 use futures_util::future::BoxFuture;
 use nix::time::{ClockId, clock_gettime};
 use retry_common::counter::Counters;
@@ -80,7 +81,7 @@ impl OverLog {
         let record = self.log.look_up(&key, now_ns)?;
         let mut bytes = Vec::new();
         self.log.copy(&record, &mut bytes).then(|| StoredFrame {
-            bytes,
+            bytes: bytes.into(),
             life_left: Duration::from_nanos(record.header().expires_ns - now_ns),
             class: Class::from_u8(record.header().class).expect("a class"),
             whence: Whence::Log,
@@ -99,12 +100,7 @@ impl Backend for OverLog {
         })
     }
 
-    fn put(
-        &self,
-        key: FrameKey,
-        bytes: Vec<u8>,
-        life: Option<Duration>,
-    ) -> BoxFuture<'_, Result<PutOutcome, PutError>> {
+    fn put(&self, key: FrameKey, bytes: Bytes, life: Option<Duration>) -> BoxFuture<'_, Result<PutOutcome, PutError>> {
         Box::pin(async move {
             self.store_is_up()?;
             let head = *Frame::parse(&bytes).expect("the router has judged it").head();

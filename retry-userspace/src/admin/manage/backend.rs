@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use retry_common::key::FrameKey;
 use retry_common::wire::frame::Class;
@@ -17,8 +18,7 @@ pub trait Backend: Send + Sync {
 
     /// Stores the frame `bytes` for `life`, or for the life of its class. The caller has judged that they are a frame
     /// and that `key` is theirs.
-    fn put(&self, key: FrameKey, bytes: Vec<u8>, life: Option<Duration>)
-    -> BoxFuture<'_, Result<PutOutcome, PutError>>;
+    fn put(&self, key: FrameKey, bytes: Bytes, life: Option<Duration>) -> BoxFuture<'_, Result<PutOutcome, PutError>>;
 
     /// Takes the frame of `key` out, of the shared store too; false when there was none.
     fn delete(&self, key: FrameKey) -> BoxFuture<'_, Result<bool, BackendError>>;
@@ -43,7 +43,7 @@ pub trait Backend: Send + Sync {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct StoredFrame {
     /// The datagram.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// What is left of its life.
     pub life_left: Duration,
     /// Its class.

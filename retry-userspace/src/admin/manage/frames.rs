@@ -102,7 +102,7 @@ pub(super) async fn store(
         _ => ApiError::bad_request("bad_body", error.body_text()),
     })?;
     judge(key, &body)?;
-    let outcome = backend.put(key, body.into(), life).await?;
+    let outcome = backend.put(key, body, life).await?;
     let status = match outcome {
         PutOutcome::Stored => StatusCode::CREATED,
         PutOutcome::Replaced | PutOutcome::Duplicate => StatusCode::OK,
