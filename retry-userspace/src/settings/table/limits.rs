@@ -70,7 +70,7 @@ impl Limits {
                 default: "1m",
                 accepts: time(MILLISECOND, HOUR),
                 meaning: "That window.",
-                consequence: "It slides.",
+                consequence: "Wherever it begins, no more pass; what passed counts for the window and up to a part of it longer.",
             },
             &[Alias { flag: "rl-sender-window", env: "RL_SENDER_WINDOW" }],
         )?;
@@ -88,7 +88,7 @@ impl Limits {
             default: "1m",
             accepts: time(MILLISECOND, HOUR),
             meaning: "That window.",
-            consequence: "It slides.",
+            consequence: "Wherever it begins, no more pass; what passed counts for the window and up to a part of it longer.",
         })?;
         let (chain_rate, chain_window) = countable(chain_events, chain_window);
         let (sequence_max, sequence_window) = countable(sequence_events, sequence_window);
