@@ -4,13 +4,13 @@
 
 /// HTTP on `-metrics-addr` and `-admin-addr`.
 pub mod admin {
-    pub use crate::admin::{router, routes};
+    pub use crate::admin::{router, routes, serve::serve};
 
     /// The management API.
     pub mod manage {
         pub use crate::admin::manage::{
             Backend, BackendError, LONGEST_FRAME, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame,
-            Whence, router, routes, serve,
+            Whence, router, routes,
         };
     }
 }

@@ -80,7 +80,7 @@ impl<'a> Daemon<'a> {
         Ok(path)
     }
 
-    /// Starts the daemon with these flags (`-metrics-addr` is set here) and waits until `/readyz` says 200.
+    /// Starts the daemon with these flags (`-metrics-addr` is [`METRICS`] unless they set it, to what answers there, too) and waits until `/readyz` says 200.
     ///
     /// # Errors
     /// It cannot be started, ends, or is not ready in ten seconds: the message holds its log.
@@ -114,10 +114,11 @@ impl<'a> Daemon<'a> {
         if flags.iter().any(|flag| flag.as_ref() == "1h") {
             pass_the_full_hour()?;
         }
+        let own_address = flags.iter().any(|flag| flag.as_ref() == "-metrics-addr");
         let mut command = Command::new(binary);
         command
             .args(flags.iter().map(AsRef::as_ref))
-            .args(["-metrics-addr", METRICS])
+            .args(if own_address { &[][..] } else { &["-metrics-addr", METRICS] })
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

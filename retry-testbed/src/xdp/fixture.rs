@@ -217,7 +217,7 @@ impl Loaded {
             debug: false,
         };
         let own = OWN_ADDRESSES.into_iter().chain([*NACK_ADDRESS.ip()]).collect();
-        let Parts { datapath, pages, events, sources, fill, .. } = Datapath::open(&config, &own)?;
+        let Parts { datapath, pages, events, sources, fill, .. } = Datapath::open(&config, &own, &|| false)?;
         let pins = std::fs::read_dir(&root)?.next().context("no pins")??.path();
         let (writer, log) = framelog::open(Arc::clone(&pages), HASH_SEED, 0);
         let map = MapData::from_pin(pins.join("SETTINGS"))?;

@@ -82,7 +82,9 @@ fn a_clean_end_leaves_nothing() {
     let directory = Path::new(&pins).join(format!("{INTERFACE}-{}", endpoint.ns.inode().expect("an inode")));
     assert!(directory.join("COUNTERS").exists() && directory.join("link-eth0").exists());
     assert!(link(endpoint).contains("xdp"));
-    let mut second = Daemon::launch(&binary(), &endpoint.ns, &flags).expect("a second process");
+    // Of its own ports, which would be told first.
+    let others = [&flags[..], &["-metrics-addr", "[::1]:9402", "-nack-port", "9302"]].concat();
+    let mut second = Daemon::launch(&binary(), &endpoint.ns, &others).expect("a second process");
     let status = second.wait().expect("it ends");
     assert_eq!(status.code(), Some(1));
     assert!(second.log().contains("another daemon serves eth0"), "{}", second.log());
@@ -197,6 +199,21 @@ fn health_readiness_and_log_level() {
     assert_eq!(daemon.post("/loglevel?level=debug").expect("an answer").0, 200);
     assert_eq!(daemon.post("/loglevel?level=loud").expect("an answer").0, 400);
     assert_eq!(daemon.get("/nothing").expect("an answer").0, 404);
+}
+
+/// The thread of the kernel's log lines is one that nobody waits for, and that nobody counts.
+#[test]
+fn no_more_workers_are_ready_than_there_are() {
+    if !is_root("no_more_workers_are_ready_than_there_are") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &["-debug"])).expect("a daemon");
+    std::thread::sleep(Duration::from_millis(500));
+    let (status, body) = daemon.get("/readyz").expect("an answer");
+    let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!((status, &body["workers_ready"]), (200, &body["workers_total"]));
 }
 
 /// An MTU that native XDP does not take: `auto` says why it serves by socket, `native` ends with the advice.

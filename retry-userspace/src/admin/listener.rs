@@ -3,31 +3,39 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::router;
+use super::serve::serve;
 use crate::metrics::Source;
-use crate::settings::Settings;
+use crate::settings::{AdminToken, Settings};
 use crate::telemetry::LogLevel;
 
 /// Where the metrics are served.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Config {
     /// `metrics-addr`; port 0 takes a free one.
     pub address: SocketAddr,
+    /// The token that other hosts need to change the log level; none: they cannot.
+    pub token: Option<AdminToken>,
 }
 
 impl From<&Settings> for Config {
     fn from(settings: &Settings) -> Self {
-        Self { address: settings.admin.metrics_addr }
+        Self { address: settings.admin.metrics_addr, token: settings.admin.token.clone() }
     }
 }
 
 /// The bound address; connections wait until it is served.
 #[derive(Debug)]
-pub(crate) struct Listener(TcpListener);
+pub(crate) struct Listener {
+    socket: TcpListener,
+    token: Option<AdminToken>,
+}
 
 impl Listener {
     /// Binds the address.
@@ -35,12 +43,12 @@ impl Listener {
     /// # Errors
     /// What the system returns.
     pub(crate) async fn bind(config: Config) -> io::Result<Self> {
-        TcpListener::bind(config.address).await.map(Self)
+        Ok(Self { socket: TcpListener::bind(config.address).await?, token: config.token })
     }
 
     /// Serves the numbers of `source` and the log level, in a task that goes on until it is aborted.
     pub(crate) fn serve(self, source: Arc<dyn Source>, log_level: LogLevel) -> JoinHandle<io::Result<()>> {
-        let http = axum::serve(self.0, router(source, log_level));
-        tokio::spawn(async move { http.await })
+        let router = router(source, log_level, self.token);
+        tokio::spawn(serve(self.socket, router, CancellationToken::new(), Duration::ZERO))
     }
 }

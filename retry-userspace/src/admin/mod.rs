@@ -2,12 +2,15 @@
 
 mod listener;
 pub(crate) mod manage;
+pub(crate) mod serve;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{Query, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{ConnectInfo, Query, State};
+use axum::http::{Extensions, HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
@@ -16,13 +19,17 @@ use serde_json::json;
 
 use crate::metrics::Source;
 use crate::metrics::prometheus::{self, Format};
+use crate::settings::AdminToken;
 use crate::telemetry::LogLevel;
+
+use manage::auth::{Token, carries};
 
 pub(crate) use listener::{Config, Listener};
 
 struct Admin {
     source: Arc<dyn Source>,
     log_level: LogLevel,
+    token: Option<Token>,
     started: Instant,
 }
 
@@ -45,9 +52,10 @@ pub fn routes() -> impl Iterator<Item = (Method, &'static str)> {
     ROUTES.iter().map(|route| (route.method.clone(), route.path))
 }
 
-/// The routes.
-pub fn router(source: Arc<dyn Source>, log_level: LogLevel) -> Router {
-    let admin = Arc::new(Admin { source, log_level, started: Instant::now() });
+/// The routes. A client on another host changes the log level only with `token`.
+pub fn router(source: Arc<dyn Source>, log_level: LogLevel, token: Option<AdminToken>) -> Router {
+    let token = token.as_ref().map(Token::new);
+    let admin = Arc::new(Admin { source, log_level, token, started: Instant::now() });
     ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, (route.handler)())).with_state(admin)
 }
 
@@ -83,7 +91,23 @@ struct LevelQuery {
     level: String,
 }
 
-async fn log_level_route(State(admin): State<Arc<Admin>>, Query(query): Query<LevelQuery>) -> Response {
+async fn log_level_route(
+    State(admin): State<Arc<Admin>>,
+    extensions: Extensions,
+    headers: HeaderMap,
+    query: Result<Query<LevelQuery>, QueryRejection>,
+) -> Response {
+    let peer = extensions.get::<ConnectInfo<SocketAddr>>();
+    let is_local = peer.is_some_and(|ConnectInfo(peer)| peer.ip().to_canonical().is_loopback());
+    if !is_local && !admin.token.as_ref().is_some_and(|token| carries(&headers, token)) {
+        let reason = "the log level is changed from a loopback address, or with the token of -admin-token-file or \
+             ADMIN_TOKEN in a header Authorization: Bearer";
+        return (StatusCode::FORBIDDEN, reason).into_response();
+    }
+    let query = match query {
+        Ok(Query(query)) => query,
+        Err(rejection) => return rejection.into_response(),
+    };
     match admin.log_level.set(&query.level) {
         Ok(()) => Json(json!({ "level": query.level })).into_response(),
         Err(error) => (StatusCode::BAD_REQUEST, error.to_string()).into_response(),

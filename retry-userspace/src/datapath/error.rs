@@ -3,6 +3,9 @@
 /// Why there is no kernel side. Each line says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
+    /// The start was given up while the kernel side was made.
+    #[error("the start was given up")]
+    GivenUp,
     /// No object embedded.
     #[error("this binary was built without its kernel program: build it with `cargo xtask build`")]
     NoObject,

@@ -17,8 +17,10 @@ use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use aya::maps::{DevMap, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::Xdp;
@@ -76,6 +78,9 @@ mod map {
         ("UNI_MULTI", 1, true),
     ];
 }
+
+/// Between two looks whether a start is given up.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// How the program is attached.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -151,17 +156,22 @@ unsafe impl aya::Pod for EgressValue {}
 
 impl Datapath {
     /// Loads the object, fills its maps and attaches it. NACKs are answered from then on, once the lease is renewed; those
-    /// that claim to come from `own`, the addresses of this host, are the stack's.
+    /// that claim to come from `own`, the addresses of this host, are the stack's. It gives up once `given_up` says so, also
+    /// while the kernel takes the memory of large rings.
     ///
     /// # Errors
     /// [`DatapathError`] says what to do. What was loaded, attached and pinned until then is gone again.
-    pub fn open(config: &Config, own: &BTreeSet<Ipv6Addr>) -> Result<Parts, DatapathError> {
+    pub fn open(
+        config: &Config,
+        own: &BTreeSet<Ipv6Addr>,
+        given_up: &dyn Fn() -> bool,
+    ) -> Result<Parts, DatapathError> {
         if OBJECT.is_empty() {
             return Err(DatapathError::NoObject);
         }
         let Config { interfaces, settings: asked, .. } = config;
         let pins = Arc::new(Pins::take(&config.bpffs, &config.fabric)?);
-        let mut ebpf = load(config)?;
+        let mut ebpf = load_unless(config, given_up)?;
         let pages = Arc::new(Pages {
             ring: mapped(&ebpf, map::RING, config.sizes.ring_len())?,
             index: mapped(&ebpf, map::INDEX, config.sizes.index_len())?,
@@ -315,6 +325,26 @@ impl Drop for Datapath {
     fn drop(&mut self) {
         // Other holders of a handle attach nothing any more.
         self.attachments.lock().unwrap_or_else(PoisonError::into_inner).end();
+    }
+}
+
+/// As [`load`], on a thread that is left behind once `given_up` says so: no system call takes as long as that for the memory
+/// of a large ring, and nothing but the end of the process breaks it off.
+fn load_unless(config: &Config, given_up: &dyn Fn() -> bool) -> Result<Ebpf, DatapathError> {
+    let (done, loaded) = mpsc::channel();
+    let config = config.clone();
+    let thread = thread::Builder::new().name("load".to_owned()).spawn(move || {
+        // Nobody waits for it any more when it was given up.
+        let _ = done.send(load(&config));
+    });
+    thread.map_err(|error| DatapathError::Load(error.to_string()))?;
+    loop {
+        match loaded.recv_timeout(LOOK) {
+            Ok(ebpf) => return ebpf,
+            Err(RecvTimeoutError::Timeout) if given_up() => return Err(DatapathError::GivenUp),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(DatapathError::Load("the loader panicked".to_owned())),
+        }
     }
 }
 

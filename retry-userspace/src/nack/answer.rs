@@ -31,6 +31,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
+    /// Nothing waits for a backend. What came of the last wait may still be on its way to [`Server::serve_replies`].
+    pub(crate) fn is_idle(&self) -> bool {
+        self.pending.is_idle()
+    }
+
     /// Does what the verdict says, and ends the NACK's trace once it has its answer.
     pub(super) fn carry_out(&self, asked: &PendingNack, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
         let PendingNack { nack, to, traced, .. } = *asked;

@@ -147,9 +147,11 @@ impl Pending {
         true
     }
 
-    /// No NACK and no repair is pending.
+    /// No NACK and no repair is pending, and no recovery is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.asking.load(Ordering::Relaxed) == 0 && self.claiming.load(Ordering::Relaxed) == 0
+        self.asking.load(Ordering::Relaxed) == 0
+            && self.claiming.load(Ordering::Relaxed) == 0
+            && self.backends.recovery.as_ref().is_none_or(Recovery::is_idle)
     }
 
     /// Every pending NACK for `key`.

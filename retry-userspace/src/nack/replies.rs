@@ -40,8 +40,8 @@ impl Server {
                 Ok(Reply::Fetched(key, answer)) => self.fetched(&key, answer, &mut frame),
                 Ok(Reply::Claimed(claimed, answer)) => self.claimed(claimed, answer, &mut frame),
                 Ok(Reply::Recovered(recovered)) => self.recovered(&recovered, &mut frame),
-                // A pending NACK still gets its answer, which no wait keeps longer than a listener's patience.
-                Err(RecvTimeoutError::Timeout) if last && self.pending.is_idle() => return,
+                // What came before the shutdown has been gone on with; what still waits was given up.
+                Err(RecvTimeoutError::Timeout) if last => return,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }

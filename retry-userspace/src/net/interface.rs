@@ -226,14 +226,61 @@ impl AddressState {
     }
 }
 
-fn mtu(socket: &OwnedFd, name: &str) -> Result<u32, InterfaceError> {
-    let fail = |source| InterfaceError::Property { name: name.to_owned(), what: "MTU", source };
-    let mut request =
-        libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_mtu: 0 } };
+/// A request about the interface of this name.
+fn request(name: &str, ifr_ifru: libc::__c_anonymous_ifr_ifru) -> libc::ifreq {
+    let mut request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru };
     // The last byte stays 0: a longer name would not be one of the kernel's.
     for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
+    request
+}
+
+/// `struct ethtool_drvinfo` of linux/ethtool.h.
+#[repr(C)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    version: [u8; 32],
+    firmware: [u8; 32],
+    bus: [u8; 32],
+    expansion_rom: [u8; 32],
+    reserved: [u8; 12],
+    lengths: [u32; 5],
+}
+
+/// The driver of the interface of this name in this network namespace, as the kernel says (`ETHTOOL_GDRVINFO`).
+///
+/// # Errors
+/// EOPNOTSUPP for a driver that does not tell, such as that of the loopback interface; ENODEV for no interface.
+pub(crate) fn driver(name: &str) -> io::Result<String> {
+    // linux/ethtool.h.
+    const ETHTOOL_GDRVINFO: u32 = 3;
+    let socket = super::options::udp_socket()?;
+    let mut info = DriverInfo {
+        command: ETHTOOL_GDRVINFO,
+        driver: [0; 32],
+        version: [0; 32],
+        firmware: [0; 32],
+        bus: [0; 32],
+        expansion_rom: [0; 32],
+        reserved: [0; 12],
+        lengths: [0; 5],
+    };
+    let place = (&raw mut info).cast();
+    let mut request = request(name, libc::__c_anonymous_ifr_ifru { ifru_data: place });
+    // SAFETY: the descriptor is open; SIOCETHTOOL reads one ifreq and, by its command, writes one ethtool_drvinfo where its
+    // data points; both outlive the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(String::from_utf8_lossy(info.driver.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned())
+}
+
+fn mtu(socket: &OwnedFd, name: &str) -> Result<u32, InterfaceError> {
+    let fail = |source| InterfaceError::Property { name: name.to_owned(), what: "MTU", source };
+    let mut request = request(name, libc::__c_anonymous_ifr_ifru { ifru_mtu: 0 });
     // SAFETY: the descriptor is open and SIOCGIFMTU reads and writes one ifreq, which outlives the call.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) };
     if result != 0 {
@@ -269,6 +316,16 @@ mod tests {
 
     fn holder_of(ip: Ipv6Addr) -> Option<Interface> {
         holder_among(&list().expect("a list"), ip).cloned()
+    }
+
+    #[test]
+    fn the_kernel_tells_the_driver_of_this_namespace() {
+        in_namespace("the_kernel_tells_the_driver_of_this_namespace", |pair| {
+            assert_eq!(driver(&pair.far.name).expect("it tells"), "veth");
+            let unknown = driver("lo").expect_err("lo has none");
+            assert_eq!(unknown.raw_os_error(), Some(libc::EOPNOTSUPP));
+            assert_eq!(driver("nowhere").expect_err("none").raw_os_error(), Some(libc::ENODEV));
+        });
     }
 
     #[test]

@@ -121,6 +121,11 @@ impl Flight {
         }
     }
 
+    /// No job is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
     /// Ends a job: nothing is taken for it any more.
     pub(super) fn end(&mut self, key: &FrameKey, now_ns: u64) {
         self.jobs.remove(key);

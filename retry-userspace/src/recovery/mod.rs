@@ -20,6 +20,7 @@ pub(crate) mod upstreams;
 
 use std::io;
 use std::net::SocketAddrV6;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -152,6 +153,34 @@ struct Shared {
     cancel: CancellationToken,
 }
 
+/// `-state-dir` names no directory that can be written.
+#[derive(Debug, Error)]
+#[error("-state-dir {directory}: {why}: {advice}")]
+pub struct StateDirectoryError {
+    directory: String,
+    why: String,
+    advice: String,
+}
+
+/// Looks whether discovered upstreams can be kept in `directory`.
+///
+/// # Errors
+/// [`StateDirectoryError`]: it is not there, or no directory, or cannot be written.
+pub(crate) fn check_directory(directory: &Path) -> Result<(), StateDirectoryError> {
+    let name = directory.display();
+    let fail = |why: String, advice: String| StateDirectoryError { directory: name.to_string(), why, advice };
+    match std::fs::metadata(directory) {
+        Ok(found) if !found.is_dir() => Err(fail("it is no directory".to_owned(), "name one".to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(fail(
+            "there is no such directory".to_owned(),
+            format!("make it with `mkdir -p {name}`, or name another"),
+        )),
+        Err(error) => Err(fail(error.to_string(), "let this user search it, or name another".to_owned())),
+        Ok(_) => nix::unistd::access(directory, nix::unistd::AccessFlags::W_OK)
+            .map_err(|error| fail(error.desc().to_owned(), "let this user write there, or name another".to_owned())),
+    }
+}
+
 impl Recovery {
     /// Starts its tasks on the current runtime; they end with `cancel`.
     ///
@@ -208,6 +237,12 @@ impl Recovery {
         if self.waiting.push(ticket).is_some() {
             self.shared.counters.one(Counter::ProxyQueueDropped);
         }
+    }
+
+    /// No recovery waits or is under way.
+    #[must_use]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.shared.flight().is_idle()
     }
 
     /// What is known of each upstream.

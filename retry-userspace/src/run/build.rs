@@ -15,6 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::StartError;
 use super::kernel::Kernel;
 use super::management::Management;
+use super::memory;
 use super::state::{Observed, State};
 use super::workers::Workers;
 use crate::beacon::registry::SharedRegistry;
@@ -24,7 +25,7 @@ use crate::datapath::{Events, KernelFill, KernelSources, LogLines, kernel_settin
 use crate::dedup;
 use crate::engine::{self, Engine, GroupLimit};
 use crate::fabric::{Fabric, Names};
-use crate::framelog::{self, Log, Writer};
+use crate::framelog::{self, Log, Sizes, Writer};
 use crate::ingress::beacon_listener::{self, BeaconListener};
 use crate::ingress::fill::{self, Fill, OnStored};
 use crate::ingress::joins::JoinError;
@@ -86,24 +87,29 @@ pub(super) struct Kept {
     pub(super) _cancel: DropGuard,
 }
 
-/// Opens all parts in their order.
-pub(super) fn build(settings: &Settings) -> Result<Built, StartError> {
+/// Opens all parts in their order: what may be refused first, then what is attached, then what is joined. Gives up where it
+/// takes long, with an error, once it is `told`.
+pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Built, StartError> {
+    memory::check(Sizes::from(settings))?;
+    if let Some(directory) = &settings.proxy.state_dir {
+        recovery::check_directory(directory)?;
+    }
     let fabric = Fabric::find(&Names::from(settings))?;
+    let socket = nack_socket::Config::from(settings, fabric.nack_addr);
+    let socket = Arc::new(NackSocket::open(&socket)?);
+    let tee = tee::Config::from(settings).map(TeeSocket::open).transpose()?;
     let hash_seed: u64 = rand::random();
     let answers = kernel_settings(settings, &fabric, hash_seed);
-    let kernel = Kernel::open(settings, &fabric, answers)?;
+    let kernel = Kernel::open(settings, &fabric, answers, told)?;
     let (writer, log) = framelog::open(kernel.pages, hash_seed, settings.cache.max_keys);
     let (counters, cancel) = (Arc::<UserCounters>::default(), CancellationToken::new());
     let _cancel = cancel.clone().drop_guard();
     let common = Common { settings, fabric, log, counters, cancel };
 
-    let socket = nack_socket::Config::from(settings, common.fabric.nack_addr);
-    let socket = Arc::new(NackSocket::open(&socket)?);
     let gate = Arc::new(Gate::new().map_err(nack_socket::OpenError::Setup)?);
     let (data_sources, wanted) = channel();
     let control = Arc::new(Control::new(source_discovery::Config::from(settings), common.counters()));
     let joins = common.data_groups(&control, wanted, kernel.sources)?;
-    let tee = tee::Config::from(settings).map(TeeSocket::open).transpose()?;
 
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, common.counters()));
     let store = common.store()?;

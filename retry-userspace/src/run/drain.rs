@@ -1,29 +1,64 @@
 //! Ends everything, in the order in which it has to go.
 
-use std::time::Duration;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
 
 use super::build::Kept;
 use super::spawn::Running;
 
 /// How long the threads of the data path may take to end.
 const WORKERS_END: Duration = Duration::from_secs(2);
+/// Between two looks whether a NACK still waits.
+const LOOK: Duration = Duration::from_millis(20);
 
-/// Ends what runs: the management API, the kernel program, the threads, and then the tasks, for which threads may wait.
-pub(super) async fn drain(running: Running) {
-    let Running { state, workers, metrics, management, manage_until, cancel, .. } = running;
+/// Ends what runs: the kernel program, the threads that take something new, what is in flight, the threads that finish it,
+/// and then the tasks, for which threads may wait. What is in flight has `grace`, or until `hurry`.
+pub(super) async fn drain(running: Running, grace: Duration, hurry: CancellationToken) {
+    let Running { state, server, workers, finishers, metrics, mut management, manage_until, cancel, .. } = running;
+    let began = Instant::now();
     manage_until.cancel();
-    if let Some(management) = management {
-        let _ = management.await;
-    }
     // Before the threads: from here on nothing is answered from a log that is not filled.
     state.end_datapath();
     // The workers end on threads of their own; what they still wait for is done by tasks of this runtime.
-    let stopped = tokio::task::spawn_blocking(move || workers.stop(WORKERS_END)).await;
-    if let Err(error) = stopped {
-        tracing::warn!(%error, "the workers did not end well");
+    end_threads(move || workers.stop(WORKERS_END)).await;
+    let in_flight = async {
+        // It keeps to the grace by itself, and says so.
+        if let Some(management) = &mut management {
+            let _ = management.await;
+        }
+        while !server.is_idle() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    if !within(grace, &hurry, in_flight).await {
+        tracing::warn!(after = ?began.elapsed(), "what was in flight is given up");
+    }
+    end_threads(move || finishers.stop(WORKERS_END)).await;
+    if let Some(management) = management {
+        management.abort();
     }
     cancel.cancel();
     metrics.abort();
+    tracing::info!(after = ?began.elapsed(), "the drain has ended");
+}
+
+/// True when `work` was done in time.
+async fn within(grace: Duration, hurry: &CancellationToken, work: impl Future<Output = ()>) -> bool {
+    // Work that is done already needs no time.
+    tokio::select! {
+        biased;
+        () = work => true,
+        () = hurry.cancelled() => false,
+        () = tokio::time::sleep(grace) => false,
+    }
+}
+
+async fn end_threads(stop: impl FnOnce() + Send + 'static) {
+    if let Err(error) = tokio::task::spawn_blocking(stop).await {
+        tracing::warn!(%error, "the workers did not end well");
+    }
 }
 
 /// Ends what stands also when the start came to nothing: the kernel program first, then the last export.

@@ -3,12 +3,13 @@
 use std::io;
 use std::net::SocketAddr;
 
+use super::memory::TooLittle;
 use crate::datapath::DatapathError;
 use crate::fabric::FabricError;
 use crate::ingress::joins::JoinError;
 use crate::ingress::tee::TeeError;
 use crate::net::nack_socket;
-use crate::recovery::ProxyError;
+use crate::recovery::{ProxyError, StateDirectoryError};
 use crate::store::StoreError;
 use crate::telemetry::otlp::OtlpError;
 
@@ -34,6 +35,9 @@ pub enum StartError {
         /// The system's words.
         source: io::Error,
     },
+    /// There is less memory than the frame log asks for.
+    #[error(transparent)]
+    TooLittleMemory(#[from] TooLittle),
     /// The limit tables' memory cannot be had.
     #[error("-limit-table-entries {entries}: cannot map the limit tables: {source}")]
     Limits {
@@ -70,6 +74,9 @@ pub enum StartError {
     /// The settings of the shared store cannot stand.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The directory of `-state-dir` cannot be used.
+    #[error(transparent)]
+    StateDirectory(#[from] StateDirectoryError),
     /// Recovery cannot be started.
     #[error(transparent)]
     Proxy(#[from] ProxyError),

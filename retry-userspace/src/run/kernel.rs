@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use retry_common::abi;
+use tokio_util::sync::CancellationToken;
 
 use super::StartError;
 use super::state::Mode;
-use crate::datapath::{self, Datapath, Events, KernelFill, KernelSources, LogLines, Parts};
+use crate::datapath::{self, Datapath, DatapathError, Events, KernelFill, KernelSources, LogLines, Parts};
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{Pages, Sizes};
 use crate::limits::GroupTable;
@@ -28,7 +29,12 @@ pub(super) struct Kernel {
 
 impl Kernel {
     /// Opens the kernel side as asked for; with `-xdp auto`, plain memory where it cannot be had.
-    pub(super) fn open(settings: &Settings, fabric: &Fabric, answers: abi::Settings) -> Result<Self, StartError> {
+    pub(super) fn open(
+        settings: &Settings,
+        fabric: &Fabric,
+        answers: abi::Settings,
+        told: &CancellationToken,
+    ) -> Result<Self, StartError> {
         let Some(config) = datapath::Config::from(settings, fabric, answers) else {
             tracing::info!(xdp = "off", reason = "-xdp off", "the daemon's socket answers NACKs");
             return Self::off(settings, XdpReason::Asked, "-xdp off".to_owned());
@@ -38,12 +44,13 @@ impl Kernel {
             _ => (config.mode.name(), XdpReason::Asked),
         };
         let own = interface::own_addresses(&interface::list().map_err(FabricError::List)?, fabric.nack.index);
-        match Datapath::open(&config, &own) {
+        match Datapath::open(&config, &own, &|| told.is_cancelled()) {
             Ok(parts) => {
                 let mode = Mode { name: config.mode.name(), reason, why: format!("-xdp {asked}") };
                 tracing::info!(xdp = mode.name, reason = mode.why, "the kernel answers NACKs");
                 Ok(Self::on(mode, parts))
             }
+            Err(source @ DatapathError::GivenUp) => Err(StartError::Datapath { mode: asked, source }),
             Err(error) if settings.xdp.mode == XdpMode::Auto && settings.xdp.fill != FillMode::Kernel => {
                 tracing::warn!(xdp = "off", reason = %error, "the daemon's socket answers NACKs");
                 Self::off(settings, XdpReason::from(&error), error.to_string())

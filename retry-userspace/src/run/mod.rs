@@ -40,7 +40,8 @@
 //! all counters: State           (HTTP), exporter  Source                         /metrics, /readyz, collector
 //!
 //! The end
-//! signal                        (supervise)       drain: AtomicBool              all threads
+//! signal, order to drain        (supervise)       AtomicBool of the workers      threads that take something new
+//! nothing is in flight          (drain)           AtomicBool of the finishers    replies, neighbours
 //! threads have ended            (drain)           CancellationToken              all tasks
 //! ```
 
@@ -51,6 +52,7 @@ mod fill_switch;
 mod follow;
 mod kernel;
 mod management;
+mod memory;
 mod spawn;
 mod state;
 mod supervise;
@@ -59,16 +61,19 @@ mod tests;
 mod workers;
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::ingress::fill::Fill;
 use crate::settings::Settings;
 use crate::telemetry::LogLevel;
 use build::{Built, Parts, build};
 use drain::{drain, end};
-use spawn::spawn;
+use spawn::{Http, bind, spawn};
 use supervise::supervise;
 
 pub use error::StartError;
@@ -94,22 +99,60 @@ async fn run_seen(
 ) -> Result<(), StartError> {
     // Before anything else: SIGHUP ends a process that has no handler for it.
     let hangups = signal(SignalKind::hangup()).map_err(StartError::Thread)?;
-    let Built { parts, kept } = build(settings)?;
+    let http = bind(settings).await?;
+    tokio::pin!(shutdown);
+    let Some((built, is_over)) = build_until(settings, shutdown.as_mut()).await? else {
+        tracing::info!("told to end while it started");
+        return Ok(());
+    };
+    let Built { parts, kept } = built;
     see(&parts.work.fill);
-    let ended = serve(settings, &log_level, hangups, parts, shutdown).await;
+    let shutdown = async {
+        if !is_over {
+            shutdown.await;
+        }
+    };
+    let ended = serve(settings, &log_level, hangups, http, parts, shutdown).await;
     end(kept).await;
     ended
+}
+
+/// Builds on a thread of its own, and tells it when `shutdown` completes meanwhile, as the second value says. Nothing is
+/// built when it came in time.
+async fn build_until(
+    settings: &Settings,
+    mut shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Option<(Built, bool)>, StartError> {
+    let told = CancellationToken::new();
+    let (settings, heard) = (settings.clone(), told.clone());
+    let mut building = tokio::task::spawn_blocking(move || build(&settings, &heard));
+    let (built, is_over) = tokio::select! {
+        built = &mut building => (built, false),
+        () = &mut shutdown => {
+            told.cancel();
+            (building.await, true)
+        }
+    };
+    match built.unwrap_or_else(|error| Err(StartError::Thread(error.into()))) {
+        Ok(built) => Ok(Some((built, is_over))),
+        Err(_) if is_over => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 async fn serve(
     settings: &Settings,
     log_level: &LogLevel,
     hangups: Signal,
+    http: Http,
     parts: Parts,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
-    let mut running = spawn(settings, log_level, parts).await?;
-    let ended = supervise(settings, log_level, hangups, &mut running, shutdown).await;
-    drain(running).await;
+    let mut running = spawn(settings, log_level, http, parts).await?;
+    let hurry = CancellationToken::new();
+    let ended = supervise(settings, log_level, hangups, &mut running, shutdown, &hurry).await;
+    // A part that has failed may be the one that is waited for.
+    let grace = if ended.is_ok() { settings.admin.shutdown_grace } else { Duration::ZERO };
+    drain(running, grace, hurry).await;
     ended
 }

@@ -18,7 +18,7 @@ use crate::admin::{self, manage};
 use crate::beacon::{self, BeaconSender};
 use crate::ingress::subscription::data_groups;
 use crate::metrics::Source;
-use crate::nack;
+use crate::nack::{self, Server};
 use crate::settings::Settings;
 use crate::telemetry::LogLevel;
 
@@ -28,7 +28,12 @@ const LOG_LINES_PAUSE: Duration = Duration::from_millis(100);
 /// What runs.
 pub(super) struct Running {
     pub(super) state: Arc<State>,
+    /// Takes the replies that those wait for who are in flight.
+    pub(super) server: Arc<Server>,
+    /// The threads that take something new.
     pub(super) workers: Workers,
+    /// The threads that finish what is in flight.
+    pub(super) finishers: Workers,
     pub(super) beacon: Option<Arc<BeaconSender>>,
     /// Serves the metrics.
     pub(super) metrics: JoinHandle<io::Result<()>>,
@@ -40,16 +45,32 @@ pub(super) struct Running {
     pub(super) cancel: CancellationToken,
 }
 
-/// Starts everything. The addresses of HTTP are bound first: what they refuse ends the start before a thread runs.
-pub(super) async fn spawn(settings: &Settings, log_level: &LogLevel, parts: Parts) -> Result<Running, StartError> {
+/// The addresses of HTTP, bound.
+pub(super) struct Http {
+    metrics: admin::Listener,
+    management: Option<manage::Listener>,
+}
+
+/// Binds the addresses of HTTP: what they refuse ends the start before anything is attached or joined.
+pub(super) async fn bind(settings: &Settings) -> Result<Http, StartError> {
+    Ok(Http { metrics: bind_metrics(settings).await?, management: bind_management(settings).await? })
+}
+
+/// Starts everything.
+pub(super) async fn spawn(
+    settings: &Settings,
+    log_level: &LogLevel,
+    http: Http,
+    parts: Parts,
+) -> Result<Running, StartError> {
     let Parts { fabric, state, mut workers, work, management, cancel } = parts;
-    let metrics = bind_metrics(settings).await?;
-    let managed = bind_management(settings).await?;
+    let Http { metrics, management: managed } = http;
+    let (server, mut finishers) = (Arc::clone(&work.server), workers.apart());
     let beacon = beacon::Config::from(settings, &fabric).map(BeaconSender::open).transpose();
     let beacon = beacon.map_err(StartError::Beacon)?.map(Arc::new);
     let follower = Follower::new(settings, &fabric, &state, beacon.as_ref(), &work);
     let nack = work.socket.local_addr();
-    start_workers(settings, &state, &mut workers, work)?;
+    start_workers(settings, &state, &mut workers, &mut finishers, work)?;
 
     // Before `/readyz` says ready: without a lease the kernel passes NACKs on.
     state.renew_lease(settings.xdp.lease);
@@ -66,13 +87,14 @@ pub(super) async fn spawn(settings: &Settings, log_level: &LogLevel, parts: Part
         metrics = %settings.admin.metrics_addr,
         "serving"
     );
-    Ok(Running { state, workers, beacon, metrics, management, manage_until, cancel })
+    Ok(Running { state, server, workers, finishers, beacon, metrics, management, manage_until, cancel })
 }
 
 async fn bind_metrics(settings: &Settings) -> Result<admin::Listener, StartError> {
     let config = admin::Config::from(settings);
+    let address = config.address;
     let bound = admin::Listener::bind(config).await;
-    bound.map_err(|source| StartError::Admin { address: config.address, source })
+    bound.map_err(|source| StartError::Admin { address, source })
 }
 
 async fn bind_management(settings: &Settings) -> Result<Option<manage::Listener>, StartError> {
@@ -85,7 +107,13 @@ async fn bind_management(settings: &Settings) -> Result<Option<manage::Listener>
 }
 
 /// Starts the threads, in the order of the table in `run`.
-fn start_workers(settings: &Settings, state: &Arc<State>, workers: &mut Workers, work: Work) -> Result<(), StartError> {
+fn start_workers(
+    settings: &Settings,
+    state: &Arc<State>,
+    workers: &mut Workers,
+    finishers: &mut Workers,
+    work: Work,
+) -> Result<(), StartError> {
     let Work { server, socket, gate, fill, joins, beacons, tee, kernel_fill, events, log_lines, replies } = work;
     for (number, mut joins) in joins.into_iter().enumerate() {
         let fill = Arc::clone(&fill);
@@ -120,19 +148,19 @@ fn start_workers(settings: &Settings, state: &Arc<State>, workers: &mut Workers,
         workers.start(&format!("nack-{number}"), move |stop| server.serve_socket(&socket, stop))?;
     }
     let holding = Arc::clone(&server);
-    workers.start("neighbours", move |stop| holding.serve_held(&gate, stop))?;
+    finishers.start("neighbours", move |stop| holding.serve_held(&gate, stop))?;
     if let Some(mut events) = events {
         let server = Arc::clone(&server);
         workers.start("events", move |stop| server.serve_events(&mut events, stop))?;
     }
-    workers.start("replies", move |stop| {
+    finishers.start("replies", move |stop| {
         server.serve_replies(&replies, stop);
         Ok(())
     })?;
     // Readiness waits for these. The kernel's log lines are no service.
-    state.workers_total.store(workers.threads.len(), Ordering::Relaxed);
+    state.workers_total.store(workers.counted() + finishers.counted(), Ordering::Relaxed);
     if let Some(mut lines) = log_lines {
-        workers.start("kernel-log", move |stop| {
+        workers.start_uncounted("kernel-log", move |stop| {
             while !stop.load(Ordering::Relaxed) {
                 lines.flush();
                 std::thread::sleep(LOG_LINES_PAUSE);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::StartError;
 use super::spawn::Running;
@@ -18,8 +19,8 @@ use crate::telemetry::LogLevel;
 /// Between two looks whether a thread has ended.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Returns when the daemon is to end: `shutdown` has completed and what it announces has had its time, or a second signal
-/// came meanwhile.
+/// Returns when the daemon is to end: `shutdown` has completed, or the management API has ordered it, and what it announces
+/// has had its time; or a second signal came meanwhile. That one cancels `hurry`, also later.
 ///
 /// # Errors
 /// [`StartError::Worker`]: a thread ended that was to go on.
@@ -29,43 +30,61 @@ pub(super) async fn supervise(
     mut hangups: Signal,
     running: &mut Running,
     shutdown: impl Future<Output = ()>,
+    hurry: &CancellationToken,
 ) -> Result<(), StartError> {
-    let Running { state, workers, beacon, .. } = running;
+    let Running { state, workers, finishers, beacon, .. } = running;
     let beacon = beacon.as_deref();
     tokio::pin!(shutdown);
     let mut lease = tokio::time::interval(settings.xdp.lease / 4);
     let mut review = tokio::time::interval(LOOK);
     let mut announce = tokio::time::interval(settings.beacon.interval);
-    // None until the shutdown begins, then when it ends.
+    let mut is_signalled = false;
+    // None until the drain begins, then when it ends.
     let mut drained: Option<Pin<Box<Sleep>>> = None;
-    let mut again = Box::pin(crate::shutdown::signal());
-    loop {
+    let ended = loop {
         tokio::select! {
-            () = &mut shutdown, if drained.is_none() => {
-                state.drain();
-                announce_now(beacon, state);
-                if settings.admin.drain_timeout.is_zero() {
-                    return Ok(());
-                }
-                tracing::info!(timeout = ?settings.admin.drain_timeout, "draining");
+            () = &mut shutdown, if !is_signalled => {
+                is_signalled = true;
                 // A signal from here on means: at once. The one that began this is not heard again.
-                again = Box::pin(crate::shutdown::signal());
+                hurry_at_signal(0, hurry);
+                state.drain();
+            }
+            // The order comes by a signal or by the management API.
+            () = state.drain_ordered.notified(), if drained.is_none() => {
+                announce_now(beacon, state);
+                tracing::info!(timeout = ?settings.admin.drain_timeout, "the drain has begun");
                 drained = Some(Box::pin(tokio::time::sleep(settings.admin.drain_timeout)));
             }
-            () = over(drained.as_mut()) => return Ok(()),
-            () = &mut again, if drained.is_some() => return Ok(()),
+            () = over(drained.as_mut()) => break Ok(()),
+            () = hurry.cancelled() => break Ok(()),
             () = state.announce.notified() => announce_now(beacon, state),
-            () = state.drain_ordered.notified() => announce_now(beacon, state),
             _ = lease.tick() => state.renew_lease(settings.xdp.lease),
             _ = review.tick() => {
-                if let Some(failed) = workers.failed() {
-                    return Err(failed);
+                if let Some(failed) = workers.failed().or_else(|| finishers.failed()) {
+                    break Err(failed);
                 }
             }
             _ = announce.tick(), if beacon.is_some() => announce_now(beacon, state),
             _ = hangups.recv() => log_level.toggle_debug(),
         }
+    };
+    if !is_signalled {
+        // A supervisor's signal after an order of the management API is its first.
+        hurry_at_signal(1, hurry);
     }
+    ended
+}
+
+/// Cancels `hurry` at a signal, after `first` others.
+fn hurry_at_signal(first: usize, hurry: &CancellationToken) {
+    let (hurry, signal) = (hurry.clone(), crate::shutdown::signal());
+    tokio::spawn(async move {
+        signal.await;
+        for _ in 0..first {
+            crate::shutdown::signal().await;
+        }
+        hurry.cancel();
+    });
 }
 
 /// Completes when the time to drain is over; never while it has not begun.

@@ -15,30 +15,52 @@ const LOOK: Duration = Duration::from_millis(2);
 #[derive(Default)]
 pub(super) struct Workers {
     stop: Arc<AtomicBool>,
-    /// How many run.
+    /// How many run that readiness waits for.
     pub(super) ready: Arc<AtomicUsize>,
-    pub(super) threads: Vec<(String, JoinHandle<io::Result<()>>)>,
+    threads: Vec<(String, JoinHandle<io::Result<()>>)>,
+    /// Those among them that readiness waits for.
+    counted: usize,
 }
 
 impl Workers {
-    /// Starts a thread.
+    /// Others, which count for the same readiness and are told to stop apart.
+    pub(super) fn apart(&self) -> Self {
+        Self { ready: Arc::clone(&self.ready), ..Self::default() }
+    }
+
+    /// Starts a thread that readiness waits for.
     pub(super) fn start(
         &mut self,
         name: &str,
         work: impl FnOnce(&AtomicBool) -> io::Result<()> + Send + 'static,
     ) -> Result<(), StartError> {
-        let (stop, ready) = (Arc::clone(&self.stop), Arc::clone(&self.ready));
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                ready.fetch_add(1, Ordering::Relaxed);
-                let result = work(&stop);
-                ready.fetch_sub(1, Ordering::Relaxed);
-                result
-            })
-            .map_err(StartError::Thread)?;
+        let ready = Arc::clone(&self.ready);
+        self.start_uncounted(name, move |stop| {
+            ready.fetch_add(1, Ordering::Relaxed);
+            let result = work(stop);
+            ready.fetch_sub(1, Ordering::Relaxed);
+            result
+        })?;
+        self.counted += 1;
+        Ok(())
+    }
+
+    /// Starts a thread without which the daemon serves as well.
+    pub(super) fn start_uncounted(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&AtomicBool) -> io::Result<()> + Send + 'static,
+    ) -> Result<(), StartError> {
+        let stop = Arc::clone(&self.stop);
+        let thread =
+            std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&stop)).map_err(StartError::Thread)?;
         self.threads.push((name.to_owned(), thread));
         Ok(())
+    }
+
+    /// How many readiness waits for.
+    pub(super) fn counted(&self) -> usize {
+        self.counted
     }
 
     /// The first worker that ended although it was not asked to.

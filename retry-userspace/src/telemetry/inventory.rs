@@ -1,20 +1,14 @@
 //! What this host and this daemon are, as one event at start.
 
-use std::path::Path;
-
 use super::SERVICE;
 use crate::fabric::Fabric;
 use crate::metrics::Host;
-use crate::net::interface::Interface;
+use crate::net::interface::{self, Interface};
 use crate::settings::Settings;
 
-/// The driver of an interface by the links under `sys`, which is `/sys`; `-` for one without a device, as veth and
-/// bridges are, and for one that cannot be read.
-fn driver(sys: &Path, interface: &Interface) -> String {
-    let link = sys.join("class/net").join(&interface.name).join("device/driver");
-    let target = std::fs::read_link(link).ok();
-    let name = target.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-    name.unwrap_or_else(|| "-".to_owned())
+/// The driver of an interface as the kernel says; `-` for one that does not tell, such as the loopback interface.
+fn driver(interface: &Interface) -> String {
+    interface::driver(&interface.name).unwrap_or_else(|_| "-".to_owned())
 }
 
 /// Tells once what runs where.
@@ -24,7 +18,6 @@ pub(crate) fn tell(settings: &Settings, fabric: &Fabric, xdp_mode: &str) {
         let each: Vec<String> = fabric.egress.iter().map(|egress| of(&egress.interface)).collect();
         each.join(",")
     };
-    let sys = Path::new("/sys");
     tracing::info!(
         event = "host.inventory",
         service = SERVICE,
@@ -35,10 +28,10 @@ pub(crate) fn tell(settings: &Settings, fabric: &Fabric, xdp_mode: &str) {
         host.memory_bytes = host.memory,
         mc_iface = %fabric.ingress.name,
         mc_iface_mtu = fabric.ingress.mtu,
-        mc_iface_driver = %driver(sys, &fabric.ingress),
+        mc_iface_driver = %driver(&fabric.ingress),
         egress_ifaces = %egress(&|interface| interface.name.clone()),
         egress_mtus = %egress(&|interface| interface.mtu.to_string()),
-        egress_drivers = %egress(&|interface| driver(sys, interface)),
+        egress_drivers = %egress(&|interface| driver(interface)),
         nack_addr = %fabric.nack_addr,
         xdp = xdp_mode,
         cache_memory_bytes = settings.cache.memory.saturating_add(settings.cache.memory_long),
@@ -50,16 +43,6 @@ pub(crate) fn tell(settings: &Settings, fabric: &Fabric, xdp_mode: &str) {
 mod tests {
     use super::*;
     use crate::telemetry::tests::{interface, object_of};
-
-    #[test]
-    fn the_driver_is_where_the_link_leads() {
-        let sys = tempfile::tempdir().expect("a directory");
-        let device = sys.path().join("class/net/eth0/device");
-        std::fs::create_dir_all(&device).expect("made");
-        std::os::unix::fs::symlink("../../../../bus/pci/drivers/mlx5_core", device.join("driver")).expect("made");
-        assert_eq!(driver(sys.path(), &interface("eth0", 1500)), "mlx5_core");
-        assert_eq!(driver(sys.path(), &interface("veth0", 1500)), "-");
-    }
 
     #[test]
     fn one_event_tells_what_runs_where() {

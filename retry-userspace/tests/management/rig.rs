@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::Method;
-use retry_userspace::parts::admin;
-use retry_userspace::parts::admin::manage::{router, serve};
+use retry_userspace::parts::admin::manage::router;
+use retry_userspace::parts::admin::{self, serve};
 use retry_userspace::parts::settings::AdminToken;
 use retry_userspace::parts::telemetry::LogLevel;
 use serde_json::Value;
@@ -54,7 +54,7 @@ impl Api {
     }
 
     pub(crate) fn metrics(log_level: LogLevel) -> Self {
-        Self::serve(Listener::Metrics, SOON, |backend| admin::router(backend, log_level))
+        Self::serve(Listener::Metrics, SOON, |backend| admin::router(backend, log_level, None))
     }
 
     fn serve(listener: Listener, patience: Duration, router: impl FnOnce(Arc<OverLog>) -> Router) -> Self {

@@ -15,13 +15,13 @@ use crate::settings::AdminToken;
 const PAD: usize = 1_024;
 
 /// The token, padded so that comparing takes as long for every guess.
-pub(super) struct Token {
+pub(in crate::admin) struct Token {
     padded: Vec<u8>,
     len: usize,
 }
 
 impl Token {
-    pub(super) fn new(token: &AdminToken) -> Self {
+    pub(in crate::admin) fn new(token: &AdminToken) -> Self {
         let mut padded = token.0.as_bytes().to_vec();
         let len = padded.len();
         padded.resize(len.next_multiple_of(PAD), 0);
@@ -35,6 +35,11 @@ impl Token {
         padded.iter_mut().zip(guess).for_each(|(to, from)| *to = *from);
         (padded.ct_eq(&self.padded) & guess.len().ct_eq(&self.len)).into()
     }
+}
+
+/// True when the request carries the token.
+pub(in crate::admin) fn carries(headers: &HeaderMap, token: &Token) -> bool {
+    presented(headers).is_some_and(|guess| token.is(guess))
 }
 
 /// Lets through what carries the token.

@@ -9,11 +9,9 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Backend, router, serve};
+use super::{Backend, router};
+use crate::admin::serve::serve;
 use crate::settings::{AdminToken, Settings};
-
-/// How long requests may go on after the end has begun.
-const REQUESTS_END: Duration = Duration::from_secs(2);
 
 /// Where the API is served, and to which callers.
 #[derive(Clone, Debug)]
@@ -22,13 +20,16 @@ pub(crate) struct Config {
     pub address: SocketAddr,
     /// The token that every request has to carry, if any.
     pub token: Option<AdminToken>,
+    /// `shutdown-grace`: how long requests may go on after the end has begun.
+    pub grace: Duration,
 }
 
 impl Config {
     /// As the settings ask; `None` without `-admin-addr`.
     #[must_use]
     pub(crate) fn from(settings: &Settings) -> Option<Self> {
-        settings.admin.addr.map(|address| Self { address, token: settings.admin.token.clone() })
+        let admin = &settings.admin;
+        admin.addr.map(|address| Self { address, token: admin.token.clone(), grace: admin.shutdown_grace })
     }
 }
 
@@ -37,6 +38,7 @@ impl Config {
 pub(crate) struct Listener {
     socket: TcpListener,
     token: Option<AdminToken>,
+    grace: Duration,
 }
 
 impl Listener {
@@ -45,11 +47,12 @@ impl Listener {
     /// # Errors
     /// What the system returns.
     pub(crate) async fn bind(config: Config) -> io::Result<Self> {
-        Ok(Self { socket: TcpListener::bind(config.address).await?, token: config.token })
+        let Config { address, token, grace } = config;
+        Ok(Self { socket: TcpListener::bind(address).await?, token, grace })
     }
 
-    /// Serves the API over `backend`, in a task that ends with `cancel`: requests under way have two seconds.
+    /// Serves the API over `backend`, in a task that ends with `cancel`: requests under way have their grace.
     pub(crate) fn serve(self, backend: Arc<dyn Backend>, cancel: CancellationToken) -> JoinHandle<io::Result<()>> {
-        tokio::spawn(serve(self.socket, router(backend, self.token), cancel, REQUESTS_END))
+        tokio::spawn(serve(self.socket, router(backend, self.token), cancel, self.grace))
     }
 }

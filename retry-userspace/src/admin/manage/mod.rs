@@ -3,13 +3,12 @@
 //! Its own listener, so that metrics can be open where this is not. What it shows and does stands behind [`Backend`];
 //! docs/openapi.json is its contract, and a test holds it to [`routes`].
 
-mod auth;
+pub(super) mod auth;
 mod backend;
 mod error;
 mod frames;
 mod listener;
 mod overview;
-mod serve;
 
 use std::sync::Arc;
 
@@ -26,7 +25,6 @@ use error::ApiError;
 pub use backend::{Backend, BackendError, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence};
 pub use frames::LONGEST_FRAME;
 pub(crate) use listener::{Config, Listener};
-pub use serve::serve;
 
 /// The backend, as every handler has it.
 type Shared = Arc<dyn Backend>;

@@ -20,6 +20,8 @@ pub struct Admin {
     pub token: Option<AdminToken>,
     /// How long a shutdown is announced. NACKs are answered meanwhile.
     pub drain_timeout: Duration,
+    /// How long what is in flight at the end may take: requests of the management API, NACKs that wait for a backend.
+    pub shutdown_grace: Duration,
 }
 
 /// A secret that no log line shows.
@@ -60,6 +62,14 @@ impl Admin {
                 accepts: time(ZERO, HOUR),
                 meaning: "How long a shutdown is announced before the sockets close.",
                 consequence: "NACKs are answered meanwhile.",
+            })?,
+            shutdown_grace: rows.read(Row {
+                flag: "shutdown-grace",
+                env: "SHUTDOWN_GRACE",
+                default: "30s",
+                accepts: time(ZERO, HOUR),
+                meaning: "How long requests of the management API, and NACKs that wait for Redis or an upstream, may take at the end.",
+                consequence: "With nothing in flight the daemon ends at once; a second signal ends it, too.",
             })?,
         })
     }
