@@ -261,4 +261,32 @@ fn another_address(xdp: &str) {
 
 both_paths! {
     another_address: another_address_native, another_address_off;
+    table_entries: table_entries_native, table_entries_off;
+}
+
+/// `-limit-table-entries`: frames whose limit is used up are remembered as long as there is room.
+fn table_entries(xdp: &str) {
+    const ASKED: u64 = 6_000;
+    let refused = |entries: &str| {
+        let fabric = Fabric::flat(1500).expect("a fabric");
+        let (endpoint, client) = two_hosts(&fabric);
+        let limits = ["-rl-sequence-max", "1", "-rl-sequence-window", "1h", "-limit-table-entries", entries];
+        let daemon = Daemon::start(&binary(), &endpoint.ns, &flags(xdp, &limits)).expect("a daemon");
+        let socket = asker(client);
+        for round in 1..=2 {
+            for seq_num in 1..=ASKED {
+                let nack = nack(FrameKey::new(FLOW, seq_num));
+                socket.send_to(&nack, endpoint.nack_address()).expect("a NACK leaves");
+                if seq_num % 50 == 0 {
+                    thread::sleep(Duration::from_millis(2));
+                }
+            }
+            counted(&daemon, "bre_nack_requests_total", &[], round * ASKED);
+        }
+        let metrics = daemon.metrics().expect("a scrape");
+        metrics.count("bre_rate_limit_drops_total", &[("level", "sequence"), ("path", path(xdp))])
+    };
+    let (few, all) = (refused("1024"), refused("65536"));
+    assert!(few < ASKED / 2, "as many as there is room for, and not all: {few} of {ASKED}");
+    assert!(all >= ASKED - 20, "{all} of {ASKED}");
 }

@@ -28,6 +28,7 @@ mod pins;
 mod recovery;
 mod refusals;
 mod repairs;
+mod retries;
 mod same_answers;
 mod settings;
 mod shutdown;

@@ -10,4 +10,5 @@ mod frames;
 mod limits;
 mod outage;
 mod recovery;
+mod retries;
 mod tls;
