@@ -19,6 +19,8 @@ pub(crate) enum Use {
     Fabric,
     /// Read BPF maps as an operator does.
     Maps,
+    /// Ask the daemon and the host as an operator does.
+    Operator,
     /// Run Redis servers.
     Redis,
     /// Boot other kernels.
@@ -119,6 +121,8 @@ const TOOLS: &[Tool] = &[
     program("ethtool", &["ethtool"], &[Use::Fabric]),
     program("bpftool", &["bpftool"], &[Use::Maps]),
     program("jq", &["jq"], &[Use::Maps]),
+    program("curl", &["curl"], &[Use::Operator]),
+    program("sysctl", &["procps"], &[Use::Operator]),
     // The server under another name: the package redis-server would start one of its own on this machine.
     program("redis-check-rdb", &["redis-tools"], &[Use::Redis]),
     program("qemu-system-x86_64", &["qemu-system-x86"], &[Use::Kernels]),
@@ -256,6 +260,7 @@ mod tests {
     fn each_use_asks_for_its_own_tools_only() {
         assert_eq!(names(&[Use::Fabric]), ["ip", "nft", "ethtool"]);
         assert_eq!(names(&[Use::Maps]), ["bpftool", "jq"]);
+        assert_eq!(names(&[Use::Operator]), ["curl", "sysctl"]);
         assert_eq!(names(&[Use::Redis]), ["redis-check-rdb"]);
         assert!(names(&[Use::Kernels]).contains(&"qemu-system-x86_64"));
         assert!(!names(&[Use::Ebpf]).contains(&"ip"));

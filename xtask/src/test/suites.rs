@@ -35,6 +35,7 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "differential", kind: Kind::Testbed("differential"), uses: FABRIC },
     Suite { name: "maps", kind: Kind::Testbed("maps"), uses: &[Use::Ebpf, Use::Fabric, Use::Maps] },
     Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC },
+    Suite { name: "runbook", kind: Kind::Testbed("runbook"), uses: RUNBOOK },
     Suite { name: "chart", kind: Kind::Testbed("chart"), uses: FABRIC },
     Suite { name: "redis", kind: Kind::Testbed("redis"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis] },
     Suite { name: "shared", kind: Kind::Testbed("shared"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis] },
@@ -43,6 +44,7 @@ pub(crate) const SUITES: &[Suite] = &[
 ];
 
 const FABRIC: &[Use] = &[Use::Ebpf, Use::Fabric];
+const RUNBOOK: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Maps, Use::Redis, Use::Operator];
 
 impl Suite {
     /// Whether it runs as root.
