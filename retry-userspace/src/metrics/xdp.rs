@@ -68,7 +68,8 @@ impl From<&DatapathError> for XdpReason {
             DatapathError::NoBpffs { .. } | DatapathError::Directory { .. } | DatapathError::Pin { .. } => Self::Bpffs,
             DatapathError::Locked { .. } => Self::OtherDaemon,
             DatapathError::Load(_) => Self::Program,
-            DatapathError::Map(_) | DatapathError::Fill { .. } => Self::Map,
+            // A start that was given up ends before there is a metric of it.
+            DatapathError::Map(_) | DatapathError::Fill { .. } | DatapathError::GivenUp => Self::Map,
             DatapathError::Attach { .. } => Self::Attach,
         }
     }

@@ -8,7 +8,7 @@ fn run(test: impl Future<Output = ()>) {
     runtime.block_on(test);
 }
 
-fn discovering(state_dir: Option<&std::path::Path>) -> Proxy {
+fn discovering(state_dir: Option<&Path>) -> Proxy {
     Proxy { discover: true, state_dir: state_dir.map(Into::into), ..settings(&[]) }
 }
 
