@@ -27,6 +27,7 @@ mod nack_port;
 mod pins;
 mod recovery;
 mod refusals;
+mod rejoin;
 mod repairs;
 mod retries;
 mod same_answers;

@@ -8,11 +8,11 @@ use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
-use nix::net::if_::if_indextoname;
 use nix::sys::resource::{Resource, getrlimit};
 use socket2::Socket;
 use thiserror::Error;
 
+use crate::net::interface::name_of;
 use crate::net::options;
 
 /// Bytes of receive buffer that each socket asks for: about 20,000 datagrams of 400 bytes.
@@ -204,15 +204,6 @@ pub(super) fn open_socket(delivery: Delivery, interface: u32, port: u16) -> io::
 
 pub(super) fn has_no_room(error: &io::Error) -> bool {
     matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENOMEM | Errno::ENOBUFS))
-}
-
-pub(super) fn name_of(interface: u32) -> String {
-    if_indextoname(interface)
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        // For an index that no interface has, nix 0.30 returns an empty name and no error.
-        .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| interface.to_string())
 }
 
 pub(super) fn optmem_max() -> String {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use socket2::Socket;
 
 use super::joins::{self, Delivery, JoinError};
+use crate::net::interface::name_of;
 use crate::net::options;
 
 /// The (source, group) pairs joined on one interface and UDP port. Dropping it leaves them, once no other handle holds a socket.
@@ -136,7 +137,7 @@ impl SourceJoins {
     }
 
     fn error(&self, source: Ipv6Addr, Refused { at, why }: Refused) -> JoinError {
-        let interface = joins::name_of(self.interface);
+        let interface = name_of(self.interface);
         if joins::has_no_room(&why) {
             return JoinError::NoRoom {
                 joined: at,

@@ -22,6 +22,7 @@ use socket2::Socket;
 use super::joins::{Delivery, JoinError, Joins};
 use super::ssm::SourceJoins;
 use crate::fabric::Fabric;
+use crate::net::mld::Membership;
 use crate::settings::Settings;
 
 /// What the data groups are joined by.
@@ -171,6 +172,12 @@ impl Rejoin {
     #[must_use]
     pub(crate) fn groups(&self) -> BTreeSet<Ipv6Addr> {
         self.joiner().groups()
+    }
+
+    /// What is joined, by interface index.
+    #[must_use]
+    pub(crate) fn memberships(&self) -> Vec<(u32, Vec<Membership>)> {
+        self.joiner().shares.iter().map(Share::memberships).collect()
     }
 
     /// Joins every group on the interface of this index, by new sockets, and gives up the old ones.
@@ -472,6 +479,13 @@ impl Share {
             }
         }
         self.joins.leave_all();
+    }
+
+    fn memberships(&self) -> (u32, Vec<Membership>) {
+        let GroupSet { interface, any_source, by_source, .. } = &self.group_set;
+        let sources: Vec<Ipv6Addr> = self.joins.sources().collect();
+        let named = by_source.iter().filter(|_| !sources.is_empty()).map(|group| (*group, Some(sources.clone())));
+        (*interface, any_source.iter().map(|group| (*group, None)).chain(named).collect())
     }
 
     fn sockets(&self) -> impl Iterator<Item = &Arc<Socket>> {

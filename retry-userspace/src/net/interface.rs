@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
+use nix::net::if_::{InterfaceFlags, if_indextoname};
 use thiserror::Error;
 
 /// Why an interface could not be used.
@@ -159,6 +159,17 @@ pub(crate) fn own_addresses(all: &[Interface], nack: u32) -> BTreeSet<Ipv6Addr> 
 #[must_use]
 pub(crate) fn holder_among(all: &[Interface], ip: Ipv6Addr) -> Option<&Interface> {
     all.iter().find(|interface| interface.addresses.iter().any(|address| address.ip == ip))
+}
+
+/// The name of the interface of this index, or the index where there is none any more.
+#[must_use]
+pub(crate) fn name_of(interface: u32) -> String {
+    if_indextoname(interface)
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        // For an index that no interface has, nix 0.30 returns an empty name and no error.
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| interface.to_string())
 }
 
 /// All interfaces of this network namespace, in the kernel's order.

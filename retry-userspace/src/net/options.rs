@@ -141,6 +141,21 @@ pub(crate) fn limit_packets(socket: &impl AsFd, length: u32) -> io::Result<()> {
     set(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU, length)
 }
 
+/// What leaves has the option Router Alert for MLD (RFC 2711), by which routers and switches look into it.
+///
+/// # Errors
+/// What `setsockopt` returns: EPERM without CAP_NET_RAW.
+pub(crate) fn alert_routers(socket: &impl AsFd) -> io::Result<()> {
+    // Next header, which the kernel fills in, and length beyond eight bytes; Router Alert of value 0; two bytes of padding.
+    let header: [u8; 8] = [0, 0, 5, 2, 0, 0, 1, 0];
+    let fd = socket.as_fd().as_raw_fd();
+    let length = socklen(size_of_val(&header));
+    // SAFETY: the descriptor is borrowed, so open; the header outlives the call and `length` is its size.
+    let result =
+        unsafe { libc::setsockopt(fd, libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS, (&raw const header).cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Joins a group on an interface for the datagrams of one source (RFC 3678, section 5.1.1).
 ///
 /// # Errors

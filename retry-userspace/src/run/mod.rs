@@ -35,6 +35,7 @@
 //! interfaces: rtnetlink         (Follower)        handles of the parts           Datapath, Rejoin, Sender, BeaconSender
 //! Follower: ready again         (supervise)       Notify of State                BeaconSender
 //! POST of the order to drain    (supervise)       Notify of State                BeaconSender
+//! what is joined: Rejoin        (rejoin)          raw socket, at an interval     routers and switches
 //! sockets of other programs     ports             KernelFill                     kernel's fill, on or off
 //! a quarter of the lease        (supervise)       State: Datapath                lease in the kernel's settings
 //! all counters: State           (HTTP), exporter  Source                         /metrics, /readyz, collector

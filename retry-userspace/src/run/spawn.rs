@@ -16,7 +16,8 @@ use super::state::State;
 use super::workers::Workers;
 use crate::admin::{self, manage};
 use crate::beacon::{self, BeaconSender};
-use crate::ingress::subscription::data_groups;
+use crate::ingress::rejoin;
+use crate::ingress::subscription::{Rejoin, Subscription, data_groups};
 use crate::metrics::Source;
 use crate::nack::{self, Server};
 use crate::settings::Settings;
@@ -70,6 +71,8 @@ pub(super) async fn spawn(
     let beacon = beacon.map_err(StartError::Beacon)?.map(Arc::new);
     let follower = Follower::new(settings, &fabric, &state, beacon.as_ref(), &work);
     let nack = work.socket.local_addr();
+    let joined: Vec<Rejoin> =
+        work.joins.first().into_iter().chain([&work.beacons.subscription]).map(Subscription::rejoin).collect();
     start_workers(settings, &state, &mut workers, &mut finishers, work)?;
 
     // Before `/readyz` says ready: without a lease the kernel passes NACKs on.
@@ -77,6 +80,11 @@ pub(super) async fn spawn(
     // The first look is over before the daemon says that it is ready.
     let follower = follower.look_once().await;
     tokio::spawn(follower.run(cancel.clone()));
+    let interval = settings.ingress.rejoin_interval;
+    if !interval.is_zero() {
+        let cancel = cancel.clone();
+        tokio::spawn(async move { cancel.run_until_cancelled(rejoin::keep(interval, joined)).await });
+    }
     let metrics = metrics.serve(Arc::clone(&state) as Arc<dyn Source>, log_level.clone());
     let manage_until = CancellationToken::new();
     let management = managed.map(|listener| listener.serve(Arc::new(management), manage_until.clone()));

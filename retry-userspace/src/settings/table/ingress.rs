@@ -1,10 +1,11 @@
 //! Where frames come from.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use retry_common::group::{self, BeefBits, Scope, ShardBits, SourceMode};
 
-use crate::settings::accepts::{any, one_of, port, switch, whole};
+use crate::settings::accepts::{HOUR, ZERO, any, one_of, port, switch, time, whole};
 use crate::settings::rows::{Read, Row, Rows};
 use crate::settings::{hosts, values};
 
@@ -38,6 +39,8 @@ pub struct Ingress {
     pub join: bool,
     /// Threads that the groups are spread over; 0: one while that is enough.
     pub workers: usize,
+    /// How often memberships are said again; 0: never.
+    pub rejoin_interval: Duration,
 }
 
 impl Ingress {
@@ -167,6 +170,14 @@ impl Ingress {
                 accepts: whole(0..=64),
                 meaning: "Threads that the groups are spread over; 0: one while that is enough.",
                 consequence: "0 is one with up to 16 groups or fewer than 8 CPUs, else one for every 4 CPUs, at most 4. Never more than groups.",
+            })?,
+            rejoin_interval: rows.read(Row {
+                flag: "mc-rejoin-interval",
+                env: "MC_REJOIN_INTERVAL",
+                default: "30s",
+                accepts: time(ZERO, HOUR),
+                meaning: "How often routers and switches are told again what is joined; 0: never.",
+                consequence: "One that has forgotten a membership passes it on again within this time. Needs CAP_NET_RAW.",
             })?,
         })
     }
