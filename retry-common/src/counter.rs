@@ -151,6 +151,8 @@ counters! {
     ProxyFailedAsker proxy_failed_asker User = "bre_proxy_failed_total" [reason = "asker"] "Recoveries not begun because the neighbour that asked does not exist.";
     ProxyBadDatagrams proxy_bad_datagrams User = "bre_proxy_bad_datagrams_total" [] "Datagrams of upstream endpoints that are neither an answer nor a frame.";
     ProxyInflightDedup proxy_inflight_dedup User = "bre_proxy_inflight_dedup_total" [] "Recoveries not started because one of the frame was under way.";
+    ProxySkippedAhead proxy_skipped_ahead User = "bre_proxy_skipped_total" [reason = "ahead"] "Recoveries not started because the frame is ahead of what is known of its flow and was asked for less than 30 s before: a tail probe.";
+    ProxySkippedAskers proxy_skipped_askers User = "bre_proxy_skipped_total" [reason = "askers"] "Listeners that get no unicast copy of a frame that is being recovered because 64 others get one.";
     ProxyQueueDropped proxy_queue_dropped User = "bre_proxy_queue_dropped_total" [] "Recoveries dropped because too many waited.";
     AdvertsHeard adverts_heard User = "bre_beacon_adverts_received_total" [] "ADVERTs of other endpoints heard.";
     AdvertsRefused adverts_refused User = "bre_beacon_dropped_total" [reason = "decode_error"] "Datagrams on the beacon groups that are neither ADVERT nor manifest.";
@@ -201,6 +203,7 @@ const FAMILIES: &[(&str, &str)] = &[
     ("bre_dedup_repairs_total", "Multicast repairs that instances told each other of, by direction."),
     ("bre_dedup_errors_total", "Multicast repairs that dedup between instances missed, by reason."),
     ("bre_proxy_failed_total", "Recoveries from upstream given up, by reason."),
+    ("bre_proxy_skipped_total", "What recovery left out on purpose, by reason."),
     ("bre_beacon_dropped_total", "Datagrams on the beacon groups that came to nothing, by reason."),
     ("bre_manifests_dropped_total", "Shard manifests that came to nothing, by reason."),
     ("bre_xdp_passed_total", "Packets to the NACK port that the kernel passed on to the daemon's socket, by reason."),

@@ -41,6 +41,12 @@ impl Policy {
         self.has(setting_flag::MULTICAST)
     }
 
+    /// True when every listener that asks gets a copy.
+    #[inline(always)]
+    pub const fn unicasts(self) -> bool {
+        self.has(setting_flag::UNICAST)
+    }
+
     /// True when a hit may be answered with an ACK.
     #[inline(always)]
     pub const fn acks(self) -> bool {
@@ -203,7 +209,7 @@ pub fn found<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoint
 /// Steps 8 to 10 for a NACK that every limit admitted.
 #[inline(always)]
 pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoint: &mut E) -> Verdict<E::Frame> {
-    let unicast = policy.has(setting_flag::UNICAST) || nack.proxied();
+    let unicast = policy.unicasts() || nack.proxied();
     let multicast = policy.has(setting_flag::MULTICAST);
     let holder = if multicast { Some(endpoint.peek_multicast()) } else { None };
     // What is held down needs no frame and costs nothing: the path that looks at it answers.

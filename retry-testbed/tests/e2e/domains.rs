@@ -27,7 +27,14 @@ pub(crate) struct Domains {
 impl Domains {
     pub(crate) fn new() -> Self {
         let fabric = Fabric::bridged(&["up", "spare", "publisher", "between"], 1500).expect("a fabric");
-        let far = fabric.host("between").expect("a host").second_link("far", 1500).expect("a second domain");
+        let between = fabric.host("between").expect("a host");
+        let far = between.second_link("far", 1500).expect("a second domain");
+        // NACKs to upstream endpoints come from the NACK address, and are answered there.
+        let (second, via) = (format!("{SECOND_ADDRESS}/128"), between.addr.to_string());
+        for name in ["up", "spare"] {
+            let host = fabric.host(name).expect("a host");
+            host.ns.run(&["ip", "-6", "route", "add", &second, "via", &via, "dev", INTERFACE]).expect("a route");
+        }
         Self { fabric, far, journal: Arc::new(Journal::new()) }
     }
 

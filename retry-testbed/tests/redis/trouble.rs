@@ -187,10 +187,10 @@ fn a_claim_silences_others_until_it_is_old() {
         assert_eq!(b.store.claim_repair(&one).await, Ok(Claim::Ours));
         assert!(matches!(a.store.claim_repair(&one).await, Ok(Claim::Others { .. })));
 
-        assert_eq!(a.store.claim_recovery(&one).await, Ok(true));
-        assert_eq!(b.store.claim_recovery(&one).await, Ok(false));
-        a.store.release_recovery(&one).await;
-        assert_eq!(b.store.claim_recovery(&one).await, Ok(true));
+        assert_eq!(a.store.claim_recovery(&one, None).await, Ok(true));
+        assert_eq!(b.store.claim_recovery(&one, None).await, Ok(false));
+        a.store.release_recovery(&one, None).await;
+        assert_eq!(b.store.claim_recovery(&one, None).await, Ok(true));
     });
 }
 

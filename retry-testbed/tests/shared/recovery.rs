@@ -9,7 +9,7 @@ use retry_testbed::daemon::Metrics;
 use retry_testbed::net::fabric::group;
 use retry_testbed::net::loss::{Loss, LossRule};
 use retry_testbed::peers::answer::Answer;
-use retry_testbed::scene::{asker, counted, eventually, frame, path};
+use retry_testbed::scene::{PATIENCE, asker, counted, eventually, frame, path};
 
 use super::site::{BY_MULTICAST, Site, answer};
 
@@ -26,10 +26,10 @@ struct Instances<'a> {
 }
 
 /// An upstream that heard a frame, and two instances that heard nothing and hear no repair either.
-fn instances<'a>(site: &'a Site, redis: &RedisServer<'_>, xdp: &str, backend: &str) -> Instances<'a> {
+fn instances<'a>(site: &'a Site, redis: &RedisServer<'_>, xdp: &str, backend: &str, more: &[&str]) -> Instances<'a> {
     let losses = ["one", "two"].map(|name| site.fabric.lose(name, &LossRule::random(1000)).expect("a loss"));
     let upstream = site.host("up").nack_address().to_string();
-    let flags = [
+    let mut flags = vec![
         "-cache-backend",
         backend,
         "-proxy-enabled",
@@ -38,6 +38,7 @@ fn instances<'a>(site: &'a Site, redis: &RedisServer<'_>, xdp: &str, backend: &s
         "-proxy-dedup-window",
         "45s",
     ];
+    flags.extend(more);
     // On this fabric its own multicast would repair the frame for every listener.
     let alone = ["-beacon-enabled=false", "-beacon-flags-multicast=false", "-beacon-flags-unicast"];
     let up = site.daemon("up", xdp, &alone);
@@ -53,7 +54,7 @@ fn instances<'a>(site: &'a Site, redis: &RedisServer<'_>, xdp: &str, backend: &s
 fn one_claim(xdp: &str) {
     let site = Site::new();
     let redis = site.redis();
-    let site_of = instances(&site, &redis, xdp, "memory");
+    let site_of = instances(&site, &redis, xdp, "memory", &[]);
     let Instances { one, two, up, bytes, .. } = &site_of;
     let watch = site.watch(&[group(0)]);
     let socket = asker(site.host("client"));
@@ -86,7 +87,7 @@ fn one_claim(xdp: &str) {
 fn together(xdp: &str) {
     let site = Site::new();
     let redis = site.redis();
-    let site_of = instances(&site, &redis, xdp, "redis");
+    let site_of = instances(&site, &redis, xdp, "redis", &[]);
     let Instances { one, two, up, bytes, .. } = &site_of;
     let watch = site.watch(&[group(0)]);
     let sockets = [asker(site.host("client")), asker(site.host("other"))];
@@ -120,7 +121,7 @@ fn together(xdp: &str) {
 fn given_back(xdp: &str) {
     let site = Site::new();
     let redis = site.redis();
-    let site_of = instances(&site, &redis, xdp, "memory");
+    let site_of = instances(&site, &redis, xdp, "memory", &[]);
     let Instances { one, two, up, .. } = &site_of;
     let watch = site.watch(&[group(0)]);
     let key = FrameKey::new(KEY.hash_key(), 2);
@@ -139,7 +140,39 @@ fn given_back(xdp: &str) {
     watch.end();
 }
 
+/// Where nothing is multicast, what one instance recovers does not reach the listeners of the other: a claim is for one listener.
+fn a_claim_per_listener(xdp: &str) {
+    let site = Site::new();
+    let redis = site.redis();
+    let unicast = ["-beacon-flags-multicast=false", "-beacon-flags-unicast"];
+    let site_of = instances(&site, &redis, xdp, "memory", &unicast);
+    let Instances { one, two, up, bytes, .. } = &site_of;
+    let sockets = [asker(site.host("client")), asker(site.host("other"))];
+    for (socket, name) in sockets.iter().zip(["one", "two"]) {
+        assert_eq!(answer(socket, site.host(name).nack_address(), KEY), Some(Answer::Miss), "{name}");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let mut got = [0; 2048];
+        let length = socket.recv(&mut got).expect("a copy");
+        assert!(&got[..length] == bytes, "byte for byte");
+    }
+    for daemon in [one, two] {
+        counted(daemon, "bre_proxy_recovered_total", &[], 1);
+    }
+    assert_eq!(redis.keys("bre:proxy:"), 2);
+    assert_eq!(up.metrics().expect("a scrape").count("bre_nack_requests_total", &[]), 2);
+    // What a listener has asked one instance for, the other does not recover for it again.
+    let key = FrameKey::new(KEY.hash_key(), 2);
+    site.publisher().send(group(0), &frame(key, 300, 4)).expect("a frame leaves");
+    counted(up, "bre_frames_cached_total", &[], 2);
+    assert_eq!(answer(&asker(site.host("client")), site.host("one").nack_address(), key), Some(Answer::Miss));
+    counted(one, "bre_proxy_recovered_total", &[], 2);
+    assert_eq!(answer(&asker(site.host("client")), site.host("two").nack_address(), key), Some(Answer::Miss));
+    counted(two, "bre_proxy_inflight_dedup_total", &[], 1);
+    assert_eq!(up.metrics().expect("a scrape").count("bre_nack_requests_total", &[]), 3);
+}
+
 both_paths! {
+    a_claim_per_listener: a_claim_per_listener_native, a_claim_per_listener_off;
     one_claim: one_claim_native, one_claim_off;
     together: together_native, together_off;
     given_back: given_back_native, given_back_off;

@@ -119,18 +119,17 @@ impl Engine {
     }
 
     /// What leaves for a frame that an upstream endpoint sent: a repair into our domain, and no ACK, for the MISS was said
-    /// long ago. `None` when there is nothing to send. In unicast mode the one who asked gets it.
+    /// long ago. `None` when there is nothing to send. Each way of repair that is on is used: multicast, and a copy to each
+    /// listener that asked.
     pub fn handle_recovered(&self, key: &FrameKey, now_ns: u64) -> Option<(Record, Repair)> {
         let record = self.log.look_up(key, now_ns)?;
-        let mut plan = Repair::default();
+        let mut plan = Repair { unicast: self.config.policy.unicasts(), ..Repair::default() };
         if self.config.policy.multicasts() {
             match self.log.claim(key, &self.config.hold_down, now_ns) {
                 Multicast::Claimed => plan.multicast = true,
                 Multicast::HeldByUs => self.counters.one(Counter::RetransmitHeldDown),
                 Multicast::HeldByAnother => self.counters.one(Counter::RetransmitDedup),
             }
-        } else {
-            plan.unicast = true;
         }
         (plan.multicast || plan.unicast).then_some((record, plan))
     }

@@ -158,6 +158,10 @@ impl Refused {
 /// It is called while the log is locked, so it copies and returns.
 pub(crate) type OnStored = Box<dyn Fn(FrameKey, u32, &[u8]) + Send + Sync>;
 
+/// Told of every frame that is new in the log, from wherever it came: key, life in milliseconds, time. As [`OnStored`], it copies and
+/// returns.
+pub(crate) type OnNumber = Box<dyn Fn(&FrameKey, u32, u64) + Send + Sync>;
+
 /// Receives frames and appends them.
 pub(crate) struct Fill {
     config: Config,
@@ -170,6 +174,7 @@ pub(crate) struct Fill {
     /// How old the oldest frame of each class is.
     pub ages: Arc<ClassAges>,
     on_stored: Option<OnStored>,
+    on_number: Option<OnNumber>,
 }
 
 impl Fill {
@@ -187,7 +192,14 @@ impl Fill {
             sources: Arc::default(),
             ages: Arc::default(),
             on_stored,
+            on_number: None,
         }
+    }
+
+    /// As it is, and `on_number` is told of the numbers of new frames.
+    #[must_use]
+    pub(crate) fn telling_numbers(self, on_number: Option<OnNumber>) -> Self {
+        Self { on_number, ..self }
     }
 
     /// Fills from the joined sockets until `shutdown`.
@@ -298,6 +310,7 @@ impl Fill {
         if let Some(class) = followed.class {
             self.ages.note(class, followed.life_ms, now_ns);
         }
+        self.tell_number(&followed.key, followed.life_ms, now_ns);
         if let Some(tell) = &self.on_stored {
             tell(followed.key, followed.life_ms, followed.bytes);
         }
@@ -447,6 +460,12 @@ impl Fill {
         Ok(NewFrame { key, class, group, life_ms, daemon_only, bytes })
     }
 
+    fn tell_number(&self, key: &FrameKey, life_ms: u32, now_ns: u64) {
+        if let Some(tell) = &self.on_number {
+            tell(key, life_ms, now_ns);
+        }
+    }
+
     fn put_in(
         &self,
         writer: &mut Writer,
@@ -464,6 +483,7 @@ impl Fill {
                 if put == Put::Replaced {
                     count(tally, Counter::FrameReplaced);
                 }
+                self.tell_number(&frame.key, frame.life_ms, now_ns);
                 if let Some(tell) = self.on_stored.as_ref().filter(|_| from != StoredFrom::Store) {
                     tell(frame.key, frame.life_ms, frame.bytes);
                 }

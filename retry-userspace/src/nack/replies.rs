@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use retry_common::counter::Counter;
+use retry_common::decide::Repair;
 use retry_common::key::FrameKey;
 
 use super::pending::{Claimed, Reply};
@@ -85,17 +86,27 @@ impl Server {
     }
 
     fn recovered(&self, recovered: &Recovered, frame: &mut Vec<u8>) {
-        let Recovered { job, frame: bytes } = recovered;
-        if let Err(refused) = self.pending.fill.put_for(&job.key, bytes, None, StoredFrom::Upstream) {
+        let Recovered { key, askers, frame: bytes } = recovered;
+        if let Err(refused) = self.pending.fill.put_for(key, bytes, None, StoredFrom::Upstream) {
             tracing::debug!(%refused, "what an upstream endpoint sent is not the frame");
             return;
         }
-        match self.engine.handle_recovered(&job.key, monotonic_ns()) {
-            Some((record, plan)) if plan.multicast && self.pending.is_strict() => {
-                self.claim(record, plan, job.asker, frame);
+        let Some((record, plan)) = self.engine.handle_recovered(key, monotonic_ns()) else {
+            return;
+        };
+        let Some((first, others)) = askers.split_first() else {
+            return;
+        };
+        if plan.multicast && self.pending.is_strict() {
+            self.claim(record, plan, *first, frame);
+        } else {
+            self.sender.repair(&record, plan, *first, frame);
+        }
+        if plan.unicast {
+            let copy = Repair { unicast: true, ..Repair::default() };
+            for to in others {
+                self.sender.repair(&record, copy, *to, frame);
             }
-            Some((record, plan)) => self.sender.repair(&record, plan, job.asker, frame),
-            None => {}
         }
     }
 }

@@ -15,13 +15,15 @@ mod tests;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 
 use retry_common::key::FrameKey;
 use tokio::sync::{mpsc, watch};
 
 use super::upstreams::{MOST, bare};
 
+/// Listeners that one frame is copied to at most: 2 KiB per job.
+pub(super) const MOST_ASKERS: usize = 64;
 /// How long after its time an answer may still come and be taken for another's.
 const LATE_NS: u64 = 2_000_000_000;
 /// Most NACKs of one upstream that no job waits for any more; the oldest make way.
@@ -51,6 +53,17 @@ pub(super) enum Says {
     Unreachable,
 }
 
+/// What becomes of a listener that asks for a frame whose job is under way.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Join {
+    /// It gets a copy too.
+    Added,
+    /// It gets a copy already.
+    Known,
+    /// [`MOST_ASKERS`] others get one.
+    Full,
+}
+
 /// What a job hears.
 pub(super) struct JobReceiver {
     /// The frame, once it is there.
@@ -67,6 +80,8 @@ pub(super) struct Answered {
 }
 
 struct Waiter {
+    /// Listeners that get a copy.
+    askers: Vec<SocketAddrV6>,
     frame: watch::Sender<Option<Vec<u8>>>,
     replies: mpsc::UnboundedSender<Reply>,
 }
@@ -115,7 +130,7 @@ impl Flight {
             Entry::Vacant(place) => {
                 let (frame, frames) = watch::channel(None);
                 let (sender, replies) = mpsc::unbounded_channel();
-                place.insert(Waiter { frame, replies: sender });
+                place.insert(Waiter { askers: Vec::new(), frame, replies: sender });
                 Some(JobReceiver { frame: frames, replies })
             }
         }
@@ -126,12 +141,25 @@ impl Flight {
         self.jobs.is_empty()
     }
 
-    /// Ends a job: nothing is taken for it any more.
-    pub(super) fn end(&mut self, key: &FrameKey, now_ns: u64) {
-        self.jobs.remove(key);
+    /// Adds a listener that gets a copy of the frame of a job that is under way; `None` when there is no such job.
+    pub(super) fn join(&mut self, key: &FrameKey, asker: SocketAddrV6) -> Option<Join> {
+        let askers = &mut self.jobs.get_mut(key)?.askers;
+        if askers.contains(&asker) {
+            return Some(Join::Known);
+        }
+        if askers.len() >= MOST_ASKERS {
+            return Some(Join::Full);
+        }
+        askers.push(asker);
+        Some(Join::Added)
+    }
+
+    /// Ends a job: nothing is taken for it any more. Returns the listeners that get a copy.
+    pub(super) fn end(&mut self, key: &FrameKey, now_ns: u64) -> Vec<SocketAddrV6> {
         for line in self.lines.values_mut() {
             line.abandon(key, now_ns);
         }
+        self.jobs.remove(key).map(|job| job.askers).unwrap_or_default()
     }
 
     /// A NACK for `key` is about to be sent to `to`.
@@ -249,7 +277,6 @@ impl Flight {
     }
 
     /// True while a job for it waits or is under way.
-    #[cfg(test)]
     pub(super) fn is_under_way(&self, key: &FrameKey) -> bool {
         self.jobs.contains_key(key)
     }

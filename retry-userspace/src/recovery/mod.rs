@@ -2,7 +2,7 @@
 //! and comes back by unicast.
 //!
 //! [`upstreams`] and [`health`] decide who is asked, `flight` which answer belongs to which job, `refresh` when upstreams
-//! are looked for, `queue` whose turn it is: all of them pure. `sockets` moves datagrams, `jobs` ties them together, `members` finds the upstreams
+//! are looked for, `queue` whose turn it is, [`tails`] what is not asked for: all of them pure. `sockets` moves datagrams, `jobs` ties them together, `members` finds the upstreams
 //! and `state_file` remembers them. [`probe`] is the operator's view of one.
 
 mod flight;
@@ -14,12 +14,13 @@ mod queue;
 mod refresh;
 mod sockets;
 mod state_file;
+pub(crate) mod tails;
 #[cfg(test)]
 mod tests;
 pub(crate) mod upstreams;
 
 use std::io;
-use std::net::SocketAddrV6;
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -29,18 +30,19 @@ use retry_common::key::FrameKey;
 use retry_common::wire::answer::Answer;
 use retry_common::wire::frame::Frame;
 use thiserror::Error;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Retry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
 use crate::settings::{Proxy, Settings};
-use flight::{Answered, Flight};
+use flight::{Answered, Flight, JobReceiver, Join};
 use jobs::Ticket;
 use members::Members;
 use queue::Queue;
 use sockets::{Heard, Sockets};
+use tails::Tails;
 use upstreams::Upstreams;
 
 pub(crate) use upstreams::UpstreamStatus;
@@ -50,13 +52,18 @@ pub(crate) use upstreams::UpstreamStatus;
 pub(crate) struct Config {
     /// The settings.
     pub proxy: Proxy,
+    /// Source of NACKs to upstream endpoints: the NACK address.
+    pub source: Ipv6Addr,
+    /// Each listener that asks gets a copy of a recovered frame.
+    pub unicast: bool,
 }
 
 impl Config {
-    /// As the settings ask; `None` without `-proxy-enabled`.
+    /// As the settings ask, with the NACK address, which they may leave to an interface; `None` without `-proxy-enabled`.
     #[must_use]
-    pub(crate) fn from(settings: &Settings) -> Option<Self> {
-        settings.proxy.enabled.then(|| Self { proxy: settings.proxy.clone() })
+    pub(crate) fn from(settings: &Settings, source: Ipv6Addr) -> Option<Self> {
+        let proxy = settings.proxy.clone();
+        settings.proxy.enabled.then_some(Self { proxy, source, unicast: settings.repair.unicast })
     }
 }
 
@@ -72,18 +79,20 @@ pub(crate) struct Job {
 /// A frame that came back.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Recovered {
-    /// What it was recovered for.
-    pub job: Job,
-    /// The datagram, whose key is the job's.
+    /// Its key.
+    pub key: FrameKey,
+    /// Listeners that asked for it, each of which gets a copy in unicast mode; else the first one that asked.
+    pub askers: Vec<SocketAddrV6>,
+    /// The datagram, which has that key.
     pub frame: Vec<u8>,
 }
 
 /// Keeps instances from recovering one frame at the same time.
 pub(crate) trait Claims: Send + Sync {
     /// True when the recovery is ours; also when the store cannot be asked, for twice is better than never.
-    fn claim<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, bool>;
+    fn claim<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, bool>;
     /// Gives up a claim whose recovery came to nothing.
-    fn release<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, ()>;
+    fn release<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, ()>;
 }
 
 /// There are no other instances.
@@ -91,11 +100,11 @@ pub(crate) trait Claims: Send + Sync {
 pub(crate) struct NoClaims;
 
 impl Claims for NoClaims {
-    fn claim<'a>(&'a self, _key: &'a FrameKey) -> BoxFuture<'a, bool> {
+    fn claim<'a>(&'a self, _job: &'a Job) -> BoxFuture<'a, bool> {
         Box::pin(async { true })
     }
 
-    fn release<'a>(&'a self, _key: &'a FrameKey) -> BoxFuture<'a, ()> {
+    fn release<'a>(&'a self, _job: &'a Job) -> BoxFuture<'a, ()> {
         Box::pin(async {})
     }
 }
@@ -147,6 +156,11 @@ struct Shared {
     upstreams: Mutex<Upstreams>,
     flight: Mutex<Flight>,
     sockets: Sockets,
+    tails: Arc<Tails>,
+    /// A permit for each job that may be under way.
+    under_way: Arc<Semaphore>,
+    /// A permit for each job that may wait because an upstream told it to hold.
+    holding: Semaphore,
     counters: Arc<UserCounters>,
     claims: Arc<dyn Claims>,
     on_frame: OnFrame,
@@ -182,7 +196,7 @@ pub(crate) fn check_directory(directory: &Path) -> Result<(), StateDirectoryErro
 }
 
 impl Recovery {
-    /// Starts its tasks on the current runtime; they end with `cancel`.
+    /// Starts its tasks on the current runtime; they end with `cancel`. The caller tells `tails` of the frames that are stored.
     ///
     /// # Errors
     /// [`ProxyError`]: no socket. Upstreams that do not resolve are no error: their names are asked for again.
@@ -191,6 +205,7 @@ impl Recovery {
         counters: Arc<UserCounters>,
         claims: Arc<dyn Claims>,
         discover: Discover,
+        tails: Arc<Tails>,
         on_frame: OnFrame,
         cancel: CancellationToken,
     ) -> Result<Self, ProxyError> {
@@ -199,7 +214,10 @@ impl Recovery {
             retry: Retry::new(&config.proxy.retry),
             upstreams: Mutex::default(),
             flight: Mutex::default(),
-            sockets: Sockets::open()?,
+            sockets: Sockets::open(config.source)?,
+            tails,
+            under_way: Arc::new(Semaphore::new(config.proxy.workers.saturating_mul(jobs::AT_A_TIME))),
+            holding: Semaphore::new(jobs::MOST_HOLDING),
             config,
             counters: Arc::clone(&counters),
             claims,
@@ -224,13 +242,13 @@ impl Recovery {
 
     /// Queues a recovery; never waits. Any thread may call it.
     ///
-    /// A frame whose recovery waits or is under way is not queued again: listeners that miss one frame ask together.
+    /// A frame whose recovery waits or is under way is not queued again: listeners that miss one frame ask together. Nor is one that
+    /// is ahead of its flow and was asked for just now (see [`tails`]).
     pub(crate) fn submit(&self, job: Job) {
-        let Some(ear) = self.shared.flight().begin(job.key) else {
-            self.shared.counters.one(Counter::ProxyInflightDedup);
+        let Some(receiver) = self.begin(&job) else {
             return;
         };
-        let ticket = Ticket { job, ear, shared: Arc::clone(&self.shared) };
+        let ticket = Ticket::new(job, receiver, Arc::clone(&self.shared));
         if self.shared.cancel.is_cancelled() {
             return;
         }
@@ -243,6 +261,26 @@ impl Recovery {
     #[must_use]
     pub(crate) fn is_idle(&self) -> bool {
         self.shared.flight().is_idle()
+    }
+
+    /// `None`, and counted, where no job is to begin.
+    fn begin(&self, job: &Job) -> Option<JobReceiver> {
+        let Shared { config, tails, counters, .. } = &*self.shared;
+        let mut flight = self.shared.flight();
+        if flight.is_under_way(&job.key) {
+            counters.one(Counter::ProxyInflightDedup);
+            if config.unicast && flight.join(&job.key, job.asker) == Some(Join::Full) {
+                counters.one(Counter::ProxySkippedAskers);
+            }
+            return None;
+        }
+        if !tails.take(&job.key, monotonic_ns()) {
+            counters.one(Counter::ProxySkippedAhead);
+            return None;
+        }
+        let receiver = flight.begin(job.key);
+        flight.join(&job.key, job.asker);
+        receiver
     }
 
     /// What is known of each upstream.

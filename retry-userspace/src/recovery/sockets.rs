@@ -1,4 +1,4 @@
-//! One UDP socket for each address family, whatever the number of jobs and upstreams.
+//! One UDP socket for each kind of address that an upstream may have, whatever the number of jobs and upstreams.
 
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -28,24 +28,31 @@ pub(super) enum Heard<'a> {
 }
 
 /// The sockets.
+///
+/// A bound address may go away and come back: the socket stays bound to it, as that of the NACK port does.
 pub(super) struct Sockets {
+    /// Bound to the NACK address: firewalls between domains know no other.
     v6: UdpSocket,
+    /// For link-local upstreams, which need no route to the NACK address: the system takes the link's own source.
+    link_local: UdpSocket,
     /// None on a host without IPv4.
     v4: Option<UdpSocket>,
 }
 
 impl Sockets {
-    pub(super) fn open() -> io::Result<Self> {
+    /// Opens them; NACKs over IPv6 leave from `source`.
+    pub(super) fn open(source: Ipv6Addr) -> io::Result<Self> {
         let v4 = match open((Ipv4Addr::UNSPECIFIED, 0).into()) {
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
             other => Some(other?),
         };
-        Ok(Self { v6: open((Ipv6Addr::UNSPECIFIED, 0).into())?, v4 })
+        Ok(Self { v6: open((source, 0).into())?, link_local: open((Ipv6Addr::UNSPECIFIED, 0).into())?, v4 })
     }
 
     /// Sends one NACK. Never waits.
     pub(super) fn send(&self, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
         let socket = match to {
+            SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => &self.link_local,
             SocketAddr::V6(_) => &self.v6,
             SocketAddr::V4(_) => self.v4.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?,
         };
@@ -67,7 +74,7 @@ impl Sockets {
                 None => std::future::pending().await,
             }
         };
-        tokio::join!(hear(&self.v6, &take), v4);
+        tokio::join!(hear(&self.v6, &take), hear(&self.link_local, &take), v4);
     }
 }
 

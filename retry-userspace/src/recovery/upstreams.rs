@@ -77,8 +77,8 @@ pub(crate) struct Choice {
 pub(crate) struct Order {
     /// One after the other, each address once.
     pub ask: Vec<Choice>,
-    /// An upstream that told us to hold was left out.
-    pub held: bool,
+    /// Upstreams that were left out because they told us to hold, in the same order.
+    pub held: Vec<Choice>,
 }
 
 /// The table.
@@ -103,14 +103,11 @@ impl Upstreams {
         if chosen.is_empty() {
             chosen = ill;
         }
-        let held = chosen.iter().any(|one| one.is_held(now_ns));
         let mut seen = HashSet::new();
-        let ask = chosen
-            .into_iter()
-            .filter(|one| !one.is_held(now_ns) && seen.insert(bare(one.member.address)))
-            .map(|one| Choice { address: one.member.address, healthy: one.health.is_up() })
-            .collect();
-        Order { ask, held }
+        chosen.retain(|one| seen.insert(bare(one.member.address)));
+        let (held, ask): (Vec<&Upstream>, Vec<&Upstream>) = chosen.into_iter().partition(|one| one.is_held(now_ns));
+        let choices = |some: Vec<&Upstream>| some.into_iter().map(Upstream::choice).collect();
+        Order { ask: choices(ask), held: choices(held) }
     }
 
     /// One that has not been asked for a while, and of which more should be known: it is sent a copy of a NACK.
@@ -184,6 +181,14 @@ impl Upstreams {
         }
     }
 
+    /// How long it still asks us to hold.
+    #[must_use]
+    pub(crate) fn hold_left(&self, address: SocketAddr, now_ns: u64) -> Duration {
+        let until_ns =
+            self.all.iter().find(|one| is_same(one.member.address, address)).map_or(0, |one| one.held_until_ns);
+        Duration::from_nanos(until_ns.saturating_sub(now_ns))
+    }
+
     /// True when no upstream is known.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
@@ -239,6 +244,10 @@ impl Upstreams {
 }
 
 impl Upstream {
+    const fn choice(&self) -> Choice {
+        Choice { address: self.member.address, healthy: self.health.is_up() }
+    }
+
     const fn is_held(&self, now_ns: u64) -> bool {
         self.held_until_ns > now_ns
     }

@@ -27,7 +27,7 @@ use crate::engine::{self, Engine, GroupLimit};
 use crate::fabric::{Fabric, Names};
 use crate::framelog::{self, Log, Sizes, Writer};
 use crate::ingress::beacon_listener::{self, BeaconListener};
-use crate::ingress::fill::{self, Fill, OnStored};
+use crate::ingress::fill::{self, Fill, OnNumber, OnStored};
 use crate::ingress::joins::JoinError;
 use crate::ingress::source_discovery::{self, Control};
 use crate::ingress::subscription::{self, OnJoined, Subscription};
@@ -38,7 +38,8 @@ use crate::nack::pending::{Backends, Pending, Reply};
 use crate::nack::{self, Server};
 use crate::net::nack_socket::{self, NackSocket};
 use crate::net::neighbours::Gate;
-use crate::recovery::{self, Claims, NoClaims, Recovery};
+use crate::recovery::tails::Tails;
+use crate::recovery::{self, Claims, Job, NoClaims, Recovery};
 use crate::repair::{self, Held, OnMulticast, Sender};
 use crate::settings::Settings;
 use crate::store::{self, Store};
@@ -114,8 +115,9 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     let registry = Arc::new(SharedRegistry::new(&settings.telemetry.instance, common.counters()));
     let store = common.store()?;
     let (reply, replies) = channel();
-    let recovery = common.recovery(store.as_ref(), &registry, reply.clone())?;
-    let fill = common.fill(writer, store.as_ref());
+    let tails = settings.proxy.enabled.then(|| Arc::new(Tails::new(hash_seed)));
+    let recovery = common.recovery(store.as_ref(), &registry, tails.as_ref(), reply.clone())?;
+    let fill = common.fill(writer, store.as_ref(), tails);
     let workers = Workers::default();
     let observed = Observed {
         counters: common.counters(),
@@ -240,13 +242,14 @@ impl Common<'_> {
         &self,
         store: Option<&Store>,
         registry: &Arc<SharedRegistry>,
+        tails: Option<&Arc<Tails>>,
         reply: Channel<Reply>,
     ) -> Result<Option<Recovery>, StartError> {
-        let Some(config) = recovery::Config::from(self.settings) else {
+        let (Some(config), Some(tails)) = (recovery::Config::from(self.settings, self.fabric.nack_addr), tails) else {
             return Ok(None);
         };
         let claims: Arc<dyn Claims> = match store {
-            Some(store) => Arc::new(StoreClaims(store.clone())),
+            Some(store) => Arc::new(StoreClaims { store: store.clone(), per_asker: !self.settings.repair.multicast }),
             None => Arc::new(NoClaims),
         };
         let (registry, discovers) = (Arc::clone(registry), config.proxy.discover);
@@ -261,17 +264,20 @@ impl Common<'_> {
             // At the end no thread takes replies any more.
             let _ = reply.send(Reply::Recovered(recovered));
         };
-        let (discover, on_frame) = (Arc::new(discover), Arc::new(on_frame));
-        Ok(Some(Recovery::start(config, self.counters(), claims, discover, on_frame, self.cancel.clone())?))
+        let (discover, on_frame, tails) = (Arc::new(discover), Arc::new(on_frame), Arc::clone(tails));
+        let (counters, cancel) = (self.counters(), self.cancel.clone());
+        Ok(Some(Recovery::start(config, counters, claims, discover, tails, on_frame, cancel)?))
     }
 
-    /// What fills the log, and tells the store of new frames.
-    fn fill(&self, writer: Writer, store: Option<&Store>) -> Arc<Fill> {
+    /// What fills the log, and tells the store of new frames and recovery of their numbers.
+    fn fill(&self, writer: Writer, store: Option<&Store>, tails: Option<Arc<Tails>>) -> Arc<Fill> {
         let config = fill::Config::from(self.settings, &self.fabric);
         let on_stored = store.cloned().map(|store| -> OnStored {
             Box::new(move |key, life_ms, bytes| store.write(key, Duration::from_millis(life_ms.into()), bytes))
         });
-        Arc::new(Fill::new(config, writer, self.counters(), on_stored))
+        let on_number =
+            tails.map(|tails| -> OnNumber { Box::new(move |key, life_ms, now_ns| tails.stored(key, life_ms, now_ns)) });
+        Arc::new(Fill::new(config, writer, self.counters(), on_stored).telling_numbers(on_number))
     }
 
     /// What decides by the same values as the kernel program.
@@ -299,14 +305,24 @@ impl Common<'_> {
 }
 
 /// Claims of recoveries in the shared store.
-struct StoreClaims(Store);
+struct StoreClaims {
+    store: Store,
+    /// Nothing is multicast: what another instance recovers reaches only the listeners that asked it.
+    per_asker: bool,
+}
+
+impl StoreClaims {
+    fn asker(&self, job: &Job) -> Option<Ipv6Addr> {
+        self.per_asker.then_some(*job.asker.ip())
+    }
+}
 
 impl Claims for StoreClaims {
-    fn claim<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, bool> {
-        Box::pin(async { self.0.claim_recovery(key).await.unwrap_or(true) })
+    fn claim<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, bool> {
+        Box::pin(async { self.store.claim_recovery(&job.key, self.asker(job)).await.unwrap_or(true) })
     }
 
-    fn release<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, ()> {
-        Box::pin(self.0.release_recovery(key))
+    fn release<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, ()> {
+        Box::pin(self.store.release_recovery(&job.key, self.asker(job)))
     }
 }

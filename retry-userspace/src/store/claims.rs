@@ -4,6 +4,7 @@
 //! The wall clocks of instances differ, so no claim says when it was made. Its age is what Redis has taken off its life: the
 //! claim says how long it was to live, Redis how long it still will.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use redis::Value;
@@ -67,21 +68,26 @@ impl Store {
         Ok(Claim::Ours)
     }
 
-    /// Claims the recovery of `key` for all instances; false when another has it.
+    /// Claims the recovery of `key` for all instances; false when another has it. With an `asker` it is claimed for that listener
+    /// alone, and for others each instance recovers the frame by itself.
     ///
     /// # Errors
     /// [`Unavailable`]: the caller recovers all the same.
-    pub async fn claim_recovery(&self, key: &FrameKey) -> Result<bool, Unavailable> {
+    pub async fn claim_recovery(&self, key: &FrameKey, asker: Option<Ipv6Addr>) -> Result<bool, Unavailable> {
         let config = &self.0.config;
         let mut set = redis::cmd("SET");
-        set.arg(recovery_name(key)).arg(&config.instance).arg("PX").arg(millis(config.recovery_window)).arg("NX");
+        set.arg(recovery_name(key, asker))
+            .arg(&config.instance)
+            .arg("PX")
+            .arg(millis(config.recovery_window))
+            .arg("NX");
         Ok(self.ask(&set).await? != Value::Nil)
     }
 
     /// Gives the claim of a recovery back that came to nothing, so that any instance may try again.
-    pub async fn release_recovery(&self, key: &FrameKey) {
+    pub async fn release_recovery(&self, key: &FrameKey, asker: Option<Ipv6Addr>) {
         let mut del = redis::cmd("DEL");
-        del.arg(recovery_name(key));
+        del.arg(recovery_name(key, asker));
         // Else it ends by itself.
         let _: Result<Value, Unavailable> = self.ask(&del).await;
     }

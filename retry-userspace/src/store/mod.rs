@@ -11,6 +11,7 @@ mod link;
 mod target;
 mod writer;
 
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -285,6 +286,8 @@ fn dedup_name(key: &FrameKey) -> Vec<u8> {
     name(b"bre:dedup:", key)
 }
 
-fn recovery_name(key: &FrameKey) -> Vec<u8> {
-    name(b"bre:proxy:", key)
+fn recovery_name(key: &FrameKey, asker: Option<Ipv6Addr>) -> Vec<u8> {
+    let mut name = name(b"bre:proxy:", key);
+    name.extend(asker.iter().flat_map(Ipv6Addr::octets));
+    name
 }

@@ -18,6 +18,30 @@ fn scene() -> (Fill, Log, Told) {
     (fill, log, told)
 }
 
+/// Numbers are told of from wherever a frame comes, the shared store included, and once.
+#[test]
+fn numbers_of_new_frames_are_told() {
+    let (fill, ..) = scene();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let telling = Arc::clone(&told);
+    let fill = fill.telling_numbers(Some(Box::new(move |key, life_ms, _now_ns| {
+        telling.lock().expect("no panic").push((*key, life_ms));
+    })));
+    let mut expected = Vec::new();
+    for (flow, from) in (1..).zip([StoredFrom::Store, StoredFrom::Upstream, StoredFrom::Api]) {
+        let bytes = frame(flow, 1);
+        for _ in 0..2 {
+            fill.put_for(&key_of(&bytes), &bytes, Some(700), from).expect("stored");
+        }
+        expected.push((key_of(&bytes), 700));
+    }
+    let bytes = frame(9, 1);
+    let source = "[fd01::1]:7".parse().expect("an address");
+    fill.store_now(&bytes, source, None, StoredFrom::Multicast, monotonic_ns());
+    expected.push((key_of(&bytes), fill.config.life_ms[0]));
+    assert_eq!(*told.lock().expect("no panic"), expected);
+}
+
 fn key_of(bytes: &[u8]) -> FrameKey {
     Frame::parse(bytes).expect("a frame").head().cache_key().expect("a key")
 }

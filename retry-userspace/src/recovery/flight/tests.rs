@@ -311,7 +311,7 @@ fn play(exchanges: &[Exchange], end_at_timeout: bool) -> Vec<(Vec<Says>, bool)> 
         let now_ns = at_ms * MS;
         match (event, exchanges[i].fate) {
             (Event::Send, _) => drop(ears.insert(i, asked(&mut flight, key(i), now_ns))),
-            (Event::Over, _) => flight.end(&key(i), now_ns),
+            (Event::Over, _) => drop(flight.end(&key(i), now_ns)),
             (Event::Answer(0), Fate::Hit) => drop(flight.frame(&key(i), upstream(1), &i.to_be_bytes(), now_ns)),
             (Event::Answer(_), Fate::Hit) => drop(flight.ack(key(i).seq_num(), upstream(1))),
             (Event::Answer(_), Fate::Miss) => drop(flight.miss(upstream(1), now_ns)),

@@ -60,13 +60,13 @@ struct Ledger {
 }
 
 impl Claims for Ledger {
-    fn claim<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, bool> {
-        self.claimed.lock().expect("no panic").push(*key);
+    fn claim<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, bool> {
+        self.claimed.lock().expect("no panic").push(job.key);
         Box::pin(async { !self.refuses })
     }
 
-    fn release<'a>(&'a self, key: &'a FrameKey) -> BoxFuture<'a, ()> {
-        self.released.lock().expect("no panic").push(*key);
+    fn release<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, ()> {
+        self.released.lock().expect("no panic").push(job.key);
         Box::pin(async {})
     }
 }
@@ -92,14 +92,23 @@ impl Rig {
     }
 
     fn with(proxy: Proxy, claims: Ledger, discover: Discover) -> Self {
+        // Of these flows all has been heard: no number is ahead.
+        let tails = Tails::new(1);
+        (0..100).for_each(|flow| tails.stored(&FrameKey::new(flow, u64::MAX), u32::MAX, monotonic_ns()));
+        tails.stored(&FrameKey::new(FLOW, u64::MAX), u32::MAX, monotonic_ns());
+        Self::knowing(proxy, claims, discover, tails)
+    }
+
+    fn knowing(proxy: Proxy, claims: Ledger, discover: Discover, tails: Tails) -> Self {
         let (counters, claims) = (Arc::new(UserCounters::default()), Arc::new(claims));
         let cancel = CancellationToken::new();
         let (sender, frames) = mpsc::unbounded_channel();
         let recovery = Recovery::start(
-            Config { proxy },
+            Config { proxy, source: Ipv6Addr::UNSPECIFIED, unicast: true },
             Arc::clone(&counters),
             Arc::clone(&claims) as Arc<dyn Claims>,
             discover,
+            Arc::new(tails),
             Arc::new(move |recovered| drop(sender.send(recovered))),
             cancel.clone(),
         )
@@ -113,9 +122,15 @@ impl Rig {
 
     /// The next frame that was recovered: its number.
     async fn recovered(&mut self) -> u64 {
-        let Recovered { job, frame } = timeout(SOON, self.frames.recv()).await.expect("in time").expect("open");
-        assert_eq!(frame, frame_of(job.key.seq_num()), "byte for byte");
-        job.key.seq_num()
+        self.recovered_for().await.0
+    }
+
+    /// The next frame that was recovered: its number, and the listeners that get a copy.
+    async fn recovered_for(&mut self) -> (u64, Vec<SocketAddrV6>) {
+        let recovered = timeout(SOON, self.frames.recv()).await.expect("in time").expect("open");
+        let Recovered { key, askers, frame } = recovered;
+        assert_eq!(frame, frame_of(key.seq_num()), "byte for byte");
+        (key.seq_num(), askers)
     }
 
     /// Waits until a counter has that value.

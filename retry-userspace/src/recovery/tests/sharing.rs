@@ -20,6 +20,61 @@ async fn a_frame_is_recovered_once_at_a_time() {
 }
 
 #[tokio::test]
+async fn each_listener_that_asks_meanwhile_has_its_copy() {
+    let ([upstream], addresses) = upstreams().await;
+    let mut rig = Rig::start(settings(&addresses));
+    let listeners: Vec<SocketAddrV6> =
+        (0..100).map(|port| SocketAddrV6::new(*job(1).asker.ip(), 5_000 + port, 0, 0)).collect();
+    let ask = |asker| rig.recovery.submit(Job { asker, ..job(1) });
+    ask(listeners[0]);
+    let got = upstream.nack().await;
+    // Those that ask twice get it once.
+    listeners.iter().chain(&listeners[..10]).for_each(|asker| ask(*asker));
+    assert_eq!(rig.count(Counter::ProxyInflightDedup), 110);
+    assert_eq!(rig.count(Counter::ProxySkippedAskers), 100 - 64, "more than a job keeps in mind");
+    upstream.send_frame(&got).await;
+    assert_eq!(rig.recovered_for().await, (1, listeners[..64].to_vec()));
+    // The next job begins with none of them.
+    rig.recovery.submit(Job { asker: listeners[99], ..job(1) });
+    upstream.send_frame(&upstream.nack().await).await;
+    assert_eq!(rig.recovered_for().await, (1, vec![listeners[99]]));
+}
+
+#[tokio::test]
+async fn a_tail_is_asked_for_again_only_when_no_upstream_has_denied_it() {
+    let ([upstream], addresses) = upstreams().await;
+    let proxy = Proxy { timeout: Duration::from_millis(50), ..settings(&addresses) };
+    let tails = Tails::new(1);
+    tails.stored(&FrameKey::new(FLOW, 4), 60_000, monotonic_ns());
+    let rig = Rig::knowing(proxy, Ledger::default(), Arc::new(Vec::new), tails);
+    let is_over = || !rig.recovery.shared.flight().is_under_way(&job(5).key);
+    // Silence says nothing.
+    for silence in 1..=2 {
+        rig.ask(5);
+        upstream.nack().await;
+        rig.counts(Counter::ProxyFailedTimeout, silence).await;
+        until("the job is over", is_over).await;
+    }
+    rig.ask(5);
+    upstream.miss(&upstream.nack().await).await;
+    rig.counts(Counter::ProxyFailedMiss, 1).await;
+    until("the job is over", is_over).await;
+    for skipped in 1..=3 {
+        rig.ask(5);
+        assert_eq!(rig.count(Counter::ProxySkippedAhead), skipped);
+    }
+    assert!(upstream.is_quiet());
+    // What is not ahead is asked for each time.
+    for missed in 2..=3 {
+        rig.ask(4);
+        upstream.miss(&upstream.nack().await).await;
+        rig.counts(Counter::ProxyFailedMiss, missed).await;
+        until("the job is over", || !rig.recovery.shared.flight().is_under_way(&job(4).key)).await;
+    }
+    assert_eq!((rig.count(Counter::ProxySkippedAhead), rig.count(Counter::ProxyNacks)), (3, 5));
+}
+
+#[tokio::test]
 async fn more_than_the_queue_holds_is_dropped_and_counted() {
     let ([upstream], addresses) = upstreams().await;
     let mut rig = Rig::start(Proxy { workers: 1, queue: 2, ..settings(&addresses) });
@@ -145,7 +200,7 @@ async fn asking_for_a_frame_that_is_nowhere_delays_no_other() {
         for _ in 0..10 {
             flood += 1;
             rig.recovery.submit(Job {
-                asker: SocketAddrV6::new(std::net::Ipv6Addr::from_bits(u128::from(flood)), 9, 0, 0),
+                asker: SocketAddrV6::new(Ipv6Addr::from_bits(u128::from(flood)), 9, 0, 0),
                 ..job(flood)
             });
         }
@@ -158,7 +213,7 @@ async fn asking_for_a_frame_that_is_nowhere_delays_no_other() {
     assert_eq!(honest, HONEST);
     let mut recovered = HashSet::new();
     while let Ok(Some(one)) = timeout(Duration::from_secs(2), rig.frames.recv()).await {
-        recovered.insert(one.job.key.seq_num());
+        recovered.insert(one.key.seq_num());
     }
     assert!(recovered.len() >= 19, "{recovered:?}, {:?}", rig.counters.snapshot());
     let asked = rig.count(Counter::ProxyNacks);
