@@ -136,7 +136,6 @@ fn the_cause_of_a_refusal_is_told() {
     let files = Files::new(place.addr.into());
     let (certificate, key, ca) = (files.text("server.pem"), files.text("server.key"), files.text("ca.pem"));
     let port = PORT.to_string();
-    let with_password = ["--requirepass", "pass-word"];
     let with_tls = [
         "--port",
         "0",
@@ -152,7 +151,7 @@ fn the_cause_of_a_refusal_is_told() {
         "yes",
     ];
     let cases: [(&[&str], &str, bool, &str); 3] = [
-        (&with_password, "redis", false, "NOAUTH"),
+        (&[], "redis", false, "NOAUTH"),
         (&with_tls, "rediss", false, "UnknownIssuer"),
         (&with_tls, "rediss", true, "CertificateRequired"),
     ];
@@ -160,7 +159,7 @@ fn the_cause_of_a_refusal_is_told() {
         let server = if scheme == "rediss" {
             Server::launch(place, PORT, None, arguments)
         } else {
-            Server::start_with(place, PORT, None, arguments)
+            Server::start_with(place, PORT, Some("pass-word"), arguments)
         };
         let server = server.expect("Redis");
         let lines = Lines::default();

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::claims::{claim_value, millis};
-use super::fault::is_refusal;
+use super::fault::is_forbidden;
 use super::link::{Link, PULSE};
 use super::target::{Target, within};
 use super::{Config, dedup_name};
@@ -130,8 +130,8 @@ impl Listener {
             match heard {
                 // It listened for a while before the connection ended.
                 Ok(()) => (waits, told_refused) = (policy.waits(), false),
-                // No other command would tell: all others may be allowed.
-                Err(error) if is_refusal(&error) && !told_refused => {
+                // No other command would tell: all others may be allowed. A wrong password is told by the connection.
+                Err(error) if is_forbidden(&error) && !told_refused => {
                     told_refused = true;
                     tracing::warn!(%error, "-redis-addr: the shared store does not let its user listen to {CHANNEL}: repairs of other instances are not heard of");
                 }

@@ -77,6 +77,11 @@ pub(super) fn is_refusal(error: &RedisError) -> bool {
         || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
 }
 
+/// The user may not do this, and may do other things.
+pub(super) fn is_forbidden(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::NoPerm))
+}
+
 /// The connection is of no more use: it broke, or a failover made its server a replica.
 pub(super) fn is_end(error: &RedisError) -> bool {
     matches!(error.retry_method(), RetryMethod::Reconnect | RetryMethod::ReconnectFromInitialConnections)
