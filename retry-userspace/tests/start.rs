@@ -1,11 +1,12 @@
 //! The binary refuses what it cannot do: an exit code, and one line on stderr that an operator can act on. Nothing here
-//! gets as far as opening a socket or touching an interface, so nothing here needs rights.
+//! gets as far as joining a group or touching an interface, so nothing here needs rights.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_retry-endpoint");
 /// XDP on the loopback interface.
@@ -18,7 +19,10 @@ fn start<A: AsRef<OsStr>>(args: &[A], env: &[(&str, &str)]) -> Output {
     finish(Command::new(BINARY).args(args).env_clear().envs(env.iter().copied()))
 }
 
+/// One start at a time: some get as far as their ports, which are this host's.
 fn finish(command: &mut Command) -> Output {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     command.stdin(Stdio::null()).output().expect("the binary starts")
 }
 

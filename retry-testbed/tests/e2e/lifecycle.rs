@@ -201,7 +201,7 @@ fn health_readiness_and_log_level() {
     assert_eq!(daemon.get("/nothing").expect("an answer").0, 404);
 }
 
-/// The thread of the kernel's log lines is one that nobody waits for, and that nobody counts.
+/// The thread of the kernel's log lines is not waited for, and does not count as a worker.
 #[test]
 fn no_more_workers_are_ready_than_there_are() {
     if !is_root("no_more_workers_are_ready_than_there_are") {

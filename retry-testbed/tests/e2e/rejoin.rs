@@ -119,7 +119,7 @@ fn a_bridge_that_forgot_is_told_again_in_version_1() {
     }
 }
 
-/// With 0 nobody tells it: the frames stay away until it asks.
+/// With 0 the daemon does not tell the switch: the frames stay away until the switch asks.
 #[test]
 fn without_an_interval_nothing_is_said_again() {
     if !is_root("without_an_interval_nothing_is_said_again") {

@@ -67,7 +67,7 @@ pub async fn serve(
                 });
             }
             Err(error) => {
-                // Out of files, mostly: one that nobody uses gives one back.
+                // Out of files, mostly: the connection that is idle longest gives one back.
                 tracing::warn!(%error, "cannot take an HTTP connection");
                 open.end_longest_idle();
                 tokio::time::sleep(PAUSE).await;

@@ -334,7 +334,7 @@ fn load_unless(config: &Config, given_up: &dyn Fn() -> bool) -> Result<Ebpf, Dat
     let (done, loaded) = mpsc::channel();
     let config = config.clone();
     let thread = thread::Builder::new().name("load".to_owned()).spawn(move || {
-        // Nobody waits for it any more when it was given up.
+        // No thread waits for it any more if the start was given up.
         let _ = done.send(load(&config));
     });
     thread.map_err(|error| DatapathError::Load(error.to_string()))?;

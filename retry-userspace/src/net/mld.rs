@@ -1,5 +1,5 @@
 //! Reports of multicast memberships, as the kernel sends them when a router asks (RFC 3810, RFC 2710): for routers and
-//! switches that have forgotten what they were told, and that nobody asks.
+//! switches that have forgotten what they were told, on links without a querier.
 //!
 //! The kernel reports by itself only what changes. A report of what stands changes nothing here, so nothing is lost or comes
 //! twice.
