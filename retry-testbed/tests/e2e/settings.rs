@@ -149,7 +149,8 @@ fn gauges_show_what_is_there() {
     assert!(metrics.sum("bre_cache_oldest_age_seconds", &of("short")) >= 1.1);
     assert!(metrics.sum("bre_cache_oldest_age_seconds", &of("long")) < 0.1);
     let class = |name: &str, class| metrics.sum(name, &[("class", class)]);
-    assert!((1.0..5.0).contains(&class("bre_cache_class_oldest_age_seconds", "tx")));
+    let age = class("bre_cache_class_oldest_age_seconds", "tx");
+    assert!((1.0..5.0).contains(&age), "{age}");
     assert!(
         ["block", "subtree", "anchor", "beef"].map(|other| class("bre_cache_class_oldest_age_seconds", other))
             == [0.0; 4]

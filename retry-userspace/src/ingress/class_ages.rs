@@ -53,13 +53,17 @@ impl ClassAges {
     /// Age of the oldest frame of `class`, where the oldest of its lane has `lane_age`.
     pub(crate) fn oldest(&self, class: Class, lane_age: Duration, now_ns: u64) -> Duration {
         let lane_ns = crate::clock::nanoseconds(lane_age);
+        // Empty, or looked at in the millisecond in which its first frame came: its mark stays.
+        if lane_ns == 0 {
+            return Duration::ZERO;
+        }
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         let marks = &mut marks[class as usize];
         // A mark stands for the frames until the next one: it goes when none of them is left.
         while let Some(first) = marks.front() {
             let last_ns = marks.get(1).map_or(first.at_ns.saturating_add(first.spacing_ns), |next| next.at_ns);
             let youngest_ns = now_ns.saturating_sub(last_ns);
-            if youngest_ns <= lane_ns && youngest_ns < first.life_ns && lane_ns > 0 {
+            if youngest_ns <= lane_ns && youngest_ns < first.life_ns {
                 let oldest_ns = now_ns.saturating_sub(first.at_ns).min(lane_ns).min(first.life_ns);
                 return Duration::from_nanos(oldest_ns);
             }
@@ -98,6 +102,14 @@ mod tests {
         assert_eq!(ages.oldest(Class::Block, Duration::from_secs(10), now), Duration::ZERO);
         assert!((of(Class::Anchor, Duration::from_secs(10)) - 10.0).abs() < 5.0);
         assert_eq!(ages.oldest(Class::Anchor, Duration::ZERO, now), Duration::ZERO, "an empty lane");
+    }
+
+    #[test]
+    fn a_look_at_the_first_moment_loses_no_mark() {
+        let ages = ClassAges::default();
+        ages.note(Class::Tx, 60_000, SECOND);
+        assert_eq!(ages.oldest(Class::Tx, Duration::ZERO, SECOND), Duration::ZERO);
+        assert_eq!(ages.oldest(Class::Tx, Duration::from_secs(1), 2 * SECOND), Duration::from_secs(1));
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! What the process takes: the `process_*` metrics that Prometheus client libraries show.
 
+use std::time::Duration;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
 use procfs::process::{LimitValue, Process as Proc};
 use procfs::{ProcError, ProcResult};
 
@@ -40,7 +44,7 @@ impl Process {
         }
         let seconds = |clock_ticks: u64| clock_ticks as f64 / ticks as f64;
         Ok(Self {
-            cpu_seconds: seconds(stat.utime + stat.stime),
+            cpu_seconds: cpu_seconds()?,
             open_fds: u64::try_from(process.fd_count()?).unwrap_or(u64::MAX),
             max_fds: most(limits.max_open_files.soft_limit),
             virtual_bytes: stat.vsize,
@@ -49,6 +53,13 @@ impl Process {
             start_seconds: procfs::boot_time_secs()? as f64 + seconds(stat.starttime),
         })
     }
+}
+
+/// CPU time of all threads. Not the ticks of /proc/self/stat: they are 10 ms long.
+fn cpu_seconds() -> ProcResult<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).map_err(|error| ProcError::Other(error.to_string()))?;
+    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Ok(Duration::from_micros(u64::try_from(micros).unwrap_or(0)).as_secs_f64())
 }
 
 const fn most(limit: LimitValue) -> u64 {

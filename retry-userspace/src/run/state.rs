@@ -269,7 +269,11 @@ impl State {
         if let Some(Ok(counters)) = datapath.as_ref().map(Datapath::counters) {
             *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner) = counters;
         }
-        drop(datapath.take());
+        let ended = datapath.take();
+        // First the lock: the follower holds the attachments, which the end of the datapath waits for, while it asks for this
+        // one.
+        drop(datapath);
+        drop(ended);
     }
 
     /// How full the log is; as it was last seen, while the log is locked.
