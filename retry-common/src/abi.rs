@@ -2,6 +2,8 @@
 //!
 //! The kernel programs and the daemon are built from one tree; [`LAYOUT`] in the settings shows a program that maps are of
 //! another layout.
+//!
+//! Longer than most files: every struct that both sides map stands above the one block of asserts that holds its offsets.
 
 use core::mem::offset_of;
 
