@@ -12,7 +12,7 @@ use crate::key::FrameKey;
 use crate::limits::{TokenBucket, Window, table};
 
 /// Version of everything in this file. Raised by any change that makes old maps unreadable.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// Bytes of one entry of the ring map. No record straddles two segments.
 pub const SEGMENT_LEN: usize = 1 << 24;
@@ -130,8 +130,8 @@ pub struct Settings {
     /// Not 0 once the daemon has filled the settings in; at 0 nothing is answered. While programs run, the daemon changes
     /// only the words that say so, each by one aligned store.
     pub generation: u64,
-    /// The kernel answers until then, nanoseconds of the monotonic clock. The daemon renews it, or makes it 0. Changes while
-    /// programs run.
+    /// The kernel answers hits and stores frames until then, nanoseconds of the monotonic clock. The daemon renews it, or makes
+    /// it 0. Changes while programs run.
     pub lease_until_ns: u64,
     /// Seed of [`crate::index::hash`].
     pub hash_seed: u64,
@@ -181,7 +181,17 @@ pub struct Settings {
     /// MAC of the NACK interface; all zero where it has none, and the destination of NACKs is then not checked. The daemon
     /// changes it when the interface's changes.
     pub nack_mac: [u8; 6],
+    /// The kernel leaves NACKs to the daemon until then, nanoseconds of the monotonic clock. The daemon renews it while all of
+    /// its threads make progress, or makes it 0. Changes while programs run.
+    pub daemon_until_ns: u64,
+    /// When the daemon that filled this in began to serve, nanoseconds of Unix time.
+    pub since_unix_ns: u64,
+    /// Its version and commit, text padded with zeros.
+    pub build: [u8; BUILD_LEN],
 }
+
+/// Bytes of [`Settings::build`].
+pub const BUILD_LEN: usize = 32;
 
 impl Settings {
     /// The eight-byte word that holds [`Settings::nack_mac`], with another MAC in it: it is changed in one store.
@@ -223,6 +233,8 @@ pub struct Event {
     pub nack_flags: u8,
     /// Interface that the NACK came in by.
     pub ifindex: u32,
+    /// When the kernel told of it, nanoseconds of the monotonic clock: events outlive the daemon that they were meant for.
+    pub at_ns: u64,
 }
 
 /// What an [`Event`] asks of the daemon.
@@ -436,9 +448,10 @@ const _: () = {
     assert!(NACK_MAC_WORD == 216);
     assert!(offset_of!(Settings, beef_bits) == 217);
     assert!(offset_of!(Settings, nack_mac) == 218);
-    assert!(size_of::<Settings>() == 224);
+    assert!(offset_of!(Settings, daemon_until_ns) == 224);
+    assert!(size_of::<Settings>() == 272);
     assert!(size_of::<Egress>() == 24);
-    assert!(size_of::<Event>() == 40);
+    assert!(size_of::<Event>() == 48);
     assert!(size_of::<AddressKey>() == 16);
     assert!(size_of::<ChainKey>() == 24);
     assert!(size_of::<GroupKey>() == 20);

@@ -173,6 +173,8 @@ counters! {
     PassedLength passed_length Kernel = "bre_xdp_passed_total" [reason = "length"] "NACKs passed on because the datagram ends before its IPv6 packet.";
     PassedEventsFull passed_events_full Kernel = "bre_xdp_passed_total" [reason = "events_full"] "NACKs passed on because the event ring was full.";
     HandedOver handed_over Kernel = "bre_xdp_handed_over_total" [] "NACKs that the kernel admitted and gave to the daemon by the event ring: a frame that the daemon alone can send, or a miss to ask the shared store or an upstream for.";
+    EventsStale events_stale User = "bre_xdp_events_stale_total" [] "NACKs and announcements that the kernel gave to the daemon by the event ring and that the daemon came to more than a second later, most often because they were meant for the daemon before it: dropped.";
+    DaemonAbsent daemon_absent Kernel = "bre_xdp_daemon_absent_total" [] "NACKs that wait for the daemon, answered with a MISS by the kernel because the daemon's lease was over.";
 }
 
 /// What an answer counts that left, and what one that could not be sent.

@@ -1,11 +1,18 @@
 //! The counters: one block of named words for each CPU.
 
-use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::btf_maps::{Array, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use retry_common::counter::{Counter, Counters};
 
+/// `BPF_F_MMAPABLE` (linux/bpf.h): the daemon counts in its pages.
+const MMAPABLE: usize = 1024;
+
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
+
+/// The daemon's own counters. No program looks at them: they are here so that they outlive the daemon.
+#[btf_map]
+static USER_COUNTERS: Array<Counters, 1, MMAPABLE> = Array::new();
 
 /// Counts one.
 #[inline(always)]

@@ -63,7 +63,7 @@ static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
 pub(crate) fn settings() -> Option<&'static Settings> {
     let settings = SETTINGS.get_ptr(0)?;
     // SAFETY: array values live as long as the program. The daemon fills the value before it attaches. Afterwards it
-    // changes whole words of the lease, the longest frame and the interfaces' indexes, which are read by the functions
+    // changes whole words of the leases, the longest frame and the interfaces' indexes, which are read by the functions
     // below, and nothing else.
     let settings = unsafe { &*settings };
     if settings.generation == 0 || settings.layout != LAYOUT { None } else { Some(settings) }
@@ -74,6 +74,13 @@ pub(crate) fn settings() -> Option<&'static Settings> {
 pub(crate) fn lease_until_ns(settings: &Settings) -> u64 {
     // SAFETY: a field of a live value; volatile because the daemon renews it.
     unsafe { (&raw const settings.lease_until_ns).read_volatile() }
+}
+
+/// Until when NACKs may be left to the daemon, nanoseconds of the monotonic clock.
+#[inline(always)]
+pub(crate) fn daemon_until_ns(settings: &Settings) -> u64 {
+    // SAFETY: as above.
+    unsafe { (&raw const settings.daemon_until_ns).read_volatile() }
 }
 
 /// Longest frame that the kernel sends, bytes: it follows the interfaces' MTUs.

@@ -40,6 +40,9 @@ static MULTICAST: DevMap<ENTRIES> = DevMap::new();
 #[btf_map]
 static UNI_MULTI: DevMap<ENTRIES> = DevMap::new();
 
+/// What the daemon alone asks.
+const BACKENDS: u32 = setting_flag::STORE | setting_flag::RECOVERY;
+
 /// What becomes of the packet.
 pub(crate) enum Outcome {
     /// To the stack.
@@ -55,7 +58,10 @@ pub(crate) enum Outcome {
 /// Decides on a NACK and rewrites the packet.
 #[inline(always)]
 pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Outcome {
-    let policy = Policy::new(request.settings.flags);
+    let flags = request.settings.flags;
+    // Without a daemon the log is all there is: what would wait for it is a MISS, and listeners ask the next endpoint.
+    let is_absent = request.now_ns >= log::daemon_until_ns(request.settings);
+    let policy = Policy::new(if is_absent { flags & !BACKENDS } else { flags });
     let hash = index::hash(&request.nack.key, request.settings.hash_seed);
     // These lines are most often cold. Loaded here they come at the same time; later, each would wait for the atomic step of
     // the limit before it.
@@ -69,7 +75,16 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Outcome {
             let answer = Answer::Throttled { bucket, seq_num: request.nack.key.seq_num() };
             back(ctx, request, &answer)
         }
-        Verdict::Miss => back(ctx, request, &Answer::Miss),
+        Verdict::Miss => {
+            if is_absent && flags & BACKENDS != 0 {
+                count::one(Counter::DaemonAbsent);
+            }
+            back(ctx, request, &Answer::Miss)
+        }
+        Verdict::HandOver(_) if is_absent => {
+            count::one(Counter::DaemonAbsent);
+            if flags & setting_flag::SUPPRESS_MISS != 0 { Outcome::Drop } else { back(ctx, request, &Answer::Miss) }
+        }
         Verdict::Recover { say } => {
             // A job that finds no room is one that the listener's next NACK brings back; the MISS does not wait for it.
             if log::hand_over(&event(ctx, request, EventKind::Recover)) {
@@ -92,6 +107,7 @@ fn event(ctx: &XdpContext, request: &Request, kind: EventKind) -> Event {
         kind: kind as u8,
         nack_flags: request.nack.flags,
         ifindex: u32::try_from(ctx.ingress_ifindex()).unwrap_or(0),
+        at_ns: request.now_ns,
     }
 }
 

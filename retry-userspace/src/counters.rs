@@ -7,17 +7,40 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use retry_common::counter::{Counter, Counters};
 
+use crate::framelog::Memory;
+
 /// One word for each [`Counter`].
 #[derive(Debug)]
-pub struct UserCounters(Vec<AtomicU64>);
+pub struct UserCounters(Words);
+
+/// Where the words stand.
+#[derive(Debug)]
+enum Words {
+    /// In this process.
+    Own(Vec<AtomicU64>),
+    /// In a map that outlives it, in the order of [`Counter::ALL`].
+    Pinned(Memory),
+}
 
 impl Default for UserCounters {
     fn default() -> Self {
-        Self(Counter::ALL.iter().map(|_| AtomicU64::new(0)).collect())
+        Self(Words::Own(Counter::ALL.iter().map(|_| AtomicU64::new(0)).collect()))
     }
 }
 
 impl UserCounters {
+    /// Counts on in `words`, one for each [`Counter`].
+    pub(crate) const fn over(words: Memory) -> Self {
+        Self(Words::Pinned(words))
+    }
+
+    fn place(&self, counter: Counter) -> Option<&AtomicU64> {
+        match &self.0 {
+            Words::Own(words) => words.get(counter as usize),
+            Words::Pinned(words) => Some(words.word(counter as usize * size_of::<u64>())),
+        }
+    }
+
     /// Counts one.
     pub fn one(&self, counter: Counter) {
         self.add(counter, 1);
@@ -25,17 +48,17 @@ impl UserCounters {
 
     /// Counts `many`.
     pub fn add(&self, counter: Counter, many: u64) {
-        if let Some(place) = self.0.get(counter as usize) {
+        if let Some(place) = self.place(counter) {
             place.fetch_add(many, Ordering::Relaxed);
         }
     }
 
     /// Adds what one thread has counted by itself: one atomic step for many.
     pub fn add_all(&self, tally: &Counters) {
-        for (counter, place) in Counter::ALL.iter().zip(&self.0) {
+        for counter in Counter::ALL {
             match tally.get(*counter) {
                 0 => {}
-                many => _ = place.fetch_add(many, Ordering::Relaxed),
+                many => self.add(*counter, many),
             }
         }
     }
@@ -43,8 +66,8 @@ impl UserCounters {
     /// All of them at one time, or nearly.
     pub fn snapshot(&self) -> Counters {
         let mut block = Counters::default();
-        for (counter, place) in Counter::ALL.iter().zip(&self.0) {
-            *block.get_mut(*counter) = place.load(Ordering::Relaxed);
+        for counter in Counter::ALL {
+            *block.get_mut(*counter) = self.place(*counter).map_or(0, |place| place.load(Ordering::Relaxed));
         }
         block
     }

@@ -12,23 +12,24 @@
 //! 7. `beacon` announces this endpoint and hears of others; `counters` counts, `metrics` makes samples of all numbers;
 //!    `admin` shows numbers and frames over HTTP; `telemetry` logs and exports.
 //! 8. `interfaces` are watched, and the daemon follows what changes on the host.
-//! 9. `verify_log` checks the log of a running daemon, from another process.
+//! 9. `verify_log` checks the log of a running daemon, from another process; `handover` shows and ends what outlives one.
 //!
-//! `net` has the sockets, `clock` the time, `shutdown` the signals. `parts` is what tests and the testbed may use of all this.
+//! `net` has the sockets, `clock` the time, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
 //!
 //! # What imports what
 //!
 //! A module imports modules of earlier lines only; its tests may import any. The test `layers` holds the code to this list.
 //!
-//! 1. `clock`, `counters`, `settings`, `shutdown`
-//! 2. `backoff`, `dedup`, `framelog`
-//! 3. `limits`, `net`
-//! 4. `engine`, `fabric`, `store`
-//! 5. `beacon`, `datapath`
-//! 6. `ingress`, `metrics`, `recovery`, `verify_log`
-//! 7. `interfaces`, `repair`, `telemetry`
-//! 8. `admin`, `nack`
-//! 9. `parts`, `run`, which imports every part
+//! 1. `clock`, `settings`, `shutdown`, `stop_flag`
+//! 2. `dedup`, `framelog`
+//! 3. `backoff`, `counters`, `limits`
+//! 4. `net`
+//! 5. `engine`, `fabric`, `store`
+//! 6. `beacon`, `datapath`
+//! 7. `handover`, `ingress`, `metrics`, `recovery`, `verify_log`
+//! 8. `interfaces`, `repair`, `telemetry`
+//! 9. `admin`, `nack`
+//! 10. `parts`, `run`, which imports every part
 //!
 //! `datapath` alone knows aya and the names of maps.
 //!
@@ -59,6 +60,7 @@ mod dedup;
 mod engine;
 mod fabric;
 mod framelog;
+mod handover;
 mod ingress;
 mod interfaces;
 mod limits;
@@ -71,10 +73,12 @@ mod repair;
 mod run;
 mod settings;
 mod shutdown;
+mod stop_flag;
 mod store;
 mod telemetry;
 mod verify_log;
 
+pub use handover::{detach, status};
 pub use recovery::probe::main as probe;
 pub use run::{StartError, run};
 pub use settings::{Settings, Stop};

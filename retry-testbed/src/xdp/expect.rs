@@ -124,6 +124,7 @@ pub fn compare(
             kind: kind as u8,
             nack_flags: nack.payload[7],
             ifindex,
+            at_ns: 0,
         })
         .into_iter()
         .collect();

@@ -193,7 +193,11 @@ impl Loaded {
     pub fn open(here: &Interface, others: &[Interface], egress_here: bool) -> Result<Self> {
         let sizes = Sizes::new(16 << 20, 16 << 20);
         let until_ns = monotonic_ns() + u64::try_from(LEASE.as_nanos()).unwrap_or(0);
-        let settings = Settings { lease_until_ns: until_ns, ..settings(here.index, &sizes, egress_here) };
+        let settings = Settings {
+            lease_until_ns: until_ns,
+            daemon_until_ns: until_ns,
+            ..settings(here.index, &sizes, egress_here)
+        };
         let root = PathBuf::from(format!("/sys/fs/bpf/rt-{}-{}", std::process::id(), nix::unistd::gettid()));
         let egress: Vec<EgressInterface> =
             egress_here.then_some(here).into_iter().chain(others).map(Interface::egress).collect();
@@ -396,7 +400,13 @@ impl Loaded {
 
     /// What the program handed over since the last call.
     pub fn take_events(&mut self) -> Vec<Event> {
-        std::iter::from_fn(|| self.events.take()).collect()
+        let now_ns = monotonic_ns();
+        let in_time = |event: Event| {
+            let age_ns = now_ns.checked_sub(event.at_ns);
+            assert!(age_ns.is_some_and(|age_ns| age_ns < 10_000_000_000), "{event:?} at {now_ns}");
+            Event { at_ns: 0, ..event }
+        };
+        std::iter::from_fn(|| self.events.take()).map(in_time).collect()
     }
 }
 

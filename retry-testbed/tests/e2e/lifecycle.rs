@@ -35,7 +35,7 @@ fn a_dead_daemon_stops_answering() {
     }
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
-    let flags = flags("native", &["-xdp-lease", "1s", "-beacon-flags-unicast", "-beacon-flags-multicast=false"]);
+    let flags = flags("native", &["-bpf-lease", "1s", "-beacon-flags-unicast", "-beacon-flags-multicast=false"]);
     let socket = asker(client);
     let hit = || ask(&socket, endpoint.nack_address(), &nack(KEY), 2).len();
     {

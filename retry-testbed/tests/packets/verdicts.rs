@@ -4,7 +4,7 @@
 use retry_common::{
     abi::{EventKind, Settings, setting_flag as flag},
     counter::Counter::{
-        self, AcksSent, CacheHits, CacheMisses, HandedOver, LimitedAddress, LimitedChain, LimitedGroup,
+        self, AcksSent, CacheHits, CacheMisses, DaemonAbsent, HandedOver, LimitedAddress, LimitedChain, LimitedGroup,
         LimitedSequence, MissesSent, NackRequests, PassedEventsFull, PassedInterface, PassedLease, PassedNoSettings,
         RetransmitDedup, RetransmitHeldDown, Retransmits, ThrottledSent, UnicastRetransmits,
     },
@@ -489,6 +489,37 @@ fn without_settings_or_lease_everything_is_passed_on() {
         // And the same NACK is answered when all is well.
         loaded.set(good);
         Scene::new(loaded, 700).play("settings and lease", &asks(Ask::Lack, Out::Miss, MISSED));
+    });
+}
+
+/// Hits are the kernel's. What would wait for the daemon is a MISS at once, and the ring of events stays empty.
+#[test]
+fn without_a_daemon_what_waits_for_it_is_a_miss() {
+    const ABSENT: &[Counter] = &[NackRequests, CacheMisses, MissesSent, DaemonAbsent];
+    const UNSENT: &[Counter] = &[NackRequests, CacheHits, MissesSent, DaemonAbsent];
+    const ALL: u32 = flag::UNICAST | flag::STORE | flag::RECOVERY;
+    with_program("without_a_daemon_what_waits_for_it_is_a_miss", |loaded| {
+        let good = loaded.settings();
+        for (number, flags, step) in [
+            (820, ALL, asks(Ask::Have(0), Out::Clones(0x02, ACK | UNI | LEADS), UNICAST)),
+            (821, ALL, asks(Ask::Lack, Out::Miss, ABSENT)),
+            (822, flag::UNICAST | flag::RECOVERY, asks(Ask::Lack, Out::Miss, ABSENT)),
+            (823, flag::UNICAST, asks(Ask::Lack, Out::Miss, MISSED)),
+            (824, ALL, asks(Ask::Oversize, Out::Miss, UNSENT)),
+            (825, flag::UNICAST, asks(Ask::Oversize, Out::Miss, UNSENT)),
+            (
+                826,
+                flag::UNICAST | flag::SUPPRESS_MISS,
+                asks(Ask::Oversize, Out::Silence, &[NackRequests, CacheHits, DaemonAbsent]),
+            ),
+        ] {
+            loaded.set(Settings { daemon_until_ns: monotonic_ns(), flags, ..good });
+            Scene::new(loaded, number).play("no daemon", &step);
+        }
+        // And with one they are left to it again.
+        loaded.set(Settings { flags: ALL, ..good });
+        let step = asks(Ask::Oversize, Out::HandOver(EventKind::Send), &[NackRequests, CacheHits, HandedOver]);
+        Scene::new(loaded, 830).play("a daemon", &step);
     });
 }
 

@@ -33,7 +33,7 @@ fn site() -> Fabric {
 fn start<'a>(fabric: &'a Fabric, name: &str, redis: &str) -> Daemon<'a> {
     let host = fabric.host(name).expect("a host");
     let shared = ["-redis-addr", redis, "-cache-backend", "redis", "-fill", "kernel", "-instance", name];
-    let told = ["-admin-addr", "[::1]:9401", "-beacon-interval", "1s", "-drain-timeout", "4s", "-xdp-lease", "1s"];
+    let told = ["-admin-addr", "[::1]:9401", "-beacon-interval", "1s", "-drain-timeout", "4s", "-bpf-lease", "1s"];
     let all = flags("native", &[&shared[..], &told].concat());
     let daemon = Daemon::start(&binary(), &host.ns, &all).expect("a daemon");
     fabric.await_members(name, &[group(0), group(0xFFFD)]).expect("a member");

@@ -109,7 +109,7 @@ fn ring(section: &Section) {
     let (endpoint, client) = two_hosts(&fabric);
     let upstream = client.nack_address().to_string();
     let mut more =
-        vec!["-proxy-enabled", "-upstream-retry-endpoints", &upstream, "-xdp-lease", "1m", "-fill", "kernel"];
+        vec!["-proxy-enabled", "-upstream-retry-endpoints", &upstream, "-bpf-lease", "1m", "-fill", "kernel"];
     more.extend(["-beacon-flags-unicast", "-beacon-flags-multicast=false"]);
     let mut daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &more)).expect("a daemon");
     let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");

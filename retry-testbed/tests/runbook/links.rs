@@ -63,7 +63,7 @@ fn lost(section: &Section) {
 fn fell_back(section: &Section) {
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
-    let lease = ["-xdp-lease", "1s", "-fill", "kernel"];
+    let lease = ["-bpf-lease", "1s", "-fill", "kernel"];
     let mut daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &lease)).expect("a daemon");
     section.run(&endpoint.ns, "bpftool net").shows(&["eth0("]);
     daemon.child().signal(Signal::SIGSTOP).expect("it stops");

@@ -10,9 +10,10 @@ use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya_obj::programs::XdpAttachType;
 
-use super::pins::Pins;
+use super::adopt::{self, Left, PROGRAM};
+use super::pins::{Pins, attached_to};
 use super::sent::Prober;
-use super::{Config, DatapathError, Mode, chain, program};
+use super::{Config, DatapathError, Mode, chain, pin_name, program};
 
 /// The program, and the interfaces that it is attached to. Dropping it detaches it, once the pins are gone.
 pub struct Attachments {
@@ -22,6 +23,8 @@ pub struct Attachments {
     /// None once the daemon ends.
     pins: Option<Arc<Pins>>,
     links: Vec<Attached>,
+    /// Name and index of interfaces whose links run the program of an earlier daemon.
+    unchanged: Vec<(String, u32)>,
     prober: Prober,
 }
 
@@ -31,12 +34,19 @@ struct Attached {
 }
 
 impl Attachments {
-    /// Attached to each of the interfaces.
-    pub(super) fn open(ebpf: &mut Ebpf, config: &Config, pins: &Arc<Pins>) -> Result<Self, DatapathError> {
+    /// Attached to each of the interfaces, but for those with a link of an earlier daemon: its program serves until
+    /// [`Attachments::change_links`].
+    pub(super) fn open(
+        ebpf: &mut Ebpf,
+        config: &Config,
+        pins: &Arc<Pins>,
+        left: Option<&Left>,
+    ) -> Result<Self, DatapathError> {
         let refused = |error: ProgramError| DatapathError::Load(chain(&error));
-        let loaded = program(ebpf, "retry_nack")?;
-        let path = pins.path("retry_nack");
-        loaded.pin(&path).map_err(|error| pins.error("retry_nack", &error))?;
+        let loaded = program(ebpf, PROGRAM)?;
+        let pin = pin_name(PROGRAM, left.is_some());
+        let path = pins.path(&pin);
+        loaded.pin(&path).map_err(|error| pins.error(&pin, &error))?;
         // A handle of its own: attaching waits for other users of the network stack, which nothing else has to.
         let program = Xdp::from_pin(&path, XdpAttachType::Interface).map_err(refused)?;
         let program_id = program.info().map_err(refused)?.id();
@@ -46,12 +56,45 @@ impl Attachments {
             mode: config.mode,
             pins: Some(Arc::clone(pins)),
             links: Vec::new(),
+            unchanged: Vec::new(),
             prober: Prober::open(ebpf, pins)?,
         };
         for (name, ifindex) in &config.interfaces.all {
-            attachments.attach(name, *ifindex)?;
+            let link = pins.path(&Pins::link_name(name));
+            let serves = left.is_some_and(|left| left.is_mode(config.mode))
+                && attached_to(&link).is_ok_and(|there| there == Some(*ifindex));
+            if serves {
+                attachments.unchanged.push((name.clone(), *ifindex));
+            } else {
+                attachments.attach(name, *ifindex)?;
+            }
         }
         Ok(attachments)
+    }
+
+    /// Changes the links of an earlier daemon to this program, and ends those of interfaces that are not served any more.
+    pub(super) fn change_links(&mut self) -> Result<(), DatapathError> {
+        let Some(pins) = self.pins.clone() else { return Ok(()) };
+        for (name, ifindex) in std::mem::take(&mut self.unchanged) {
+            let pin = Pins::link_name(&name);
+            match adopt::change_link(&mut self.program, &pins, &pin, ifindex) {
+                Ok(Some(link)) => self.links.push(Attached { path: pins.path(&pin), _link: link }),
+                // The interface has gone since, or has come back: then it is attached as a new one.
+                Ok(None) => self.attach(&name, ifindex)?,
+                Err(error) => {
+                    let why = explain(&error);
+                    return Err(DatapathError::Attach { interface: name, mode: self.mode.name(), why });
+                }
+            }
+        }
+        let names = pins.names().map_err(|error| pins.error(PROGRAM, &error))?;
+        for name in names.iter().filter(|name| Pins::is_link(name)) {
+            let path = pins.path(name);
+            if !self.links.iter().any(|link| link.path == path) {
+                self.forget(&path).map_err(|error| pins.error(name, &error))?;
+            }
+        }
+        Ok(())
     }
 
     /// Id of the program, as the kernel tells it of an interface.

@@ -33,6 +33,8 @@ pub struct Config {
     pub settings: abi::Settings,
     /// True for log lines from the kernel.
     pub debug: bool,
+    /// True when what an earlier daemon left is gone on with, and left to the next one.
+    pub handover: bool,
 }
 
 impl Config {
@@ -55,6 +57,7 @@ impl Config {
             fill: kernel_fills(settings).then(groups),
             settings: answers,
             debug: settings.telemetry.debug,
+            handover: settings.xdp.handover,
         })
     }
 }
@@ -149,7 +152,20 @@ pub(crate) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
         shard_bits: settings.ingress.shard_bits.get(),
         beef_bits: settings.ingress.beef.unwrap_or_default().get(),
         nack_mac: fabric.nack.mac.unwrap_or_default(),
+        daemon_until_ns: 0,
+        since_unix_ns: 0,
+        build: build(),
     }
+}
+
+/// Version and commit of this build.
+fn build() -> [u8; abi::BUILD_LEN] {
+    let mut build = [0; abi::BUILD_LEN];
+    let text = format!("{} {}", env!("CARGO_PKG_VERSION"), env!("RETRY_COMMIT"));
+    for (place, byte) in build.iter_mut().zip(text.bytes()) {
+        *place = byte;
+    }
+    build
 }
 
 fn limits(limits: &Limits) -> abi::Limits {

@@ -2,11 +2,13 @@
 //!
 //! Longer than most files: it alone opens maps, and a map is opened, filled and pinned in one order.
 
+mod adopt;
 mod attach;
 mod config;
 mod error;
 mod events;
 mod fill;
+pub(crate) mod inspect;
 mod log_lines;
 mod own;
 pub(crate) mod pinned;
@@ -20,7 +22,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aya::maps::{DevMap, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::Xdp;
@@ -28,9 +30,12 @@ use aya::{Ebpf, EbpfLoader};
 use retry_common::abi;
 use retry_common::counter::Counters;
 
+use crate::clock::nanoseconds;
 use crate::counters::StoredBySource;
 use crate::framelog::{Memory, Pages};
 use crate::limits::{GroupTable, LimitTable};
+pub(crate) use adopt::Found;
+use adopt::{Left, NEXT};
 pub(crate) use attach::Attachments;
 pub(crate) use config::kernel_settings;
 pub use config::{Config, EgressInterface, Interfaces};
@@ -55,6 +60,7 @@ mod map {
     pub(super) const LANES: &str = "LANES";
     pub(super) const EVENTS: &str = "EVENTS";
     pub(super) const COUNTERS: &str = "COUNTERS";
+    pub(super) const USER_COUNTERS: &str = "USER_COUNTERS";
     pub(super) const STORED: &str = "STORED";
     pub(super) const EGRESS: &str = "EGRESS";
     pub(super) const JOINED: &str = "JOINED";
@@ -63,6 +69,8 @@ mod map {
     pub(super) const OWN_FILTER: &str = "OWN_FILTER";
     pub(super) const FILL: &str = "FILL";
     pub(super) const SENT: &str = "SENT";
+    pub(super) const BULK: &str = "BULK";
+    pub(super) const ROLE_STATE: &str = "ROLE_STATE";
     pub(super) const PROBE: &str = "PROBE";
     pub(super) const GROUP_LIMIT: &str = "GROUP_LIMIT";
     pub(super) const LIMITS: [&str; 4] = ["ADDRESS_LIMIT", "SEQUENCE_LIMIT", "CHAIN_LIMIT", GROUP_LIMIT];
@@ -79,6 +87,10 @@ mod map {
     ];
 }
 
+/// Where the lease of the kernel stands in the settings.
+const LEASE: usize = std::mem::offset_of!(abi::Settings, lease_until_ns);
+/// Where the lease of the daemon stands.
+const DAEMON_LEASE: usize = std::mem::offset_of!(abi::Settings, daemon_until_ns);
 /// Between two looks whether a start is given up.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -108,6 +120,12 @@ pub struct Parts {
     pub datapath: Datapath,
     /// The pages of the frame log, which the kernel reads.
     pub pages: Arc<Pages>,
+    /// What stands in them.
+    pub found: Found,
+    /// The seed of all hashes: that of the daemon before, where its maps go on.
+    pub hash_seed: u64,
+    /// The words of the daemon's own counters.
+    pub counters: Memory,
     /// The NACKs that the kernel hands over.
     pub events: Events,
     /// The kernel's limit of (source, group), for NACKs that it admitted up to there.
@@ -120,7 +138,7 @@ pub struct Parts {
     pub log_lines: Option<LogLines>,
 }
 
-/// The kernel side at work. Dropping it detaches and unpins.
+/// The kernel side at work. Dropping it detaches and unpins, unless it has been left to the next daemon.
 pub struct Datapath {
     settings: Memory,
     /// What was asked for; the MAC in it is that in force.
@@ -133,7 +151,8 @@ pub struct Datapath {
     sent: SentTable,
     is_suspended: bool,
     ebpf: Ebpf,
-    _pins: Arc<Pins>,
+    pins: Arc<Pins>,
+    handover: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -155,9 +174,11 @@ struct EgressValue(abi::Egress);
 unsafe impl aya::Pod for EgressValue {}
 
 impl Datapath {
-    /// Loads the object, fills its maps and attaches it. NACKs are answered from then on, once the lease is renewed; those
+    /// Loads the object, fills its maps and attaches it. NACKs are answered from then on, once the leases are renewed; those
     /// that claim to come from `own`, the addresses of this host, are the stack's. It gives up once `given_up` says so, also
     /// while the kernel takes the memory of large rings.
+    ///
+    /// What an earlier daemon left is gone on with, as far as it fits: its program answers until [`Datapath::go_live`].
     ///
     /// # Errors
     /// [`DatapathError`] says what to do. What was loaded, attached and pinned until then is gone again.
@@ -169,9 +190,17 @@ impl Datapath {
         if OBJECT.is_empty() {
             return Err(DatapathError::NoObject);
         }
-        let Config { interfaces, settings: asked, .. } = config;
+        let Config { interfaces, .. } = config;
         let pins = Arc::new(Pins::take(&config.bpffs, &config.fabric)?);
-        let mut ebpf = load_unless(config, given_up)?;
+        let left = Left::find(&pins, config)?;
+        // What was left stays if this start fails.
+        pins.stay(left.is_some());
+        let mut asked = config.settings;
+        if let Some(left) = &left {
+            asked.hash_seed = left.settings.hash_seed;
+        }
+        let kept = left.as_ref().map(|left| left.kept.clone()).unwrap_or_default();
+        let mut ebpf = load_unless(config, pins.clone(), kept.clone(), given_up)?;
         let pages = Arc::new(Pages {
             ring: mapped(&ebpf, map::RING, config.sizes.ring_len())?,
             index: mapped(&ebpf, map::INDEX, config.sizes.index_len())?,
@@ -180,18 +209,20 @@ impl Datapath {
             sizes: config.sizes,
         });
         let settings = mapped(&ebpf, map::SETTINGS, size_of::<abi::Settings>())?;
-        settings.write(0, *asked);
+        settings.write(0, asked);
         fill_devmaps(&mut ebpf, interfaces)?;
         sent::fill_probes(&mut ebpf, &interfaces.all)?;
         for (name, map) in ebpf.maps() {
-            if !name.starts_with('.') {
-                map.pin(pins.path(name)).map_err(|error| pins.error(name, &error))?;
+            if !name.starts_with('.') && !kept.contains(&name) {
+                let pin = pin_name(name, left.is_some());
+                map.pin(pins.path(&pin)).map_err(|error| pins.error(&pin, &error))?;
             }
         }
+        let user_counters = mapped(&ebpf, map::USER_COUNTERS, size_of::<Counters>())?;
         let mut egress =
             HashMap::try_from(taken(&mut ebpf, map::EGRESS)?).map_err(|_| DatapathError::Map(map::EGRESS))?;
         fill_egress(&mut egress, interfaces)?;
-        let mut sent = SentTable::open(&mut ebpf)?;
+        let mut sent = SentTable::open(&mut ebpf, &pins, left.is_some())?;
         sent.adapt(&interfaces.all)?;
         let counters =
             PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?).map_err(|_| DatapathError::Map(map::COUNTERS))?;
@@ -205,11 +236,11 @@ impl Datapath {
         let mut own_addresses = OwnAddresses::new(&mut ebpf, asked.hash_seed)?;
         own_addresses.set(own)?;
         let fill = config.fill.as_ref().map(|groups| fill::prepare(&mut ebpf, groups)).transpose()?;
-        let attachments = Attachments::open(&mut ebpf, config, &pins)?;
+        let attachments = Attachments::open(&mut ebpf, config, &pins, left.as_ref())?;
         let log_lines = config.debug.then(|| LogLines::open(&mut ebpf)).flatten();
         let datapath = Self {
             settings,
-            asked: *asked,
+            asked,
             counters,
             stored,
             own: own_addresses,
@@ -218,10 +249,42 @@ impl Datapath {
             sent,
             is_suspended: false,
             ebpf,
-            _pins: pins,
+            pins,
+            handover: config.handover,
+        };
+        let found = match left {
+            None => Found::Nothing,
+            Some(left) if left.has_log() => Found::Log,
+            Some(left) => left.old_log.map_or(Found::Nothing, |pages| Found::OldLog(Box::new(pages))),
         };
         let (events, sources) = (Events(events), KernelSources(sources));
-        Ok(Parts { datapath, pages, events, groups, sources, fill, log_lines })
+        let (hash_seed, counters) = (asked.hash_seed, user_counters);
+        Ok(Parts { datapath, pages, found, hash_seed, counters, events, groups, sources, fill, log_lines })
+    }
+
+    /// Puts this daemon's program in the place of its predecessor's, where there is one, in one step per interface. The maps are
+    /// filled and the leases renewed by then. With hand-over on, all that is pinned outlives the daemon from here on.
+    ///
+    /// # Errors
+    /// [`DatapathError::Attach`]; what an earlier daemon left stays.
+    pub fn go_live(&mut self) -> Result<(), DatapathError> {
+        self.settings.write(std::mem::offset_of!(abi::Settings, since_unix_ns), unix_ns());
+        self.attachments.lock().unwrap_or_else(PoisonError::into_inner).change_links()?;
+        adopt::rename(&self.pins).map_err(|error| self.pins.error(NEXT, &error))?;
+        self.pins.stay(self.handover);
+        Ok(())
+    }
+
+    /// Leaves the kernel side to the next daemon, if hand-over is on: it answers hits and stores frames until `until_ns` of the
+    /// monotonic clock, and leaves nothing to this daemon any more. True when it was left; else it ends when this is dropped.
+    pub fn leave(&mut self, until_ns: u64) -> bool {
+        if self.handover {
+            self.set_lease(DAEMON_LEASE, 0);
+            if !self.is_suspended {
+                self.set_lease(LEASE, until_ns);
+            }
+        }
+        self.handover
     }
 
     /// The program's attachments. What they do waits for other users of the network stack: lock them while nothing else is.
@@ -232,7 +295,7 @@ impl Datapath {
     /// From here on the kernel answers and stores nothing, until [`Datapath::resume`].
     pub fn suspend(&mut self) {
         self.is_suspended = true;
-        self.set_lease(0);
+        self.set_lease(LEASE, 0);
     }
 
     /// Ends [`Datapath::suspend`]: the next lease is heeded.
@@ -261,15 +324,16 @@ impl Datapath {
         Ok(())
     }
 
-    /// Lets the kernel answer until `until_ns` of the monotonic clock.
-    pub fn renew_lease(&self, until_ns: u64) {
+    /// Lets the kernel answer until `until_ns` of the monotonic clock, and leave NACKs to this daemon until `daemon_until_ns`.
+    pub fn renew_leases(&self, until_ns: u64, daemon_until_ns: u64) {
+        self.set_lease(DAEMON_LEASE, daemon_until_ns);
         if !self.is_suspended {
-            self.set_lease(until_ns);
+            self.set_lease(LEASE, until_ns);
         }
     }
 
-    fn set_lease(&self, until_ns: u64) {
-        self.settings.word(std::mem::offset_of!(abi::Settings, lease_until_ns)).store(until_ns, Ordering::Release);
+    fn set_lease(&self, place: usize, until_ns: u64) {
+        self.settings.word(place).store(until_ns, Ordering::Release);
     }
 
     /// Tells the kernel the MAC that NACKs have to be sent to, after the interface's has changed. `None` checks none.
@@ -330,12 +394,17 @@ impl Drop for Datapath {
 
 /// As [`load`], on a thread that is left behind once `given_up` says so: no system call takes as long as that for the memory
 /// of a large ring, and nothing but the end of the process breaks it off.
-fn load_unless(config: &Config, given_up: &dyn Fn() -> bool) -> Result<Ebpf, DatapathError> {
+fn load_unless(
+    config: &Config,
+    pins: Arc<Pins>,
+    kept: Vec<&'static str>,
+    given_up: &dyn Fn() -> bool,
+) -> Result<Ebpf, DatapathError> {
     let (done, loaded) = mpsc::channel();
     let config = config.clone();
     let thread = thread::Builder::new().name("load".to_owned()).spawn(move || {
         // No thread waits for it any more if the start was given up.
-        let _ = done.send(load(&config));
+        let _ = done.send(load(&config, &pins, &kept));
     });
     thread.map_err(|error| DatapathError::Load(error.to_string()))?;
     loop {
@@ -348,20 +417,29 @@ fn load_unless(config: &Config, given_up: &dyn Fn() -> bool) -> Result<Ebpf, Dat
     }
 }
 
-fn load(config: &Config) -> Result<Ebpf, DatapathError> {
+/// The maps whose number of entries follows from the settings.
+fn map_entries(config: &Config) -> Vec<(&'static str, u32)> {
+    let log = [
+        (map::RING, config.sizes.segments()),
+        (map::INDEX, config.sizes.buckets),
+        (map::HOLD_DOWN, config.sizes.hold_down_words),
+    ];
+    log.into_iter().chain(map::LIMITS.map(|name| (name, config.settings.limit_mask + 1))).collect()
+}
+
+/// Loads the object, with the maps of these names as they are pinned.
+fn load(config: &Config, pins: &Pins, kept: &[&'static str]) -> Result<Ebpf, DatapathError> {
     // 0 switches every level off, 4 is debug (aya-log's order).
     let log_level: u8 = if config.debug { 4 } else { 0 };
     // Loads may pass loads on every processor but x86: the program then takes a step that orders them.
     let weak_order = u8::from(!cfg!(target_arch = "x86_64"));
     let mut loader = EbpfLoader::new();
-    loader
-        .map_max_entries(map::RING, config.sizes.segments())
-        .map_max_entries(map::INDEX, config.sizes.buckets)
-        .map_max_entries(map::HOLD_DOWN, config.sizes.hold_down_words)
-        .override_global("AYA_LOG_LEVEL", &log_level, true)
-        .override_global("WEAK_ORDER", &weak_order, true);
-    for name in map::LIMITS {
-        loader.map_max_entries(name, config.settings.limit_mask + 1);
+    loader.override_global("AYA_LOG_LEVEL", &log_level, true).override_global("WEAK_ORDER", &weak_order, true);
+    for (name, entries) in map_entries(config) {
+        loader.map_max_entries(name, entries);
+    }
+    for name in kept {
+        loader.map_pin_path(*name, pins.path(name));
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(chain(&error)))?;
     let mut names = vec!["retry_role", "retry_nack", sent::PROBE];
@@ -393,6 +471,17 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, Da
     ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
         .ok_or_else(|| DatapathError::Load(format!("no program {name} in the object")))
+}
+
+/// The name of a pin, which waits where there is one of this name in force.
+fn pin_name(name: &str, waits: bool) -> String {
+    if waits { format!("{name}{NEXT}") } else { name.to_owned() }
+}
+
+/// Nanoseconds of Unix time.
+fn unix_ns() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    nanoseconds(since)
 }
 
 /// One mapping of a whole array map.

@@ -158,6 +158,16 @@ unsafe impl Send for ReadOnly {}
 unsafe impl Sync for ReadOnly {}
 
 impl ReadOnly {
+    /// The only value of an array, whatever its size.
+    pub(super) fn of_one(path: &Path) -> Result<Self, PinnedError> {
+        let foreign = |error: &dyn std::error::Error| PinnedError::Foreign {
+            path: path.display().to_string(),
+            why: chain(error),
+        };
+        let info = MapData::from_pin(path).and_then(|map| map.info()).map_err(|error| foreign(&error))?;
+        Self::open(path, usize::try_from(info.value_size()).unwrap_or(0))
+    }
+
     fn open(path: &Path, value_size: usize) -> Result<Self, PinnedError> {
         let shown = || path.display().to_string();
         let foreign = |why: String| PinnedError::Foreign { path: shown(), why };

@@ -4,13 +4,14 @@
 //! to other users, every path is opened component by component without following symbolic links, everything after that
 //! is relative to a descriptor, and only names that the daemon makes are ever removed.
 
-mod directory;
-mod gone;
+pub(super) mod directory;
+pub(super) mod gone;
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, fstatfs, statfs};
 
 use super::DatapathError;
 use directory::Directory;
+pub(super) use gone::attached_to;
 
 /// Where bpffs is mounted by convention (Documentation/bpf).
 const BPFFS: &str = "/sys/fs/bpf";
@@ -29,28 +31,25 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// Pause between two tries.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// The daemon's directory of pins. Dropping it removes the pins and the directory.
+/// The daemon's directory of pins. Dropping it removes the pins and the directory, unless they are to stay.
 #[derive(Debug)]
 pub(super) struct Pins {
     root: Directory,
     name: String,
     lock: Flock<Directory>,
+    stays: AtomicBool,
 }
 
 impl Pins {
-    /// Takes the directory of `interface` in this network namespace below `root`, and removes what dead daemons left: one that
-    /// served this interface, and those whose interfaces are gone.
+    /// Takes the directory of `interface` in this network namespace below `root`, with what an earlier daemon left there, and
+    /// removes what others left whose interfaces are gone.
     pub(super) fn take(root: &Path, interface: &str) -> Result<Self, DatapathError> {
         mount_bpffs(root)?;
         let directory = Directory::walk(root)?;
-        if fstatfs(&directory).map_err(|error| pin_error(root, &error))?.filesystem_type() != BPF_FS_MAGIC {
-            return Err(other_file_system(root));
-        }
-        let namespace = fs::metadata("/proc/thread-self/ns/net").map_err(|error| pin_error(root, &error))?.ino();
-        let name = format!("{}-{namespace}", safe(interface));
+        other_file_system_of(&directory, root)?;
+        let name = directory_name(root, interface)?;
         let lock = lock(&directory, &name, interface)?;
-        let pins = Self { root: directory, name, lock };
-        pins.lock.clear().map_err(|error| pin_error(pins.lock.path(), &error))?;
+        let pins = Self { root: directory, name, lock, stays: AtomicBool::new(false) };
         gone::remove(&pins.root, &pins.name);
         Ok(pins)
     }
@@ -58,6 +57,26 @@ impl Pins {
     /// Where to pin `name`, whatever happens to the path of the directory.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.lock.through_descriptor().join(name)
+    }
+
+    /// The names of what is pinned.
+    pub(super) fn names(&self) -> io::Result<Vec<String>> {
+        self.lock.names()
+    }
+
+    /// Removes what is pinned.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        self.lock.clear()
+    }
+
+    /// From here on the pins stay when this is dropped, or they go.
+    pub(super) fn stay(&self, stays: bool) {
+        self.stays.store(stays, Ordering::Relaxed);
+    }
+
+    /// True for the name of a link's pin.
+    pub(super) fn is_link(name: &str) -> bool {
+        name.starts_with(directory::LINK)
     }
 
     /// The path of the pin of the link of an interface.
@@ -73,6 +92,9 @@ impl Pins {
 
 impl Drop for Pins {
     fn drop(&mut self) {
+        if *self.stays.get_mut() {
+            return;
+        }
         if let Err(error) = self.lock.clear().and_then(|()| self.root.remove(&self.name)) {
             tracing::warn!(directory = %self.lock.path().display(), %error, "could not remove the pins");
         }
@@ -102,6 +124,34 @@ fn lock(root: &Directory, name: &str, interface: &str) -> Result<Flock<Directory
     }
 }
 
+/// The name of the directory of an interface in this network namespace.
+///
+/// By name and not by index: an interface that is made anew gets another index, and its frames are to stay.
+pub(super) fn directory_name(root: &Path, interface: &str) -> Result<String, DatapathError> {
+    Ok(format!("{}-{}", safe(interface), namespace(root)?))
+}
+
+/// Inode of this network namespace.
+pub(super) fn namespace(root: &Path) -> Result<u64, DatapathError> {
+    Ok(fs::metadata("/proc/thread-self/ns/net").map_err(|error| pin_error(root, &error))?.ino())
+}
+
+/// Interface and namespace of a directory's name.
+pub(super) fn interface_of_name(name: &str) -> Option<(String, u64)> {
+    let (interface, inode) = name.rsplit_once('-')?;
+    Some((unsafe_name(interface), inode.parse().ok()?))
+}
+
+/// Interface of the name of a link's pin.
+pub(super) fn interface_of_link(name: &str) -> String {
+    unsafe_name(name.strip_prefix(directory::LINK).unwrap_or(name))
+}
+
+/// What [`safe`] was made of.
+fn unsafe_name(name: &str) -> String {
+    name.replace("%2E", ".").replace("%25", "%")
+}
+
 /// An interface's name in the name of a pin: bpffs refuses dots.
 pub(super) fn safe(interface: &str) -> String {
     interface.replace('%', "%25").replace('.', "%2E")
@@ -124,6 +174,12 @@ fn mount_bpffs(root: &Path) -> Result<(), DatapathError> {
     Err(other_file_system(root))
 }
 
+/// Refuses a directory that is on no BPF file system.
+pub(super) fn other_file_system_of(directory: &Directory, root: &Path) -> Result<(), DatapathError> {
+    let found = fstatfs(directory).map_err(|error| pin_error(root, &error))?;
+    if found.filesystem_type() == BPF_FS_MAGIC { Ok(()) } else { Err(other_file_system(root)) }
+}
+
 fn other_file_system(root: &Path) -> DatapathError {
     DatapathError::NoBpffs { path: root.display().to_string(), why: "it is on another file system".to_owned() }
 }
@@ -136,7 +192,7 @@ fn is_bpffs(path: &Path) -> bool {
         .is_some_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
 }
 
-fn pin_error(path: &Path, error: &dyn std::fmt::Display) -> DatapathError {
+pub(super) fn pin_error(path: &Path, error: &dyn std::fmt::Display) -> DatapathError {
     DatapathError::Pin { path: path.display().to_string(), why: error.to_string() }
 }
 
@@ -153,5 +209,9 @@ mod tests {
         assert_eq!(safe("eth0"), "eth0");
         assert_eq!(safe("eth0.100"), "eth0%2E100");
         assert_ne!(safe("eth0.1"), safe("eth0%2E1"));
+        for name in ["eth0", "eth0.100", "eth0%2E1", "my-eth.1"] {
+            assert_eq!(interface_of_name(&format!("{}-7", safe(name))), Some((name.to_owned(), 7)));
+            assert_eq!(interface_of_link(&Pins::link_name(name)), name);
+        }
     }
 }

@@ -10,7 +10,7 @@ use aya_obj::programs::XdpAttachType;
 use retry_common::abi::{PROBE_ETHERTYPE, PROBE_INDEX, Sent};
 
 use super::pins::Pins;
-use super::{DatapathError, chain, map, program, taken};
+use super::{DatapathError, chain, map, pin_name, program, taken};
 
 /// The program that counts.
 const PROGRAM: &str = "retry_sent";
@@ -42,14 +42,15 @@ pub(super) struct SentTable {
 struct Row {
     name: String,
     ifindex: u32,
-    /// What stood under the indexes that it had before.
-    before: Sent,
 }
 
 impl SentTable {
     /// Attaches the program that counts. Without it everything else works, and a log line says so.
-    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, DatapathError> {
-        let link = match count(ebpf) {
+    ///
+    /// Two links count as one: what one has counted, the other finds gone from [`map::BULK`]. So the new one comes before the
+    /// one that is pinned goes.
+    pub(super) fn open(ebpf: &mut Ebpf, pins: &Pins, waits: bool) -> Result<Self, DatapathError> {
+        let link = match count(ebpf, pins, waits) {
             Ok(link) => Some(link),
             Err(error) => {
                 tracing::warn!(
@@ -72,17 +73,22 @@ impl SentTable {
                 Some(place) if self.rows[place].ifindex == *ifindex => continue,
                 Some(place) => place,
                 None => {
-                    self.rows.push(Row { name: name.clone(), ifindex: 0, before: Sent::default() });
+                    self.rows.push(Row { name: name.clone(), ifindex: 0 });
                     self.rows.len() - 1
                 }
             };
             let row = &mut self.rows[place];
-            if let Ok(SentValue(last)) = self.map.get(&row.ifindex, 0) {
-                row.before.packets += last.packets;
-                row.before.drops += last.drops;
-                self.map.remove(&row.ifindex).map_err(refused)?;
+            let before = match self.map.get(&row.ifindex, 0) {
+                Ok(last) => {
+                    self.map.remove(&row.ifindex).map_err(refused)?;
+                    last
+                }
+                Err(_) => SentValue(Sent::default()),
+            };
+            // An earlier daemon's count of this very interface goes on.
+            if self.map.get(ifindex, 0).is_err() {
+                self.map.insert(ifindex, before, 0).map_err(refused)?;
             }
-            self.map.insert(ifindex, SentValue(Sent::default()), 0).map_err(refused)?;
             row.ifindex = *ifindex;
         }
         Ok(())
@@ -95,14 +101,13 @@ impl SentTable {
         }
         let of = |row: &Row| {
             let now = self.map.get(&row.ifindex, 0).map_or_else(|_| Sent::default(), |value| value.0);
-            let before = row.before;
-            (row.name.clone(), Sent { packets: before.packets + now.packets, drops: before.drops + now.drops })
+            (row.name.clone(), now)
         };
         self.rows.iter().map(of).collect()
     }
 }
 
-fn count(ebpf: &mut Ebpf) -> Result<FdLink, DatapathError> {
+fn count(ebpf: &mut Ebpf, pins: &Pins, waits: bool) -> Result<FdLink, DatapathError> {
     let refused = |error: &dyn std::error::Error| DatapathError::Load(format!("{PROGRAM}: {}", chain(error)));
     let program: &mut RawTracePoint = ebpf
         .program_mut(PROGRAM)
@@ -110,8 +115,10 @@ fn count(ebpf: &mut Ebpf) -> Result<FdLink, DatapathError> {
         .ok_or_else(|| DatapathError::Load(format!("no program {PROGRAM} in the object")))?;
     program.load().map_err(|error| refused(&error))?;
     let id = program.attach(TRACEPOINT).map_err(|error| refused(&error))?;
-    let link = program.take_link(id).map_err(|error| refused(&error))?;
-    Ok(link.into())
+    let link: FdLink = program.take_link(id).map_err(|error| refused(&error))?.into();
+    let pin = pin_name(PROGRAM, waits);
+    let pinned = link.pin(pins.path(&pin)).map_err(|error| pins.error(&pin, &error))?;
+    Ok(pinned.into())
 }
 
 /// Sends frames that no host does anything with, to find out whether a device takes any.

@@ -97,7 +97,7 @@ impl Sizes {
         2 * size_of::<Lane>()
     }
 
-    const fn lanes(&self) -> [(u32, u32); 2] {
+    pub(crate) const fn lanes(&self) -> [(u32, u32); 2] {
         [
             (0, self.short_segments * SEGMENT_SLOTS),
             (self.short_segments * SEGMENT_SLOTS, self.long_segments * SEGMENT_SLOTS),

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use crate::counters::UserCounters;
 use crate::fabric::Fabric;
 use crate::net::batch::{Batch, LONGEST_DATAGRAM, Readiness};
 use crate::settings::Settings;
+use crate::stop_flag::StopFlag;
 
 /// Datagrams taken in one system call.
 const BATCH: usize = 32;
@@ -89,13 +89,13 @@ impl BeaconListener {
         Ok(Self { subscription, on_advert, control, counters })
     }
 
-    /// Listens until `shutdown`.
+    /// Listens until `stop`.
     ///
     /// # Errors
     /// What a receive returns.
-    pub(crate) fn run(mut self, shutdown: &AtomicBool) -> io::Result<()> {
+    pub(crate) fn run(mut self, stop: &StopFlag) -> io::Result<()> {
         let mut batch = Batch::new(BATCH, LONGEST_DATAGRAM);
-        while !shutdown.load(Ordering::Relaxed) {
+        while !stop.is_asked() {
             // What is still queued of a source that leaves says nothing any more.
             self.subscription.reconcile(|_| {});
             let sockets: Vec<_> = self.subscription.fds().collect();

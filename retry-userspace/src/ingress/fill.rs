@@ -4,7 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use crate::fabric::Fabric;
 use crate::framelog::{Followed, LaneUse, NewFrame, Put, Removed, Writer, lives_ms};
 use crate::net::batch::{Batch, LONGEST_DATAGRAM, Readiness};
 use crate::settings::Settings;
+use crate::stop_flag::StopFlag;
 
 /// Datagrams taken in one system call.
 const BATCH: usize = 64;
@@ -202,14 +202,14 @@ impl Fill {
         Self { on_number, ..self }
     }
 
-    /// Fills from the joined sockets until `shutdown`.
+    /// Fills from the joined sockets until `stop`.
     ///
     /// # Errors
     /// What a receive returns.
-    pub(crate) fn run(&self, subscription: &mut Subscription, shutdown: &AtomicBool) -> io::Result<()> {
+    pub(crate) fn run(&self, subscription: &mut Subscription, stop: &StopFlag) -> io::Result<()> {
         let mut batch = Batch::new(BATCH, LONGEST_DATAGRAM);
         let mut lost = HashMap::new();
-        while !shutdown.load(Ordering::Relaxed) {
+        while !stop.is_asked() {
             subscription.reconcile(|leaving| {
                 let lost_there = lost.entry(leaving.as_raw_fd()).or_default();
                 let mut rounds = 0..LAST_ROUNDS;
@@ -219,7 +219,7 @@ impl Fill {
                 // The number may be that of another socket next.
                 lost.remove(&leaving.as_raw_fd());
             });
-            self.run_unchanged(subscription, &mut batch, &mut lost, shutdown)?;
+            self.run_unchanged(subscription, &mut batch, &mut lost, stop)?;
         }
         Ok(())
     }
@@ -230,11 +230,11 @@ impl Fill {
         subscription: &Subscription,
         batch: &mut Batch,
         lost: &mut HashMap<RawFd, u32>,
-        shutdown: &AtomicBool,
+        stop: &StopFlag,
     ) -> io::Result<()> {
         let sockets: Vec<BorrowedFd<'_>> = subscription.fds().collect();
         let mut readiness = Readiness::new(sockets.iter().copied());
-        while !shutdown.load(Ordering::Relaxed) && !subscription.has_news() {
+        while !stop.is_asked() && !subscription.has_news() {
             readiness.wait(PATIENCE)?;
             for i in readiness.ready() {
                 batch.recv_now(&sockets[i])?;
@@ -275,10 +275,10 @@ impl Fill {
         self.sources.add_all(&sources.0);
     }
 
-    /// Follows the kernel until `shutdown`.
-    pub(crate) fn run_follow(&self, shutdown: &AtomicBool) {
+    /// Follows the kernel until `stop`.
+    pub(crate) fn run_follow(&self, stop: &StopFlag) {
         let mut pause = FOLLOW_PAUSE;
-        while !shutdown.load(Ordering::Relaxed) {
+        while !stop.is_asked() {
             pause = if self.follow() { FOLLOW_PAUSE } else { (pause * 2).min(FOLLOW_PAUSE_IDLE) };
             std::thread::sleep(pause);
         }
@@ -327,14 +327,14 @@ impl Fill {
         removed
     }
 
-    /// Drops what has outlived its time, again and again until `shutdown`; `swept` is told how full the log is then.
+    /// Drops what has outlived its time, again and again until `stop`; `swept` is told how full the log is then.
     ///
     /// On a thread of its own: it waits for the log's lock, and nothing may wait for it.
-    pub(crate) fn run_sweep(&self, shutdown: &AtomicBool, swept: impl Fn(LogUse)) {
-        while !shutdown.load(Ordering::Relaxed) {
+    pub(crate) fn run_sweep(&self, stop: &StopFlag, swept: impl Fn(LogUse)) {
+        while !stop.is_asked() {
             swept(self.sweep());
             let next = Instant::now() + SWEEP_PAUSE;
-            while Instant::now() < next && !shutdown.load(Ordering::Relaxed) {
+            while Instant::now() < next && !stop.is_asked() {
                 std::thread::sleep(PATIENCE);
             }
         }

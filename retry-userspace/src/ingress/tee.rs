@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -17,6 +16,7 @@ use crate::clock::monotonic_ns;
 use crate::net::batch::LONGEST_DATAGRAM;
 use crate::net::options;
 use crate::settings::Settings;
+use crate::stop_flag::StopFlag;
 
 /// How long a shutdown may go unseen.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -78,14 +78,14 @@ impl TeeSocket {
 }
 
 impl Fill {
-    /// Fills from the tee socket until `shutdown`.
+    /// Fills from the tee socket until `stop`.
     ///
     /// # Errors
     /// What the receive returns.
-    pub(crate) fn run_tee(&self, socket: &TeeSocket, shutdown: &AtomicBool) -> io::Result<()> {
+    pub(crate) fn run_tee(&self, socket: &TeeSocket, stop: &StopFlag) -> io::Result<()> {
         let mut buffer = vec![0; LONGEST_DATAGRAM];
         let (mut received, mut lost) = (0_u64, 0);
-        while !shutdown.load(Ordering::Relaxed) {
+        while !stop.is_asked() {
             let is_quiet = match socket.0.recv_from(&mut buffer) {
                 Ok((length, from)) => {
                     self.take_tee(buffer.get(..length).unwrap_or_default(), from);
@@ -162,11 +162,11 @@ mod tests {
         let socket = TeeSocket::open(at(listen)).expect("opened");
         let sender = UdpSocket::bind(SocketAddr::new(address(listen).ip(), 0)).expect("loopback");
         sender.connect(socket.0.local_addr().expect("bound")).expect("loopback");
-        let (fill, stop) = (fill(), Arc::new(AtomicBool::new(false)));
-        let (filling, stopped) = (Arc::clone(&fill), Arc::clone(&stop));
+        let (fill, stop) = (fill(), StopFlag::default());
+        let (filling, stopped) = (Arc::clone(&fill), stop.clone());
         let thread = thread::spawn(move || filling.run_tee(&socket, &stopped));
         test(&fill, &sender);
-        stop.store(true, Ordering::Relaxed);
+        stop.ask();
         thread.join().expect("no panic").expect("no error");
     }
 
@@ -208,15 +208,15 @@ mod tests {
         for seq in 1..=200 {
             sender.send_to(&frame(1, seq), socket.0.local_addr().expect("bound")).expect("sent");
         }
-        let (fill, stop) = (fill(), Arc::new(AtomicBool::new(false)));
-        let (filling, stopped) = (Arc::clone(&fill), Arc::clone(&stop));
+        let (fill, stop) = (fill(), StopFlag::default());
+        let (filling, stopped) = (Arc::clone(&fill), stop.clone());
         let thread = thread::spawn(move || filling.run_tee(&socket, &stopped));
         eventually("none is lost without a trace", || {
             let count = |counter| count(&fill.counters, counter);
             count(Counter::FrameSocketOverflow) > 0
                 && count(Counter::FramesReceived) + count(Counter::FrameSocketOverflow) == 200
         });
-        stop.store(true, Ordering::Relaxed);
+        stop.ask();
         thread.join().expect("no panic").expect("no error");
     }
 

@@ -3,10 +3,10 @@
 use std::io;
 use std::net::SocketAddrV6;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use retry_common::abi::{Event, EventKind};
+use retry_common::counter::Counter;
 use retry_common::wire::nack::Nack;
 
 use super::pending::PendingNack;
@@ -16,13 +16,17 @@ use crate::datapath::Events;
 use crate::engine::Admitted;
 use crate::net::batch::Readiness;
 use crate::recovery::Job;
+use crate::stop_flag::StopFlag;
+
+/// Age from which an event is not answered any more, nanoseconds.
+const EVENT_LIFE_NS: u64 = 1_000_000_000;
 
 impl Server {
-    /// Serves the kernel's events until `shutdown`.
-    pub(crate) fn serve_events(&self, events: &mut Events, shutdown: &AtomicBool) -> io::Result<()> {
+    /// Serves the kernel's events until `stop`.
+    pub(crate) fn serve_events(&self, events: &mut Events, stop: &StopFlag) -> io::Result<()> {
         let mut frame = Vec::new();
         loop {
-            let last = shutdown.load(Ordering::Relaxed);
+            let last = stop.is_asked();
             Readiness::new([events.as_fd()]).wait(if last { Duration::ZERO } else { PATIENCE })?;
             while let Some(event) = events.take() {
                 self.serve_event(&event, &mut frame);
@@ -34,6 +38,11 @@ impl Server {
     }
 
     fn serve_event(&self, event: &Event, frame: &mut Vec<u8>) {
+        // One that an earlier daemon did not come to: its listener has asked again, or another endpoint.
+        if monotonic_ns().saturating_sub(event.at_ns) > EVENT_LIFE_NS {
+            self.counters.one(Counter::EventsStale);
+            return;
+        }
         let nack = Nack { flags: event.nack_flags, key: event.key, subtree_id: [0; 32] };
         let scope = if event.source[0] == 0xfe && event.source[1] & 0xc0 == 0x80 { event.ifindex } else { 0 };
         let to = SocketAddrV6::new(event.source.into(), u16::from_be_bytes(event.source_port), 0, scope);

@@ -1,7 +1,6 @@
 //! Goes on with a NACK whose wait has ended: a backend replied, or the listener's neighbour was resolved.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -16,27 +15,28 @@ use crate::ingress::fill::StoredFrom;
 use crate::net::neighbours::Gate;
 use crate::recovery::Recovered;
 use crate::repair::Held;
+use crate::stop_flag::StopFlag;
 use crate::store::{Claim, Stored, Unavailable};
 
 impl Server {
-    /// Goes on where an answer had to wait for a neighbour, until `shutdown`.
+    /// Goes on where an answer had to wait for a neighbour, until `stop`.
     ///
     /// # Errors
     /// What a poll returns.
-    pub(crate) fn serve_held(&self, gate: &Gate<Held>, shutdown: &AtomicBool) -> io::Result<()> {
+    pub(crate) fn serve_held(&self, gate: &Gate<Held>, stop: &StopFlag) -> io::Result<()> {
         let mut frame = Vec::new();
-        gate.run(shutdown, |release| {
+        gate.run(stop, |release| {
             if let Some(job) = self.sender.release(release, &mut frame) {
                 self.pending.recover(job);
             }
         })
     }
 
-    /// Goes on where a NACK had to wait, until `shutdown`.
-    pub(crate) fn serve_replies(&self, replies: &Receiver<Reply>, shutdown: &AtomicBool) {
+    /// Goes on where a NACK had to wait, until `stop`.
+    pub(crate) fn serve_replies(&self, replies: &Receiver<Reply>, stop: &StopFlag) {
         let mut frame = Vec::new();
         loop {
-            let last = shutdown.load(Ordering::Relaxed);
+            let last = stop.is_asked();
             match replies.recv_timeout(PATIENCE) {
                 Ok(Reply::Fetched(key, answer)) => self.fetched(&key, answer, &mut frame),
                 Ok(Reply::Claimed(claimed, answer)) => self.claimed(claimed, answer, &mut frame),

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddrV6;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use retry_common::counter::Counter;
 use retry_common::wire::nack::{NACK_LEN, Nack, NackError};
@@ -13,6 +12,7 @@ use crate::clock::monotonic_ns;
 use crate::engine::Admitted;
 use crate::net::batch::Batch;
 use crate::net::nack_socket::NackSocket;
+use crate::stop_flag::StopFlag;
 
 /// Datagrams taken in one system call.
 const BATCH: usize = 32;
@@ -22,14 +22,14 @@ const BUFFER_LEN: usize = NACK_LEN + 1;
 const LAST_BATCHES: usize = 40_000 / BATCH;
 
 impl Server {
-    /// Serves the socket until `shutdown`.
-    pub(crate) fn serve_socket(&self, socket: &NackSocket, shutdown: &AtomicBool) -> io::Result<()> {
+    /// Serves the socket until `stop`.
+    pub(crate) fn serve_socket(&self, socket: &NackSocket, stop: &StopFlag) -> io::Result<()> {
         let mut batch = Batch::new(BATCH, BUFFER_LEN);
         let mut frame = Vec::new();
         let mut last_batches = LAST_BATCHES;
         loop {
             // Asked before the look: what came in before a shutdown is still answered.
-            let last = shutdown.load(Ordering::Relaxed);
+            let last = stop.is_asked();
             let received = if last { batch.recv_now(socket)? } else { batch.recv_next(socket)? };
             last_batches -= usize::from(last);
             if last && (received == 0 || last_batches == 0) {

@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::StartError;
+use super::handover::{self, Opened};
 use super::kernel::Kernel;
 use super::management::Management;
 use super::memory;
@@ -100,10 +101,14 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     let socket = Arc::new(NackSocket::open(&socket)?);
     let tee = tee::Config::from(settings).map(TeeSocket::open).transpose()?;
     let hash_seed: u64 = rand::random();
-    let answers = kernel_settings(settings, &fabric, hash_seed);
+    let mut answers = kernel_settings(settings, &fabric, hash_seed);
     let kernel = Kernel::open(settings, &fabric, answers, told)?;
-    let (writer, log) = framelog::open(kernel.pages, hash_seed, settings.cache.max_keys);
-    let (counters, cancel) = (Arc::<UserCounters>::default(), CancellationToken::new());
+    // What an earlier daemon left was hashed with its seed.
+    answers.hash_seed = kernel.hash_seed;
+    let hash_seed = kernel.hash_seed;
+    let (counters, cancel) = (Arc::new(kernel.counters), CancellationToken::new());
+    let Opened { writer, log, taken_over } =
+        handover::open_log(kernel.pages, kernel.found, hash_seed, settings, &counters);
     let _cancel = cancel.clone().drop_guard();
     let common = Common { settings, fabric, log, counters, cancel };
 
@@ -118,6 +123,9 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     let tails = settings.proxy.enabled.then(|| Arc::new(Tails::new(hash_seed)));
     let recovery = common.recovery(store.as_ref(), &registry, tails.as_ref(), reply.clone())?;
     let fill = common.fill(writer, store.as_ref(), tails);
+    if let Some(taken_over) = taken_over {
+        taken_over.follow(&fill);
+    }
     let workers = Workers::default();
     let observed = Observed {
         counters: common.counters(),

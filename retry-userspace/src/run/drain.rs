@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::build::Kept;
 use super::spawn::Running;
+use crate::settings::Settings;
 
 /// How long the threads of the data path may take to end.
 const WORKERS_END: Duration = Duration::from_secs(2);
@@ -15,12 +16,16 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Ends what runs: the kernel program, the threads that take something new, what is in flight, the threads that finish it,
 /// and then the tasks, for which threads may wait. What is in flight has `grace`, or until `hurry`.
-pub(super) async fn drain(running: Running, grace: Duration, hurry: CancellationToken) {
+pub(super) async fn drain(running: Running, settings: &Settings, grace: Duration, hurry: CancellationToken) {
     let Running { state, server, workers, finishers, metrics, mut management, manage_until, cancel, .. } = running;
     let began = Instant::now();
     manage_until.cancel();
-    // Before the threads: from here on nothing is answered from a log that is not filled.
-    state.end_datapath();
+    // Before the threads: from here on the kernel leaves nothing to them. Without hand-over it answers nothing any more.
+    if state.leave_datapath(settings.xdp.bpf_lease) {
+        tracing::info!(lease = ?settings.xdp.bpf_lease, "the kernel answers and stores until the next daemon takes over");
+    } else {
+        state.end_datapath();
+    }
     // The workers end on threads of their own; what they still wait for is done by tasks of this runtime.
     end_threads(move || workers.stop(WORKERS_END)).await;
     let in_flight = async {

@@ -6,7 +6,6 @@
 use std::io;
 use std::net::SocketAddrV6;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use retry_common::counter::Counter;
@@ -15,14 +14,15 @@ use crate::counters::UserCounters;
 use crate::datapath::KernelFill;
 use crate::net::bound;
 use crate::settings::{FillMode, Settings};
+use crate::stop_flag::StopFlag;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Looks every second who has which port open, until `shutdown`: a long table of sockets is no matter for the main task.
-pub(super) fn watch(mut nack_port: NackPortWatch, mut fill: Option<FillSwitch>, shutdown: &AtomicBool) {
+/// Looks every second who has which port open, until `stop`: a long table of sockets is no matter for the main task.
+pub(super) fn watch(mut nack_port: NackPortWatch, mut fill: Option<FillSwitch>, stop: &StopFlag) {
     let mut next = Instant::now() + PAUSE;
-    while !shutdown.load(Ordering::Relaxed) {
+    while !stop.is_asked() {
         std::thread::sleep(Duration::from_millis(100));
         if Instant::now() < next {
             continue;

@@ -454,7 +454,7 @@ impl Follower {
             if let Some(datapath) = self.state.datapath().as_mut() {
                 datapath.resume();
             }
-            self.state.renew_lease(self.settings.xdp.lease);
+            self.state.renew_leases(&self.settings.xdp);
             tracing::info!(xdp = mode.name(), reason = asked, "the kernel answers NACKs");
         }
     }

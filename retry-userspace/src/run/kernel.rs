@@ -7,7 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::StartError;
 use super::state::Mode;
-use crate::datapath::{self, Datapath, DatapathError, Events, KernelFill, KernelSources, LogLines, Parts};
+use crate::counters::UserCounters;
+use crate::datapath::{self, Datapath, DatapathError, Events, Found, KernelFill, KernelSources, LogLines, Parts};
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{Pages, Sizes};
 use crate::limits::GroupTable;
@@ -19,6 +20,12 @@ use crate::settings::{FillMode, Settings, XdpMode};
 pub(super) struct Kernel {
     pub(super) mode: Mode,
     pub(super) pages: Arc<Pages>,
+    /// What stands in the pages.
+    pub(super) found: Found,
+    /// Seed of all hashes.
+    pub(super) hash_seed: u64,
+    /// The daemon's counters.
+    pub(super) counters: UserCounters,
     pub(super) datapath: Option<Datapath>,
     pub(super) events: Option<Events>,
     pub(super) groups: Option<GroupTable>,
@@ -37,12 +44,10 @@ impl Kernel {
     ) -> Result<Self, StartError> {
         let Some(config) = datapath::Config::from(settings, fabric, answers) else {
             tracing::info!(xdp = "off", reason = "-xdp off", "the daemon's socket answers NACKs");
-            return Self::off(settings, XdpReason::Asked, "-xdp off".to_owned());
+            return Self::off(settings, &answers, XdpReason::Asked, "-xdp off".to_owned());
         };
-        let (asked, reason) = match settings.xdp.mode {
-            XdpMode::Auto => ("auto", XdpReason::Auto),
-            _ => (config.mode.name(), XdpReason::Asked),
-        };
+        let asked = settings.xdp.mode.name();
+        let reason = if settings.xdp.mode == XdpMode::Auto { XdpReason::Auto } else { XdpReason::Asked };
         let own = interface::own_addresses(&interface::list().map_err(FabricError::List)?, fabric.nack.index);
         match Datapath::open(&config, &own, &|| told.is_cancelled()) {
             Ok(parts) => {
@@ -53,17 +58,20 @@ impl Kernel {
             Err(source @ DatapathError::GivenUp) => Err(StartError::Datapath { mode: asked, source }),
             Err(error) if settings.xdp.mode == XdpMode::Auto && settings.xdp.fill != FillMode::Kernel => {
                 tracing::warn!(xdp = "off", reason = %error, "the daemon's socket answers NACKs");
-                Self::off(settings, XdpReason::from(&error), error.to_string())
+                Self::off(settings, &answers, XdpReason::from(&error), error.to_string())
             }
             Err(source) => Err(StartError::Datapath { mode: asked, source }),
         }
     }
 
     fn on(mode: Mode, parts: Parts) -> Self {
-        let Parts { datapath, pages, events, groups, sources, fill, log_lines } = parts;
+        let Parts { datapath, pages, found, hash_seed, counters, events, groups, sources, fill, log_lines } = parts;
         Self {
             mode,
             pages,
+            found,
+            hash_seed,
+            counters: UserCounters::over(counters),
             datapath: Some(datapath),
             events: Some(events),
             groups: Some(groups),
@@ -74,12 +82,15 @@ impl Kernel {
         }
     }
 
-    fn off(settings: &Settings, reason: XdpReason, why: String) -> Result<Self, StartError> {
+    fn off(settings: &Settings, answers: &abi::Settings, reason: XdpReason, why: String) -> Result<Self, StartError> {
         let sizes = Sizes::from(settings);
         let pages = Pages::plain(sizes).map_err(|source| StartError::Memory { bytes: sizes.ring_len(), source })?;
         Ok(Self {
             mode: Mode { name: "off", reason, why },
             pages: Arc::new(pages),
+            found: Found::Nothing,
+            hash_seed: answers.hash_seed,
+            counters: UserCounters::default(),
             datapath: None,
             events: None,
             groups: None,

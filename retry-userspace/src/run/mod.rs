@@ -51,6 +51,7 @@ mod drain;
 mod error;
 mod fill_switch;
 mod follow;
+mod handover;
 mod kernel;
 mod management;
 mod memory;
@@ -154,6 +155,6 @@ async fn serve(
     let ended = supervise(settings, log_level, hangups, &mut running, shutdown, &hurry).await;
     // A part that has failed may be the one that is waited for.
     let grace = if ended.is_ok() { settings.admin.shutdown_grace } else { Duration::ZERO };
-    drain(running, grace, hurry).await;
+    drain(running, settings, grace, hurry).await;
     ended
 }

@@ -76,7 +76,8 @@ pub(super) async fn spawn(
     start_workers(settings, &state, &mut workers, &mut finishers, work)?;
 
     // Before `/readyz` says ready: without a lease the kernel passes NACKs on.
-    state.renew_lease(settings.xdp.lease);
+    state.renew_leases(&settings.xdp);
+    state.go_live(settings)?;
     // The first look is over before the daemon says that it is ready.
     let follower = follower.look_once().await;
     tokio::spawn(follower.run(cancel.clone()));
@@ -169,7 +170,7 @@ fn start_workers(
     state.workers_total.store(workers.counted() + finishers.counted(), Ordering::Relaxed);
     if let Some(mut lines) = log_lines {
         workers.start_uncounted("kernel-log", move |stop| {
-            while !stop.load(Ordering::Relaxed) {
+            while !stop.is_asked() {
                 lines.flush();
                 std::thread::sleep(LOG_LINES_PAUSE);
             }

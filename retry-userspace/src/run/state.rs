@@ -9,6 +9,7 @@ use retry_common::counter::{Counter, Counters};
 use retry_common::wire::frame::Class;
 use tokio::sync::Notify;
 
+use super::StartError;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::{SourceCounts, StoredBySource, UserCounters};
 use crate::datapath::{Datapath, Delivered};
@@ -21,6 +22,7 @@ use crate::interfaces::delivery::{Ledger, Part};
 use crate::metrics::{ClassUse, Host, Process, Snapshot, Source, StoreUse, Upstream, XdpReason};
 use crate::net::nack_socket::NackSocket;
 use crate::recovery::{Recovery, UpstreamStatus};
+use crate::settings::{Settings, Xdp};
 use crate::store::Store;
 
 /// Looks at a log that is locked, before what was last seen of it is shown.
@@ -77,6 +79,8 @@ pub(super) struct State {
     own_sources: Mutex<Vec<Ipv6Addr>>,
     /// What keeps the daemon from serving.
     problems: Mutex<Vec<String>>,
+    /// A thread that makes no progress.
+    hung: Mutex<Option<String>>,
     /// Told when an ADVERT is to leave at once.
     pub(super) announce: Notify,
     pub(super) adverts_sent: AtomicU64,
@@ -105,6 +109,7 @@ impl State {
             xdp: Mutex::new(mode),
             own_sources: Mutex::default(),
             problems: Mutex::default(),
+            hung: Mutex::default(),
             announce: Notify::new(),
             adverts_sent: AtomicU64::new(0),
             workers_total: AtomicUsize::new(0),
@@ -241,6 +246,27 @@ impl State {
         now.is_empty()
     }
 
+    /// Sets which thread makes no progress; true when all do.
+    pub(super) fn set_hung(&self, thread: Option<&str>) -> bool {
+        let mut hung = self.hung.lock().unwrap_or_else(PoisonError::into_inner);
+        if hung.as_deref() != thread {
+            match thread {
+                Some(thread) => tracing::error!(thread, "makes no progress: the leases are not renewed"),
+                None => tracing::info!("all threads make progress again: the leases are renewed"),
+            }
+            *hung = thread.map(str::to_owned);
+        }
+        hung.is_none()
+    }
+
+    /// What keeps the daemon from serving.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let hung = self.hung.lock().unwrap_or_else(PoisonError::into_inner);
+        problems.extend(hung.as_ref().map(|thread| format!("the thread {thread} makes no progress")));
+        problems
+    }
+
     /// Begins to drain; false when it drains already.
     pub(super) fn drain(&self) -> bool {
         let first = !self.draining.swap(true, Ordering::Relaxed);
@@ -255,7 +281,23 @@ impl State {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Ends the kernel side; what it counted is kept, for the last export.
+    /// Puts this daemon's kernel program in the place of that of the daemon before.
+    pub(super) fn go_live(&self, settings: &Settings) -> Result<(), StartError> {
+        let mode = settings.xdp.mode.name();
+        match self.datapath().as_mut().map(Datapath::go_live) {
+            Some(Err(source)) => Err(StartError::Datapath { mode, source }),
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+
+    /// Leaves the kernel side to the next daemon for `lease`, if hand-over is on. Until it is ended too, this daemon finishes
+    /// what it has begun.
+    pub(super) fn leave_datapath(&self, lease: Duration) -> bool {
+        let until_ns = monotonic_ns().saturating_add(nanoseconds(lease));
+        self.datapath().as_mut().is_some_and(|datapath| datapath.leave(until_ns))
+    }
+
+    /// Ends the kernel side, or lets go of it if it has been left; what it counted is kept, for the last export.
     pub(super) fn end_datapath(&self) {
         let mut datapath = self.datapath();
         if let Some(datapath) = datapath.as_ref() {
@@ -301,10 +343,12 @@ impl State {
         *self.log_use.lock().unwrap_or_else(PoisonError::into_inner) = seen;
     }
 
-    /// Lets the kernel answer for `lease` from now.
-    pub(super) fn renew_lease(&self, lease: Duration) {
+    /// Lets the kernel answer, and leave NACKs to this daemon, for their leases from now.
+    pub(super) fn renew_leases(&self, xdp: &Xdp) {
+        let now_ns = monotonic_ns();
+        let until_ns = |lease: Duration| now_ns.saturating_add(nanoseconds(lease));
         if let Some(datapath) = self.datapath().as_ref() {
-            datapath.renew_lease(monotonic_ns().saturating_add(nanoseconds(lease)));
+            datapath.renew_leases(until_ns(xdp.bpf_lease), until_ns(xdp.daemon_lease));
         }
     }
 }
@@ -335,7 +379,7 @@ impl Source for State {
             own_sources: self.own_sources.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             warnings: self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             delivered: self.delivered(),
-            problems: self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            problems: self.problems(),
             workers_ready: self.observed.workers_ready.load(Ordering::Relaxed),
             workers_total: self.workers_total.load(Ordering::Relaxed),
             store: self.observed.store.as_ref().map(|store| {

@@ -35,7 +35,7 @@ pub(super) async fn supervise(
     let Running { state, workers, finishers, beacon, .. } = running;
     let beacon = beacon.as_deref();
     tokio::pin!(shutdown);
-    let mut lease = tokio::time::interval(settings.xdp.lease / 4);
+    let mut lease = tokio::time::interval(settings.xdp.daemon_lease.min(settings.xdp.bpf_lease) / 4);
     let mut review = tokio::time::interval(LOOK);
     let mut announce = tokio::time::interval(settings.beacon.interval);
     let mut is_signalled = false;
@@ -58,7 +58,14 @@ pub(super) async fn supervise(
             () = over(drained.as_mut()) => break Ok(()),
             () = hurry.cancelled() => break Ok(()),
             () = state.announce.notified() => announce_now(beacon, state),
-            _ = lease.tick() => state.renew_lease(settings.xdp.lease),
+            // A thread that hangs is a dead daemon: the kernel is to leave nothing to it.
+            _ = lease.tick() => {
+                let patience = settings.xdp.daemon_lease;
+                let hung = workers.hung(patience).or_else(|| finishers.hung(patience));
+                if state.set_hung(hung) {
+                    state.renew_leases(&settings.xdp);
+                }
+            }
             _ = review.tick() => {
                 if let Some(failed) = workers.failed().or_else(|| finishers.failed()) {
                     break Err(failed);

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::StartError;
+use crate::stop_flag::StopFlag;
 
 /// Between two looks whether a thread has ended.
 const LOOK: Duration = Duration::from_millis(2);
@@ -14,12 +15,19 @@ const LOOK: Duration = Duration::from_millis(2);
 /// Threads that run until they are told to stop.
 #[derive(Default)]
 pub(super) struct Workers {
-    stop: Arc<AtomicBool>,
+    stop: StopFlag,
     /// How many run that readiness waits for.
     pub(super) ready: Arc<AtomicUsize>,
-    threads: Vec<(String, JoinHandle<io::Result<()>>)>,
+    threads: Vec<Worker>,
     /// Those among them that readiness waits for.
     counted: usize,
+}
+
+/// A thread.
+struct Worker {
+    name: String,
+    stop: StopFlag,
+    thread: JoinHandle<io::Result<()>>,
 }
 
 impl Workers {
@@ -32,7 +40,7 @@ impl Workers {
     pub(super) fn start(
         &mut self,
         name: &str,
-        work: impl FnOnce(&AtomicBool) -> io::Result<()> + Send + 'static,
+        work: impl FnOnce(&StopFlag) -> io::Result<()> + Send + 'static,
     ) -> Result<(), StartError> {
         let ready = Arc::clone(&self.ready);
         self.start_uncounted(name, move |stop| {
@@ -49,12 +57,15 @@ impl Workers {
     pub(super) fn start_uncounted(
         &mut self,
         name: &str,
-        work: impl FnOnce(&AtomicBool) -> io::Result<()> + Send + 'static,
+        work: impl FnOnce(&StopFlag) -> io::Result<()> + Send + 'static,
     ) -> Result<(), StartError> {
-        let stop = Arc::clone(&self.stop);
-        let thread =
-            std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&stop)).map_err(StartError::Thread)?;
-        self.threads.push((name.to_owned(), thread));
+        let its = self.stop.beside();
+        let heard = its.clone();
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || work(&heard))
+            .map_err(StartError::Thread)?;
+        self.threads.push(Worker { name: name.to_owned(), stop: its, thread });
         Ok(())
     }
 
@@ -65,8 +76,8 @@ impl Workers {
 
     /// The first worker that ended although it was not asked to.
     pub(super) fn failed(&mut self) -> Option<StartError> {
-        let place = self.threads.iter().position(|(_, thread)| thread.is_finished())?;
-        let (worker, thread) = self.threads.swap_remove(place);
+        let place = self.threads.iter().position(|worker| worker.thread.is_finished())?;
+        let Worker { name: worker, thread, .. } = self.threads.swap_remove(place);
         let why = match thread.join() {
             Ok(Ok(())) => "it had nothing left to do".to_owned(),
             Ok(Err(error)) => error.to_string(),
@@ -75,11 +86,16 @@ impl Workers {
         Some(StartError::Worker { worker, why })
     }
 
+    /// A thread that has made no step for longer than `patience`.
+    pub(super) fn hung(&self, patience: Duration) -> Option<&str> {
+        self.threads.iter().find(|worker| worker.stop.is_overdue(patience)).map(|worker| worker.name.as_str())
+    }
+
     /// Tells all of them to stop, and waits for them, but not for ever: the process ends with those that do not.
     pub(super) fn stop(self, patience: Duration) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.ask();
         let deadline = Instant::now() + patience;
-        for (worker, thread) in self.threads {
+        for Worker { name: worker, thread, .. } in self.threads {
             while !thread.is_finished() && Instant::now() < deadline {
                 std::thread::sleep(LOOK);
             }
@@ -94,7 +110,34 @@ impl Workers {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
+
+    /// A thread that looks whether it is to end makes progress; one that waits for what does not come hangs.
+    #[test]
+    fn a_thread_that_makes_no_step_hangs() {
+        let mut workers = Workers::default();
+        let works = |stop: &StopFlag| {
+            while !stop.is_asked() {
+                std::thread::sleep(LOOK);
+            }
+            Ok(())
+        };
+        workers.start("works", works).expect("a thread");
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(workers.hung(Duration::from_millis(200)), None);
+        let (_never, forever) = std::sync::mpsc::channel::<()>();
+        let hangs = move |_: &StopFlag| {
+            let _ = forever.recv();
+            Ok(())
+        };
+        workers.start("hangs", hangs).expect("a thread");
+        assert_eq!(workers.hung(Duration::from_millis(200)), None);
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(workers.hung(Duration::from_millis(200)), Some("hangs"));
+        workers.stop(Duration::from_millis(50));
+    }
 
     #[test]
     fn a_thread_that_hangs_does_not_hold_up_the_end() {
@@ -110,7 +153,7 @@ mod tests {
         let told = Arc::clone(&ended);
         workers
             .start("ends", move |stop| {
-                while !stop.load(Ordering::Relaxed) {
+                while !stop.is_asked() {
                     std::thread::sleep(LOOK);
                 }
                 told.store(true, Ordering::Relaxed);

@@ -24,6 +24,7 @@ pub(super) type Bound = (Duration, &'static str);
 
 pub(super) const ZERO: Bound = (Duration::ZERO, "0");
 pub(super) const MILLISECOND: Bound = (Duration::from_millis(1), "1ms");
+pub(super) const TENTH: Bound = (Duration::from_millis(100), "100ms");
 pub(super) const SECOND: Bound = (Duration::from_secs(1), "1s");
 pub(super) const HOUR: Bound = (Duration::from_secs(3600), "1h");
 

@@ -121,7 +121,9 @@ fn command() -> Command {
         .after_help(
             "One dash or two. A flag beats its variable, a variable beats the default; an empty variable is not set.\n\
              retry-endpoint probe ADDR: measures how another endpoint answers; retry-endpoint probe -help tells more.\n\
-             retry-endpoint verify-log: checks the frame log of a daemon that runs; verify-log -help tells more.",
+             retry-endpoint verify-log: checks the frame log of a daemon that runs; verify-log -help tells more.\n\
+             retry-endpoint status: tells what is pinned, by which build, and how long the leases run.\n\
+             retry-endpoint detach: ends what a daemon that is gone has left in the kernel.",
         );
     groups().iter().fold(command, |command, group| {
         let args = group.flags.iter().map(|flag| arg_of(flag).help_heading(group.title));

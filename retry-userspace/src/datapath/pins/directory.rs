@@ -14,7 +14,7 @@ use nix::unistd::{Uid, UnlinkatFlags, unlinkat};
 use super::{DatapathError, from_errno, pin_error};
 
 /// What the pins of links begin with.
-pub(super) const LINK: &str = "link-";
+pub(in crate::datapath) const LINK: &str = "link-";
 /// What the pins of programs begin with.
 const PROGRAM: &str = "retry_";
 /// Permissions of all users but the owner.
@@ -24,7 +24,7 @@ const OTHERS_WRITE: u32 = 0o022;
 
 /// An open directory.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub(in crate::datapath) struct Directory {
     fd: OwnedFd,
     /// As told in errors.
     path: PathBuf,
@@ -48,7 +48,7 @@ unsafe impl Flockable for Directory {}
 impl Directory {
     /// Opens `path`, and makes what is missing of it. Each directory on the way belongs to root or to the daemon's user and
     /// cannot be changed by others; the last is the daemon's own and closed to others.
-    pub(super) fn walk(path: &Path) -> Result<Self, DatapathError> {
+    pub(in crate::datapath) fn walk(path: &Path) -> Result<Self, DatapathError> {
         let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|error| pin_error(Path::new("/"), &error))?;
         let mut here = Self { fd: root, path: PathBuf::from("/") };
@@ -74,14 +74,14 @@ impl Directory {
     }
 
     /// Opens the directory `name` in this one, which it makes if need be, and closes it to other users.
-    pub(super) fn make(&self, name: &str) -> Result<Self, DatapathError> {
+    pub(in crate::datapath) fn make(&self, name: &str) -> Result<Self, DatapathError> {
         let directory = self.step(OsStr::new(name), OFlag::O_RDONLY, &self.path)?;
         directory.close_to_others(&self.path)?;
         Ok(directory)
     }
 
     /// Opens the directory `name` in this one if it is there and the daemon's own.
-    pub(super) fn existing(&self, name: &str) -> io::Result<Option<Self>> {
+    pub(in crate::datapath) fn existing(&self, name: &str) -> io::Result<Option<Self>> {
         match self.open(OsStr::new(name), OFlag::O_RDONLY) {
             Ok(directory) => {
                 let is_ours = fstat(&directory).map_err(from_errno)?.st_uid == Uid::effective().as_raw();
@@ -93,23 +93,23 @@ impl Directory {
     }
 
     /// True when `name` in this directory is `directory`.
-    pub(super) fn holds(&self, name: &str, directory: &Self) -> bool {
+    pub(in crate::datapath) fn holds(&self, name: &str, directory: &Self) -> bool {
         let named = fstatat(self, name, AtFlags::AT_SYMLINK_NOFOLLOW);
         matches!((named, fstat(directory)), (Ok(named), Ok(open)) if (named.st_dev, named.st_ino) == (open.st_dev, open.st_ino))
     }
 
     /// Its path, as it was opened: for messages.
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::datapath) fn path(&self) -> &Path {
         &self.path
     }
 
     /// A path that leads to this very directory, whatever its own path leads to by now.
-    pub(super) fn through_descriptor(&self) -> PathBuf {
+    pub(in crate::datapath) fn through_descriptor(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
     }
 
     /// The names in it.
-    pub(super) fn names(&self) -> io::Result<Vec<String>> {
+    pub(in crate::datapath) fn names(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(self.through_descriptor())? {
             // What is no text is nothing that the daemon made.
@@ -119,7 +119,7 @@ impl Directory {
     }
 
     /// Removes the pins that are the daemon's by their names, and nothing else.
-    pub(super) fn clear(&self) -> io::Result<()> {
+    pub(in crate::datapath) fn clear(&self) -> io::Result<()> {
         for name in self.names()?.iter().filter(|name| is_pin(name)) {
             match unlinkat(self, name.as_str(), UnlinkatFlags::NoRemoveDir) {
                 // A directory is nothing that the daemon makes here.
@@ -131,7 +131,7 @@ impl Directory {
     }
 
     /// Removes the empty directory `name` in it.
-    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
+    pub(in crate::datapath) fn remove(&self, name: &str) -> io::Result<()> {
         unlinkat(self, name, UnlinkatFlags::RemoveDir).map_err(from_errno)
     }
 

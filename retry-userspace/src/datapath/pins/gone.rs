@@ -39,7 +39,7 @@ pub(super) fn remove(root: &Directory, own: &str) {
 }
 
 /// `<interface>-<inode>`.
-fn is_directory_of_pins(name: &str) -> bool {
+pub(in crate::datapath) fn is_directory_of_pins(name: &str) -> bool {
     name.rsplit_once('-').is_some_and(|(interface, inode)| !interface.is_empty() && inode.parse::<u64>().is_ok())
 }
 
@@ -49,7 +49,7 @@ fn remove_one(root: &Directory, name: &str) -> io::Result<bool> {
     // A living daemon holds the lock.
     let Ok(lock) = Flock::lock(directory, FlockArg::LockExclusiveNonblock) else { return Ok(false) };
     for link in lock.names()?.iter().filter(|name| name.starts_with(LINK)) {
-        if is_attached(&lock.through_descriptor().join(link))? {
+        if attached_to(&lock.through_descriptor().join(link))? != Some(0) {
             return Ok(false);
         }
     }
@@ -58,11 +58,11 @@ fn remove_one(root: &Directory, name: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-/// True when the pinned link is attached to an interface.
-fn is_attached(path: &Path) -> io::Result<bool> {
+/// Index of the interface that the pinned link is attached to, 0 when that is gone; `None` where the kernel does not say.
+pub(in crate::datapath) fn attached_to(path: &Path) -> io::Result<Option<u32>> {
     let link = pinned(path)?;
     let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd()))?;
-    Ok(interface_of(&about) != Some(0))
+    Ok(interface_of(&about))
 }
 
 /// The interface's index in what the kernel tells about a link: 0 when the interface is gone.

@@ -12,6 +12,7 @@ use crate::ingress::testing::{self, Publisher, count, eventually, source};
 use crate::net::nack_socket::{self, NackSocket};
 use crate::net::testing::{Pair, SOON, in_namespace};
 use crate::settings::{Host, Ssm};
+use crate::stop_flag::StopFlag;
 
 const ASM: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0x000b, 0xfffd);
 const SSM: Ipv6Addr = Ipv6Addr::new(0xff35, 0, 0, 0, 0, 0, 0x000b, 0xfffd);
@@ -65,11 +66,11 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
         let beacons = BeaconListener::open(config, sets, on_advert, Arc::clone(&control), Arc::clone(&counters));
         let beacons = beacons.expect("joined");
         let scene = Scene { control, counters, adverts, wanted, status: beacons.subscription.status() };
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let stop = StopFlag::default();
+        let stopped = stop.clone();
         let listener = thread::spawn(move || beacons.run(&stopped));
         test(&pair, &Publisher::new(&pair, BEACON_PORT), &scene);
-        stop.store(true, Ordering::Relaxed);
+        stop.ask();
         listener.join().expect("no panic").expect("no error");
     });
 }

@@ -1,5 +1,4 @@
 use std::fs;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use crate::ingress::testing::{
     PORT, Publisher, add_sources, count, drain, eventually, fill, fill_and_log, frame, group, source,
 };
 use crate::net::testing::{Pair, in_namespace, ip};
+use crate::stop_flag::StopFlag;
 
 fn group_set(pair: &Pair) -> GroupSet {
     GroupSet {
@@ -29,11 +29,11 @@ fn set(last: impl IntoIterator<Item = u16>) -> BTreeSet<Ipv6Addr> {
 }
 
 /// Ends a thread's loop however the test ends.
-struct Stop<'a>(&'a AtomicBool);
+struct AskAtEnd<'a>(&'a StopFlag);
 
-impl Drop for Stop<'_> {
+impl Drop for AskAtEnd<'_> {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.ask();
     }
 }
 
@@ -48,14 +48,14 @@ fn sources_that_stay_lose_nothing_while_others_come_and_go() {
         let (sender, wanted) = mpsc::channel();
         let mut subscription = Subscription::open(group_set(&pair), &set([1]), wanted).expect("joined");
         let (status, fill) = (subscription.status(), fill());
-        let (stop_sending, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (stop_sending, stop) = (StopFlag::default(), StopFlag::default());
         let publisher = Publisher::new(&pair, PORT);
         let sent = thread::scope(|scope| {
-            let _stop = (Stop(&stop_sending), Stop(&stop));
+            let _stop = (AskAtEnd(&stop_sending), AskAtEnd(&stop));
             let filling = scope.spawn(|| fill.run(&mut subscription, &stop));
             let sending = scope.spawn(|| {
                 let mut sent = 0;
-                while !stop_sending.load(Ordering::Relaxed) {
+                while !stop_sending.is_asked() {
                     sent += 1;
                     publisher.send(source(1), group(u16::try_from(sent % 4).expect("small")), &frame(1, sent));
                     thread::sleep(Duration::from_micros(50));
@@ -67,14 +67,14 @@ fn sources_that_stay_lose_nothing_while_others_come_and_go() {
                 sender.send(set(others.clone().chain([1]))).expect("listened to");
                 eventually("joined and left", || status.sources() == others.len() + 1);
             }
-            stop_sending.store(true, Ordering::Relaxed);
+            stop_sending.ask();
             let sent = sending.join().expect("no panic");
             eventually("all is stored", || is_stored(&fill, sent));
             // Who has left is not heard; who stays is the only one that takes kernel memory.
             publisher.send(source(2), group(0), &frame(2, 1));
             publisher.send(source(1), group(0), &frame(1, sent + 1));
             eventually("the next is stored", || is_stored(&fill, sent + 1));
-            stop.store(true, Ordering::Relaxed);
+            stop.ask();
             filling.join().expect("no panic").expect("no error");
             sent
         });
@@ -105,7 +105,7 @@ fn stored_by(pair: &Pair, threads: usize) -> Stored {
         .expect("joined");
     assert_eq!(shares.len(), threads);
     let (status, (fill, log)) = (shares[0].status(), fill_and_log());
-    let stop = AtomicBool::new(false);
+    let stop = StopFlag::default();
     let publisher = Publisher::new(pair, PORT);
     let bytes = |seq: u64| {
         let mut bytes = frame(1, seq);
@@ -113,7 +113,7 @@ fn stored_by(pair: &Pair, threads: usize) -> Stored {
         bytes
     };
     thread::scope(|scope| {
-        let _stop = Stop(&stop);
+        let _stop = AskAtEnd(&stop);
         for mut share in shares {
             let (fill, stop) = (&fill, &stop);
             scope.spawn(move || fill.run(&mut share, stop).expect("no error"));
@@ -187,9 +187,9 @@ fn only_what_is_joined_is_stored() {
             let train: Vec<u8> = (1..=16).flat_map(|seq| frame(4, seq)).collect();
             publisher.send_train(source(1), group(0), &train, 100);
             publisher.send(source(1), group(0), &frame(5, 1));
-            let stop = AtomicBool::new(false);
+            let stop = StopFlag::default();
             thread::scope(|scope| {
-                let _stop = Stop(&stop);
+                let _stop = AskAtEnd(&stop);
                 scope.spawn(|| fill.run(&mut subscription, &stop).expect("no error"));
                 eventually("all is stored", || is_stored(&fill, 17 + u64::from(stranger_is_heard)));
             });
@@ -258,9 +258,9 @@ fn what_a_leaving_source_had_sent_is_stored() {
         }
         sender.send(BTreeSet::new()).expect("listened to");
         eventually("its socket is to go", || subscription.status().sockets() == 0);
-        let stop = AtomicBool::new(false);
+        let stop = StopFlag::default();
         thread::scope(|scope| {
-            let _stop = Stop(&stop);
+            let _stop = AskAtEnd(&stop);
             scope.spawn(|| fill.run(&mut subscription, &stop));
             eventually("all is stored", || is_stored(&fill, 200));
         });

@@ -26,6 +26,7 @@ use self::kernel::{Asked, Change, Kernel};
 use self::table::Table;
 use super::batch::Readiness;
 use crate::clock::{monotonic_ns, nanoseconds};
+use crate::stop_flag::StopFlag;
 
 pub(crate) use self::table::Hop;
 
@@ -92,15 +93,15 @@ impl<T> Gate<T> {
         gone
     }
 
-    /// Follows the kernel's tables and lets go what waited, until `shutdown`.
+    /// Follows the kernel's tables and lets go what waited, until `stop`.
     ///
     /// # Errors
     /// What a poll returns.
-    pub(crate) fn run(&self, shutdown: &AtomicBool, mut release: impl FnMut(Release<T>)) -> io::Result<()> {
+    pub(crate) fn run(&self, stop: &StopFlag, mut release: impl FnMut(Release<T>)) -> io::Result<()> {
         let (mut told, mut next) = (false, Instant::now());
-        while !shutdown.load(Ordering::Relaxed) {
+        while !stop.is_asked() {
             if Instant::now() >= next {
-                match self.follow(shutdown, &mut release) {
+                match self.follow(stop, &mut release) {
                     Ok(()) => break,
                     Err(error) if !told => {
                         tracing::warn!(%error, "netlink: neighbours cannot be followed; answers to addresses that do \
@@ -145,7 +146,7 @@ impl<T> Gate<T> {
         items.into_iter().for_each(|item| release(Release::Go(item)));
     }
 
-    fn follow(&self, shutdown: &AtomicBool, release: &mut impl FnMut(Release<T>)) -> io::Result<()> {
+    fn follow(&self, stop: &StopFlag, release: &mut impl FnMut(Release<T>)) -> io::Result<()> {
         let mut kernel = Kernel::open()?;
         let mut table = Table::default();
         let (routes, plain) = kernel.routes()?;
@@ -155,7 +156,7 @@ impl<T> Gate<T> {
         let (mut routes_read, mut neighbours_read) = (Instant::now(), Instant::now());
         let (mut routes_changed, mut lost) = (false, false);
         let mut resolver = Resolver::default();
-        while !shutdown.load(Ordering::Relaxed) {
+        while !stop.is_asked() {
             let wait = if self.held().is_empty() && resolver.begun.is_empty() { IDLE } else { BUSY };
             Readiness::new([self.woken.as_fd(), kernel.as_fd()]).wait(wait)?;
             while (&self.woken).read(&mut [0; 64]).is_ok_and(|read| read > 0) {}

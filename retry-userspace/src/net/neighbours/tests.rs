@@ -7,19 +7,20 @@ use std::thread::{JoinHandle, spawn};
 
 use super::*;
 use crate::net::testing::{Pair, SOON, in_namespace};
+use crate::stop_flag::StopFlag;
 
 struct Rig {
     gate: Arc<Gate<u32>>,
-    stop: Arc<AtomicBool>,
+    stop: StopFlag,
     released: Receiver<Release<u32>>,
     thread: JoinHandle<io::Result<()>>,
 }
 
 impl Rig {
     fn start() -> Self {
-        let (gate, stop) = (Arc::new(Gate::new().expect("a pipe")), Arc::new(AtomicBool::new(false)));
+        let (gate, stop) = (Arc::new(Gate::new().expect("a pipe")), StopFlag::default());
         let (sender, released) = channel();
-        let (running, ends) = (Arc::clone(&gate), Arc::clone(&stop));
+        let (running, ends) = (Arc::clone(&gate), stop.clone());
         let thread = spawn(move || running.run(&ends, |release| sender.send(release).expect("the test listens")));
         Self { gate, stop, released, thread }
     }
@@ -33,7 +34,7 @@ impl Rig {
     }
 
     fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.ask();
         self.thread.join().expect("no panic").expect("no error");
     }
 }

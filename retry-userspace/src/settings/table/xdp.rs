@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::settings::accepts::{HOUR, SECOND, any, one_of, time};
+use crate::settings::accepts::{HOUR, SECOND, TENTH, any, one_of, switch, time};
 use crate::settings::rows::{Read, Row, Rows};
 use crate::settings::values;
 
@@ -18,6 +18,19 @@ pub enum XdpMode {
     Skb,
     /// By the daemon's socket.
     Off,
+}
+
+impl XdpMode {
+    /// Its word in `-xdp`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Skb => "skb",
+            Self::Off => "off",
+        }
+    }
 }
 
 /// Who stores frames.
@@ -38,8 +51,12 @@ pub struct Xdp {
     pub mode: XdpMode,
     /// Who stores frames.
     pub fill: FillMode,
-    /// How long the kernel answers without the daemon, at least 1 s. Then it passes NACKs on.
-    pub lease: Duration,
+    /// True when program, maps and memberships outlive the daemon, for the next one to take over.
+    pub handover: bool,
+    /// How long the kernel leaves to the daemon what the daemon alone can answer, after the daemon last renewed, at least 100 ms.
+    pub daemon_lease: Duration,
+    /// How long the kernel answers hits and stores frames without the daemon, at least 1 s. Then it passes NACKs on.
+    pub bpf_lease: Duration,
     /// Where maps are pinned.
     pub bpffs: PathBuf,
 }
@@ -73,13 +90,29 @@ impl Xdp {
                 meaning: "Who stores frames; auto: kernel, where -xdp is native and no other program has -listen-port open, else daemon.",
                 consequence: "The kernel stores whole, new frames with a right checksum, which then reach no socket of this host; everything else the daemon.",
             })?,
-            lease: rows.read(Row {
-                flag: "xdp-lease",
-                env: "XDP_LEASE",
-                default: "10s",
+            handover: rows.read(Row {
+                flag: "bpf-handover",
+                env: "BPF_HANDOVER",
+                default: "true",
+                accepts: switch(),
+                meaning: "Program, frames, counters and memberships outlive the daemon, and the next one takes them over.",
+                consequence: "A restart loses no frame, and the kernel answers meanwhile. false: all of it ends with the daemon.",
+            })?,
+            daemon_lease: rows.read(Row {
+                flag: "daemon-lease",
+                env: "DAEMON_LEASE",
+                default: "1s",
+                accepts: time(TENTH, HOUR),
+                meaning: "How long the kernel leaves NACKs to a daemon that does not renew: it renews while all of its threads make progress.",
+                consequence: "After it what waits for the daemon (Redis, upstream, long frames) is a MISS at once: listeners ask the next endpoint.",
+            })?,
+            bpf_lease: rows.read(Row {
+                flag: "bpf-lease",
+                env: "BPF_LEASE",
+                default: "60s",
                 accepts: time(SECOND, HOUR),
-                meaning: "How long the kernel goes on answering after the daemon last renewed.",
-                consequence: "A daemon that died leaves no stale cache answering for longer.",
+                meaning: "How long the kernel answers hits and stores frames without a daemon.",
+                consequence: "After it NACKs are passed on to the daemon's socket: a daemon that does not come back leaves no stale cache answering.",
             })?,
             bpffs: rows.read(Row {
                 flag: "bpffs",

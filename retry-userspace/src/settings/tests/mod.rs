@@ -147,7 +147,9 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("beacon-flags-draining", "true", &[]),
     ("xdp", "skb", &[]),
     ("fill", "daemon", &[]),
-    ("xdp-lease", "3s", &[]),
+    ("bpf-handover", "false", &[]),
+    ("daemon-lease", "300ms", &[]),
+    ("bpf-lease", "3s", &[]),
     ("bpffs", "/sys/fs/bpf/other", &[]),
     ("metrics-addr", "[::1]:9401", &[]),
     ("admin-addr", "[::1]:9401", &[]),
@@ -266,7 +268,8 @@ fn defaults_are_the_field_programs() {
     assert_eq!((s.proxy.max_endpoints, s.proxy.dedup_window, s.proxy.workers, s.proxy.queue), (0, secs(60), 4, 1024));
     assert_eq!((s.beacon.enabled, s.beacon.tier, s.beacon.preference), (true, 0, 128));
     assert_eq!((s.beacon.interval, s.beacon.scope, s.beacon.draining), (secs(60), BeaconScope::Site, false));
-    assert_eq!((s.xdp.mode, s.xdp.lease), (XdpMode::Auto, secs(10)));
+    assert_eq!((s.xdp.mode, s.xdp.handover), (XdpMode::Auto, true));
+    assert_eq!((s.xdp.daemon_lease, s.xdp.bpf_lease), (secs(1), secs(60)));
     assert_eq!(s.xdp.bpffs.to_str(), Some("/sys/fs/bpf/retry-endpoint"));
     assert_eq!((s.admin.metrics_addr.to_string().as_str(), s.admin.drain_timeout), ("[::]:9400", secs(0)));
     assert_eq!(s.telemetry.instance, nix::unistd::gethostname().expect("a host name").to_string_lossy());

@@ -1,0 +1,80 @@
+//! `retry-endpoint detach`: ends what daemons that are gone have left. For `ExecStopPost`, and before a package is removed.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Arg, ArgAction};
+
+use super::{UNREADABLE, command, with_two_dashes};
+use crate::datapath::DatapathError;
+use crate::datapath::inspect::{self, PinnedState};
+
+/// Runs the subcommand; `args` begins behind the word `detach`. Exit code 0 when nothing is left of what was meant, 1 when a
+/// daemon runs there, 2 when the pins or the command line cannot be read.
+pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let name = OsString::from("retry-endpoint detach");
+    let command = command("retry-endpoint detach")
+        .about(
+            "Ends what daemons that are gone have left: detaches the kernel program and removes frames, counters and \
+             settings from the kernel. A daemon that runs is left alone.",
+        )
+        .after_help("Exit code 0: nothing is left; 1: a daemon runs there: stop it first; 2: the pins cannot be read.")
+        .arg(
+            Arg::new("stale")
+                .long("stale")
+                .action(ArgAction::SetTrue)
+                .help("Only what is attached to no interface any more, of every network namespace."),
+        );
+    let matches = match command.try_get_matches_from([name].into_iter().chain(with_two_dashes(args))) {
+        Ok(matches) => matches,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(UNREADABLE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let root = matches.get_one::<PathBuf>("bpffs").cloned().unwrap_or_default();
+    let interface = matches.get_one::<String>("INTERFACE").map(String::as_str);
+    let ended = inspect::states(&root).and_then(|states| {
+        let mut all = true;
+        for state in meant(states, interface, matches.get_flag("stale"))? {
+            all &= end(&root, &state)?;
+        }
+        Ok(all)
+    });
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "retry-endpoint detach: {error}");
+            ExitCode::from(UNREADABLE)
+        }
+    }
+}
+
+/// Those that the command line means: of this network namespace, or those that are stale.
+fn meant(states: Vec<PinnedState>, interface: Option<&str>, stale: bool) -> Result<Vec<PinnedState>, DatapathError> {
+    let here = inspect::namespace()?;
+    let is_meant = |state: &PinnedState| {
+        if stale {
+            !state.is_served && state.links.iter().all(|(_, index)| *index == 0)
+        } else {
+            state.namespace == here && interface.is_none_or(|interface| state.interface == interface)
+        }
+    };
+    Ok(states.into_iter().filter(is_meant).collect())
+}
+
+/// True when nothing is left of it.
+fn end(root: &std::path::Path, state: &PinnedState) -> Result<bool, DatapathError> {
+    let name = state.directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let is_gone = inspect::detach(root, &name)?;
+    let PinnedState { interface, directory, .. } = state;
+    let _ = if is_gone {
+        writeln!(std::io::stdout(), "{interface}: detached, {} removed", directory.display())
+    } else {
+        writeln!(std::io::stderr(), "retry-endpoint detach: a daemon serves {interface}: stop it first")
+    };
+    Ok(is_gone)
+}
