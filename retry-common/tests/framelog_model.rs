@@ -21,8 +21,8 @@ use loom::thread;
 use retry_common::abi::{RecordHeader, record_flag};
 use retry_common::checksum;
 use retry_common::framelog::{
-    Append, Appended, Bucket, DaemonWriter, Followed, HOLE_PATIENCE_NS, Memory, NewFrame, Put, Removed, Word, append,
-    find, still_leads,
+    Append, Appended, Bucket, DaemonWriter, Followed, HOLE_PATIENCE_NS, IndexCount, Memory, NewFrame, Put, Removed,
+    Shown, Word, append, find, still_leads,
 };
 use retry_common::index;
 use retry_common::key::FrameKey;
@@ -73,6 +73,7 @@ struct Model {
     limits: [AtomicU64; 2],
     versions: Vec<AtomicU64>,
     headers: Mutex<Vec<RecordHeader>>,
+    shown: Mutex<[Shown; 2]>,
     bytes: Vec<AtomicU64>,
     entries: [AtomicU64; ENTRIES],
 }
@@ -88,6 +89,7 @@ impl Shared {
             limits: [position::lap_later(first()), position::lap_later(first())].map(AtomicU64::new),
             versions: (0..slots).map(|_| AtomicU64::new(0)).collect(),
             headers: Mutex::new(vec![RecordHeader::default(); slots]),
+            shown: Mutex::default(),
             bytes: (0..slots).map(|_| AtomicU64::new(0)).collect(),
             entries: [0; ENTRIES].map(AtomicU64::new),
         }))
@@ -183,7 +185,13 @@ impl Memory for Shared {
         Atomic(&self.0.limits[lane])
     }
 
-    fn show(&self, _: usize, _: u64, _: u64, _: u32, _: u32) {}
+    fn show(&self, lane: usize, shown: &Shown) {
+        self.0.shown.lock().unwrap_or_else(PoisonError::into_inner)[lane] = *shown;
+    }
+
+    fn shown(&self, lane: usize) -> Shown {
+        self.0.shown.lock().unwrap_or_else(PoisonError::into_inner)[lane]
+    }
 
     fn version(&self, slot: u32) -> Atomic<'_> {
         Atomic(&self.0.versions[slot as usize])
@@ -195,6 +203,10 @@ impl Memory for Shared {
 
     fn set_header(&self, slot: u32, header: &RecordHeader) {
         self.0.headers.lock().unwrap_or_else(PoisonError::into_inner)[slot as usize] = *header;
+    }
+
+    fn set_flags(&self, slot: u32, flags: u8) {
+        self.0.headers.lock().unwrap_or_else(PoisonError::into_inner)[slot as usize].flags = flags;
     }
 
     fn write_frame(&self, slot: u32, bytes: &[u8]) {
@@ -221,6 +233,10 @@ impl Memory for Shared {
                 let _ = word.compare_exchange(entry, 0, Ordering::AcqRel, Ordering::Acquire);
             }
         }
+    }
+
+    fn each_bucket(&self, look: &(dyn Fn(&Self, u64) -> IndexCount + Sync)) -> IndexCount {
+        look(self, 0)
     }
 
     fn fetch(&self, _: u32) {}
@@ -539,7 +555,7 @@ fn wrong_frames_give_their_room_back() {
 }
 
 /// The kernel looks for a vacant place; the daemon fills and frees places before that one and stores the same frame there,
-/// twice; then the kernel enters. The steps: `adopt` resolves what was entered twice, `insert` takes every entry with the tag.
+/// twice; then the kernel enters. The steps: `count_in` resolves what was entered twice, `insert` takes every entry with the tag.
 #[test]
 fn one_frame_at_two_places_of_its_bucket() {
     model(2, || {

@@ -3,7 +3,7 @@
 //! Longer than most files: whatever changes ring, index and the count of live frames on the daemon's side stands here.
 
 use super::shared::{self, Refused};
-use super::{Bucket, Memory, Word, position_of};
+use super::{Bucket, Memory, Shown, Word, position_of};
 use crate::abi::{RECORD_HEADER_LEN, RecordHeader, SEGMENT_SLOTS, SLOT_LEN, record_flag};
 use crate::checksum;
 use crate::index;
@@ -135,7 +135,7 @@ enum Reason {
 struct KernelAhead;
 
 /// What an index entry leads to.
-enum Entry {
+pub(super) enum Entry {
     /// A record that this writer has counted.
     Counted(RecordHeader),
     /// A record of the kernel's that is being written, or is not followed yet.
@@ -146,28 +146,51 @@ enum Entry {
 
 /// The part of a lane that this writer alone changes.
 #[derive(Clone, Copy, Debug)]
-struct Cursor {
-    first_slot: u32,
-    slots: u32,
-    tail: u64,
-    followed: u64,
-    records: u32,
+pub(super) struct Cursor {
+    pub(super) first_slot: u32,
+    pub(super) slots: u32,
+    pub(super) tail: u64,
+    pub(super) followed: u64,
+    pub(super) records: u32,
     /// Index entries that lead to counted records of this lane.
-    live: u32,
-    /// `live` has changed since it was shown.
-    changed: bool,
-    /// Where the walk stands still, and since when, nanoseconds of the monotonic clock.
-    stalled: Option<(u64, u64)>,
+    pub(super) live: u32,
+    /// What the lane table says; `None` when that is not known.
+    pub(super) shown: Option<Shown>,
+    /// Where the walk stands still.
+    pub(super) stalled: Option<Stalled>,
+}
+
+impl Cursor {
+    /// The position of `slot` of the ring, which is less than a lap beyond the tail.
+    pub(super) const fn position_at(&self, slot: u32) -> u64 {
+        let (its, tail) = (slot.wrapping_sub(self.first_slot), position::slot(self.tail));
+        let lap = self.tail - tail as u64 + its as u64;
+        if its < tail { position::lap_later(lap) } else { lap }
+    }
+
+    const fn standing(&self) -> Shown {
+        Shown { tail: self.tail, followed: self.followed, records: self.records, live: self.live }
+    }
+}
+
+/// A position that is reserved and not committed, and at which the walk waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stalled {
+    position: u64,
+    /// Since when, nanoseconds of the monotonic clock.
+    since_ns: u64,
+    /// The lane's head then: what was reserved later lies behind it.
+    head: u64,
 }
 
 /// The daemon's writer of one frame log. There is one at a time.
 #[derive(Debug)]
 pub struct DaemonWriter<M> {
-    memory: M,
-    lanes: [Cursor; 2],
-    hash_seed: u64,
-    max_keys: u64,
-    dropped: Dropped,
+    pub(super) memory: M,
+    pub(super) lanes: [Cursor; 2],
+    pub(super) hash_seed: u64,
+    pub(super) max_keys: u64,
+    pub(super) dropped: Dropped,
 }
 
 impl<M: Memory> DaemonWriter<M> {
@@ -181,7 +204,7 @@ impl<M: Memory> DaemonWriter<M> {
             followed: first,
             records: 0,
             live: 0,
-            changed: false,
+            shown: None,
             stalled: None,
         });
         Self { memory, lanes, hash_seed, max_keys, dropped: Dropped::default() }
@@ -270,9 +293,7 @@ impl<M: Memory> DaemonWriter<M> {
             outcome = Put::Stored;
         }
         self.walk_own(lane, now_ns);
-        if self.lanes[1 - lane].changed {
-            self.show(1 - lane);
-        }
+        self.show(1 - lane);
         Ok(outcome)
     }
 
@@ -294,11 +315,14 @@ impl<M: Memory> DaemonWriter<M> {
                 }
                 let Some((slot, header)) = self.next_followed(lane, now_ns) else { break };
                 if header.flags & (record_flag::KERNEL | record_flag::FILLER) == record_flag::KERNEL {
-                    let is_new = self.adopt(slot, &header);
+                    let is_new = self.count_in(slot, &header);
                     let len = usize::try_from(header.length).unwrap_or(0);
                     let bytes = self.memory.frame(slot, len);
                     let class = Class::from_u8(header.class);
                     tell(Followed { key: header.key, life_ms: header.life_ms, class, bytes, is_new });
+                    // A daemon that goes on in the place of this one tells of it no more. A duplicate is no frame from here on.
+                    let told = header.flags & !record_flag::KERNEL;
+                    self.memory.set_flags(slot, if is_new { told } else { told | record_flag::FILLER });
                 }
                 self.pass(lane, &header);
             }
@@ -331,7 +355,6 @@ impl<M: Memory> DaemonWriter<M> {
                 }
                 self.move_limit(lane);
             }
-            self.show(lane);
         }
     }
 
@@ -353,8 +376,8 @@ impl<M: Memory> DaemonWriter<M> {
                 }
                 match self.judge(hash, entry) {
                     Entry::Counted(header) if header.key == *key => {
-                        self.uncount(entry);
                         self.clear(hash, i);
+                        self.uncount(entry);
                         removed = Removed::Yes;
                     }
                     Entry::Counted(_) => {}
@@ -390,7 +413,6 @@ impl<M: Memory> DaemonWriter<M> {
                 self.drop_oldest(lane, now_ns, Reason::Lap);
             }
             self.move_limit(lane);
-            self.show(lane);
         }
     }
 
@@ -418,7 +440,7 @@ impl<M: Memory> DaemonWriter<M> {
     }
 
     /// Counts in a record of the kernel's, the next to be followed; true when it is new.
-    fn adopt(&mut self, slot: u32, header: &RecordHeader) -> bool {
+    fn count_in(&mut self, slot: u32, header: &RecordHeader) -> bool {
         let hash = index::hash(&header.key, self.hash_seed);
         let own = index::entry(hash, slot);
         let (mut entered, mut known, mut pending) = (None, false, false);
@@ -477,16 +499,21 @@ impl<M: Memory> DaemonWriter<M> {
     fn give_up(&mut self, lane: usize, position: u64, now_ns: u64) -> bool {
         // A writer may have given its room back since the head was read.
         let head = self.memory.head(lane).load();
-        let since = match self.lanes[lane].stalled {
-            Some((stalled, since)) if stalled == position && position < head => since,
+        let stalled = match self.lanes[lane].stalled {
+            Some(stalled) if stalled.position == position && position < head => stalled,
             _ => {
-                self.lanes[lane].stalled = (position < head).then_some((position, now_ns));
+                self.lanes[lane].stalled = (position < head).then_some(Stalled { position, since_ns: now_ns, head });
                 return false;
             }
         };
-        if now_ns.saturating_sub(since) < HOLE_PATIENCE_NS {
-            return false;
-        }
+        // What was reserved since then is not part of the hole, begun or not.
+        now_ns.saturating_sub(stalled.since_ns) >= HOLE_PATIENCE_NS
+            && self.make_hole(lane, position, stalled.head.min(head))
+    }
+
+    /// Makes the reserved `position` a filler that ends at `end` at the latest, unless its writer commits it first; true when
+    /// the record there is whole, in one way or the other.
+    pub(super) fn make_hole(&mut self, lane: usize, position: u64, end: u64) -> bool {
         let slot = self.slot(lane, position);
         let whole = position::version(position);
         let there = self.memory.version(slot).load();
@@ -494,7 +521,8 @@ impl<M: Memory> DaemonWriter<M> {
         if there == whole || !self.memory.version(slot).replace(there, 0) {
             return self.memory.version(slot).load() == whole;
         }
-        let slots = self.hole_slots(lane, position, head);
+        self.withdraw_for(slot);
+        let slots = self.hole_slots(lane, position, end);
         let length = slots * slot_len() - header_len();
         let flags = record_flag::FILLER | record_flag::HOLE;
         self.memory.set_header(slot, &RecordHeader { length, flags, ..RecordHeader::default() });
@@ -503,15 +531,28 @@ impl<M: Memory> DaemonWriter<M> {
         true
     }
 
-    /// Slots from `position` to the next record that is whole or being written, the end of the segment, or the head.
-    fn hole_slots(&self, lane: usize, position: u64, head: u64) -> u32 {
+    /// Takes out the entry that a writer made for the record at `slot`, which it has not committed and no longer can: the kernel
+    /// program enters a record when its header is complete.
+    fn withdraw_for(&self, slot: u32) {
+        let hash = index::hash(&self.memory.header(slot).key, self.hash_seed);
+        let entry = index::entry(hash, slot);
+        let bucket = self.memory.bucket(hash);
+        for i in 0..<M::Bucket<'_> as Bucket>::ENTRIES {
+            if bucket.entry(i).load() == entry {
+                shared::withdraw(&bucket, i, entry);
+            }
+        }
+    }
+
+    /// Slots from `position` to the next record that is whole or being written, the end of the segment, or `end`.
+    fn hole_slots(&self, lane: usize, position: u64, end: u64) -> u32 {
         let lane_slots = self.lanes[lane].slots;
         let first = position::slot(position);
         let segment_end = (first / SEGMENT_SLOTS + 1) * SEGMENT_SLOTS;
         let mut slots = 1;
         while first + slots < segment_end.min(lane_slots) {
             let next = position + u64::from(slots);
-            if next >= head {
+            if next >= end {
                 break;
             }
             let version = self.memory.version(self.slot(lane, next)).load();
@@ -551,6 +592,8 @@ impl<M: Memory> DaemonWriter<M> {
         let taken = loop {
             // This writer's own limit: it is shown to the kernel afterwards, or the kernel would take what was just made.
             let limit = position::lap_later(self.lanes[lane].tail);
+            // Before this writer's record overwrites those that were dropped for it.
+            self.show(lane);
             let taken = shared::reserve(&self.memory.head(lane), || limit, slots, lane_slots, HEAD_ATTEMPTS);
             match taken {
                 Ok(taken) => break Ok(taken),
@@ -586,7 +629,6 @@ impl<M: Memory> DaemonWriter<M> {
                 was_live = self.drop_oldest(lane, now_ns, Reason::MaxKeys);
             }
             self.move_limit(lane);
-            self.show(lane);
             if was_live {
                 return true;
             }
@@ -594,8 +636,9 @@ impl<M: Memory> DaemonWriter<M> {
         false
     }
 
-    /// Lets other writers reserve where records were dropped.
-    fn move_limit(&self, lane: usize) {
+    /// Lets other writers reserve where records were dropped, once the lane table says that they were.
+    pub(super) fn move_limit(&mut self, lane: usize) {
+        self.show(lane);
         let limit = self.memory.limit(lane);
         let new = position::lap_later(self.lanes[lane].tail);
         if limit.load() != new {
@@ -686,7 +729,7 @@ impl<M: Memory> DaemonWriter<M> {
     ///
     /// The chain of headers is read from one to the next, and each was last touched by another CPU or long ago: waited for
     /// one by one, they cost more than all the rest.
-    fn fetch_beyond(&self, lane: usize, position: u64, slots: u32) {
+    pub(super) fn fetch_beyond(&self, lane: usize, position: u64, slots: u32) {
         let beyond = position::slot(position).saturating_add(slots * FETCH_AHEAD);
         if beyond < self.lanes[lane].slots {
             self.memory.fetch(self.lanes[lane].first_slot + beyond);
@@ -695,7 +738,7 @@ impl<M: Memory> DaemonWriter<M> {
 
     /// Puts a whole record into the hash's bucket: over the entries with its tag, else at a vacant place, else over the
     /// oldest entry. True when it took the place of a counted entry with its tag.
-    fn insert(&mut self, hash: u64, slot: u32) -> bool {
+    pub(super) fn insert(&mut self, hash: u64, slot: u32) -> bool {
         let new = index::entry(hash, slot);
         let tag = index::tag(hash);
         // Each turn loses a vacant place to the kernel, so there are no more turns than places.
@@ -710,12 +753,13 @@ impl<M: Memory> DaemonWriter<M> {
                             continue;
                         }
                         // One that the kernel has entered just now goes too: once followed, its record is a duplicate.
-                        if matches!(self.judge(hash, old), Entry::Counted(_)) {
+                        let was_counted = matches!(self.judge(hash, old), Entry::Counted(_));
+                        self.memory.bucket(hash).entry(i).store(if stands { 0 } else { new });
+                        stands = true;
+                        if was_counted {
                             self.uncount(old);
                             replaced = true;
                         }
-                        self.memory.bucket(hash).entry(i).store(if stands { 0 } else { new });
-                        stands = true;
                     }
                     if stands {
                         self.count(new);
@@ -738,41 +782,18 @@ impl<M: Memory> DaemonWriter<M> {
         };
         let oldest = (0..<M::Bucket<'_> as Bucket>::ENTRIES).min_by_key(age).unwrap_or(0);
         let old = self.entry(hash, oldest);
-        if matches!(self.judge(hash, old), Entry::Counted(_)) {
+        let was_counted = matches!(self.judge(hash, old), Entry::Counted(_));
+        self.memory.bucket(hash).entry(oldest).store(new);
+        if was_counted {
             self.uncount(old);
             self.dropped.bucket += 1;
         }
-        self.memory.bucket(hash).entry(oldest).store(new);
         self.count(new);
         false
     }
 
-    /// What `entry`, which stands in the bucket of `hash`, leads to.
     fn judge(&self, hash: u64, entry: u64) -> Entry {
-        let slot = index::slot(entry);
-        let lane = self.lane_of(slot);
-        let cursor = &self.lanes[lane];
-        let version = self.memory.version(slot).load();
-        let Some(position) = position_of(version) else { return Entry::Stale };
-        if slot.checked_sub(cursor.first_slot) != Some(position::slot(position)) || position < cursor.tail {
-            return Entry::Stale;
-        }
-        if position >= cursor.followed {
-            if position >= self.memory.head(lane).load() {
-                return Entry::Stale;
-            }
-            if version & 1 != 0 || self.memory.header(slot).flags & record_flag::KERNEL != 0 {
-                return Entry::Pending;
-            }
-        } else if version & 1 != 0 {
-            return Entry::Stale;
-        }
-        let header = self.memory.header(slot);
-        let its = index::hash(&header.key, self.hash_seed);
-        let belongs = header.flags & record_flag::FILLER == 0
-            && self.memory.bucket_number(its) == self.memory.bucket_number(hash)
-            && index::has_tag(entry, index::tag(its));
-        if belongs { Entry::Counted(header) } else { Entry::Stale }
+        judge(&self.memory, &self.lanes, self.hash_seed, hash, entry)
     }
 
     /// Empties an entry that leads to a counted record.
@@ -801,20 +822,25 @@ impl<M: Memory> DaemonWriter<M> {
     fn count(&mut self, entry: u64) {
         let lane = self.lane_of(index::slot(entry));
         self.lanes[lane].live += 1;
-        self.lanes[lane].changed = true;
     }
 
+    /// Counts a record out to which no entry leads any more.
     fn uncount(&mut self, entry: u64) {
-        let lane = self.lane_of(index::slot(entry));
-        self.lanes[lane].live = self.lanes[lane].live.saturating_sub(1);
-        self.lanes[lane].changed = true;
+        let slot = index::slot(entry);
+        let cursor = &mut self.lanes[lane_of(&self.lanes, slot)];
+        cursor.live = cursor.live.saturating_sub(1);
+        if cursor.position_at(slot) >= cursor.followed {
+            // A daemon that goes on in the place of this one would take it for a record that is still to be entered.
+            let flags = self.memory.header(slot).flags;
+            self.memory.set_flags(slot, flags | record_flag::FILLER);
+        }
     }
 
     fn entry(&self, hash: u64, i: usize) -> u64 {
         self.memory.bucket(hash).entry(i).load()
     }
 
-    fn is_findable(&self, slot: u32, header: &RecordHeader) -> bool {
+    pub(super) fn is_findable(&self, slot: u32, header: &RecordHeader) -> bool {
         let hash = index::hash(&header.key, self.hash_seed);
         let entry = index::entry(hash, slot);
         (0..<M::Bucket<'_> as Bucket>::ENTRIES).any(|i| self.entry(hash, i) == entry)
@@ -825,10 +851,10 @@ impl<M: Memory> DaemonWriter<M> {
     }
 
     fn lane_of(&self, slot: u32) -> usize {
-        usize::from(slot >= self.lanes[1].first_slot)
+        lane_of(&self.lanes, slot)
     }
 
-    fn slot(&self, lane: usize, position: u64) -> u32 {
+    pub(super) fn slot(&self, lane: usize, position: u64) -> u32 {
         self.lanes[lane].first_slot + position::slot(position)
     }
 
@@ -841,16 +867,52 @@ impl<M: Memory> DaemonWriter<M> {
         self.lanes[lane].slots.saturating_sub(self.used(lane))
     }
 
-    /// Shows where this writer stands.
-    fn show(&mut self, lane: usize) {
-        self.lanes[lane].changed = false;
-        let Cursor { tail, followed, records, live, .. } = self.lanes[lane];
-        self.memory.show(lane, tail, followed, records, live);
+    /// Shows where this writer stands, if that has changed.
+    pub(super) fn show(&mut self, lane: usize) {
+        let standing = self.lanes[lane].standing();
+        if self.lanes[lane].shown != Some(standing) {
+            self.memory.show(lane, &standing);
+            self.lanes[lane].shown = Some(standing);
+        }
     }
 }
 
+/// What `entry`, which stands in the bucket of `hash`, leads to.
+pub(super) fn judge<M: Memory>(memory: &M, lanes: &[Cursor; 2], hash_seed: u64, hash: u64, entry: u64) -> Entry {
+    let slot = index::slot(entry);
+    let lane = lane_of(lanes, slot);
+    let cursor = &lanes[lane];
+    let Some(its) = slot.checked_sub(cursor.first_slot).filter(|its| *its < cursor.slots) else { return Entry::Stale };
+    let version = memory.version(slot).load();
+    let Some(position) = position_of(version) else { return Entry::Stale };
+    if its != position::slot(position) || position < cursor.tail {
+        return Entry::Stale;
+    }
+    if position >= cursor.followed {
+        if position >= memory.head(lane).load() {
+            return Entry::Stale;
+        }
+        if version & 1 != 0 || memory.header(slot).flags & record_flag::KERNEL != 0 {
+            return Entry::Pending;
+        }
+    } else if version & 1 != 0 {
+        return Entry::Stale;
+    }
+    let header = memory.header(slot);
+    let its = index::hash(&header.key, hash_seed);
+    let belongs = header.flags & record_flag::FILLER == 0
+        && memory.bucket_number(its) == memory.bucket_number(hash)
+        && index::has_tag(entry, index::tag(its));
+    if belongs { Entry::Counted(header) } else { Entry::Stale }
+}
+
+/// The lane that `slot` belongs to.
+pub(super) fn lane_of(lanes: &[Cursor; 2], slot: u32) -> usize {
+    usize::from(slot >= lanes[1].first_slot)
+}
+
 /// When a record was stored, nanoseconds of the monotonic clock.
-fn stored_ns(header: &RecordHeader) -> u64 {
+pub(super) fn stored_ns(header: &RecordHeader) -> u64 {
     header.expires_ns.saturating_sub(u64::from(header.life_ms) * NS_PER_MS)
 }
 
@@ -861,7 +923,7 @@ fn slots_of(len: usize) -> Option<u32> {
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "64")]
-const fn slot_len() -> u32 {
+pub(super) const fn slot_len() -> u32 {
     SLOT_LEN as u32
 }
 
@@ -870,6 +932,6 @@ const fn header_len() -> u32 {
     RECORD_HEADER_LEN as u32
 }
 
-fn record_slots(header: &RecordHeader) -> u32 {
+pub(super) fn record_slots(header: &RecordHeader) -> u32 {
     header.length.saturating_add(header_len()).div_ceil(slot_len())
 }

@@ -46,10 +46,12 @@
 //! [`HOLE_PATIENCE_NS`] becomes a filler (a hole): its version goes from odd to 0 by compare-exchange, so a late commit
 //! fails and its writer withdraws its entry.
 
+mod adopt;
 mod append;
 mod daemon;
 mod shared;
 
+pub use adopt::{Adopted, Unusable};
 pub use append::{Append, Appended, append};
 pub use daemon::{DaemonWriter, Dropped, Followed, HOLE_PATIENCE_NS, LaneUse, NewFrame, Put, Removed};
 pub use shared::{commit, find, position_of, still_leads};
@@ -78,6 +80,44 @@ pub trait Bucket {
     fn entry(&self, i: usize) -> Self::Word;
 }
 
+/// Where the daemon's writer stands in a lane: what it alone writes of [`crate::abi::Lane`].
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Shown {
+    /// [`crate::abi::Lane::tail`].
+    pub tail: u64,
+    /// [`crate::abi::Lane::followed`].
+    pub followed: u64,
+    /// [`crate::abi::Lane::records`].
+    pub records: u32,
+    /// [`crate::abi::Lane::live`].
+    pub live: u32,
+}
+
+impl Shown {
+    /// Stands for the number of records while the other words are being stored.
+    pub const UNKNOWN_RECORDS: u32 = u32::MAX;
+}
+
+/// What one pass over the index has counted.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct IndexCount {
+    /// Entries that lead to records which the daemon has counted, per lane.
+    pub live: [u32; 2],
+    /// Entries that led nowhere, removed.
+    pub stale: u64,
+    /// Entries for a key that had a newer one, removed.
+    pub doubled: u64,
+}
+
+impl core::ops::AddAssign for IndexCount {
+    fn add_assign(&mut self, other: Self) {
+        self.live[0] += other.live[0];
+        self.live[1] += other.live[1];
+        self.stale += other.stale;
+        self.doubled += other.doubled;
+    }
+}
+
 /// The memory of a frame log as the daemon's writer sees it.
 pub trait Memory {
     /// A shared word.
@@ -93,14 +133,19 @@ pub trait Memory {
     fn head(&self, lane: usize) -> Self::Word<'_>;
     /// [`crate::abi::Lane::limit`] of a lane.
     fn limit(&self, lane: usize) -> Self::Word<'_>;
-    /// Shows where the daemon's writer stands in a lane: what it alone writes of [`crate::abi::Lane`].
-    fn show(&self, lane: usize, tail: u64, followed: u64, records: u32, live: u32);
+    /// Shows where the daemon's writer stands in a lane. A writer that ends in the middle of it leaves
+    /// [`Shown::UNKNOWN_RECORDS`]: that is stored first, and the number of records last.
+    fn show(&self, lane: usize, shown: &Shown);
+    /// What was shown last.
+    fn shown(&self, lane: usize) -> Shown;
     /// The version of the record at `slot`.
     fn version(&self, slot: u32) -> Self::Word<'_>;
     /// The header at `slot`, its version aside. It may be torn unless the caller knows that the record is whole.
     fn header(&self, slot: u32) -> RecordHeader;
     /// Writes the header at `slot`, its version aside.
     fn set_header(&self, slot: u32, header: &RecordHeader);
+    /// Writes [`RecordHeader::flags`] of the record at `slot`, which readers may be reading.
+    fn set_flags(&self, slot: u32, flags: u8);
     /// Writes the bytes of the record at `slot`.
     fn write_frame(&self, slot: u32, bytes: &[u8]);
     /// The `len` bytes of the record at `slot`, which is whole and which the caller has not dropped.
@@ -111,6 +156,9 @@ pub trait Memory {
     fn bucket_number(&self, hash: u64) -> u32;
     /// Empties each entry of the whole index that `is_void` says true of.
     fn clear_entries(&self, is_void: &mut dyn FnMut(u64) -> bool);
+    /// Calls `look` for each bucket of the index with a hash whose bucket it is, from several threads if that is quicker, and
+    /// returns the sum of what it counts.
+    fn each_bucket(&self, look: &(dyn Fn(&Self, u64) -> IndexCount + Sync)) -> IndexCount;
     /// Asks for the cache line of the header at `slot`, which is soon read.
     fn fetch(&self, slot: u32);
     /// Lets a kernel writer go on; `attempt` counts from 0. False when the caller has waited long enough.

@@ -21,6 +21,8 @@ use crate::settings::{Cache, Settings};
 
 pub use memory::Memory;
 pub use reader::{Log, Record};
+#[cfg_attr(not(test), expect(unused_imports, reason = "the start of the daemon takes no log over yet"))]
+pub(crate) use retry_common::framelog::{Adopted, Unusable};
 pub(crate) use retry_common::framelog::{Followed, LaneUse};
 pub use retry_common::framelog::{NewFrame, Put, Removed};
 pub use writer::Writer;
@@ -136,4 +138,16 @@ impl Pages {
 /// Opens a log over `pages`, which are all zero: its writer, and a handle for readers.
 pub fn open(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> (Writer, Log) {
     (Writer::new(Arc::clone(&pages), hash_seed, max_keys), Log::new(pages, hash_seed))
+}
+
+/// Takes over the log in `pages`, which the writer of another process left at whatever instruction it ended; the kernel
+/// program may be appending to it. What is torn is repaired. Frames that the kernel program has stored and that were not
+/// followed yet are for the first [`Writer::follow`](retry_common::framelog::DaemonWriter::follow), as any others.
+///
+/// # Errors
+/// [`Unusable`] when `pages` hold no log of these sizes.
+#[cfg_attr(not(test), expect(dead_code, reason = "the start of the daemon takes no log over yet"))]
+pub(crate) fn adopt(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Result<(Writer, Log, Adopted), Unusable> {
+    let (writer, adopted) = Writer::adopt(Arc::clone(&pages), hash_seed, max_keys)?;
+    Ok((writer, Log::new(pages, hash_seed), adopted))
 }

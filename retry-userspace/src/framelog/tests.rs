@@ -23,7 +23,7 @@ use retry_common::position;
 use retry_common::wire::frame::Class;
 
 use super::reader::bucket_offset;
-use super::{Log, NewFrame, Pages, Put, Removed, Sizes, Writer, open};
+use super::{Adopted, Log, NewFrame, Pages, Put, Removed, Sizes, Unusable, Writer, adopt, open};
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_000 * SECOND;
@@ -588,4 +588,31 @@ fn a_broken_chain_is_taken_up_again() {
     assert_eq!((oldest(&pages, 0), writer.live()), (Some(FrameKey::new(1, 2)), 2));
     assert_eq!(read(&log, &FrameKey::new(1, 2), START), Some(vec![1; 200]));
     walk(&pages, 0);
+}
+
+/// A daemon ends without a word, and the next one goes on with what it left.
+#[test]
+fn a_log_that_is_taken_over_holds_what_it_held() {
+    let (pages, mut writer, _) = over(Sizes::new(1, 1), 0);
+    for seq_num in 1..=30_000 {
+        put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[7; 700]), START + seq_num);
+    }
+    assert!(remove(&mut writer, &FrameKey::new(1, 29_000)));
+    let live = writer.live();
+    drop(writer);
+    let (mut writer, log, adopted) = adopt(Arc::clone(&pages), SEED, 0).expect("a log");
+    assert_eq!(adopted, Adopted { frames: live, ..Adopted::default() });
+    let held = (1..=30_000).filter(|seq_num| read(&log, &FrameKey::new(1, *seq_num), START).is_some()).count();
+    assert_eq!(u64::try_from(held).expect("few"), live);
+    assert_eq!(walk(&pages, 0), u32::try_from(writer.lane_use(START)[0].used_bytes / 64).expect("small"));
+    for seq_num in 30_001..=60_000 {
+        assert_eq!(put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &[8; 700]), START), Put::Stored);
+    }
+    assert!(evictions(&mut writer).iter().all(|counter| *counter == Counter::EvictedLapShort));
+    walk(&pages, 0);
+    // Pages that hold no log, and a log of another size.
+    assert_eq!(
+        adopt(Arc::new(Pages::plain(Sizes::new(1, 1)).expect("memory")), SEED, 0).err(),
+        Some(Unusable::OtherLanes { lane: 0 })
+    );
 }

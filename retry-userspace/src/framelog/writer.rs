@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use retry_common::abi::{Lane, RECORD_HEADER_LEN, RecordHeader};
 use retry_common::counter::{Counter, Counters};
-use retry_common::framelog::{Bucket, DaemonWriter, Dropped, Memory, Word};
+use retry_common::framelog::{Adopted, Bucket, DaemonWriter, Dropped, IndexCount, Memory, Shown, Unusable, Word};
 use retry_common::index;
 use retry_common::position;
 
@@ -19,6 +19,10 @@ use super::reader::{bucket_offset, slot_offset};
 const SPINS: u32 = 256;
 const SLEEPS: u32 = 64;
 const SLEEP: Duration = Duration::from_micros(20);
+
+/// The most threads that read the index at once, and the least buckets that are worth one.
+const SCAN_THREADS: usize = 4;
+const SCAN_SHARE: u32 = 1 << 16;
 
 /// Appends frames, follows what the kernel appends, and drops old ones.
 #[derive(Debug)]
@@ -40,6 +44,17 @@ impl Writer {
             pages.lanes.write(number * size_of::<Lane>(), lane);
         }
         Self(DaemonWriter::new(Held(pages), lanes, first, hash_seed, max_keys))
+    }
+
+    pub(super) fn adopt(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Result<(Self, Adopted), Unusable> {
+        let lanes = pages.sizes.lanes();
+        for (lane, wanted) in lanes.into_iter().enumerate() {
+            let there: Lane = pages.lanes.read(lane * size_of::<Lane>());
+            if (there.first_slot, there.slots) != wanted {
+                return Err(Unusable::OtherLanes { lane });
+            }
+        }
+        DaemonWriter::adopt(Held(pages), lanes, hash_seed, max_keys).map(|(writer, adopted)| (Self(writer), adopted))
     }
 
     /// Adds what was dropped and mended since the last call to `tally`.
@@ -72,6 +87,16 @@ impl DerefMut for Writer {
     fn deref_mut(&mut self) -> &mut Self::Target {
         &mut self.0
     }
+}
+
+// One word holds both counts, so that they change in one step.
+const _: () =
+    assert!(offset_of!(Lane, records).is_multiple_of(8) && offset_of!(Lane, live) == offset_of!(Lane, records) + 4);
+
+/// The word in which these two stand one behind the other.
+fn both(first: u32, second: u32) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// A word of the pages.
@@ -134,11 +159,17 @@ impl Memory for Held {
         Shared(self.0.lane_word(lane, offset_of!(Lane, limit)))
     }
 
-    fn show(&self, lane: usize, tail: u64, followed: u64, records: u32, live: u32) {
-        self.0.lane_word(lane, offset_of!(Lane, tail)).store(tail, Ordering::Relaxed);
-        self.0.lane_word(lane, offset_of!(Lane, followed)).store(followed, Ordering::Relaxed);
-        self.0.lanes.write(lane * size_of::<Lane>() + offset_of!(Lane, records), records);
-        self.0.lanes.write(lane * size_of::<Lane>() + offset_of!(Lane, live), live);
+    fn show(&self, lane: usize, shown: &Shown) {
+        let counts = self.0.lane_word(lane, offset_of!(Lane, records));
+        counts.store(both(Shown::UNKNOWN_RECORDS, shown.live), Ordering::Release);
+        self.0.lane_word(lane, offset_of!(Lane, tail)).store(shown.tail, Ordering::Release);
+        self.0.lane_word(lane, offset_of!(Lane, followed)).store(shown.followed, Ordering::Release);
+        counts.store(both(shown.records, shown.live), Ordering::Release);
+    }
+
+    fn shown(&self, lane: usize) -> Shown {
+        let Lane { tail, followed, records, live, .. } = self.0.lanes.read(lane * size_of::<Lane>());
+        Shown { tail, followed, records, live }
     }
 
     fn version(&self, slot: u32) -> Shared<'_> {
@@ -154,6 +185,10 @@ impl Memory for Held {
         // SAFETY: a header is integers and byte arrays without padding: all of its bytes are set.
         let bytes: [u8; RECORD_HEADER_LEN] = unsafe { std::mem::transmute(*header) };
         self.0.ring.copy_in(slot_offset(slot) + BEHIND_VERSION, &bytes[BEHIND_VERSION..]);
+    }
+
+    fn set_flags(&self, slot: u32, flags: u8) {
+        self.0.ring.write(slot_offset(slot) + offset_of!(RecordHeader, flags), flags);
     }
 
     fn write_frame(&self, slot: u32, bytes: &[u8]) {
@@ -182,6 +217,27 @@ impl Memory for Held {
                 let _ = word.compare_exchange(entry, 0, Ordering::SeqCst, Ordering::SeqCst);
             }
         }
+    }
+
+    fn each_bucket(&self, look: &(dyn Fn(&Self, u64) -> IndexCount + Sync)) -> IndexCount {
+        let buckets = self.0.sizes.buckets;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, SCAN_THREADS);
+        let share = buckets.div_ceil(u32::try_from(threads).unwrap_or(1)).max(SCAN_SHARE);
+        let count = |from: u32| {
+            let mut sum = IndexCount::default();
+            for bucket in from..from.saturating_add(share).min(buckets) {
+                sum += look(self, u64::from(bucket));
+            }
+            sum
+        };
+        let starts = (0..buckets).step_by(usize::try_from(share).unwrap_or(usize::MAX));
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = starts.map(|from| scope.spawn(move || count(from))).collect();
+            threads.into_iter().fold(IndexCount::default(), |mut sum, thread| {
+                sum += thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                sum
+            })
+        })
     }
 
     fn fetch(&self, slot: u32) {
