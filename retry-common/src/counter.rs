@@ -173,6 +173,9 @@ counters! {
     PassedLength passed_length Kernel = "bre_xdp_passed_total" [reason = "length"] "NACKs passed on because the datagram ends before its IPv6 packet.";
     PassedEventsFull passed_events_full Kernel = "bre_xdp_passed_total" [reason = "events_full"] "NACKs passed on because the event ring was full.";
     HandedOver handed_over Kernel = "bre_xdp_handed_over_total" [] "NACKs that the kernel admitted and gave to the daemon by the event ring: a frame that the daemon alone can send, or a miss to ask the shared store or an upstream for.";
+    HandoversAdopted handovers_adopted User = "bre_handovers_total" [result = "adopted"] "Starts that took over the frames of an earlier daemon.";
+    HandoversReadOver handovers_read_over User = "bre_handovers_total" [result = "read_over"] "Starts that read over the frames of an earlier daemon, because its log had other sizes.";
+    HandoversUnfit handovers_unfit User = "bre_handovers_total" [result = "unfit"] "Starts without the frames of an earlier daemon, because what it left did not fit.";
     EventsStale events_stale User = "bre_xdp_events_stale_total" [] "NACKs and announcements that the kernel gave to the daemon by the event ring and that the daemon came to more than a second later, most often because they were meant for the daemon before it: dropped.";
     DaemonAbsent daemon_absent Kernel = "bre_xdp_daemon_absent_total" [] "NACKs that wait for the daemon, answered with a MISS by the kernel because the daemon's lease was over.";
 }
@@ -208,6 +211,7 @@ const FAMILIES: &[(&str, &str)] = &[
     ("bre_proxy_skipped_total", "What recovery left out on purpose, by reason."),
     ("bre_beacon_dropped_total", "Datagrams on the beacon groups that came to nothing, by reason."),
     ("bre_manifests_dropped_total", "Shard manifests that came to nothing, by reason."),
+    ("bre_handovers_total", "Starts beside what an earlier daemon had left, by what became of its frames."),
     ("bre_xdp_passed_total", "Packets to the NACK port that the kernel passed on to the daemon's socket, by reason."),
 ];
 

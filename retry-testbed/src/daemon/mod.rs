@@ -62,6 +62,10 @@ pub struct Daemon<'a> {
     stdout: Lines,
     /// They end with the pipes.
     readers: Vec<JoinHandle<()>>,
+    /// What it leaves in the kernel stays when this is dropped.
+    is_left: bool,
+    interface: String,
+    bpffs: PathBuf,
 }
 
 /// Lines of output, shared with the thread that reads them.
@@ -137,8 +141,9 @@ impl<'a> Daemon<'a> {
             flags.get(at + 1).map(AsRef::as_ref)
         };
         // As the daemon writes it: bpffs refuses dots.
-        let interface = value("-mc-iface").unwrap_or(INTERFACE).replace('.', "%2E");
-        let pins = Path::new(value("-bpffs").unwrap_or(PINS)).join(format!("{interface}-{}", ns.inode()?));
+        let interface = value("-mc-iface").unwrap_or(INTERFACE);
+        let bpffs = Path::new(value("-bpffs").unwrap_or(PINS));
+        let pins = bpffs.join(format!("{}-{}", interface.replace('.', "%2E"), ns.inode()?));
         Ok(Self {
             child,
             binary: binary.to_owned(),
@@ -150,6 +155,9 @@ impl<'a> Daemon<'a> {
             log,
             stdout: lines,
             readers,
+            is_left: false,
+            interface: interface.to_owned(),
+            bpffs: bpffs.to_owned(),
         })
     }
 
@@ -265,6 +273,22 @@ impl<'a> Daemon<'a> {
         Ok(status)
     }
 
+    /// Lets what it leaves in the kernel stay when this is dropped: for the next daemon.
+    pub const fn leave(&mut self) {
+        self.is_left = true;
+    }
+
+    /// Runs a subcommand of its binary in its namespace, with its `-bpffs`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run(&self, subcommand: &str, arguments: &[&str]) -> Result<std::process::Output> {
+        let mut command = Command::new(&self.binary);
+        command.arg(subcommand).args(arguments).arg("-bpffs").arg(&self.bpffs).arg(&self.interface);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.ns.spawn(command)?.output()
+    }
+
     /// Waits until it has ended by itself; what it said is in the log then.
     ///
     /// # Errors
@@ -295,7 +319,16 @@ impl Drop for Daemon<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
             eprintln!("the daemon's log:\n{}", self.log());
-        } else if let Err(error) = self.verify_at_the_end() {
+        }
+        let verified = if thread::panicking() { Ok(()) } else { self.verify_at_the_end() };
+        if !self.is_left {
+            // Else frames, counters and program would stay in the kernel until the next daemon of any test.
+            self.child.kill();
+            if let Err(error) = self.run("detach", &[]) {
+                eprintln!("what the daemon left stays: {error:#}");
+            }
+        }
+        if let Err(error) = verified {
             panic!("{error:#}\nthe daemon's log:\n{}", self.log());
         }
     }

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::File,
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
     process::{Child, Command, Output, Stdio},
@@ -243,6 +243,28 @@ impl ChildGuard {
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id()).context("process id")?;
         Ok(kill(Pid::from_raw(pid), signal)?)
+    }
+
+    /// Kills the child, if it has not ended, and waits for it.
+    pub fn kill(&mut self) {
+        // One that has ended needs neither.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Waits for the end of the child and reads what it wrote until then.
+    ///
+    /// # Errors
+    /// Its pipes cannot be read.
+    pub fn output(mut self) -> Result<Output> {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        if let Some(mut pipe) = self.child.stdout.take() {
+            pipe.read_to_end(&mut stdout)?;
+        }
+        if let Some(mut pipe) = self.child.stderr.take() {
+            pipe.read_to_end(&mut stderr)?;
+        }
+        Ok(Output { status: self.child.wait()?, stdout, stderr })
     }
 
     /// Ends the child: SIGTERM, then SIGKILL when it has not ended within `patience`. Returns its status.

@@ -2,10 +2,11 @@
 //!
 //! Every function here fails the test that calls it: it panics with a message instead of returning an error.
 //!
-//! [`suppression`] lets hundreds of listeners miss the same frames and counts the copies of their repairs.
+//! [`steady`] has traffic that goes on while daemons come and go. [`suppression`] lets hundreds of listeners miss the same frames and counts the copies of their repairs.
 
 mod exchange;
 mod seen;
+pub mod steady;
 pub mod suppression;
 
 use std::{

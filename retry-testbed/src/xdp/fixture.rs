@@ -219,13 +219,14 @@ impl Loaded {
             fill: Some(JOINED.to_vec()),
             settings,
             debug: false,
+            handover: false,
         };
         let own = OWN_ADDRESSES.into_iter().chain([*NACK_ADDRESS.ip()]).collect();
         let Parts { datapath, pages, events, sources, fill, .. } = Datapath::open(&config, &own, &|| false)?;
         let pins = std::fs::read_dir(&root)?.next().context("no pins")??.path();
         let (writer, log) = framelog::open(Arc::clone(&pages), HASH_SEED, 0);
         let map = MapData::from_pin(pins.join("SETTINGS"))?;
-        datapath.renew_lease(until_ns);
+        datapath.renew_leases(until_ns, until_ns);
         let mut fill = fill.context("no fill")?;
         fill.switch(true)?;
         Ok(Self {

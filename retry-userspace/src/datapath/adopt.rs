@@ -44,8 +44,10 @@ const KEPT: [&str; 8] = [
 /// What stands in the pages of the frame log.
 #[derive(Debug)]
 pub enum Found {
-    /// Nothing: no daemon was here before, or what it left does not fit.
+    /// Nothing: no daemon was here before.
     Nothing,
+    /// Nothing: what an earlier daemon left does not fit this one.
+    Unfit,
     /// The log of the daemon before, to be repaired and gone on with.
     Log,
     /// Nothing, but the daemon before left a log of other sizes, to be read over.
@@ -64,19 +66,21 @@ pub(super) struct Left {
 
 impl Left {
     /// What stands in the pins, if the daemon of `config` can go on with it. What it cannot is removed, and a line says why.
-    pub(super) fn find(pins: &Pins, config: &Config) -> Result<Option<Self>, DatapathError> {
+    ///
+    /// The second value is true when something was there.
+    pub(super) fn find(pins: &Pins, config: &Config) -> Result<(Option<Self>, bool), DatapathError> {
         let refused = |error: io::Error| pins.error("", &error);
         settle(pins).map_err(refused)?;
         if !config.handover || pins.names().map_err(refused)?.is_empty() {
             pins.clear().map_err(refused)?;
-            return Ok(None);
+            return Ok((None, false));
         }
         match Self::judge(pins, config) {
-            Ok(left) => Ok(Some(left)),
+            Ok(left) => Ok((Some(left), true)),
             Err(why) => {
                 tracing::warn!(reason = why, "what an earlier daemon left is of no use: a fresh start");
                 pins.clear().map_err(refused)?;
-                Ok(None)
+                Ok((None, true))
             }
         }
     }

@@ -192,7 +192,7 @@ impl Datapath {
         }
         let Config { interfaces, .. } = config;
         let pins = Arc::new(Pins::take(&config.bpffs, &config.fabric)?);
-        let left = Left::find(&pins, config)?;
+        let (left, was_there) = Left::find(&pins, config)?;
         // What was left stays if this start fails.
         pins.stay(left.is_some());
         let mut asked = config.settings;
@@ -253,6 +253,7 @@ impl Datapath {
             handover: config.handover,
         };
         let found = match left {
+            None if was_there => Found::Unfit,
             None => Found::Nothing,
             Some(left) if left.has_log() => Found::Log,
             Some(left) => left.old_log.map_or(Found::Nothing, |pages| Found::OldLog(Box::new(pages))),
@@ -273,6 +274,11 @@ impl Datapath {
         adopt::rename(&self.pins).map_err(|error| self.pins.error(NEXT, &error))?;
         self.pins.stay(self.handover);
         Ok(())
+    }
+
+    /// Ends all that an earlier daemon left, too, when this is dropped before [`Datapath::go_live`].
+    pub fn give_up(&mut self) {
+        self.pins.stay(false);
     }
 
     /// Leaves the kernel side to the next daemon, if hand-over is on: it answers hits and stores frames until `until_ns` of the

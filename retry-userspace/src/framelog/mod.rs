@@ -21,7 +21,6 @@ use crate::settings::{Cache, Settings};
 
 pub use memory::Memory;
 pub use reader::{Log, Record};
-#[cfg_attr(not(test), expect(unused_imports, reason = "the start of the daemon takes no log over yet"))]
 pub(crate) use retry_common::framelog::{Adopted, Unusable};
 pub(crate) use retry_common::framelog::{Followed, LaneUse};
 pub use retry_common::framelog::{NewFrame, Put, Removed};
@@ -146,7 +145,6 @@ pub fn open(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> (Writer, Log) {
 ///
 /// # Errors
 /// [`Unusable`] when `pages` hold no log of these sizes.
-#[cfg_attr(not(test), expect(dead_code, reason = "the start of the daemon takes no log over yet"))]
 pub(crate) fn adopt(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Result<(Writer, Log, Adopted), Unusable> {
     let (writer, adopted) = Writer::adopt(Arc::clone(&pages), hash_seed, max_keys)?;
     Ok((writer, Log::new(pages, hash_seed), adopted))

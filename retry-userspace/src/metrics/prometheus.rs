@@ -157,6 +157,7 @@ mod tests {
             "bre_cache_oldest_age_seconds{ring=\"short\"}",
             "bre_own_source_info{source=\"::\"}",
             "bre_xdp_mode{mode=\"\",reason=\"asked\"}",
+            "bre_start_mode{mode=\"\"}",
             "process_cpu_seconds_total",
             "process_resident_memory_bytes",
         ] {

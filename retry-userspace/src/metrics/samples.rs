@@ -159,6 +159,12 @@ pub fn samples(snapshot: &Snapshot) -> Vec<Sample> {
         &[("mode", snapshot.xdp_mode), ("reason", snapshot.xdp_reason.name())],
         1.0,
     );
+    gauge(
+        "bre_start_mode",
+        "1 for what the frame log held at the start: nothing, or the frames of an earlier daemon.",
+        &[("mode", snapshot.start_mode)],
+        1.0,
+    );
     let host: BTreeMap<&'static str, &str> = snapshot.host.labels().into();
     let host: Vec<(&'static str, &str)> = host.into_iter().collect();
     gauge("bre_host_info", "1, with what this host and this daemon are.", &host, 1.0);

@@ -62,6 +62,8 @@ pub struct Snapshot {
     pub process: Option<Process>,
     /// True from the signal to the end.
     pub draining: bool,
+    /// What the frame log held at the start: `fresh`, `unfit`, `adopted` or `read_over`.
+    pub start_mode: &'static str,
 }
 
 impl Snapshot {

@@ -107,8 +107,8 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     answers.hash_seed = kernel.hash_seed;
     let hash_seed = kernel.hash_seed;
     let (counters, cancel) = (Arc::new(kernel.counters), CancellationToken::new());
-    let Opened { writer, log, taken_over } =
-        handover::open_log(kernel.pages, kernel.found, hash_seed, settings, &counters);
+    let Opened { writer, log, start } = kernel.log;
+    start.count(&counters);
     let _cancel = cancel.clone().drop_guard();
     let common = Common { settings, fabric, log, counters, cancel };
 
@@ -123,9 +123,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     let tails = settings.proxy.enabled.then(|| Arc::new(Tails::new(hash_seed)));
     let recovery = common.recovery(store.as_ref(), &registry, tails.as_ref(), reply.clone())?;
     let fill = common.fill(writer, store.as_ref(), tails);
-    if let Some(taken_over) = taken_over {
-        taken_over.follow(&fill);
-    }
+    handover::follow(&fill);
     let workers = Workers::default();
     let observed = Observed {
         counters: common.counters(),
@@ -140,6 +138,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         joined: joins.first().map(Subscription::status).unwrap_or_default(),
         tee_sockets: usize::from(tee.is_some()),
         instance: settings.telemetry.instance.clone(),
+        start,
     };
     let xdp = kernel.mode.name;
     let state = Arc::new(State::new(observed, kernel.datapath, kernel.mode));

@@ -1,41 +1,85 @@
-//! What an earlier daemon left: its frame log is repaired and gone on with, or read over.
+//! The frame log at the start: a new one, or that of an earlier daemon, repaired or read over.
 
 use std::sync::Arc;
 
+use retry_common::counter::Counter;
+
 use crate::counters::UserCounters;
 use crate::datapath::Found;
-use crate::framelog::{self, Log, Pages, Writer};
+use crate::framelog::{self, Log, Pages, Unusable, Writer};
 use crate::ingress::fill::Fill;
-use crate::settings::Settings;
 
 /// A frame log that is open.
 pub(super) struct Opened {
     pub(super) writer: Writer,
     pub(super) log: Log,
-    /// What is still to be done, once there is a fill.
-    pub(super) taken_over: Option<TakenOver>,
+    pub(super) start: StartMode,
 }
 
-/// A log that an earlier daemon has left.
-pub(super) struct TakenOver;
+/// What the log held at the start.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) enum StartMode {
+    /// Nothing, for there was no earlier daemon.
+    #[default]
+    Fresh,
+    /// Nothing, for what an earlier daemon left does not fit this one.
+    Unfit,
+    /// The frames of an earlier daemon.
+    Adopted,
+    /// The frames of an earlier daemon whose log has other sizes.
+    ReadOver,
+}
 
-impl TakenOver {
-    /// Counts and tells of what the kernel stored while no daemon ran.
-    pub(super) fn follow(self, fill: &Fill) {
-        while fill.follow() {}
+impl StartMode {
+    /// Its word in `bre_start_mode`.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Fresh => "fresh",
+            Self::Unfit => "unfit",
+            Self::Adopted => "adopted",
+            Self::ReadOver => "read_over",
+        }
+    }
+
+    /// Counts a start beside an earlier daemon's pins.
+    pub(super) fn count(self, counters: &UserCounters) {
+        match self {
+            Self::Fresh => {}
+            Self::Unfit => counters.one(Counter::HandoversUnfit),
+            Self::Adopted => counters.one(Counter::HandoversAdopted),
+            Self::ReadOver => counters.one(Counter::HandoversReadOver),
+        }
     }
 }
 
-/// Opens the log in `pages`, in which an earlier daemon may have left frames.
-pub(super) fn open_log(
-    pages: Arc<Pages>,
-    found: Found,
-    hash_seed: u64,
-    settings: &Settings,
-    counters: &UserCounters,
-) -> Opened {
-    let max_keys = settings.cache.max_keys;
-    let (writer, log) = framelog::open(pages, hash_seed, max_keys);
-    let _ = (found, counters);
-    Opened { writer, log, taken_over: None }
+/// Opens the log in `pages`.
+///
+/// # Errors
+/// The log that an earlier daemon left in them is none.
+pub(super) fn open_log(pages: &Arc<Pages>, found: &Found, hash_seed: u64, max_keys: u64) -> Result<Opened, Unusable> {
+    let start = match found {
+        Found::Nothing => StartMode::Fresh,
+        Found::Unfit => StartMode::Unfit,
+        Found::Log => StartMode::Adopted,
+        Found::OldLog(_) => StartMode::ReadOver,
+    };
+    if start == StartMode::Adopted {
+        let (writer, log, adopted) = framelog::adopt(Arc::clone(pages), hash_seed, max_keys)?;
+        tracing::info!(
+            frames = adopted.frames,
+            unfollowed = adopted.unfollowed,
+            holes = adopted.holes,
+            entered = adopted.entered,
+            stale_entries = adopted.stale_entries,
+            "the frames of an earlier daemon are taken over"
+        );
+        return Ok(Opened { writer, log, start });
+    }
+    let (writer, log) = framelog::open(Arc::clone(pages), hash_seed, max_keys);
+    Ok(Opened { writer, log, start })
+}
+
+/// Counts and tells of what the kernel stored while no daemon ran, before it is asked for more.
+pub(super) fn follow(fill: &Fill) {
+    while fill.follow() {}
 }

@@ -1,16 +1,19 @@
 //! The kernel side, as the settings ask for it, or plain memory.
 
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use retry_common::abi;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
+use super::handover::{self, Opened, StartMode};
 use super::state::Mode;
 use crate::counters::UserCounters;
-use crate::datapath::{self, Datapath, DatapathError, Events, Found, KernelFill, KernelSources, LogLines, Parts};
+use crate::datapath::{self, Datapath, DatapathError, Events, KernelFill, KernelSources, LogLines, Parts};
 use crate::fabric::{Fabric, FabricError};
-use crate::framelog::{Pages, Sizes};
+use crate::framelog::{self, Pages, Sizes};
 use crate::limits::GroupTable;
 use crate::metrics::XdpReason;
 use crate::net::interface;
@@ -19,9 +22,8 @@ use crate::settings::{FillMode, Settings, XdpMode};
 /// What answers NACKs, and its parts; of the kernel side's there is none when the daemon's socket answers.
 pub(super) struct Kernel {
     pub(super) mode: Mode,
-    pub(super) pages: Arc<Pages>,
-    /// What stands in the pages.
-    pub(super) found: Found,
+    /// The frame log.
+    pub(super) log: Opened,
     /// Seed of all hashes.
     pub(super) hash_seed: u64,
     /// The daemon's counters.
@@ -49,11 +51,11 @@ impl Kernel {
         let asked = settings.xdp.mode.name();
         let reason = if settings.xdp.mode == XdpMode::Auto { XdpReason::Auto } else { XdpReason::Asked };
         let own = interface::own_addresses(&interface::list().map_err(FabricError::List)?, fabric.nack.index);
-        match Datapath::open(&config, &own, &|| told.is_cancelled()) {
-            Ok(parts) => {
+        match Self::attached(settings, &config, &own, told) {
+            Ok((parts, log)) => {
                 let mode = Mode { name: config.mode.name(), reason, why: format!("-xdp {asked}") };
                 tracing::info!(xdp = mode.name, reason = mode.why, "the kernel answers NACKs");
-                Ok(Self::on(mode, parts))
+                Ok(Self::on(mode, parts, log))
             }
             Err(source @ DatapathError::GivenUp) => Err(StartError::Datapath { mode: asked, source }),
             Err(error) if settings.xdp.mode == XdpMode::Auto && settings.xdp.fill != FillMode::Kernel => {
@@ -64,12 +66,39 @@ impl Kernel {
         }
     }
 
-    fn on(mode: Mode, parts: Parts) -> Self {
-        let Parts { datapath, pages, found, hash_seed, counters, events, groups, sources, fill, log_lines } = parts;
+    /// The kernel side and the log in its maps: that of an earlier daemon if there is one, else a new one.
+    fn attached(
+        settings: &Settings,
+        config: &datapath::Config,
+        own: &BTreeSet<Ipv6Addr>,
+        told: &CancellationToken,
+    ) -> Result<(Parts, Opened), DatapathError> {
+        let open = || {
+            let mut parts = Datapath::open(config, own, &|| told.is_cancelled())?;
+            let log = handover::open_log(&parts.pages, &parts.found, parts.hash_seed, settings.cache.max_keys);
+            if log.is_err() {
+                parts.datapath.give_up();
+            }
+            Ok::<_, DatapathError>((parts, log))
+        };
+        let (parts, log) = open()?;
+        let unusable = match log {
+            Ok(log) => return Ok((parts, log)),
+            Err(unusable) => unusable,
+        };
+        tracing::warn!(reason = %unusable, "the frame log that an earlier daemon left is of no use: a fresh start");
+        // Before the directory is opened again.
+        drop(parts);
+        let (parts, log) = open()?;
+        let log = log.map_err(|unusable| DatapathError::Load(unusable.to_string()))?;
+        Ok((parts, Opened { start: StartMode::Unfit, ..log }))
+    }
+
+    fn on(mode: Mode, parts: Parts, log: Opened) -> Self {
+        let Parts { datapath, hash_seed, counters, events, groups, sources, fill, log_lines, .. } = parts;
         Self {
             mode,
-            pages,
-            found,
+            log,
             hash_seed,
             counters: UserCounters::over(counters),
             datapath: Some(datapath),
@@ -85,10 +114,11 @@ impl Kernel {
     fn off(settings: &Settings, answers: &abi::Settings, reason: XdpReason, why: String) -> Result<Self, StartError> {
         let sizes = Sizes::from(settings);
         let pages = Pages::plain(sizes).map_err(|source| StartError::Memory { bytes: sizes.ring_len(), source })?;
+        let pages = Arc::new(pages);
+        let (writer, log) = framelog::open(Arc::clone(&pages), answers.hash_seed, settings.cache.max_keys);
         Ok(Self {
             mode: Mode { name: "off", reason, why },
-            pages: Arc::new(pages),
-            found: Found::Nothing,
+            log: Opened { writer, log, start: StartMode::Fresh },
             hash_seed: answers.hash_seed,
             counters: UserCounters::default(),
             datapath: None,

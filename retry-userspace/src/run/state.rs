@@ -10,6 +10,7 @@ use retry_common::wire::frame::Class;
 use tokio::sync::Notify;
 
 use super::StartError;
+use super::handover::StartMode;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::{SourceCounts, StoredBySource, UserCounters};
 use crate::datapath::{Datapath, Delivered};
@@ -45,6 +46,8 @@ pub(super) struct Observed {
     pub(super) joined: Arc<subscription::Status>,
     pub(super) tee_sockets: usize,
     pub(super) instance: String,
+    /// What the log held at the start.
+    pub(super) start: StartMode,
 }
 
 /// The path that answers NACKs.
@@ -400,6 +403,7 @@ impl Source for State {
             host: Host::here(&self.observed.instance),
             process: Process::here(),
             draining: self.draining.load(Ordering::Relaxed),
+            start_mode: self.observed.start.name(),
         }
     }
 }

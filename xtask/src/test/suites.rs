@@ -35,6 +35,7 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "differential", kind: Kind::Testbed("differential"), uses: FABRIC },
     Suite { name: "maps", kind: Kind::Testbed("maps"), uses: &[Use::Ebpf, Use::Fabric, Use::Maps] },
     Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC },
+    Suite { name: "handover", kind: Kind::Testbed("handover"), uses: FABRIC },
     Suite { name: "runbook", kind: Kind::Testbed("runbook"), uses: RUNBOOK },
     Suite { name: "chart", kind: Kind::Testbed("chart"), uses: FABRIC },
     Suite { name: "redis", kind: Kind::Testbed("redis"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis] },

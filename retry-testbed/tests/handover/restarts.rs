@@ -1,0 +1,103 @@
+//! What a daemon leaves to the next one.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use retry_testbed::daemon::{Daemon, Metrics};
+use retry_testbed::net::fabric::{Fabric, Host};
+use retry_testbed::scene::steady::{Account, Rates, Steady};
+use retry_testbed::scene::{binary, eventually, flags, is_root, two_hosts};
+
+const RATES: Rates = Rates { nacks: 5_000, frames: 2_000, held: 8_000 };
+const UNICAST: [&str; 6] =
+    ["-beacon-flags-unicast", "-beacon-flags-multicast=false", "-cache-memory", "64m", "-fill", "kernel"];
+
+fn start<'a>(host: &'a Host, more: &[&str]) -> Daemon<'a> {
+    let mut all = UNICAST.to_vec();
+    all.extend(more);
+    let mut daemon = Daemon::start(&binary(), &host.ns, &flags("native", &all)).expect("a daemon");
+    daemon.leave();
+    daemon
+}
+
+fn mode(metrics: &Metrics, mode: &str) -> bool {
+    metrics.state("bre_start_mode", "mode").as_deref() == Some(mode)
+}
+
+/// True for a series of a counter that is not the process's own.
+fn is_counter(series: &str) -> bool {
+    series.split('{').next().is_some_and(|name| name.starts_with("bre_") && name.ends_with("_total"))
+}
+
+/// Detaches what the last daemon left.
+fn detach(mut daemon: Daemon<'_>) {
+    daemon.child().kill();
+    let output = daemon.run("detach", &[]).expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!daemon.pins().exists(), "nothing is left");
+}
+
+fn gapless(account: &Account) {
+    println!("{account:?}");
+    assert!(account.is_gapless() && account.asked > 0, "{account:?}");
+    assert_eq!((account.acked, account.copies), (account.asked, account.asked), "{account:?}");
+}
+
+/// Restarts and a kill under traffic: every NACK for a held frame gets its ACK and its copy, and no counter goes backwards.
+#[test]
+fn frames_and_counters_survive() {
+    if !is_root("frames_and_counters_survive") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let mut daemon = start(endpoint, &[]);
+    assert!(mode(&daemon.metrics().expect("a scrape"), "fresh"));
+    let traffic = Steady::start(client, endpoint.nack_address(), RATES);
+    std::thread::sleep(Duration::from_millis(500));
+    for (turn, signal) in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM].into_iter().enumerate() {
+        let before = daemon.metrics().expect("a scrape");
+        daemon.child().signal(signal).expect("it is told");
+        let status = daemon.wait().expect("it ends");
+        assert_eq!(status.success(), signal == Signal::SIGTERM, "{status}\n{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(300));
+        daemon = start(endpoint, &[]);
+        let after = daemon.metrics().expect("a scrape");
+        assert!(mode(&after, "adopted"), "{}", daemon.log());
+        assert_eq!(after.count("bre_handovers_total", &[("result", "adopted")]), u64::try_from(turn).expect("few") + 1);
+        for (series, value) in before.iter().filter(|(series, _)| is_counter(series)) {
+            let now = after.get(series).unwrap_or(-1.0);
+            assert!(now >= value, "{series}: {value} before, {now} after the daemon was told {signal}");
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let frames = daemon.metrics().expect("a scrape");
+    gapless(&traffic.stop());
+    // What the kernel stored while no daemon ran was followed: it is counted.
+    eventually("all frames are counted", || {
+        let now = daemon.metrics().expect("a scrape");
+        now.count("bre_frames_cached_total", &[]) >= frames.count("bre_frames_cached_total", &[])
+    });
+    detach(daemon);
+}
+
+/// Without hand-over the end of the daemon is the end of its program, its maps and its frames.
+#[test]
+fn without_hand_over_nothing_stays() {
+    if !is_root("without_hand_over_nothing_stays") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    let mut daemon = start(endpoint, &["-bpf-handover=false"]);
+    assert!(daemon.end().expect("it ends").success());
+    assert!(!daemon.pins().exists());
+    // What an earlier daemon with hand-over left is not gone on with.
+    let mut left = start(endpoint, &[]);
+    assert!(left.end().expect("it ends").success());
+    assert!(left.pins().join("RING").exists());
+    let daemon = start(endpoint, &["-bpf-handover=false"]);
+    assert!(mode(&daemon.metrics().expect("a scrape"), "fresh"));
+    drop(daemon);
+    assert!(!left.pins().exists());
+}
