@@ -154,6 +154,7 @@ counters! {
     ProxySkippedAhead proxy_skipped_ahead User = "bre_proxy_skipped_total" [reason = "ahead"] "Recoveries not started because the frame is ahead of what is known of its flow and was asked for less than 30 s before: a tail probe.";
     ProxySkippedAskers proxy_skipped_askers User = "bre_proxy_skipped_total" [reason = "askers"] "Listeners that get no unicast copy of a frame that is being recovered because 64 others get one.";
     ProxyQueueDropped proxy_queue_dropped User = "bre_proxy_queue_dropped_total" [] "Recoveries dropped because too many waited.";
+    AdvertsSent adverts_sent User = "bre_beacon_adverts_sent_total" [] "ADVERT beacons sent.";
     AdvertsHeard adverts_heard User = "bre_beacon_adverts_received_total" [] "ADVERTs of other endpoints heard.";
     AdvertsRefused adverts_refused User = "bre_beacon_dropped_total" [reason = "decode_error"] "Datagrams on the beacon groups that are neither ADVERT nor manifest.";
     AdvertsUnusable adverts_unusable User = "bre_beacon_dropped_total" [reason = "unusable"] "ADVERTs of endpoints that cannot be reached.";

@@ -19,6 +19,9 @@ static BULK: PerCpuArray<Bulk, 1> = PerCpuArray::new();
 /// What devices took, by index; the daemon makes an entry for each of our interfaces.
 #[btf_map]
 static SENT: HashMap<u32, Sent, 32> = HashMap::new();
+/// What was lost before it came to a device, by index. No program looks at it: it is here so that it outlives the daemon.
+#[btf_map]
+static LOST: HashMap<u32, u64, 32> = HashMap::new();
 /// Our interfaces, for the daemon's probes.
 #[btf_map]
 static PROBE: DevMap<32> = DevMap::new();

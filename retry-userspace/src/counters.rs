@@ -1,10 +1,12 @@
 //! The counters of the daemon's own path, and frames stored by their source.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::offset_of;
 use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use retry_common::abi::{SourceCount, SourceTable};
 use retry_common::counter::{Counter, Counters};
 
 use crate::framelog::Memory;
@@ -94,11 +96,54 @@ impl StoredBySource {
 
 /// Frames that the daemon stored, by their source, and which sources have a series. A source that has one keeps it.
 #[derive(Debug, Default)]
-pub(crate) struct SourceCounts(Mutex<StoredBySource>);
+pub(crate) struct SourceCounts {
+    stored: Mutex<StoredBySource>,
+    /// A table that outlives this daemon.
+    kept: Option<KeptSources>,
+}
+
+/// The sources with a series, in a table that outlives the daemon.
+#[derive(Debug)]
+struct KeptSources {
+    table: Memory,
+    /// The entry of each.
+    places: Mutex<BTreeMap<Ipv6Addr, usize>>,
+}
+
+impl KeptSources {
+    /// The word behind the entries, of all other sources.
+    const OTHER: usize = offset_of!(SourceTable, other);
+
+    /// Writes how many frames of a source there are by now.
+    fn keep(&self, source: Ipv6Addr, frames: u64) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = places.len();
+        let place = *places.entry(source).or_insert(next) * size_of::<SourceCount>();
+        if place == next * size_of::<SourceCount>() {
+            self.table.write(place, source.octets());
+        }
+        self.table.word(place + offset_of!(SourceCount, frames)).store(frames, Ordering::Release);
+    }
+}
 
 impl SourceCounts {
+    /// Goes on from the counts in `table`, and keeps them there: [`MOST_SOURCES`] entries of a [`SourceTable`].
+    pub(crate) fn over(table: Memory) -> Self {
+        let (mut stored, mut places) = (StoredBySource::default(), BTreeMap::new());
+        for place in 0..MOST_SOURCES {
+            let SourceCount { address, frames } = table.read(place * size_of::<SourceCount>());
+            if frames == 0 {
+                break;
+            }
+            stored.add(address.into(), frames);
+            places.insert(address.into(), place);
+        }
+        stored.other = table.word(KeptSources::OTHER).load(Ordering::Acquire);
+        Self { stored: Mutex::new(stored), kept: Some(KeptSources { table, places: Mutex::new(places) }) }
+    }
+
     fn stored(&self) -> MutexGuard<'_, StoredBySource> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives these sources a series, at 0 until a frame of theirs is stored, as long as there are fewer than [`MOST_SOURCES`].
@@ -120,6 +165,14 @@ impl SourceCounts {
                 Some(source) => stored.place(*source),
                 None => &mut stored.other,
             } += frames;
+        }
+        if let Some(kept) = &self.kept {
+            for source in tally.iter().filter_map(|(source, _)| *source) {
+                if let Some(frames) = stored.sources.get(&source) {
+                    kept.keep(source, *frames);
+                }
+            }
+            kept.table.word(KeptSources::OTHER).store(stored.other, Ordering::Release);
         }
     }
 
@@ -167,6 +220,25 @@ mod tests {
 
     fn source(number: u16) -> Ipv6Addr {
         Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, number)
+    }
+
+    /// Counts that outlive their daemon: those of a source that has a series, and of the others.
+    #[test]
+    fn kept_sources_are_gone_on_with() {
+        let pages = || Memory::plain(size_of::<SourceTable>()).expect("memory");
+        let counts = SourceCounts::over(pages());
+        counts.name(&BTreeSet::from([source(9)]));
+        counts.add_all(&[(Some(source(2)), 5), (None, 3), (Some(source(1)), 1)]);
+        counts.add_all(&[(Some(source(2)), 2)]);
+        let first = counts.with_kernel(&StoredBySource::default());
+        let kept = counts.kept.expect("kept").table;
+        let next = SourceCounts::over(kept);
+        next.name(&BTreeSet::from([source(9)]));
+        assert_eq!(next.with_kernel(&StoredBySource::default()), first);
+        next.add_all(&[(Some(source(1)), 1), (Some(source(3)), 4)]);
+        let last = SourceCounts::over(next.kept.expect("kept").table).with_kernel(&StoredBySource::default());
+        let wanted = [(source(1), 2), (source(2), 7), (source(3), 4)];
+        assert_eq!((last.sources, last.other), (wanted.into(), 3));
     }
 
     /// However many sources there are: the first keep their series, the frames of the others are in one, and none is lost.

@@ -33,7 +33,17 @@ fn drains(xdp: &str) {
     let (endpoint, client) = two_hosts(&fabric);
     let directory = Pins::new("drain");
     let pins = directory.name();
-    let more = ["-drain-timeout", "2s", "-bpffs", pins, "-beacon-interval", "30s", "-repair-holddown", "0"];
+    let more = [
+        "-drain-timeout",
+        "2s",
+        "-bpffs",
+        pins,
+        "-beacon-interval",
+        "30s",
+        "-repair-holddown",
+        "0",
+        "-bpf-handover=false",
+    ];
     let mut daemon = Daemon::start(&binary(), &endpoint.ns, &flags(xdp, &more)).expect("a daemon");
     let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
     publish.send(group(0), &frame(KEY, 300, 1)).expect("a frame leaves");

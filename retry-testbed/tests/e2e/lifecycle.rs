@@ -77,7 +77,7 @@ fn a_clean_end_leaves_nothing() {
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
     let pins = format!("/sys/fs/bpf/retry-e2e-{}", std::process::id());
-    let flags = flags("native", &["-bpffs", &pins]);
+    let flags = flags("native", &["-bpffs", &pins, "-bpf-handover=false"]);
     let mut daemon = Daemon::start(&binary(), &endpoint.ns, &flags).expect("a daemon");
     let directory = Path::new(&pins).join(format!("{INTERFACE}-{}", endpoint.ns.inode().expect("an inode")));
     assert!(directory.join("COUNTERS").exists() && directory.join("link-eth0").exists());

@@ -101,3 +101,66 @@ fn without_hand_over_nothing_stays() {
     drop(daemon);
     assert!(!left.pins().exists());
 }
+
+/// Two programs in turns: with and without log lines from the kernel, which are another program to the verifier; and with and
+/// without the kernel's fill.
+#[test]
+fn upgrade_to_another_program() {
+    if !is_root("upgrade_to_another_program") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let mut daemon = start(endpoint, &[]);
+    let tag = |daemon: &Daemon<'_>| {
+        let path = daemon.pins().join("retry_nack");
+        let program = aya::programs::Xdp::from_pin(path, aya_obj::programs::XdpAttachType::Interface);
+        program.expect("a program").info().expect("told").tag()
+    };
+    let traffic = Steady::start(client, endpoint.nack_address(), RATES);
+    let mut tags = vec![tag(&daemon)];
+    for more in [&["-debug"][..], &[], &["-debug"]] {
+        assert!(daemon.end().expect("it ends").success(), "{}", daemon.log());
+        daemon = start(endpoint, more);
+        assert!(mode(&daemon.metrics().expect("a scrape"), "adopted"), "{}", daemon.log());
+        tags.push(tag(&daemon));
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    assert!(tags[0] != tags[1] && tags[0] == tags[2] && tags[1] == tags[3], "{tags:?}");
+    gapless(&traffic.stop());
+    detach(daemon);
+}
+
+/// The frames of an earlier daemon that another shape of maps cannot hold are given up, and a line says why.
+#[test]
+fn what_does_not_fit_is_left_behind() {
+    if !is_root("what_does_not_fit_is_left_behind") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    let mut daemon = start(endpoint, &[]);
+    assert!(daemon.end().expect("it ends").success());
+    let daemon = start(endpoint, &["-shard-bits", "4"]);
+    let metrics = daemon.metrics().expect("a scrape");
+    assert!(mode(&metrics, "unfit"), "{}", daemon.log());
+    assert_eq!(metrics.count("bre_handovers_total", &[("result", "unfit")]), 1);
+    assert!(daemon.log().contains("shard bits"), "{}", daemon.log());
+    detach(daemon);
+}
+
+/// The daemon's socket answers from then on: no program of an earlier daemon answers beside it.
+#[test]
+fn xdp_off_ends_what_is_left() {
+    if !is_root("xdp_off_ends_what_is_left") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    let mut left = start(endpoint, &[]);
+    assert!(left.end().expect("it ends").success());
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("off", &[])).expect("a daemon");
+    let link = endpoint.ns.run(&["ip", "link", "show", "eth0"]).expect("a link");
+    assert!(!link.contains("xdp") && !left.pins().exists(), "{link}");
+    assert!(daemon.log().contains("are given up"), "{}", daemon.log());
+}

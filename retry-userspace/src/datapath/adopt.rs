@@ -30,14 +30,16 @@ pub(super) const PROGRAM: &str = "retry_nack";
 /// The maps of the frame log, which fit together or not at all.
 const LOG: [&str; 3] = [map::RING, map::INDEX, map::LANES];
 /// The other maps that outlive a daemon, but for those of the limits.
-const KEPT: [&str; 8] = [
+const KEPT: [&str; 10] = [
     map::HOLD_DOWN,
     map::EVENTS,
     map::COUNTERS,
     map::USER_COUNTERS,
     map::STORED,
+    map::USER_STORED,
     map::ROLE_STATE,
     map::SENT,
+    map::LOST,
     map::BULK,
 ];
 

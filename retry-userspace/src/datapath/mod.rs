@@ -62,6 +62,7 @@ mod map {
     pub(super) const COUNTERS: &str = "COUNTERS";
     pub(super) const USER_COUNTERS: &str = "USER_COUNTERS";
     pub(super) const STORED: &str = "STORED";
+    pub(super) const USER_STORED: &str = "USER_STORED";
     pub(super) const EGRESS: &str = "EGRESS";
     pub(super) const JOINED: &str = "JOINED";
     pub(super) const SOURCES: &str = "SOURCES";
@@ -69,6 +70,7 @@ mod map {
     pub(super) const OWN_FILTER: &str = "OWN_FILTER";
     pub(super) const FILL: &str = "FILL";
     pub(super) const SENT: &str = "SENT";
+    pub(super) const LOST: &str = "LOST";
     pub(super) const BULK: &str = "BULK";
     pub(super) const ROLE_STATE: &str = "ROLE_STATE";
     pub(super) const PROBE: &str = "PROBE";
@@ -126,6 +128,8 @@ pub struct Parts {
     pub hash_seed: u64,
     /// The words of the daemon's own counters.
     pub counters: Memory,
+    /// The table of the frames that the daemon stored, by source.
+    pub sources_stored: Memory,
     /// The NACKs that the kernel hands over.
     pub events: Events,
     /// The kernel's limit of (source, group), for NACKs that it admitted up to there.
@@ -218,7 +222,8 @@ impl Datapath {
                 map.pin(pins.path(&pin)).map_err(|error| pins.error(&pin, &error))?;
             }
         }
-        let user_counters = mapped(&ebpf, map::USER_COUNTERS, size_of::<Counters>())?;
+        let counted = mapped(&ebpf, map::USER_COUNTERS, size_of::<Counters>())?;
+        let sources_stored = mapped(&ebpf, map::USER_STORED, size_of::<abi::SourceTable>())?;
         let mut egress =
             HashMap::try_from(taken(&mut ebpf, map::EGRESS)?).map_err(|_| DatapathError::Map(map::EGRESS))?;
         fill_egress(&mut egress, interfaces)?;
@@ -259,8 +264,19 @@ impl Datapath {
             Some(left) => left.old_log.map_or(Found::Nothing, |pages| Found::OldLog(Box::new(pages))),
         };
         let (events, sources) = (Events(events), KernelSources(sources));
-        let (hash_seed, counters) = (asked.hash_seed, user_counters);
-        Ok(Parts { datapath, pages, found, hash_seed, counters, events, groups, sources, fill, log_lines })
+        Ok(Parts {
+            datapath,
+            pages,
+            found,
+            hash_seed: asked.hash_seed,
+            counters: counted,
+            sources_stored,
+            events,
+            groups,
+            sources,
+            fill,
+            log_lines,
+        })
     }
 
     /// Puts this daemon's program in the place of its predecessor's, where there is one, in one step per interface. The maps are
@@ -383,6 +399,19 @@ impl Datapath {
             sum.other += table.other;
         }
         Ok(())
+    }
+
+    /// What was lost before it came to a driver, by interface, as [`Datapath::keep_lost`] has kept it.
+    pub fn lost(&self) -> Vec<(String, u64)> {
+        self.sent.lost()
+    }
+
+    /// Keeps what was lost on the way to the driver of an interface.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn keep_lost(&mut self, interface: &str, lost: u64) -> Result<(), DatapathError> {
+        self.sent.keep_lost(interface, lost)
     }
 
     /// What became of packets that were redirected to interfaces; empty where the kernel does not tell.

@@ -33,6 +33,7 @@ unsafe impl aya::Pod for SentValue {}
 /// The counts.
 pub(super) struct SentTable {
     map: HashMap<MapData, u32, SentValue>,
+    lost: HashMap<MapData, u32, u64>,
     rows: Vec<Row>,
     /// None where the kernel does not tell: then nothing is counted.
     link: Option<FdLink>,
@@ -62,7 +63,8 @@ impl SentTable {
             }
         };
         let map = HashMap::try_from(taken(ebpf, map::SENT)?).map_err(|_| DatapathError::Map(map::SENT))?;
-        Ok(Self { map, rows: Vec::new(), link })
+        let lost = HashMap::try_from(taken(ebpf, map::LOST)?).map_err(|_| DatapathError::Map(map::LOST))?;
+        Ok(Self { map, lost, rows: Vec::new(), link })
     }
 
     /// Counts for these interfaces from now on; what was counted for one under another index is kept.
@@ -89,9 +91,25 @@ impl SentTable {
             if self.map.get(ifindex, 0).is_err() {
                 self.map.insert(ifindex, before, 0).map_err(refused)?;
             }
+            if let Ok(lost) = self.lost.get(&row.ifindex, 0) {
+                self.lost.remove(&row.ifindex).map_err(refused)?;
+                self.lost.insert(ifindex, lost, 0).map_err(refused)?;
+            }
             row.ifindex = *ifindex;
         }
         Ok(())
+    }
+
+    /// What was kept of each interface.
+    pub(super) fn lost(&self) -> Vec<(String, u64)> {
+        self.rows.iter().map(|row| (row.name.clone(), self.lost.get(&row.ifindex, 0).unwrap_or(0))).collect()
+    }
+
+    /// Keeps what was lost on the way to the driver of an interface.
+    pub(super) fn keep_lost(&mut self, interface: &str, lost: u64) -> Result<(), DatapathError> {
+        let Some(row) = self.rows.iter().find(|row| row.name == interface) else { return Ok(()) };
+        let refused = |error: MapError| DatapathError::Fill { map: map::LOST, why: chain(&error) };
+        self.lost.insert(row.ifindex, lost, 0).map_err(refused)
     }
 
     /// What each interface was given; nothing where the kernel does not tell.

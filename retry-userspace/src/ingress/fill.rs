@@ -196,6 +196,12 @@ impl Fill {
         }
     }
 
+    /// As it is, and goes on from these counts.
+    #[must_use]
+    pub(crate) fn counting_on(self, sources: SourceCounts) -> Self {
+        Self { sources: Arc::new(sources), ..self }
+    }
+
     /// As it is, and `on_number` is told of the numbers of new frames.
     #[must_use]
     pub(crate) fn telling_numbers(self, on_number: Option<OnNumber>) -> Self {

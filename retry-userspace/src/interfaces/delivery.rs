@@ -69,6 +69,11 @@ impl Ledger {
         }
     }
 
+    /// Goes on from what was lost before this daemon.
+    pub(crate) fn begin(&mut self, interface: &str, lost: u64) {
+        self.0.entry(interface.to_owned()).or_default().lost = lost;
+    }
+
     /// A probe came to the driver of an interface.
     pub(crate) fn probed(&mut self, interface: &str) {
         self.0.entry(interface.to_owned()).or_default().probes += 1;

@@ -64,13 +64,6 @@ pub fn samples(snapshot: &Snapshot) -> Vec<Sample> {
     let mut push = |kind, name, help, labels: Vec<(&'static str, String)>, value: f64| {
         all.push(Sample { name, help, kind, labels, value });
     };
-    push(
-        Kind::Counter,
-        "bre_beacon_adverts_sent_total",
-        "ADVERT beacons sent.",
-        Vec::new(),
-        snapshot.adverts_sent as f64,
-    );
     let sources = snapshot.stored.sources.iter().map(|(source, frames)| (source.to_string(), *frames));
     for (source, frames) in sources.chain([("other".to_owned(), snapshot.stored.other)]) {
         let help = "Frames stored in the frame log, by the IPv6 address of the source that sent them first; `other` has those of further \

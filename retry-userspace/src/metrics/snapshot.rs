@@ -28,8 +28,6 @@ pub struct Snapshot {
     pub lanes: [LaneUse; 2],
     /// The classes, in the order of [`Class::ALL`].
     pub classes: [ClassUse; Class::ALL.len()],
-    /// ADVERTs sent.
-    pub adverts_sent: u64,
     /// `native`, `skb` or `off`.
     pub xdp_mode: &'static str,
     /// Why that mode.

@@ -21,7 +21,7 @@ use super::state::{Observed, State};
 use super::workers::Workers;
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::{monotonic_ns, nanoseconds};
-use crate::counters::UserCounters;
+use crate::counters::{SourceCounts, UserCounters};
 use crate::datapath::{Events, KernelFill, KernelSources, LogLines, kernel_settings};
 use crate::dedup;
 use crate::engine::{self, Engine, GroupLimit};
@@ -122,7 +122,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     let (reply, replies) = channel();
     let tails = settings.proxy.enabled.then(|| Arc::new(Tails::new(hash_seed)));
     let recovery = common.recovery(store.as_ref(), &registry, tails.as_ref(), reply.clone())?;
-    let fill = common.fill(writer, store.as_ref(), tails);
+    let fill = common.fill(writer, kernel.stored, store.as_ref(), tails);
     handover::follow(&fill);
     let workers = Workers::default();
     let observed = Observed {
@@ -277,14 +277,21 @@ impl Common<'_> {
     }
 
     /// What fills the log, and tells the store of new frames and recovery of their numbers.
-    fn fill(&self, writer: Writer, store: Option<&Store>, tails: Option<Arc<Tails>>) -> Arc<Fill> {
+    fn fill(
+        &self,
+        writer: Writer,
+        stored: SourceCounts,
+        store: Option<&Store>,
+        tails: Option<Arc<Tails>>,
+    ) -> Arc<Fill> {
         let config = fill::Config::from(self.settings, &self.fabric);
         let on_stored = store.cloned().map(|store| -> OnStored {
             Box::new(move |key, life_ms, bytes| store.write(key, Duration::from_millis(life_ms.into()), bytes))
         });
         let on_number =
             tails.map(|tails| -> OnNumber { Box::new(move |key, life_ms, now_ns| tails.stored(key, life_ms, now_ns)) });
-        Arc::new(Fill::new(config, writer, self.counters(), on_stored).telling_numbers(on_number))
+        let fill = Fill::new(config, writer, self.counters(), on_stored);
+        Arc::new(fill.counting_on(stored).telling_numbers(on_number))
     }
 
     /// What decides by the same values as the kernel program.

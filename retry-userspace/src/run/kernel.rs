@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::StartError;
 use super::handover::{self, Opened, StartMode};
 use super::state::Mode;
-use crate::counters::UserCounters;
-use crate::datapath::{self, Datapath, DatapathError, Events, KernelFill, KernelSources, LogLines, Parts};
+use crate::counters::{SourceCounts, UserCounters};
+use crate::datapath::{self, Datapath, DatapathError, Events, KernelFill, KernelSources, LogLines, Parts, inspect};
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{self, Pages, Sizes};
 use crate::limits::GroupTable;
@@ -28,6 +28,8 @@ pub(super) struct Kernel {
     pub(super) hash_seed: u64,
     /// The daemon's counters.
     pub(super) counters: UserCounters,
+    /// Frames that the daemon stored.
+    pub(super) stored: SourceCounts,
     pub(super) datapath: Option<Datapath>,
     pub(super) events: Option<Events>,
     pub(super) groups: Option<GroupTable>,
@@ -95,12 +97,14 @@ impl Kernel {
     }
 
     fn on(mode: Mode, parts: Parts, log: Opened) -> Self {
-        let Parts { datapath, hash_seed, counters, events, groups, sources, fill, log_lines, .. } = parts;
+        let Parts { datapath, hash_seed, counters, sources_stored, events, groups, sources, fill, log_lines, .. } =
+            parts;
         Self {
             mode,
             log,
             hash_seed,
             counters: UserCounters::over(counters),
+            stored: SourceCounts::over(sources_stored),
             datapath: Some(datapath),
             events: Some(events),
             groups: Some(groups),
@@ -112,6 +116,7 @@ impl Kernel {
     }
 
     fn off(settings: &Settings, answers: &abi::Settings, reason: XdpReason, why: String) -> Result<Self, StartError> {
+        end_what_is_left(settings);
         let sizes = Sizes::from(settings);
         let pages = Pages::plain(sizes).map_err(|source| StartError::Memory { bytes: sizes.ring_len(), source })?;
         let pages = Arc::new(pages);
@@ -121,6 +126,7 @@ impl Kernel {
             log: Opened { writer, log, start: StartMode::Fresh },
             hash_seed: answers.hash_seed,
             counters: UserCounters::default(),
+            stored: SourceCounts::default(),
             datapath: None,
             events: None,
             groups: None,
@@ -128,5 +134,19 @@ impl Kernel {
             fill: None,
             log_lines: None,
         })
+    }
+}
+
+/// Ends the kernel program of an earlier daemon: it would go on answering from a log that this daemon does not fill.
+fn end_what_is_left(settings: &Settings) {
+    let root = &settings.xdp.bpffs;
+    let ended = inspect::directory_name(root, &settings.ingress.mc_iface).and_then(|name| {
+        let was_there = root.join(&name).exists();
+        Ok(was_there && inspect::detach(root, &name)?)
+    });
+    match ended {
+        Ok(true) => tracing::warn!("the kernel program and the frames of an earlier daemon are given up"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(%error, "what an earlier daemon left in the kernel cannot be ended"),
     }
 }

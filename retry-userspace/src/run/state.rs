@@ -1,7 +1,7 @@
 //! What HTTP shows and the timers touch.
 
 use std::net::Ipv6Addr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -75,6 +75,8 @@ pub(super) struct State {
     last_delivered: Mutex<Vec<Delivered>>,
     /// What was lost on the way to them.
     ledger: Mutex<Ledger>,
+    /// What the NACK socket had dropped when that was last counted.
+    socket_dropped: Mutex<u32>,
     /// What does not keep the daemon from serving, but from serving well.
     warnings: Mutex<Vec<String>>,
     xdp: Mutex<Mode>,
@@ -86,7 +88,6 @@ pub(super) struct State {
     hung: Mutex<Option<String>>,
     /// Told when an ADVERT is to leave at once.
     pub(super) announce: Notify,
-    pub(super) adverts_sent: AtomicU64,
     pub(super) workers_total: AtomicUsize,
     draining: AtomicBool,
     /// Told when the order to drain comes.
@@ -100,6 +101,12 @@ fn upstream(status: UpstreamStatus) -> Upstream {
 impl State {
     /// Of a daemon that is being built: the kernel side, if there is one, and what [`State::mode`] says.
     pub(super) fn new(observed: Observed, datapath: Option<Datapath>, mode: Mode) -> Self {
+        let mut ledger = Ledger::default();
+        for (interface, lost) in datapath.iter().flat_map(Datapath::lost) {
+            ledger.begin(&interface, lost);
+        }
+        // What a socket dropped before it was this daemon's, the one before has counted.
+        let socket_dropped = Mutex::new(observed.nack_socket.dropped().unwrap_or(0));
         Self {
             observed,
             log_use: Mutex::default(),
@@ -107,14 +114,14 @@ impl State {
             last_kernel: Mutex::default(),
             last_stored: Mutex::default(),
             last_delivered: Mutex::default(),
-            ledger: Mutex::default(),
+            ledger: Mutex::new(ledger),
+            socket_dropped,
             warnings: Mutex::default(),
             xdp: Mutex::new(mode),
             own_sources: Mutex::default(),
             problems: Mutex::default(),
             hung: Mutex::default(),
             announce: Notify::new(),
-            adverts_sent: AtomicU64::new(0),
             workers_total: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             drain_ordered: Notify::new(),
@@ -173,14 +180,24 @@ impl State {
         })
     }
 
+    /// Counts `many` on the daemon's path.
+    pub(super) fn count(&self, counter: Counter, many: usize) {
+        self.observed.counters.add(counter, u64::try_from(many).unwrap_or(0));
+    }
+
     /// Counters of the daemon's path.
     fn user(&self) -> Counters {
-        let mut counters = self.observed.counters.snapshot();
+        let mut counted = self.socket_dropped.lock().unwrap_or_else(PoisonError::into_inner);
         match self.observed.nack_socket.dropped() {
-            Ok(dropped) => *counters.get_mut(Counter::NackSocketOverflow) += u64::from(dropped),
+            Ok(dropped) => {
+                let more = dropped.wrapping_sub(*counted);
+                self.observed.counters.add(Counter::NackSocketOverflow, more.into());
+                *counted = dropped;
+            }
             Err(error) => tracing::debug!(%error, "the NACK socket does not tell what it dropped"),
         }
-        counters
+        drop(counted);
+        self.observed.counters.snapshot()
     }
 
     /// What became of packets that the kernel program redirected to interfaces.
@@ -214,13 +231,23 @@ impl State {
         let Some((counters, delivered)) = read else {
             return;
         };
-        let (now, mut ledger) = (Instant::now(), self.ledger());
+        let (now, mut ledger, mut lost) = (Instant::now(), self.ledger(), Vec::new());
         for (interface, sent) in delivered {
             let part = Part {
                 answers: fabric.nack.name == interface,
                 repairs: fabric.egress.iter().any(|egress| egress.interface.name == interface),
             };
             ledger.enter(&interface, part, now, &counters, sent);
+            lost.push((interface.clone(), ledger.lost(&interface)));
+        }
+        // The ledger's lock comes after the datapath's, never before it.
+        drop(ledger);
+        let mut datapath = self.datapath();
+        let kept = datapath.as_mut().map_or(Ok(()), |datapath| {
+            lost.iter().try_for_each(|(interface, lost)| datapath.keep_lost(interface, *lost))
+        });
+        if let Err(error) = kept {
+            tracing::debug!(%error, "what was lost is not kept for the next daemon");
         }
     }
 
@@ -375,7 +402,6 @@ impl Source for State {
             frames,
             lanes,
             classes: self.classes(&lanes),
-            adverts_sent: self.adverts_sent.load(Ordering::Relaxed),
             xdp_mode,
             xdp_reason,
             xdp_why,

@@ -2,9 +2,9 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use retry_common::counter::Counter;
 use tokio::signal::unix::Signal;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
@@ -105,7 +105,7 @@ async fn over(drained: Option<&mut Pin<Box<Sleep>>>) {
 fn announce_now(beacon: Option<&BeaconSender>, state: &State) {
     match beacon.map(|beacon| beacon.send(state.is_draining())) {
         Some(Ok(sent)) => {
-            state.adverts_sent.fetch_add(u64::try_from(sent).unwrap_or(0), Ordering::Relaxed);
+            state.count(Counter::AdvertsSent, sent);
         }
         Some(Err(error)) => tracing::warn!(%error, "a beacon did not leave"),
         None => {}

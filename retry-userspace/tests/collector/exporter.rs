@@ -184,8 +184,9 @@ impl Source for Numbered {
         let number = self.0.fetch_add(1, Ordering::SeqCst) + 1;
         let upstreams =
             if number % 2 == 1 { vec![Upstream { name: "up".to_owned(), ..Upstream::default() }] } else { vec![] };
-        let mut snapshot = Snapshot { frames: number, adverts_sent: number, upstreams, ..Snapshot::default() };
+        let mut snapshot = Snapshot { frames: number, upstreams, ..Snapshot::default() };
         snapshot.user.cache_hits = number;
+        snapshot.user.adverts_sent = number;
         snapshot.kernel.passed_lease = number;
         snapshot
     }

@@ -74,7 +74,7 @@ fn stats_of(snapshot: &Snapshot) -> Value {
     json!({
         "frames": snapshot.frames,
         "rings": rings,
-        "adverts_sent": snapshot.adverts_sent,
+        "adverts_sent": snapshot.user.get(Counter::AdvertsSent),
         "xdp": { "mode": snapshot.xdp_mode, "reason": snapshot.xdp_why },
         "workers": { "ready": snapshot.workers_ready, "total": snapshot.workers_total },
         "ingress": { "sockets": snapshot.ingress_sockets, "ssm_sources": snapshot.ssm_sources },
