@@ -4,8 +4,9 @@
 //! been lost (a tail probe). Mostly no publisher has sent that frame, and no upstream endpoint has it. So:
 //!
 //! * A number up to the highest stored of its flow is asked for upstream whenever a listener misses it.
-//! * A higher number, or one of a flow of which nothing was stored, is asked for once per 30 s: its frame may have been lost on its
-//!   way to this endpoint too. When listeners ask for a still higher number, the lower ones are no tail any more.
+//! * Of the higher numbers of a flow, or of one of which nothing was stored, one is asked for per 30 s, whatever numbers listeners
+//!   probe: its frame may have been lost on its way to this endpoint too. When an upstream endpoint has it, the next one may be
+//!   asked for.
 //! * The highest number of a flow stands for as long as its frame lives. After that a lower number takes its place: a publisher
 //!   that restarts numbers its frames from 1 again.
 //!
@@ -21,12 +22,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use retry_common::index;
 use retry_common::key::FrameKey;
 
-/// Between two NACKs upstream for the same number ahead of its flow: half the default life of a transaction. Longer than a
+/// Between two recoveries of numbers ahead of the same flow: half the default life of a transaction. Longer than a
 /// listener goes on probing, and short enough that a frame that an upstream endpoint has got meanwhile is still there.
 const INTERVAL_NS: u64 = 30_000_000_000;
 /// Flows whose highest number is kept; 2 MiB.
 const HEARD_FLOWS: usize = 1 << 17;
-/// Flows whose number asked for ahead is kept; 3 MiB.
+/// Flows of which it is kept when a number ahead was asked for; 3 MiB.
 const ASKED_FLOWS: usize = 1 << 17;
 /// Entries that a flow may have its place among: one cache line.
 const HEARD_WAYS: usize = 4;
@@ -58,7 +59,7 @@ struct Heard {
     highest: AtomicU64,
 }
 
-/// A flow whose number ahead was asked for. A flow of 0 is no flow: the entry is empty.
+/// A flow of which a number ahead was asked for. A flow of 0 is no flow: the entry is empty.
 #[derive(Clone, Copy, Default)]
 struct Asked {
     flow: u64,
@@ -106,8 +107,8 @@ impl Tails {
         }
     }
 
-    /// True when an upstream endpoint may be asked for the frame now. For a number ahead of its flow this is the one time
-    /// in the interval.
+    /// True when an upstream endpoint may be asked for the frame now. For the numbers ahead of a flow together this is the one
+    /// time in the interval.
     pub(crate) fn take(&self, key: &FrameKey, now_ns: u64) -> bool {
         let (flow, number) = (key.hash_key(), key.seq_num());
         // HashKey 0 is no flow: its numbers follow no order.
@@ -119,9 +120,8 @@ impl Tails {
         let known = entries.iter().position(|entry| entry.flow == flow);
         if let Some(entry) = known.map(|at| &entries[at])
             && now_ns.saturating_sub(entry.at_ns) < INTERVAL_NS
-            && number <= entry.number
         {
-            return number < entry.number;
+            return false;
         }
         let oldest = || (0..ASKED_WAYS).min_by_key(|at| entries[*at].at_ns);
         if let Some(at) = known.or_else(oldest) {
@@ -130,7 +130,8 @@ impl Tails {
         true
     }
 
-    /// The frame may be asked for again at once: an upstream endpoint has it, or none has said that it has not.
+    /// This frame, or another ahead of the same flow, may be asked for at once: an upstream endpoint has it, or none has said
+    /// that it has not.
     pub(crate) fn give_back(&self, key: &FrameKey) {
         let mut asked = self.asked();
         let entries = &mut asked[place(key.hash_key(), self.seed, ASKED_FLOWS / ASKED_WAYS)];

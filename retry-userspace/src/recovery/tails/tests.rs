@@ -37,19 +37,35 @@ fn what_is_not_ahead_is_asked_for_each_time() {
     // An older one that was recovered changes nothing.
     tails.stored(&key(4), LIFE_MS, 7);
     assert!(tails.take(&key(13), 8));
+    assert!(!tails.take(&key(14), 8), "the tail was asked for at 3");
 }
 
 #[test]
-fn a_flow_of_which_nothing_was_heard_is_asked_for() {
+fn a_flow_of_which_nothing_was_heard_is_asked_for_once_per_interval() {
     let tails = Tails::new(7);
     assert!(tails.take(&key(5), 1));
-    assert!(!tails.take(&key(5), 2));
-    // Listeners have heard more of it: the first was no tail.
-    assert!(tails.take(&key(8), 3));
-    assert!(tails.take(&key(5), 4) && tails.take(&key(7), 4) && tails.take(&key(5), 5));
-    assert!(!tails.take(&key(8), 5));
-    // An interval later none of this counts.
-    assert!(tails.take(&key(5), 3 + 30 * SECOND) && !tails.take(&key(5), 4 + 30 * SECOND));
+    assert!([5, 8, 4, 7, 5].iter().all(|number| !tails.take(&key(*number), 2)));
+    assert!(tails.take(&key(4), 1 + 30 * SECOND) && !tails.take(&key(5), 2 + 30 * SECOND));
+}
+
+#[test]
+fn whatever_numbers_are_probed_a_flow_is_asked_for_once_per_interval() {
+    let tails = knowing(10, 0);
+    let probed = [12, 13, 11, 1_000, u64::MAX, 14].map(|number| tails.take(&key(number), 1));
+    assert_eq!(probed, [true, false, false, false, false, false]);
+    // Another flow has its own, and the gaps of this one are asked for.
+    assert!(tails.take(&FrameKey::new(FLOW + 1, 13), 2) && tails.take(&key(9), 2));
+    let later = [11, 12, 13].map(|number| tails.take(&key(number), 1 + 30 * SECOND));
+    assert_eq!(later, [true, false, false]);
+}
+
+#[test]
+fn what_an_upstream_has_leads_to_the_next_number() {
+    let tails = knowing(10, 0);
+    assert!(tails.take(&key(11), 1) && !tails.take(&key(12), 2));
+    tails.give_back(&key(11));
+    tails.stored(&key(11), LIFE_MS, 3);
+    assert!(tails.take(&key(12), 4) && !tails.take(&key(13), 5));
 }
 
 #[test]
