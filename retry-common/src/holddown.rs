@@ -31,6 +31,10 @@ pub struct HoldDown {
 }
 
 impl HoldDown {
+    /// The longest hold-down that a word tells from one that began ahead of the clock, in nanoseconds: 208 days. No frame lives
+    /// that long.
+    pub const LONGEST_NS: u64 = (TIME_MASK / 2) << TIME_SHIFT;
+
     /// True when nothing is ever held down, so that the table need not be looked at.
     #[inline(always)]
     pub const fn is_off(&self) -> bool {
@@ -97,6 +101,15 @@ mod tests {
         let word = HoldDown::others_word(HASH, now);
         assert_eq!(HOLD.claim(word, HASH, now + 900 * MS), Claim::Others);
         assert!(matches!(HOLD.claim(word, HASH, now + 1_001 * MS), Claim::Free(_)));
+    }
+
+    #[test]
+    fn the_longest_is_held_to_its_end() {
+        let hold = HoldDown { ours_ns: HoldDown::LONGEST_NS, others_ns: HoldDown::LONGEST_NS };
+        let now = 77_777 * MS;
+        let word = HoldDown::others_word(HASH, now);
+        assert_eq!(hold.claim(word, HASH, now + HoldDown::LONGEST_NS - MS), Claim::Others);
+        assert!(matches!(hold.claim(word, HASH, now + HoldDown::LONGEST_NS), Claim::Free(_)));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use retry_common::holddown::HoldDown;
+
 use crate::settings::{DedupMode, Settings};
 
 /// Whether they do, and how.
@@ -11,7 +13,8 @@ pub(crate) struct Config {
     pub mode: Option<DedupMode>,
     /// `dedup-window`: life of a claim; zero without a mode.
     pub window: Duration,
-    /// How long another instance's claim silences us: `dedup-repeat-after`, else the window; zero without a mode.
+    /// How long another instance's claim silences us: `dedup-repeat-after`, else the window, and at most as long as the hold-down
+    /// table counts; zero without a mode.
     pub repeat_after: Duration,
 }
 
@@ -36,7 +39,8 @@ impl From<&Settings> for Config {
             return Self { mode: None, window: Duration::ZERO, repeat_after: Duration::ZERO };
         }
         let repeat_after = if dedup.repeat_after.is_zero() { dedup.window } else { dedup.repeat_after };
-        Self { mode: Some(dedup.mode), window: dedup.window, repeat_after }
+        let longest = Duration::from_nanos(HoldDown::LONGEST_NS);
+        Self { mode: Some(dedup.mode), window: dedup.window, repeat_after: repeat_after.min(longest) }
     }
 }
 
@@ -70,5 +74,8 @@ mod tests {
             let config = config(&["-redis-addr=redis1:6379", "-dedup-window=30s", flag]);
             assert_eq!(config.repeat_after, Duration::from_secs(seconds), "{flag}");
         }
+        let year = config(&["-redis-addr=redis1:6379", "-dedup-window=8760h", "-dedup-repeat-after=0s"]);
+        assert_eq!(year.window, Duration::from_secs(8760 * 3600));
+        assert_eq!(year.repeat_after, Duration::from_nanos(HoldDown::LONGEST_NS));
     }
 }

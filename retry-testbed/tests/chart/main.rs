@@ -53,6 +53,7 @@ fn values_that_the_schema_leaves_open() {
         Case::new(&format!("ssm with {name} alone")).with("SSM_BOOTSTRAP_MANIFEST", "").with(name, value)
     };
     let proxied = |case: Case| case.with("PROXY_ENABLED", "true").with("UPSTREAM_RETRY_ENDPOINTS", "[fd10::9]:9300,");
+    let with_redis = |case: Case| case.with("REDIS_ADDR", "[::1]:6379");
     run_all(vec![
         Case::of("NACK_WORKERS", "0"),
         Case::of("NACK_WORKERS", "2"),
@@ -100,6 +101,27 @@ fn values_that_the_schema_leaves_open() {
         Case::of("CONTROL_GROUP_COMPAT", "derived"),
         Case::of("BIND_SOURCE", "fd10::20"),
         Case::of("TRACE_SAMPLING", "1e-05"),
+        // Durations are texts without bounds there.
+        with_redis(Case::of("DEDUP_WINDOW", "24h")),
+        with_redis(Case::of("DEDUP_WINDOW", "8760h")).with("DEDUP_MODE", "strict"),
+        with_redis(Case::of("DEDUP_WINDOW", "0")),
+        Case::of("RL_CHAIN_WINDOW", "24h").with("RL_SEQUENCE_WINDOW", "168h").in_default_mode(),
+        Case::of("RL_CHAIN_WINDOW", "8760h").with("RL_CHAIN_RATE", "0.5").with("RL_SEQUENCE_WINDOW", "8760h"),
+        proxied(Case::of("PROXY_TIMEOUT", "2h").with("PROXY_DEDUP_WINDOW", "24h")),
+        proxied(Case::of("PROXY_DEDUP_WINDOW", "8760h")),
+        with_redis(Case::of("CACHE_DIAL_TIMEOUT", "2h").with("CACHE_OP_TIMEOUT", "24h")),
+        Case::of("SSM_BOOTSTRAP_REFRESH", "24h"),
+        Case::of("SSM_BOOTSTRAP_REFRESH", "500ms"),
+        Case::of("OTLP_INTERVAL", "500ms").with("OTLP_ENDPOINT", "[::1]:4317"),
+        Case::of("OTLP_INTERVAL", "24h").with("OTLP_ENDPOINT", "[::1]:4317"),
+        Case::of("CACHE_TTL", "168h").with("CACHE_TTL_TX", "1176h").in_default_mode(),
+        // What a record or a datagram has no room for.
+        Case::of("CACHE_TTL_BLOCK", "8760h")
+            .refused("-cache-ttl-block (from CACHE_TTL_BLOCK) 8760h: 1ms to 1176h is accepted"),
+        Case::of("BEACON_INTERVAL", "18h"),
+        Case::of("BEACON_INTERVAL", "24h")
+            .refused("-beacon-interval (from BEACON_INTERVAL) 24h: 1s to 18h is accepted"),
+        Case::of("DEDUP_WINDOW", "87600h").refused("-dedup-window (from DEDUP_WINDOW) 87600h: 0 to 8760h is accepted"),
     ]);
 }
 

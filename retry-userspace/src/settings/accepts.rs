@@ -27,6 +27,8 @@ pub(super) const MILLISECOND: Bound = (Duration::from_millis(1), "1ms");
 pub(super) const TENTH: Bound = (Duration::from_millis(100), "100ms");
 pub(super) const SECOND: Bound = (Duration::from_secs(1), "1s");
 pub(super) const HOUR: Bound = (Duration::from_secs(3600), "1h");
+/// What the field's configuration bounds by nothing is accepted up to here: no sum of times and no word overflows.
+pub(super) const YEAR: Bound = (Duration::from_secs(365 * 24 * 3600), "8760h");
 
 /// What `parse` reads, described by `words`.
 pub(super) fn any<T: 'static>(

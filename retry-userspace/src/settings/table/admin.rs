@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::settings::accepts::{HOUR, ZERO, any, optional, time};
+use crate::settings::accepts::{YEAR, ZERO, any, optional, time};
 use crate::settings::error::SettingsError;
 use crate::settings::rows::{Read, Row, Rows};
 use crate::settings::{hosts, values};
@@ -59,7 +59,7 @@ impl Admin {
                 flag: "drain-timeout",
                 env: "DRAIN_TIMEOUT",
                 default: "0s",
-                accepts: time(ZERO, HOUR),
+                accepts: time(ZERO, YEAR),
                 meaning: "How long a shutdown is announced before the sockets close.",
                 consequence: "NACKs are answered meanwhile.",
             })?,
@@ -67,7 +67,7 @@ impl Admin {
                 flag: "shutdown-grace",
                 env: "SHUTDOWN_GRACE",
                 default: "30s",
-                accepts: time(ZERO, HOUR),
+                accepts: time(ZERO, YEAR),
                 meaning: "How long requests of the management API, and NACKs that wait for Redis or an upstream, may take at the end.",
                 consequence: "With nothing in flight the daemon ends at once; a second signal ends it, too.",
             })?,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::settings::accepts::{HOUR, ZERO, any, one_of, time};
+use crate::settings::accepts::{YEAR, ZERO, any, one_of, time};
 use crate::settings::rows::{Read, Row, Rows};
 use crate::settings::values;
 
@@ -33,7 +33,7 @@ impl Dedup {
             flag: "dedup-window",
             env: "DEDUP_WINDOW",
             default: "60s",
-            accepts: time(ZERO, HOUR),
+            accepts: time(ZERO, YEAR),
             meaning: "How long a claim of a multicast repair is kept in Redis; 0: no claims.",
             consequence: "No effect without -redis-addr.",
         })?;
@@ -49,7 +49,7 @@ impl Dedup {
             flag: "dedup-repeat-after",
             env: "DEDUP_REPEAT_AFTER",
             default: "1s",
-            accepts: any("0 to -dedup-window", |text| values::duration_in(text, ZERO, HOUR)),
+            accepts: any("0 to -dedup-window", |text| values::duration_in(text, ZERO, YEAR)),
             meaning: "How long another instance's claim silences our multicast; 0: the whole window.",
             consequence: "A listener that asks again after it has lost the repair too, and gets one. No effect without -redis-addr.",
         })?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use retry_common::limits::{Rate, Window};
 
-use crate::settings::accepts::{Accepts, HOUR, MILLISECOND, any, switch, time, whole};
+use crate::settings::accepts::{Accepts, MILLISECOND, YEAR, any, switch, time, whole};
 use crate::settings::rows::{Alias, Read, Row, Rows};
 use crate::settings::values;
 
@@ -68,7 +68,7 @@ impl Limits {
                 flag: "rl-chain-window",
                 env: "RL_CHAIN_WINDOW",
                 default: "1m",
-                accepts: time(MILLISECOND, HOUR),
+                accepts: time(MILLISECOND, YEAR),
                 meaning: "That window.",
                 consequence: "Wherever it begins, no more pass; what passed counts for the window and up to a part of it longer.",
             },
@@ -86,7 +86,7 @@ impl Limits {
             flag: "rl-sequence-window",
             env: "RL_SEQUENCE_WINDOW",
             default: "1m",
-            accepts: time(MILLISECOND, HOUR),
+            accepts: time(MILLISECOND, YEAR),
             meaning: "That window.",
             consequence: "Wherever it begins, no more pass; what passed counts for the window and up to a part of it longer.",
         })?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::retry::{Retry, retry_rows};
-use crate::settings::accepts::{HOUR, MILLISECOND, any, one_of, optional, switch, time, whole};
+use crate::settings::accepts::{MILLISECOND, YEAR, any, one_of, optional, switch, time, whole};
 use crate::settings::hosts::{self, HostPort};
 use crate::settings::rows::{Read, Row, Rows};
 use crate::settings::values;
@@ -99,7 +99,7 @@ impl Proxy {
                 flag: "proxy-timeout",
                 env: "PROXY_TIMEOUT",
                 default: "300ms",
-                accepts: time(MILLISECOND, HOUR),
+                accepts: time(MILLISECOND, YEAR),
                 meaning: "How long an upstream endpoint may take.",
                 consequence: "Past it the next is asked. No effect without -proxy-enabled.",
             })?,
@@ -115,7 +115,7 @@ impl Proxy {
                 flag: "proxy-dedup-window",
                 env: "PROXY_DEDUP_WINDOW",
                 default: "60s",
-                accepts: time(MILLISECOND, HOUR),
+                accepts: time(MILLISECOND, YEAR),
                 meaning: "How long one recovery of a frame stands for all instances.",
                 consequence: "No effect without -proxy-enabled.",
             })?,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::retry::{Retry, retry_rows};
-use crate::settings::accepts::{Accepts, HOUR, MILLISECOND, any, time};
+use crate::settings::accepts::{Accepts, MILLISECOND, YEAR, any, time};
 use crate::settings::hosts::{self, RedisNode};
 use crate::settings::rows::{Read, Row, Rows};
 use crate::settings::values;
@@ -45,7 +45,7 @@ impl Redis {
             flag: "cache-dial-timeout",
             env: "CACHE_DIAL_TIMEOUT",
             default: "1s",
-            accepts: time(MILLISECOND, HOUR),
+            accepts: time(MILLISECOND, YEAR),
             meaning: "Longest time to connect to Redis.",
             consequence: "Past it the cache goes on without. No effect without -redis-addr.",
         })?;
@@ -53,7 +53,7 @@ impl Redis {
             flag: "cache-op-timeout",
             env: "CACHE_OP_TIMEOUT",
             default: "1s",
-            accepts: time(MILLISECOND, HOUR),
+            accepts: time(MILLISECOND, YEAR),
             meaning: "Longest time for one Redis operation.",
             consequence: "Past it the operation is a miss: no NACK waits for it. No effect without -redis-addr.",
         })?;

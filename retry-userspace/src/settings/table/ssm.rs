@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::settings::accepts::{Accepts, HOUR, SECOND, any, time};
+use crate::settings::accepts::{Accepts, MILLISECOND, YEAR, any, time};
 use crate::settings::hosts::{self, Host};
 use crate::settings::rows::{Read, Row, Rows};
 
@@ -61,7 +61,7 @@ impl Ssm {
                 flag: "ssm-bootstrap-refresh",
                 env: "SSM_BOOTSTRAP_REFRESH",
                 default: "30s",
-                accepts: time(SECOND, HOUR),
+                accepts: time(MILLISECOND, YEAR),
                 meaning: "Time after which DNS names are asked again.",
                 consequence: "A publisher that moved is heard again after it.",
             })?,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::Level;
 
-use crate::settings::accepts::{HOUR, SECOND, any, one_of, optional, switch, time};
+use crate::settings::accepts::{MILLISECOND, YEAR, any, one_of, optional, switch, time};
 use crate::settings::rows::{Read, Row, Rows};
 use crate::settings::{hosts, values};
 
@@ -110,7 +110,7 @@ impl Otlp {
                 flag: "otlp-interval",
                 env: "OTLP_INTERVAL",
                 default: "30s",
-                accepts: time(SECOND, HOUR),
+                accepts: time(MILLISECOND, YEAR),
                 meaning: "Time between exports.",
                 consequence: "No effect without -otlp-endpoint.",
             })?,
