@@ -329,23 +329,17 @@ impl State {
 
     /// Ends the kernel side, or lets go of it if it has been left; what it counted is kept, for the last export.
     pub(super) fn end_datapath(&self) {
-        let mut datapath = self.datapath();
-        if let Some(datapath) = datapath.as_ref() {
+        end(&self.datapath, |datapath| {
             let delivered = self.with_losses(datapath.delivered());
             *self.last_delivered.lock().unwrap_or_else(PoisonError::into_inner) = delivered;
             let mut stored = StoredBySource::default();
             if datapath.stored(&mut stored).is_ok() {
                 *self.last_stored.lock().unwrap_or_else(PoisonError::into_inner) = stored;
             }
-        }
-        if let Some(Ok(counters)) = datapath.as_ref().map(Datapath::counters) {
-            *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner) = counters;
-        }
-        let ended = datapath.take();
-        // First the lock: the follower holds the attachments, which the end of the datapath waits for, while it asks for this
-        // one.
-        drop(datapath);
-        drop(ended);
+            if let Ok(counters) = datapath.counters() {
+                *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner) = counters;
+            }
+        });
     }
 
     /// How full the log is; as it was last seen, while the log is locked.
@@ -381,6 +375,18 @@ impl State {
             datapath.renew_leases(until_ns(xdp.bpf_lease), until_ns(xdp.daemon_lease));
         }
     }
+}
+
+/// Ends what is locked, after a last look at it.
+fn end<T>(locked: &Mutex<Option<T>>, last_look: impl FnOnce(&T)) {
+    let mut part = locked.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(part) = part.as_ref() {
+        last_look(part);
+    }
+    let ended = part.take();
+    // First the lock: the follower holds the attachments, which the end of the datapath waits for, while it asks for this one.
+    drop(part);
+    drop(ended);
 }
 
 impl Source for State {
@@ -431,5 +437,49 @@ impl Source for State {
             draining: self.draining.load(Ordering::Relaxed),
             start_mode: self.observed.start.name(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    /// Stands for a datapath: its end waits for the attachments.
+    struct Attached(Arc<Mutex<()>>);
+
+    impl Drop for Attached {
+        fn drop(&mut self) {
+            drop(self.0.lock());
+        }
+    }
+
+    /// The follower holds the attachments while it asks for the datapath, and the end comes in between.
+    #[test]
+    fn the_end_waits_for_no_thread_that_waits_for_its_lock() {
+        let attachments = Arc::new(Mutex::new(()));
+        let locked = Arc::new(Mutex::new(Some(Attached(Arc::clone(&attachments)))));
+        let (tell, ended) = mpsc::channel();
+        let follower = attachments.lock().expect("no panic");
+        let ends = Arc::clone(&locked);
+        thread::spawn(move || {
+            end(&ends, |_| tell.send(()).expect("the test waits"));
+            tell.send(()).expect("the test waits");
+        });
+        ended.recv().expect("the last look, under the lock");
+        // A deadlock would keep this thread here for good.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let is_gone = loop {
+            match locked.try_lock() {
+                Ok(part) => break part.is_none(),
+                Err(_) => assert!(Instant::now() < deadline, "the end keeps its lock while it waits for the attachments"),
+            }
+            thread::yield_now();
+        };
+        assert!(is_gone, "nothing is left to attach to");
+        drop(follower);
+        assert_eq!(ended.recv_timeout(Duration::from_secs(5)), Ok(()), "the end");
     }
 }
