@@ -1,5 +1,6 @@
 //! A switch that has forgotten what the endpoint joined is told again, and no frame is lost or comes twice by it.
 
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::{Fabric, group, group_in};
 use retry_testbed::net::netns::Netns;
+use retry_testbed::peers::announce::{BEACON_INDEX, ManifestSender, Named};
 use retry_testbed::peers::frames::{Flow, Kind};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
@@ -54,16 +56,19 @@ fn told_again(version: u8, mode: &str) {
     let bridge = fabric.bridge().expect("a bridge");
     endpoint.ns.sysctl("net/ipv6/conf/eth0/force_mld_version", &version.to_string()).expect("a sysctl");
     let source = from.addr.to_string();
-    let beacons = group(0xFFFD);
-    let (data, more): (Ipv6Addr, &[&str]) = match mode {
-        "ssm" => (
-            group_in(SITE_SSM, 1),
-            &["-source-mode", "ssm", "-scope", "site", "-ssm-publishers-static", &source, "-mc-rejoin-interval", "1s"],
-        ),
-        _ => (group(1), &["-mc-rejoin-interval", "1s"]),
+    let mut more = vec!["-mc-rejoin-interval", "1s"];
+    let (data, beacons) = match mode {
+        "ssm" => {
+            more.extend(["-source-mode", "ssm", "-scope", "site"]);
+            more.extend(["-ssm-publishers-static", &source, "-ssm-bootstrap-manifest", &source]);
+            (group_in(SITE_SSM, 1), group_in(SITE_SSM, BEACON_INDEX))
+        }
+        _ => (group(1), group(BEACON_INDEX)),
     };
-    let wanted = [data, beacons];
-    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", more)).expect("a daemon");
+    // With sources named, the any-source beacon groups are joined as well.
+    let wanted: BTreeSet<Ipv6Addr> = [data, beacons, group(BEACON_INDEX)].into();
+    let wanted: Vec<Ipv6Addr> = wanted.into_iter().collect();
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &more)).expect("a daemon");
     fabric.await_members("endpoint", &wanted).expect("members");
     // The bridge asks no more: the query that is due already comes within six seconds.
     bridge.run(&["ip", "link", "set", "br0", "type", "bridge", "mcast_query_interval", "60000"]).expect("set");
@@ -81,6 +86,14 @@ fn told_again(version: u8, mode: &str) {
         }
         sent - before
     };
+    let manifests = ManifestSender::open(&from.ns, from.addr).expect("a sender");
+    let heard = |number: u32| {
+        let names = Named { epoch_seconds: number, ttl_seconds: 600, publishers: &[from.addr], shutdown: false };
+        manifests.send(beacons, names).expect("it leaves");
+        let metrics = counted(&daemon, "bre_manifests_received_total", &[], number.into());
+        assert_eq!(metrics.count("bre_manifests_received_total", &[]), u64::from(number));
+    };
+    heard(1);
     let cached = || daemon.metrics().expect("a scrape").count("bre_frames_cached_total", &[]);
     // While nothing is forgotten nothing is lost.
     let first = send_for(Duration::from_secs(4));
@@ -88,7 +101,8 @@ fn told_again(version: u8, mode: &str) {
 
     forget(bridge, &wanted);
     let forgotten = send_for(Duration::from_secs(2));
-    assert_eq!(known(bridge, &wanted), 2, "{version}, {mode}: it was told again\n{}", daemon.log());
+    assert_eq!(known(bridge, &wanted), wanted.len(), "{version}, {mode}: it was told again\n{}", daemon.log());
+    heard(2);
     let between = cached() - first;
     assert!(between > 0 && between <= forgotten, "{between} of {forgotten}");
     let last = send_for(Duration::from_secs(3));
@@ -116,6 +130,14 @@ fn a_bridge_that_forgot_named_sources_is_told_again() {
 fn a_bridge_that_forgot_is_told_again_in_version_1() {
     if is_root("a_bridge_that_forgot_is_told_again_in_version_1") {
         told_again(1, "asm");
+    }
+}
+
+/// A router of version 1 knows no sources: it is told the groups.
+#[test]
+fn a_bridge_that_forgot_named_sources_is_told_again_in_version_1() {
+    if is_root("a_bridge_that_forgot_named_sources_is_told_again_in_version_1") {
+        told_again(1, "ssm");
     }
 }
 
