@@ -8,6 +8,7 @@ mod clocks;
 mod dedup;
 mod frames;
 mod limits;
+mod nodes;
 mod outage;
 mod recovery;
 mod retries;
