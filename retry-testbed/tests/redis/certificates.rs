@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use retry_testbed::net::fabric::Host;
+use retry_testbed::peers::redis::{PORT, Server};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 
 /// The files, in PEM.
@@ -41,11 +43,27 @@ impl Files {
         Self { directory }
     }
 
+    /// Starts a server that speaks TLS alone, with its certificate; with `asks_clients` it takes none without one of theirs.
+    pub(crate) fn server<'a>(&self, host: &'a Host, asks_clients: bool) -> Server<'a> {
+        let (certificate, key, ca) = (self.text("server.pem"), self.text("server.key"), self.text("ca.pem"));
+        let port = PORT.to_string();
+        let auth = if asks_clients { "yes" } else { "no" };
+        let arguments = [
+            ["--port", "0"],
+            ["--tls-port", &port],
+            ["--tls-cert-file", &certificate],
+            ["--tls-key-file", &key],
+            ["--tls-ca-cert-file", &ca],
+            ["--tls-auth-clients", auth],
+        ];
+        Server::launch(host, PORT, None, arguments.as_flattened()).expect("Redis")
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    pub(crate) fn text(&self, name: &str) -> String {
+    fn text(&self, name: &str) -> String {
         path_text(&self.path(name))
     }
 }

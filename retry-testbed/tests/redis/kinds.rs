@@ -67,24 +67,7 @@ fn tls_with_our_authority_and_our_certificate() {
     let place = host(&fabric, "redis");
     let files = Files::new(place.addr.into());
     for asks_clients in [false, true] {
-        let (certificate, key, ca) = (files.text("server.pem"), files.text("server.key"), files.text("ca.pem"));
-        let auth = if asks_clients { "yes" } else { "no" };
-        let port = PORT.to_string();
-        let arguments = [
-            "--port",
-            "0",
-            "--tls-port",
-            &port,
-            "--tls-cert-file",
-            &certificate,
-            "--tls-key-file",
-            &key,
-            "--tls-ca-cert-file",
-            &ca,
-            "--tls-auth-clients",
-            auth,
-        ];
-        let server = Server::launch(place, PORT, None, &arguments).expect("Redis");
+        let server = files.server(place, asks_clients);
         let url = format!("rediss://{}", server.address());
         on(host(&fabric, "store"), async {
             let with_ca = || {
@@ -163,6 +146,7 @@ fn a_cluster_and_the_death_of_a_master() {
         .map(|seq| FrameKey::new(0xc2, seq))
         .find(|key| cluster.master_of(*key).is_ok_and(|at| at == before))
         .expect("a key of that master");
+    cluster.await_replicated().expect("replicas that have what is written");
     cluster.kill(before).expect("killed");
     // Written while no node serves the slot: it waits, and arrives.
     runtime.block_on(async {

@@ -134,34 +134,17 @@ fn the_cause_of_a_refusal_is_told() {
     let fabric = fabric(&["redis"]);
     let place = host(&fabric, "redis");
     let files = Files::new(place.addr.into());
-    let (certificate, key, ca) = (files.text("server.pem"), files.text("server.key"), files.text("ca.pem"));
-    let port = PORT.to_string();
-    let with_tls = [
-        "--port",
-        "0",
-        "--tls-port",
-        &port,
-        "--tls-cert-file",
-        &certificate,
-        "--tls-key-file",
-        &key,
-        "--tls-ca-cert-file",
-        &ca,
-        "--tls-auth-clients",
-        "yes",
+    let cases = [
+        ("redis", false, "NOAUTH"),
+        ("rediss", false, "UnknownIssuer"),
+        ("rediss", true, "CertificateRequired"),
     ];
-    let cases: [(&[&str], &str, bool, &str); 3] = [
-        (&[], "redis", false, "NOAUTH"),
-        (&with_tls, "rediss", false, "UnknownIssuer"),
-        (&with_tls, "rediss", true, "CertificateRequired"),
-    ];
-    for (arguments, scheme, knows_authority, cause) in cases {
+    for (scheme, knows_authority, cause) in cases {
         let server = if scheme == "rediss" {
-            Server::launch(place, PORT, None, arguments)
+            files.server(place, true)
         } else {
-            Server::start_with(place, PORT, Some("pass-word"), arguments)
+            Server::start_with(place, PORT, Some("pass-word"), &[]).expect("Redis")
         };
-        let server = server.expect("Redis");
         let lines = Lines::default();
         let writer = lines.clone();
         host(&fabric, "store").ns.enter(|| {

@@ -13,6 +13,7 @@ use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::{Fabric, Host};
 use retry_testbed::peers::answer::nack;
+use retry_testbed::scene::flags;
 
 use super::held;
 use super::material::{Kind, Material, mix};
@@ -41,26 +42,9 @@ pub(crate) fn share(hundredths: u32) -> Duration {
     Duration::from_secs(1).mul_f64(f64::from(seconds) * f64::from(hundredths) / 100.0)
 }
 
-/// Rings of 16 MiB, no limits, repairs by unicast so that listeners' bytes can be compared; what comes later wins.
+/// Flags with repairs by unicast, so that listeners' bytes can be compared; what comes later wins.
 pub(crate) fn small<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    let mut flags = vec![
-        "-cache-memory",
-        "16m",
-        "-cache-memory-long",
-        "16m",
-        "-rl-ip-rate",
-        "0",
-        "-rl-chain-rate",
-        "0",
-        "-rl-sequence-max",
-        "0",
-        "-rl-group-rate",
-        "0",
-        "-beacon-flags-unicast",
-        "-beacon-flags-multicast=false",
-    ];
-    flags.extend(more);
-    flags
+    flags("native", &[&["-beacon-flags-unicast", "-beacon-flags-multicast=false"], more].concat())
 }
 
 /// Two hosts and a daemon.

@@ -26,7 +26,8 @@ pub struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    /// Starts the servers, joins them, and waits until every slot is served and every replica follows.
+    /// Starts the servers, joins them, and waits until every slot is served, every replica follows, and every
+    /// node knows which they are.
     ///
     /// # Errors
     /// As [`Server::start`], or the cluster does not form in time.
@@ -77,6 +78,14 @@ impl<'a> Cluster<'a> {
         wait("every replica follows", || {
             for replica in self.nodes.iter().skip(3) {
                 if info(replica, LINK)? != "up" {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })?;
+        wait("every node knows the replicas", || {
+            for node in &self.nodes {
+                if self.lines(node)?.iter().filter(|line| line.contains("slave")).count() != self.nodes.len() - 3 {
                     return Ok(false);
                 }
             }
