@@ -210,7 +210,7 @@ fn left_behind<M: Memory>(memory: &M, lane: usize, (first_slot, slots): (u32, u3
     let head = memory.head(lane).load();
     let a_lap = position::lap_later(0);
     // The tail is shown before the limit follows it, and before the head goes beyond the limit.
-    let tail = shown.tail.max(limit.saturating_sub(a_lap)).max(head.saturating_sub(a_lap));
+    let tail = shown.tail.max(limit.saturating_sub(a_lap));
     let followed = shown.followed.max(tail);
     let in_lane = [tail, followed, head, limit].iter().all(|position| position::slot(*position) < slots);
     if !in_lane || limit < a_lap || followed > head || head > position::lap_later(tail) {
