@@ -86,6 +86,17 @@ impl Publisher {
         Ok(key)
     }
 
+    /// As [`Publisher::send`], and notes nothing: for more frames than a journal holds.
+    ///
+    /// # Errors
+    /// As [`Publisher::send`].
+    pub fn send_unnoted(&self, group: Ipv6Addr, frame: &[u8]) -> Result<()> {
+        let to = SocketAddrV6::new(group, DATA_PORT, 0, 0);
+        self.socket.send_to(frame, to).with_context(|| format!("publish {} bytes to {group}", frame.len()))?;
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Sends the next frame of a flow to its group.
     ///
     /// # Errors

@@ -2,9 +2,10 @@
 //!
 //! Every function here fails the test that calls it: it panics with a message instead of returning an error.
 //!
-//! [`steady`] has traffic that goes on while daemons come and go. [`suppression`] lets hundreds of listeners miss the same frames and counts the copies of their repairs.
+//! [`relay`] has daemons that follow one another, [`steady`] traffic that goes on while daemons come and go. [`suppression`] lets hundreds of listeners miss the same frames and counts the copies of their repairs.
 
 mod exchange;
+pub mod relay;
 mod seen;
 pub mod steady;
 pub mod suppression;

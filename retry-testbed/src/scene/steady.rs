@@ -2,8 +2,9 @@
 //! account of every answer.
 
 use std::{
+    collections::VecDeque,
     io::{self, IoSliceMut},
-    net::{SocketAddrV6, UdpSocket},
+    net::{Ipv6Addr, SocketAddrV6, UdpSocket},
     os::fd::AsRawFd,
     sync::{
         Arc,
@@ -22,7 +23,7 @@ use retry_common::key::FrameKey;
 
 use super::exchange::frame;
 use crate::{
-    net::fabric::{Host, group},
+    net::fabric::{DATA_PORT, Host, group},
     peers::{answer::nack, journal::Journal, publish::Publisher},
 };
 
@@ -50,6 +51,17 @@ pub struct Rates {
     pub frames: u32,
     /// The newest frames that are asked for, as many as the log surely holds.
     pub held: u64,
+    /// How repairs come.
+    pub repairs: Repairs,
+}
+
+/// How repairs come.
+#[derive(Clone, Copy, Debug)]
+pub enum Repairs {
+    /// To the listener.
+    Unicast,
+    /// To all, once in this hold-down.
+    Multicast(Duration),
 }
 
 /// What became of the NACKs.
@@ -69,8 +81,10 @@ pub struct Account {
     pub wrong: u64,
     /// NACKs without an ACK within a second.
     pub unanswered: u64,
-    /// ACKs that promise a copy that did not come.
+    /// ACKs that promise a copy that did not come, and had not come within the hold-down.
     pub without_copy: u64,
+    /// Multicast repairs of a frame within the hold-down of the one before.
+    pub repeated: u64,
     /// Longest time from a NACK to its ACK, as the kernel received it.
     pub longest_wait: Duration,
 }
@@ -79,7 +93,7 @@ impl Account {
     /// True when each NACK was answered by an ACK and the right frame.
     #[must_use]
     pub const fn is_gapless(&self) -> bool {
-        self.missed + self.throttled + self.wrong + self.unanswered + self.without_copy == 0
+        self.missed + self.throttled + self.wrong + self.unanswered + self.without_copy + self.repeated == 0
     }
 }
 
@@ -91,8 +105,10 @@ struct Shared {
     published: AtomicU64,
     /// When each sequence number was asked for, nanoseconds of Unix time; 0 when its ACK has come.
     ack_due: Vec<AtomicU64>,
-    /// Not 0 while its copy has not come.
+    /// Not 0 while its copy has not come; only of unicast copies.
     copy_due: Vec<AtomicU64>,
+    /// When its last multicast repair came, nanoseconds of Unix time.
+    repaired: Vec<AtomicU64>,
 }
 
 impl Shared {
@@ -112,6 +128,7 @@ pub struct Steady {
     publisher: JoinHandle<()>,
     asker: JoinHandle<u64>,
     listener: JoinHandle<Account>,
+    repairs: Option<JoinHandle<Account>>,
 }
 
 impl Steady {
@@ -129,13 +146,12 @@ impl Steady {
             published: AtomicU64::new(0),
             ack_due: words(),
             copy_due: words(),
+            repaired: words(),
         });
         let publisher = Publisher::open(&host.ns, Arc::new(Journal::new())).expect("a publisher");
         let socket = host.ns.enter(|| UdpSocket::bind(SocketAddrV6::new(host.addr, 0, 0, 0))).expect("a socket");
-        setsockopt(&socket, RcvBufForce, &BUFFER).expect("root");
-        setsockopt(&socket, ReceiveTimestampns, &true).expect("times of arrival");
-        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
-        let socket = Arc::new(socket);
+        let socket = Arc::new(hearing(socket));
+        let repairs = matches!(rates.repairs, Repairs::Multicast(_)).then(|| hearing(joined(host)));
         let of = |work: fn(&Shared, &UdpSocket) -> u64| {
             let (shared, socket) = (Arc::clone(&shared), Arc::clone(&socket));
             thread::spawn(move || work(&shared, &socket))
@@ -144,12 +160,20 @@ impl Steady {
         let (sharing, heard) = (Arc::clone(&shared), Arc::clone(&socket));
         let listener = thread::spawn(move || listen(&sharing, &heard));
         let sharing = Arc::clone(&shared);
+        let repairs = repairs.map(|socket| thread::spawn(move || hear_repairs(&sharing, &socket)));
+        let sharing = Arc::clone(&shared);
         let publisher = thread::spawn(move || publish(&sharing, &publisher));
-        let steady = Self { shared, publisher, asker, listener };
+        let steady = Self { shared, publisher, asker, listener, repairs };
         while steady.shared.published.load(Ordering::Relaxed) < rates.held {
             thread::sleep(TURN);
         }
         steady
+    }
+
+    /// Frames published so far.
+    #[must_use]
+    pub fn published(&self) -> u64 {
+        self.shared.published.load(Ordering::Relaxed)
     }
 
     /// Ends the traffic, waits for the last answers, and returns the account.
@@ -163,9 +187,17 @@ impl Steady {
         let asked = self.asker.join().expect("the asker");
         let mut account = self.listener.join().expect("the listener");
         let left = |due: &[AtomicU64]| due.iter().filter(|word| word.load(Ordering::Relaxed) != 0).count();
+        if let Some(repairs) = self.repairs {
+            let heard = repairs.join().expect("the listener to repairs");
+            account.copies = heard.copies;
+            account.repeated = heard.repeated;
+            account.wrong += heard.wrong;
+        }
         account.asked = asked;
         account.unanswered = u64::try_from(left(&self.shared.ack_due)).unwrap_or(u64::MAX);
-        account.without_copy = u64::try_from(left(&self.shared.copy_due)).unwrap_or(u64::MAX) - account.unanswered;
+        if matches!(self.shared.rates.repairs, Repairs::Unicast) {
+            account.without_copy = u64::try_from(left(&self.shared.copy_due)).unwrap_or(u64::MAX) - account.unanswered;
+        }
         account
     }
 }
@@ -188,7 +220,7 @@ fn publish(shared: &Shared, publisher: &Publisher) {
     let mut seq_num = 0;
     pace(shared, shared.rates.frames, || {
         seq_num += 1;
-        publisher.send(group(0), &bytes_of(seq_num)).expect("a frame leaves");
+        publisher.send_unnoted(group(0), &bytes_of(seq_num)).expect("a frame leaves");
         shared.published.store(seq_num, Ordering::Relaxed);
     });
 }
@@ -198,7 +230,7 @@ fn bytes_of(seq_num: u64) -> Vec<u8> {
 }
 
 fn ask(shared: &Shared, socket: &UdpSocket) -> u64 {
-    let Rates { nacks, frames, held } = shared.rates;
+    let Rates { nacks, frames, held, repairs } = shared.rates;
     let unsettled = (f64::from(frames) * SETTLES.as_secs_f64()).ceil();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number of frames")]
     let unsettled = unsettled as u64 + 1;
@@ -216,7 +248,7 @@ fn ask(shared: &Shared, socket: &UdpSocket) -> u64 {
             return;
         }
         shared.ack_due[slot].store(unix_ns(), Ordering::Relaxed);
-        shared.copy_due[slot].store(1, Ordering::Relaxed);
+        shared.copy_due[slot].store(u64::from(matches!(repairs, Repairs::Unicast)), Ordering::Relaxed);
         socket.send_to(&nack(FrameKey::new(FLOW, seq_num)), shared.to).expect("a NACK leaves");
         asked += 1;
     });
@@ -227,28 +259,97 @@ fn listen(shared: &Shared, socket: &UdpSocket) -> Account {
     let mut account = Account::default();
     let mut ended: Option<Instant> = None;
     let mut buffer = [0; 2048];
+    let mut promised = VecDeque::new();
     while ended.is_none_or(|ended| ended.elapsed() < ANSWERED_WITHIN) {
         if ended.is_none() && !shared.runs() {
             ended = Some(Instant::now());
         }
         if let Ok((length, at_ns)) = receive(socket, &mut buffer) {
-            judge(shared, &buffer[..length], at_ns, &mut account);
+            promised.extend(judge(shared, &buffer[..length], at_ns, &mut account));
+        }
+        if let Repairs::Multicast(hold_down) = shared.rates.repairs {
+            account.without_copy += broken(shared, hold_down, &mut promised);
         }
     }
     account
 }
 
-fn judge(shared: &Shared, bytes: &[u8], at_ns: u64, account: &mut Account) {
+/// How many of these ACKs, a slot and a time each, promised a repair that neither came after them nor within the hold-down
+/// before. Those that are still young are left.
+fn broken(shared: &Shared, hold_down: Duration, promised: &mut VecDeque<(usize, u64)>) -> u64 {
+    let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    let mut broken = 0;
+    while let Some((slot, at_ns)) = promised.front().copied() {
+        if unix_ns() < at_ns + nanoseconds(SETTLES * 2) {
+            break;
+        }
+        promised.pop_front();
+        let since = at_ns.saturating_sub(nanoseconds(hold_down + SETTLES));
+        broken += u64::from(shared.repaired[slot].load(Ordering::Relaxed) < since);
+    }
+    broken
+}
+
+/// Takes times of arrival, and keeps what comes meanwhile.
+fn hearing(socket: UdpSocket) -> UdpSocket {
+    setsockopt(&socket, RcvBufForce, &BUFFER).expect("root");
+    setsockopt(&socket, ReceiveTimestampns, &true).expect("times of arrival");
+    socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+    socket
+}
+
+/// A socket that hears the repairs of the flow.
+fn joined(host: &Host) -> UdpSocket {
+    let socket = host.ns.enter(|| UdpSocket::bind(SocketAddrV6::new(group(0), DATA_PORT, 0, host.ifindex)));
+    let socket = socket.expect("a socket");
+    socket.join_multicast_v6(&group(0), host.ifindex).expect("a member");
+    socket
+}
+
+/// Counts multicast repairs until the end. What this host publishes is looped back to it too: it leaves by another port.
+fn hear_repairs(shared: &Shared, socket: &UdpSocket) -> Account {
+    let Repairs::Multicast(hold_down) = shared.rates.repairs else { return Account::default() };
+    // A repair may have waited longer on its way than the one after it.
+    let hold_down = u64::try_from(hold_down.mul_f64(0.9).as_nanos()).unwrap_or(u64::MAX);
+    let mut account = Account::default();
+    let mut buffer = [0; 2048];
+    let mut ended: Option<Instant> = None;
+    while ended.is_none_or(|ended| ended.elapsed() < ANSWERED_WITHIN) {
+        if ended.is_none() && !shared.runs() {
+            ended = Some(Instant::now());
+        }
+        let Ok((length, at_ns, from)) = receive_from(socket, &mut buffer) else { continue };
+        if from != Some(*shared.to.ip()) {
+            continue;
+        }
+        let bytes = &buffer[..length];
+        let seq_num = bytes.get(48..56).and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
+        match seq_num {
+            Some(seq_num) if bytes == bytes_of(seq_num) => {
+                account.copies += 1;
+                let before = shared.repaired[Shared::slot(seq_num)].swap(at_ns, Ordering::Relaxed);
+                account.repeated += u64::from(before != 0 && at_ns < before + hold_down);
+            }
+            _ => account.wrong += 1,
+        }
+    }
+    account
+}
+
+/// Enters a datagram in the account; the slot and the time of an ACK.
+fn judge(shared: &Shared, bytes: &[u8], at_ns: u64, account: &mut Account) -> Option<(usize, u64)> {
     let number = |from: usize| -> Option<u64> { Some(u64::from_be_bytes(bytes.get(from..from + 8)?.try_into().ok()?)) };
     match (bytes.len(), bytes.get(6)) {
         (16, Some(0x12)) => {
-            let due = number(8).map_or(0, |seq_num| shared.ack_due[Shared::slot(seq_num)].swap(0, Ordering::Relaxed));
+            let slot = number(8).map(Shared::slot);
+            let due = slot.map_or(0, |slot| shared.ack_due[slot].swap(0, Ordering::Relaxed));
             account.acked += 1;
             if due == 0 {
                 account.wrong += 1;
             }
             let wait = if due == 0 { 0 } else { at_ns.saturating_sub(due) };
             account.longest_wait = account.longest_wait.max(Duration::from_nanos(wait));
+            return slot.map(|slot| (slot, at_ns));
         }
         (16, Some(0x11)) => account.missed += 1,
         (16, Some(0x13)) => account.throttled += 1,
@@ -260,10 +361,16 @@ fn judge(shared: &Shared, bytes: &[u8], at_ns: u64, account: &mut Account) {
             _ => account.wrong += 1,
         },
     }
+    None
 }
 
 /// One datagram, and when the kernel received it, nanoseconds of Unix time.
 fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, u64)> {
+    receive_from(socket, buffer).map(|(length, at_ns, _)| (length, at_ns))
+}
+
+/// As [`receive`], and the address that it came from.
+fn receive_from(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, u64, Option<Ipv6Addr>)> {
     let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec);
     let mut slices = [IoSliceMut::new(buffer)];
     let message = recvmsg::<SockaddrIn6>(socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())?;
@@ -272,7 +379,8 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, u64)> {
         _ => None,
     });
     let at = at.unwrap_or_default();
-    Ok((message.bytes, u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)))
+    let at_ns = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
+    Ok((message.bytes, at_ns, message.address.map(|from| from.ip())))
 }
 
 fn unix_ns() -> u64 {

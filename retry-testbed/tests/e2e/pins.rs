@@ -215,6 +215,7 @@ fn pins_of_what_is_gone_are_removed() {
     let _daemon = start(&living, &flags);
     for fabric in [&left, &gone] {
         let mut killed = start(fabric, &flags);
+        killed.leave();
         killed.child().signal(Signal::SIGKILL).expect("it dies");
         killed.wait().expect("it ends");
     }
@@ -274,5 +275,7 @@ fn an_interface_with_a_dot() {
     assert_eq!(bpffs.names(), [format!("eth0%2E100-{inode}")]);
     assert!(bpffs.root().join(format!("eth0%2E100-{inode}")).join("link-eth0%2E100").exists());
     assert!(daemon.end().expect("it ends").success());
+    assert_eq!(bpffs.names(), [format!("eth0%2E100-{inode}")], "for the next daemon");
+    assert!(daemon.run("detach", &[]).expect("it runs").status.success());
     assert_eq!(bpffs.names(), [""; 0]);
 }

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use retry_testbed::daemon::{Daemon, Metrics};
 use retry_testbed::net::fabric::{Fabric, Host};
-use retry_testbed::scene::steady::{Account, Rates, Steady};
-use retry_testbed::scene::{binary, eventually, flags, is_root, two_hosts};
+use retry_testbed::scene::relay::{End, Relay};
+use retry_testbed::scene::steady::{Account, Rates, Repairs, Steady};
+use retry_testbed::scene::{binary, counted, flags, is_root, two_hosts};
 
-const RATES: Rates = Rates { nacks: 5_000, frames: 2_000, held: 8_000 };
+const RATES: Rates = Rates { nacks: 5_000, frames: 2_000, held: 8_000, repairs: Repairs::Unicast };
+/// Between two hand-overs.
+const PAUSE: Duration = Duration::from_millis(500);
 const UNICAST: [&str; 6] =
     ["-beacon-flags-unicast", "-beacon-flags-multicast=false", "-cache-memory", "64m", "-fill", "kernel"];
 
@@ -22,11 +24,6 @@ fn start<'a>(host: &'a Host, more: &[&str]) -> Daemon<'a> {
 
 fn mode(metrics: &Metrics, mode: &str) -> bool {
     metrics.state("bre_start_mode", "mode").as_deref() == Some(mode)
-}
-
-/// True for a series of a counter that is not the process's own.
-fn is_counter(series: &str) -> bool {
-    series.split('{').next().is_some_and(|name| name.starts_with("bre_") && name.ends_with("_total"))
 }
 
 /// Detaches what the last daemon left.
@@ -51,34 +48,48 @@ fn frames_and_counters_survive() {
     }
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
-    let mut daemon = start(endpoint, &[]);
-    assert!(mode(&daemon.metrics().expect("a scrape"), "fresh"));
+    let flags = flags("native", &UNICAST);
+    let mut relay = Relay::start(&binary(), endpoint, &flags).expect("a daemon");
     let traffic = Steady::start(client, endpoint.nack_address(), RATES);
-    std::thread::sleep(Duration::from_millis(500));
-    for (turn, signal) in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM].into_iter().enumerate() {
-        let before = daemon.metrics().expect("a scrape");
-        daemon.child().signal(signal).expect("it is told");
-        let status = daemon.wait().expect("it ends");
-        assert_eq!(status.success(), signal == Signal::SIGTERM, "{status}\n{}", daemon.log());
-        std::thread::sleep(Duration::from_millis(300));
-        daemon = start(endpoint, &[]);
-        let after = daemon.metrics().expect("a scrape");
-        assert!(mode(&after, "adopted"), "{}", daemon.log());
-        assert_eq!(after.count("bre_handovers_total", &[("result", "adopted")]), u64::try_from(turn).expect("few") + 1);
-        for (series, value) in before.iter().filter(|(series, _)| is_counter(series)) {
-            let now = after.get(series).unwrap_or(-1.0);
-            assert!(now >= value, "{series}: {value} before, {now} after the daemon was told {signal}");
-        }
-        std::thread::sleep(Duration::from_millis(500));
+    for end in [End::Told, End::Killed, End::Told] {
+        std::thread::sleep(PAUSE);
+        relay.hand_over(end, &flags).expect("the next one goes on");
     }
-    let frames = daemon.metrics().expect("a scrape");
+    std::thread::sleep(PAUSE);
+    let published = traffic.published();
     gapless(&traffic.stop());
-    // What the kernel stored while no daemon ran was followed: it is counted.
-    eventually("all frames are counted", || {
-        let now = daemon.metrics().expect("a scrape");
-        now.count("bre_frames_cached_total", &[]) >= frames.count("bre_frames_cached_total", &[])
-    });
-    detach(daemon);
+    // What the kernel stored while no daemon ran was followed: it is counted, once.
+    counted(relay.daemon(), "bre_frames_cached_total", &[], published);
+    std::thread::sleep(PAUSE);
+    let metrics = relay.daemon().metrics().expect("a scrape");
+    assert_eq!(metrics.count("bre_frames_cached_total", &[]), metrics.count("bre_frames_received_total", &[]));
+    relay.end().expect("nothing is left");
+}
+
+/// Multicast repairs under the hold-down: none comes twice within it, whichever program sends it.
+#[test]
+fn no_repair_comes_twice() {
+    if !is_root("no_repair_comes_twice") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let more = ["-beacon-flags-unicast=false", "-beacon-flags-multicast", "-repair-holddown", "1s"];
+    let all = [&UNICAST[..], &more].concat();
+    let flags = flags("native", &all);
+    let mut relay = Relay::start(&binary(), endpoint, &flags).expect("a daemon");
+    let rates = Rates { repairs: Repairs::Multicast(Duration::from_secs(1)), held: 2_000, ..RATES };
+    let traffic = Steady::start(client, endpoint.nack_address(), rates);
+    for end in [End::Told, End::Killed] {
+        std::thread::sleep(PAUSE);
+        relay.hand_over(end, &flags).expect("the next one goes on");
+    }
+    std::thread::sleep(PAUSE);
+    let account = traffic.stop();
+    println!("{account:?}");
+    assert!(account.is_gapless() && account.acked == account.asked && account.copies > 0, "{account:?}");
+    assert!(account.copies < account.asked, "the hold-down holds: {account:?}");
+    relay.end().expect("nothing is left");
 }
 
 /// Without hand-over the end of the daemon is the end of its program, its maps and its frames.

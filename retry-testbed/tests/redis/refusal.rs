@@ -134,11 +134,8 @@ fn the_cause_of_a_refusal_is_told() {
     let fabric = fabric(&["redis"]);
     let place = host(&fabric, "redis");
     let files = Files::new(place.addr.into());
-    let cases = [
-        ("redis", false, "NOAUTH"),
-        ("rediss", false, "UnknownIssuer"),
-        ("rediss", true, "CertificateRequired"),
-    ];
+    let cases =
+        [("redis", false, "NOAUTH"), ("rediss", false, "UnknownIssuer"), ("rediss", true, "CertificateRequired")];
     for (scheme, knows_authority, cause) in cases {
         let server = if scheme == "rediss" {
             files.server(place, true)

@@ -97,7 +97,8 @@ fn a_node_of_a_cluster_that_dies_is_one_line() {
         return;
     }
     let names = ["a", "b", "c", "d", "e", "f"];
-    let fabric = Fabric::bridged(&["one", "publisher", "client", "a", "b", "c", "d", "e", "f"], 1500).expect("a fabric");
+    let fabric =
+        Fabric::bridged(&["one", "publisher", "client", "a", "b", "c", "d", "e", "f"], 1500).expect("a fabric");
     let host = |name| fabric.host(name).expect("a host");
     let mut cluster = Cluster::start(names.map(host)).expect("a cluster");
     let daemon = endpoint(host("one"), &cluster.addresses());

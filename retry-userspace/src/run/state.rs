@@ -474,7 +474,9 @@ mod tests {
         let is_gone = loop {
             match locked.try_lock() {
                 Ok(part) => break part.is_none(),
-                Err(_) => assert!(Instant::now() < deadline, "the end keeps its lock while it waits for the attachments"),
+                Err(_) => {
+                    assert!(Instant::now() < deadline, "the end keeps its lock while it waits for the attachments")
+                }
             }
             thread::yield_now();
         };
