@@ -8,9 +8,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
-use std::sync::{LazyLock, Once};
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use retry_common::abi::{RECORD_HEADER_LEN, RecordHeader, SEGMENT_SLOTS, SLOT_LEN, record_flag};
@@ -110,7 +110,7 @@ impl Shared {
         if let Some(left) = self.0.left.get() {
             if left == 0 {
                 self.0.left.set(None);
-                panic_any(Killed);
+                resume_unwind(Box::new(Killed));
             }
             self.0.left.set(Some(left - 1));
         }
@@ -551,7 +551,9 @@ fn run(writer: &mut Writer, shared: &Shared, op: Op, world: &World, kernel_store
             writer.remove(&key(number), now, tell);
         }
         Op::Expire(most) => writer.expire(now, most),
-        Op::Ahead(slots) => writer.make_ahead(slots, now),
+        Op::Ahead(slots) => {
+            writer.make_ahead([slots; 2], u32::MAX, now);
+        }
         Op::Follow => {
             writer.follow(now, usize::MAX, tell);
         }
@@ -606,7 +608,8 @@ fn check(shared: &Shared, writer: &Writer, context: &str) {
     let (mut tags, mut slots) = (HashSet::new(), HashSet::new());
     for (i, entry) in state.index.iter().enumerate().filter(|(_, entry)| **entry != 0) {
         let slot = index::slot(*entry);
-        let header = starts.get(&slot).unwrap_or_else(|| panic!("{context}: an entry leads to no record: slot {slot}"));
+        assert!(starts.contains_key(&slot), "{context}: an entry leads to no record: slot {slot}");
+        let header = starts[&slot];
         assert_eq!(index::entry(hash(&header.key), slot), *entry, "{context}: the entry of another key");
         assert_eq!(usize::try_from(number(hash(&header.key))).expect("few"), i / BUCKET_ENTRIES, "{context}: bucket");
         assert!(tags.insert((i / BUCKET_ENTRIES, entry >> 32)), "{context}: two entries with one tag");
@@ -617,25 +620,12 @@ fn check(shared: &Shared, writer: &Writer, context: &str) {
     assert_eq!(u64::from(live), writer.live(), "{context}: the count that is shown");
 }
 
-fn quiet() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !info.payload().is::<Killed>() {
-                before(info);
-            }
-        }));
-    });
-}
-
 fn taken_over(shared: &Shared, max_keys: u64) -> (Writer, Adopted) {
     Writer::adopt(shared.clone(), LANES, SEED, max_keys).expect("a log")
 }
 
 /// Runs `script` with the writer ending before its store number `kill`; false when it makes fewer.
 fn run_killed(script: &[Op], living: &[Held], max_keys: u64, kill: u64, puts_after: u64) -> bool {
-    quiet();
     let shared = Shared::over(FULL.0.clone());
     let world = World::default();
     let (mut writer, _) = taken_over(&shared, max_keys);
@@ -651,7 +641,7 @@ fn run_killed(script: &[Op], living: &[Held], max_keys: u64, kill: u64, puts_aft
                 is_killed = true;
                 break;
             }
-            Err(payload) => std::panic::resume_unwind(payload),
+            Err(payload) => resume_unwind(payload),
         }
     }
     shared.0.left.set(None);
@@ -787,6 +777,30 @@ fn with_too_many_keys() {
         &[Op::Follow, tx(3_000, 2, 100), kernel(3_001, 2, 100), kernel(3_002, 2, 100), tx(3_003, 2, 8), Op::Follow],
         280,
     );
+}
+
+/// The frame in hand is held from the store on that commits it.
+#[test]
+fn a_frame_that_was_committed_is_held() {
+    let (mut entered, mut was_held) = (0, false);
+    for kill in 0.. {
+        let shared = Shared::over(FULL.0.clone());
+        let (mut writer, _) = taken_over(&shared, 0);
+        shared.0.left.set(Some(kill));
+        let put = || writer.put(&frame(3_000, 2, 100, Class::Tx, LIFE_MS), NOW, |_| {});
+        let is_killed = catch_unwind(AssertUnwindSafe(put)).is_err();
+        shared.0.left.set(None);
+        let (writer, adopted) = taken_over(&shared, 0);
+        check(&shared, &writer, "a put");
+        let is_held = shared.read(&key(3_000)).is_some();
+        assert!(is_held || !was_held, "killed at store {kill}");
+        entered += adopted.entered;
+        was_held = is_held;
+        if !is_killed {
+            break;
+        }
+    }
+    assert_eq!((entered, was_held), (1, true), "between the commit and the entry lies one store");
 }
 
 /// Kernel programs that end in the middle, before the daemon does.

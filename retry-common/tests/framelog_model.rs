@@ -74,6 +74,8 @@ struct Model {
     versions: Vec<AtomicU64>,
     headers: Mutex<Vec<RecordHeader>>,
     shown: Mutex<[Shown; 2]>,
+    /// The daemon's patience ends without any other thread having run; not one of loom's words.
+    is_impatient: std::sync::atomic::AtomicBool,
     bytes: Vec<AtomicU64>,
     entries: [AtomicU64; ENTRIES],
 }
@@ -89,7 +91,8 @@ impl Shared {
             limits: [position::lap_later(first()), position::lap_later(first())].map(AtomicU64::new),
             versions: (0..slots).map(|_| AtomicU64::new(0)).collect(),
             headers: Mutex::new(vec![RecordHeader::default(); slots]),
-            shown: Mutex::default(),
+            shown: Mutex::new([Shown { tail: first(), followed: first(), records: 0, live: 0 }; 2]),
+            is_impatient: std::sync::atomic::AtomicBool::new(false),
             bytes: (0..slots).map(|_| AtomicU64::new(0)).collect(),
             entries: [0; ENTRIES].map(AtomicU64::new),
         }))
@@ -242,6 +245,9 @@ impl Memory for Shared {
     fn fetch(&self, _: u32) {}
 
     fn pause(&self, attempt: u32) -> bool {
+        if self.0.is_impatient.load(SeqCst) {
+            return false;
+        }
         thread::yield_now();
         attempt < 1
     }
@@ -661,4 +667,47 @@ fn one_key_at_most() {
         check(&shared, &mut writer, 0, &mut told);
         assert_eq!(writer.live(), 1);
     });
+}
+
+/// The daemon ended after it had made its version odd, and the next one takes the log over while a kernel program stores a
+/// frame behind that. The steps: a hole is given up by compare-exchange, and what is followed of it is not what a late writer
+/// has written over it.
+#[test]
+fn taken_over_beside_a_kernel_writer() {
+    static STORED: AtomicU32 = AtomicU32::new(0);
+    static TOO_LATE: AtomicU32 = AtomicU32::new(0);
+    model(3, || {
+        let shared = Shared::new();
+        let mut dead = writer(&shared, 0);
+        assert_eq!(dead.put(&frame(3, 30, SHORT), 0, |_| {}), Put::Stored);
+        drop(dead);
+        let position = position::at(5, 1);
+        assert_eq!(shared.0.heads[0].load(Ordering::Relaxed), position);
+        shared.0.heads[0].store(position + 1, Ordering::Relaxed);
+        shared.0.versions[1].store(position::version(position) | 1, Ordering::Relaxed);
+        let begun = Arc::new(AtomicBool::new(false));
+        let kernel = {
+            let (shared, begun) = (shared.clone(), Arc::clone(&begun));
+            thread::spawn(move || append(&Kernel { begun: Some(&begun), ..Kernel::new(&shared, 1, 10) }))
+        };
+        // As in `a_cpu_that_comes_too_late`: not between the exchange of the head and the next instruction.
+        while !begun.load(Ordering::Acquire) {
+            thread::yield_now();
+        }
+        shared.0.is_impatient.store(true, SeqCst);
+        let (mut writer, adopted) = Writer::adopt(shared.clone(), [(0, SLOTS), (SLOTS, 1)], SEED, 0).expect("a log");
+        shared.0.is_impatient.store(false, SeqCst);
+        let mut told = Told::default();
+        assert_eq!(writer.put(&frame(2, 20, SHORT), 0, |followed| told.take(followed)), Put::Stored);
+        let appended = kernel.join().expect("no panic");
+        check(&shared, &mut writer, 0, &mut told);
+        let is_late = appended == Appended::TooLate;
+        assert_eq!(adopted.holes, 1 + u64::from(is_late), "{appended:?}");
+        assert_eq!(told.new, u64::from(!is_late), "{appended:?}");
+        let read = [1, 2, 3].map(|number| shared.read(&key(number)));
+        assert_eq!(read, [(!is_late).then_some(10), Some(20), Some(30)]);
+        if is_late { &TOO_LATE } else { &STORED }.fetch_add(1, SeqCst);
+    });
+    assert_ne!(STORED.load(SeqCst), 0, "no order was tried in which the CPU is in time");
+    assert_ne!(TOO_LATE.load(SeqCst), 0, "no order was tried in which the CPU is late");
 }

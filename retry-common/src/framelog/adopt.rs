@@ -88,7 +88,8 @@ impl<M: Memory> DaemonWriter<M> {
         for lane in 0..writer.lanes.len() {
             writer.move_limit(lane);
         }
-        adopted.holes = writer.dropped.holes;
+        // What a daemon that ends leaves is no sign of damage: it is told here, and not counted with what is mended later.
+        adopted.holes = core::mem::take(&mut writer.dropped.holes);
         adopted.frames = writer.live();
         Ok((writer, adopted))
     }
@@ -169,7 +170,7 @@ impl<M: Memory> DaemonWriter<M> {
     }
 
     /// The record at the reserved position `at`, once it is whole, or a filler if no writer commits it; `None` when its room
-    /// was given back.
+    /// was given back, or there are too many such fillers.
     fn settled(&mut self, lane: usize, at: u64, head: u64) -> Option<(u32, RecordHeader)> {
         let slot = self.slot(lane, at);
         let (mut attempt, mut pauses) = (0, 0);
@@ -184,9 +185,13 @@ impl<M: Memory> DaemonWriter<M> {
                 attempt += 1;
             } else if pauses < PAUSES {
                 (attempt, pauses) = (0, pauses + 1);
-            } else {
-                // What was reserved since the wait began is not part of the hole.
-                self.make_hole(lane, at, head);
+            } else if self.make_hole(lane, at, head) {
+                // What was reserved since the wait began is not part of the hole. Its header may be written over.
+                let hole = self.lanes[lane].holes.iter().find(|(position, slots)| *position == at && *slots != 0);
+                let header = hole.map_or_else(|| self.memory.header(slot), |(_, slots)| daemon::hole_header(*slots));
+                return Some((slot, header));
+            } else if self.lanes[lane].holes.iter().all(|(_, slots)| *slots != 0) {
+                return None;
             }
         }
     }
@@ -198,7 +203,6 @@ impl<M: Memory> DaemonWriter<M> {
         for (cursor, live) in self.lanes.iter_mut().zip(counted.live) {
             cursor.live = live;
         }
-        self.dropped.stale_entries += counted.stale;
         (adopted.stale_entries, adopted.doubled_entries) = (counted.stale, counted.doubled);
     }
 }
@@ -227,6 +231,7 @@ fn left_behind<M: Memory>(memory: &M, lane: usize, (first_slot, slots): (u32, u3
         live: 0,
         shown: shown_exactly,
         stalled: None,
+        holes: Default::default(),
     })
 }
 

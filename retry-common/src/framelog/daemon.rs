@@ -17,11 +17,14 @@ pub const HOLE_PATIENCE_NS: u64 = 500_000_000;
 
 const NS_PER_MS: u64 = 1_000_000;
 /// The share of a lane that may be kept free.
-const AHEAD_SHARE: u32 = 16;
+const AHEAD_SHARE: u32 = 4;
 /// Records that are dropped before the limit is moved.
 const DROPPED_AT_ONCE: u32 = 64;
 /// How many records ahead the header is asked for.
 const FETCH_AHEAD: u32 = 8;
+/// Positions that are given up before they are followed: two that a dead daemon has reserved, and those of as many CPUs. Any
+/// further ones are given up when they are followed.
+const HOLES: usize = 6;
 /// How often a head that the kernel keeps moving is tried in one attempt.
 const HEAD_ATTEMPTS: u32 = 64;
 
@@ -158,6 +161,9 @@ pub(super) struct Cursor {
     pub(super) shown: Option<Shown>,
     /// Where the walk stands still.
     pub(super) stalled: Option<Stalled>,
+    /// Positions that were given up and are still to be followed, and their slots: a writer that comes too late may write over
+    /// a filler's header. Those with no slots are none.
+    pub(super) holes: [(u64, u32); HOLES],
 }
 
 impl Cursor {
@@ -206,6 +212,7 @@ impl<M: Memory> DaemonWriter<M> {
             live: 0,
             shown: None,
             stalled: None,
+            holes: [(0, 0); HOLES],
         });
         Self { memory, lanes, hash_seed, max_keys, dropped: Dropped::default() }
     }
@@ -227,14 +234,72 @@ impl<M: Memory> DaemonWriter<M> {
 
     /// Appends `frame`, after following what the kernel has written so far; `tell` is told of that as by
     /// [`DaemonWriter::follow`].
-    pub fn put(&mut self, frame: &NewFrame<'_>, now_ns: u64, mut tell: impl FnMut(Followed<'_>)) -> Put {
-        let Some(slots) = slots_of(frame.bytes.len()) else {
+    pub fn put(&mut self, frame: &NewFrame<'_>, now_ns: u64, tell: impl FnMut(Followed<'_>)) -> Put {
+        let header = RecordHeader {
+            version: 0,
+            expires_ns: now_ns.saturating_add(u64::from(frame.life_ms) * NS_PER_MS),
+            key: frame.key,
+            length: u32::try_from(frame.bytes.len()).unwrap_or(u32::MAX),
+            life_ms: frame.life_ms,
+            partial: checksum::partial(frame.bytes),
+            group: frame.group,
+            class: frame.class as u8,
+            flags: if frame.daemon_only { record_flag::DAEMON_ONLY } else { 0 },
+            reserved: [0; 2],
+        };
+        self.put_record(frame.class.lane(), &header, frame.bytes, now_ns, tell)
+    }
+
+    /// Appends what `old` holds from the positions `from` on, the oldest first, with what is left of each frame's life, and
+    /// moves `from` behind it; how many frames that were. 0 begins with the oldest.
+    ///
+    /// The caller has followed in `old`. Where a lane of this log is smaller, the newest frames that fit it are copied. A
+    /// second call copies what the kernel program has stored in `old` since the first.
+    pub fn copy_from<N: Memory>(&mut self, old: &DaemonWriter<N>, from: &mut [u64; 2], now_ns: u64) -> u64 {
+        let mut copied = 0;
+        for (lane, from) in from.iter_mut().enumerate() {
+            let Cursor { tail, followed, slots: lane_slots, .. } = old.lanes[lane];
+            // Segments end elsewhere in the other lane: some of it becomes fillers.
+            let room = self.lanes[lane].slots / 8 * 7;
+            let mut at = tail.max(*from);
+            while at < followed {
+                let slot = old.slot(lane, at);
+                if old.memory.version(slot).load() != position::version(at) {
+                    at = position::after(at, 1, lane_slots);
+                    continue;
+                }
+                let header = old.memory.header(slot);
+                let is_frame = header.flags & record_flag::FILLER == 0 && now_ns < header.expires_ns;
+                if is_frame && position::distance(at, followed, lane_slots) <= room && old.is_findable(slot, &header) {
+                    let bytes = old.memory.frame(slot, usize::try_from(header.length).unwrap_or(0));
+                    let flags = header.flags & record_flag::DAEMON_ONLY;
+                    let put = self.put_record(lane, &RecordHeader { flags, ..header }, bytes, now_ns, |_| {});
+                    copied += u64::from(put.is_stored());
+                }
+                at = position::after(at, record_slots(&header), lane_slots);
+                old.fetch_beyond(lane, at, record_slots(&header));
+            }
+            *from = at;
+        }
+        copied
+    }
+
+    /// Appends the frame `bytes` that `header` says all of, its version aside.
+    fn put_record(
+        &mut self,
+        lane: usize,
+        header: &RecordHeader,
+        bytes: &[u8],
+        now_ns: u64,
+        mut tell: impl FnMut(Followed<'_>),
+    ) -> Put {
+        let Some(slots) = slots_of(bytes.len()) else {
             return Put::TooLarge;
         };
         let mut attempt = 0;
         loop {
             self.follow(now_ns, usize::MAX, &mut tell);
-            match self.try_put(frame, slots, now_ns) {
+            match self.try_put(lane, header, bytes, slots, now_ns) {
                 Ok(outcome) => return outcome,
                 Err(KernelAhead) if self.memory.pause(attempt) => attempt += 1,
                 Err(KernelAhead) => return Put::Busy,
@@ -242,9 +307,15 @@ impl<M: Memory> DaemonWriter<M> {
         }
     }
 
-    fn try_put(&mut self, frame: &NewFrame<'_>, slots: u32, now_ns: u64) -> Result<Put, KernelAhead> {
-        let hash = index::hash(&frame.key, self.hash_seed);
-        let partial = checksum::partial(frame.bytes);
+    fn try_put(
+        &mut self,
+        lane: usize,
+        header: &RecordHeader,
+        bytes: &[u8],
+        slots: u32,
+        now_ns: u64,
+    ) -> Result<Put, KernelAhead> {
+        let hash = index::hash(&header.key, self.hash_seed);
         let mut outcome = Put::Stored;
         for i in 0..<M::Bucket<'_> as Bucket>::ENTRIES {
             let entry = self.entry(hash, i);
@@ -255,10 +326,10 @@ impl<M: Memory> DaemonWriter<M> {
                 Entry::Pending => return Err(KernelAhead),
                 Entry::Stale => self.remove_stale(hash, i),
                 // Another key with this tag in this bucket: a reader expects one at most.
-                Entry::Counted(there) if there.key != frame.key => self.forget(hash, i, entry, Reason::Bucket),
+                Entry::Counted(there) if there.key != header.key => self.forget(hash, i, entry, Reason::Bucket),
                 Entry::Counted(there) if now_ns >= there.expires_ns => self.forget(hash, i, entry, Reason::Expired),
                 Entry::Counted(there) => {
-                    if there.partial == partial && self.has_bytes(index::slot(entry), &there, frame.bytes) {
+                    if there.partial == header.partial && self.has_bytes(index::slot(entry), &there, bytes) {
                         return Ok(Put::Duplicate);
                     }
                     // A reader finds the old record until the new one stands: `insert` overwrites the entry.
@@ -266,26 +337,13 @@ impl<M: Memory> DaemonWriter<M> {
                 }
             }
         }
-        let lane = frame.class.lane();
         if self.max_keys != 0 && outcome == Put::Stored {
             while self.live() >= self.max_keys && self.evict_any(lane, now_ns) {}
         }
         let position = self.reserve(lane, slots, now_ns)?;
         let slot = self.slot(lane, position);
-        let header = RecordHeader {
-            version: 0,
-            expires_ns: now_ns.saturating_add(u64::from(frame.life_ms) * NS_PER_MS),
-            key: frame.key,
-            length: u32::try_from(frame.bytes.len()).unwrap_or(u32::MAX),
-            life_ms: frame.life_ms,
-            partial,
-            group: frame.group,
-            class: frame.class as u8,
-            flags: if frame.daemon_only { record_flag::DAEMON_ONLY } else { 0 },
-            reserved: [0; 2],
-        };
-        self.memory.set_header(slot, &header);
-        self.memory.write_frame(slot, frame.bytes);
+        self.memory.set_header(slot, header);
+        self.memory.write_frame(slot, bytes);
         // Nothing else commits or gives up a record of this writer.
         shared::commit(&self.memory.version(slot), position);
         if !self.insert(hash, slot) && outcome == Put::Replaced {
@@ -335,10 +393,13 @@ impl<M: Memory> DaemonWriter<M> {
         whole
     }
 
-    /// Drops old records until `slots` slots of each lane are free for the kernel to write to, at most a sixteenth of it.
-    pub fn make_ahead(&mut self, slots: u32, now_ns: u64) {
-        for lane in 0..self.lanes.len() {
+    /// Drops old records until this many slots of each lane are free for the kernel program to write to, at most a quarter
+    /// of it, and at most about `most` records per lane. True when there is no more to do.
+    pub fn make_ahead(&mut self, slots: [u32; 2], most: u32, now_ns: u64) -> bool {
+        let mut is_done = true;
+        for (lane, slots) in slots.into_iter().enumerate() {
             let wanted = slots.min(self.lanes[lane].slots / AHEAD_SHARE);
+            let mut left = most;
             // The head is looked at now and then only: each look takes its line from the CPU that stores.
             loop {
                 let free = self.free(lane);
@@ -346,6 +407,11 @@ impl<M: Memory> DaemonWriter<M> {
                 if free >= wanted || tail == followed {
                     break;
                 }
+                if left == 0 {
+                    is_done = false;
+                    break;
+                }
+                left = left.saturating_sub(DROPPED_AT_ONCE);
                 for _ in 0..DROPPED_AT_ONCE {
                     let dropped = position::distance(tail, self.lanes[lane].tail, lane_slots);
                     if free + dropped >= wanted || self.lanes[lane].tail == followed {
@@ -356,6 +422,17 @@ impl<M: Memory> DaemonWriter<M> {
                 self.move_limit(lane);
             }
         }
+        is_done
+    }
+
+    /// Up to where each lane was followed.
+    pub fn followed(&self) -> [u64; 2] {
+        self.lanes.map(|cursor| cursor.followed)
+    }
+
+    /// Slots of each lane.
+    pub fn lane_slots(&self) -> [u32; 2] {
+        self.lanes.map(|cursor| cursor.slots)
     }
 
     /// Takes the frame of `key` out, after following what the kernel has written; one whose life is over counts until it is
@@ -491,8 +568,14 @@ impl<M: Memory> DaemonWriter<M> {
         if self.memory.version(slot).load() != position::version(position) && !self.give_up(lane, position, now_ns) {
             return None;
         }
-        self.lanes[lane].stalled = None;
-        Some((slot, self.memory.header(slot)))
+        let cursor = &mut self.lanes[lane];
+        cursor.stalled = None;
+        let hole = cursor.holes.iter_mut().find(|(at, slots)| *at == position && *slots != 0);
+        let header = match hole {
+            Some((_, slots)) => hole_header(core::mem::take(slots)),
+            None => self.memory.header(slot),
+        };
+        Some((slot, header))
     }
 
     /// Makes the position where the walk stands a filler, if no writer has committed it for [`HOLE_PATIENCE_NS`].
@@ -512,21 +595,21 @@ impl<M: Memory> DaemonWriter<M> {
     }
 
     /// Makes the reserved `position` a filler that ends at `end` at the latest, unless its writer commits it first; true when
-    /// the record there is whole, in one way or the other.
+    /// the record there is whole, in one way or the other. False also when too many holes are still to be followed.
     pub(super) fn make_hole(&mut self, lane: usize, position: u64, end: u64) -> bool {
         let slot = self.slot(lane, position);
         let whole = position::version(position);
         let there = self.memory.version(slot).load();
+        let Some(free) = self.lanes[lane].holes.iter().position(|(_, slots)| *slots == 0) else { return false };
         // From here on the writer's commit fails; if it came first, the record is whole after all.
         if there == whole || !self.memory.version(slot).replace(there, 0) {
             return self.memory.version(slot).load() == whole;
         }
         self.withdraw_for(slot);
         let slots = self.hole_slots(lane, position, end);
-        let length = slots * slot_len() - header_len();
-        let flags = record_flag::FILLER | record_flag::HOLE;
-        self.memory.set_header(slot, &RecordHeader { length, flags, ..RecordHeader::default() });
+        self.memory.set_header(slot, &hole_header(slots));
         self.memory.version(slot).store(whole);
+        self.lanes[lane].holes[free] = (position, slots);
         self.dropped.holes += 1;
         true
     }
@@ -875,6 +958,12 @@ impl<M: Memory> DaemonWriter<M> {
             self.lanes[lane].shown = Some(standing);
         }
     }
+}
+
+/// The header of a filler of `slots` slots in the place of what was never committed.
+pub(super) fn hole_header(slots: u32) -> RecordHeader {
+    let flags = record_flag::FILLER | record_flag::HOLE;
+    RecordHeader { length: slots * slot_len() - header_len(), flags, ..RecordHeader::default() }
 }
 
 /// What `entry`, which stands in the bucket of `hash`, leads to.

@@ -316,7 +316,7 @@ fn around_the_ring() {
             }
             if number % 200 == 199 {
                 seen += loaded.follow().len();
-                loaded.writer().make_ahead(8 << 14, monotonic_ns());
+                loaded.writer().make_ahead([1 << 14; 2], u32::MAX, monotonic_ns());
             }
         }
         assert_eq!((kept.len() + passed, seen), (frames, kept.len()));

@@ -23,7 +23,7 @@ use retry_common::position;
 use retry_common::wire::frame::Class;
 
 use super::reader::bucket_offset;
-use super::{Adopted, Log, NewFrame, Pages, Put, Removed, Sizes, Unusable, Writer, adopt, open};
+use super::{Adopted, Log, NewFrame, Pages, Put, Removed, Sizes, Unusable, Writer, adopt, copy_into, open};
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_000 * SECOND;
@@ -379,7 +379,7 @@ fn room_that_is_made_ahead_is_given() {
     let lane = || -> Lane { pages.lanes.read(0) };
     let free = |lane: Lane| lane.slots - position::distance(lane.tail, lane.head, lane.slots);
     assert!(free(lane()) < ROOM);
-    writer.make_ahead(ROOM, START);
+    assert!(writer.make_ahead([ROOM; 2], u32::MAX, START));
     let after = lane();
     assert!((ROOM..ROOM + 100).contains(&free(after)), "{}", free(after));
     assert_eq!(after.limit, position::lap_later(after.tail));
@@ -615,4 +615,145 @@ fn a_log_that_is_taken_over_holds_what_it_held() {
         adopt(Arc::new(Pages::plain(Sizes::new(1, 1)).expect("memory")), SEED, 0).err(),
         Some(Unusable::OtherLanes { lane: 0 })
     );
+}
+
+/// A frame that the kernel program stores.
+fn kernel_stores(pages: &Pages, key: FrameKey, bytes: &[u8]) {
+    let lane: Lane = pages.lanes.read(0);
+    let slots = u32::try_from((RECORD_HEADER_LEN + bytes.len()).div_ceil(SLOT_LEN)).expect("small");
+    let slot = lane.first_slot + position::slot(lane.head);
+    let start = slot as usize * SLOT_LEN;
+    let header = RecordHeader {
+        version: position::version(lane.head),
+        expires_ns: START + 5 * SECOND,
+        key,
+        length: u32::try_from(bytes.len()).expect("small"),
+        life_ms: 7_000,
+        partial: retry_common::checksum::partial(bytes),
+        group: 5,
+        class: Class::Tx as u8,
+        flags: record_flag::KERNEL,
+        ..RecordHeader::default()
+    };
+    pages.ring.write(start, header);
+    pages.ring.copy_in(start + RECORD_HEADER_LEN, bytes);
+    pages.lanes.word(offset_of!(Lane, head)).store(position::after(lane.head, slots, lane.slots), Ordering::SeqCst);
+    let bucket = bucket_offset(pages, index::hash(&key, SEED));
+    let vacant = (0..8).map(|i| pages.index.word(bucket + i * 8)).find(|word| word.load(Ordering::SeqCst) == 0);
+    let entry = index::entry(index::hash(&key, SEED), slot);
+    vacant.expect("a vacant place").store(entry, Ordering::SeqCst);
+}
+
+/// The next daemon has other sizes: larger, and smaller.
+#[test]
+fn a_log_is_copied_into_one_of_another_size() {
+    const OTHER_SEED: u64 = 0xabcd;
+    for (short, all_fit) in [(3 * SEGMENT_LEN as u64, true), (1, false)] {
+        let (pages, mut old, old_log) = over(Sizes::new(2 * SEGMENT_LEN as u64, 1), 0);
+        let bytes_of = |seq_num: u64| vec![u8::try_from(seq_num % 251).expect("small"); 900];
+        for seq_num in 1..=50_000 {
+            let now = START + seq_num;
+            put(&mut old, &frame(FrameKey::new(1, seq_num), Class::Tx, &bytes_of(seq_num)), now);
+        }
+        let (anchor, brief) = (FrameKey::new(2, 1), FrameKey::new(2, 2));
+        put(&mut old, &NewFrame { daemon_only: true, group: 9, ..frame(anchor, Class::Anchor, &[3; 9_000]) }, START);
+        put(&mut old, &NewFrame { life_ms: 1_000, ..frame(brief, Class::Block, &[4; 90]) }, START);
+        put(&mut old, &frame(FrameKey::new(1, 49_999), Class::Tx, b"newer"), START);
+        assert!(remove(&mut old, &FrameKey::new(1, 49_998)));
+
+        let new_pages = Arc::new(Pages::plain(Sizes::new(short, 1)).expect("memory"));
+        let (mut new, new_log) = open(new_pages, OTHER_SEED, 0);
+        let (mut from, now) = ([0; 2], START + 2 * SECOND);
+        let copied = copy_into(&old, &mut new, &mut from, now);
+        assert_eq!((copied, from), (new.live(), old.followed()));
+        assert_eq!(copy_into(&old, &mut new, &mut from, now), 0);
+        let mut held = 0;
+        for key in (1..=50_000).map(|seq_num| FrameKey::new(1, seq_num)).chain([anchor, brief]) {
+            let (there, copy) = (read(&old_log, &key, now), read(&new_log, &key, now));
+            held += u64::from(there.is_some());
+            assert!(copy.is_none() && !all_fit || copy == there, "{key}");
+        }
+        assert_eq!(copied == held, all_fit, "{copied} of {held}");
+        let oldest_copied = (1..50_000).find(|seq_num| read(&new_log, &FrameKey::new(1, *seq_num), now).is_some());
+        let newest = |seq_num| read(&new_log, &FrameKey::new(1, seq_num), now).is_some() || seq_num == 49_998;
+        assert!((oldest_copied.expect("some")..=50_000).all(newest), "the newest are copied");
+        assert!(all_fit || copied > 14_000, "{copied}");
+        assert_eq!(evictions(&mut new), [], "nothing was copied in vain");
+        for key in [anchor, FrameKey::new(1, 50_000)] {
+            let version = |header: &RecordHeader| RecordHeader { version: 0, ..*header };
+            let headers = [&old_log, &new_log].map(|log| *log.look_up(&key, now).expect("held").header());
+            assert_eq!(version(&headers[0]), version(&headers[1]));
+        }
+        // What the kernel stores in the old log meanwhile: told of there, and copied.
+        let late = FrameKey::new(3, 1);
+        kernel_stores(&pages, late, &[5; 500]);
+        let mut told = Vec::new();
+        assert!(old.follow(now, usize::MAX, |followed| told.push((followed.key, followed.is_new))));
+        assert_eq!(told, [(late, true)]);
+        assert_eq!(copy_into(&old, &mut new, &mut from, now), 1);
+        assert!(new.follow(now, usize::MAX, |followed| panic!("{followed:?} was told of")));
+        let header = *new_log.look_up(&late, now).expect("copied").header();
+        assert_eq!((header.expires_ns, header.life_ms, header.group, header.flags), (START + 5 * SECOND, 7_000, 5, 0));
+        assert_eq!(read(&new_log, &late, now), Some(vec![5; 500]));
+    }
+}
+
+/// What the kernel program has stored and the dead daemon has not followed is told of once, by the next one.
+#[test]
+fn what_was_not_followed_is_told_of_by_the_next_daemon() {
+    let (pages, mut writer, _) = over(Sizes::new(1, 1), 0);
+    let keys: Vec<_> = (1..=6).map(|seq_num| FrameKey::new(1, seq_num)).collect();
+    for key in &keys[..3] {
+        kernel_stores(&pages, *key, b"stored");
+    }
+    let lane: Lane = pages.lanes.read(0);
+    let mut told = Vec::new();
+    assert!(writer.follow(START, usize::MAX, |followed| told.push(followed.key)));
+    // It ends before it says how far it has come.
+    let (tail, followed, counts) = (offset_of!(Lane, tail), offset_of!(Lane, followed), offset_of!(Lane, records));
+    pages.lanes.word(tail).store(lane.tail, Ordering::SeqCst);
+    pages.lanes.word(followed).store(lane.followed, Ordering::SeqCst);
+    pages.lanes.word(counts).store(0, Ordering::SeqCst);
+    drop(writer);
+    for key in &keys[3..] {
+        kernel_stores(&pages, *key, b"stored");
+    }
+    let (mut writer, log, adopted) = adopt(Arc::clone(&pages), SEED, 0).expect("a log");
+    assert_eq!(adopted, Adopted { frames: 3, unfollowed: 3, ..Adopted::default() });
+    assert!(writer.follow(START, usize::MAX, |followed| told.push(followed.key)));
+    assert_eq!(told, keys);
+    assert!(keys.iter().all(|key| read(&log, key, START).is_some()));
+    assert_eq!(writer.live(), 6);
+    walk(&pages, 0);
+}
+
+/// The oldest record of a full lane is one that a kernel writer never commits: `put` fails at once, and only for as long as the
+/// hole has to be waited for.
+#[test]
+fn a_full_lane_behind_a_hole_recovers() {
+    let (pages, mut writer, log) = over(Sizes::new(1, 1), 0);
+    never_committed(&pages, &FrameKey::new(1, 1));
+    let bytes = vec![1; 60_000];
+    let (mut stored, mut busy) = (0, 0);
+    let mut now = START;
+    for seq_num in 2..2_000 {
+        now += 1_000_000;
+        let start = Instant::now();
+        match put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &bytes), now) {
+            Put::Busy if stored > 0 && now < START + HOLE_PATIENCE_NS + 2_000_000 => {
+                busy += 1;
+                // 5 ms, and more where this machine has other work.
+                assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+            }
+            Put::Stored => stored += 1,
+            other => panic!("{other:?} after {} ms", (now - START) / 1_000_000),
+        }
+        // The other lane goes on.
+        if seq_num % 100 == 0 {
+            assert_eq!(put(&mut writer, &frame(FrameKey::new(2, seq_num), Class::Block, b"b"), now), Put::Stored);
+        }
+    }
+    assert!(busy > 100 && stored > 1_000, "{busy} busy, {stored} stored");
+    assert!(read(&log, &FrameKey::new(1, 1_999), now).is_some());
+    walk(&pages, 0);
 }

@@ -13,6 +13,7 @@ use retry_common::index;
 use retry_common::position;
 
 use super::Pages;
+use super::ahead::RoomAhead;
 use super::reader::{bucket_offset, slot_offset};
 
 /// How often a kernel writer in the way is only spun for, and how often it is slept for after that: 5 ms in all.
@@ -26,7 +27,10 @@ const SCAN_SHARE: u32 = 1 << 16;
 
 /// Appends frames, follows what the kernel appends, and drops old ones.
 #[derive(Debug)]
-pub struct Writer(DaemonWriter<Held>);
+pub struct Writer {
+    log: DaemonWriter<Held>,
+    room: RoomAhead,
+}
 
 /// The pages that the writer holds.
 #[derive(Debug)]
@@ -43,7 +47,7 @@ impl Writer {
                 Lane { head: first, limit, tail: first, followed: first, records: 0, live: 0, first_slot, slots };
             pages.lanes.write(number * size_of::<Lane>(), lane);
         }
-        Self(DaemonWriter::new(Held(pages), lanes, first, hash_seed, max_keys))
+        Self::of(DaemonWriter::new(Held(pages), lanes, first, hash_seed, max_keys))
     }
 
     pub(super) fn adopt(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Result<(Self, Adopted), Unusable> {
@@ -54,12 +58,31 @@ impl Writer {
                 return Err(Unusable::OtherLanes { lane });
             }
         }
-        DaemonWriter::adopt(Held(pages), lanes, hash_seed, max_keys).map(|(writer, adopted)| (Self(writer), adopted))
+        DaemonWriter::adopt(Held(pages), lanes, hash_seed, max_keys)
+            .map(|(writer, adopted)| (Self::of(writer), adopted))
+    }
+
+    const fn of(log: DaemonWriter<Held>) -> Self {
+        Self { log, room: RoomAhead::new() }
+    }
+
+    /// Keeps room free ahead of the kernel program for as long as this daemon may be away unforeseen, by the rate at which
+    /// frames came of late. Drops about `most` records per lane at once.
+    pub(crate) fn make_room(&mut self, most: u32, now_ns: u64) {
+        self.room.measure(self.log.followed(), self.log.lane_slots(), now_ns);
+        let wanted = self.room.wanted(self.log.lane_slots());
+        self.log.make_ahead(wanted, most, now_ns);
+    }
+
+    /// The same for the time between this daemon's end and the next one's start; true when there is no more to do.
+    pub(crate) fn make_room_for_absence(&mut self, most: u32, now_ns: u64) -> bool {
+        let wanted = self.room.wanted_for_absence(self.log.lane_slots());
+        self.log.make_ahead(wanted, most, now_ns)
     }
 
     /// Adds what was dropped and mended since the last call to `tally`.
     pub fn count_dropped(&mut self, tally: &mut Counters) {
-        let Dropped { lap, expired, max_keys, bucket, stale_entries, holes, broken_chains } = self.0.take_dropped();
+        let Dropped { lap, expired, max_keys, bucket, stale_entries, holes, broken_chains } = self.log.take_dropped();
         for (counter, number) in [
             (Counter::EvictedLapShort, lap[0]),
             (Counter::EvictedLapLong, lap[1]),
@@ -79,13 +102,13 @@ impl Deref for Writer {
     type Target = DaemonWriter<Held>;
 
     fn deref(&self) -> &Self::Target {
-        &self.0
+        &self.log
     }
 }
 
 impl DerefMut for Writer {
     fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.0
+        &mut self.log
     }
 }
 

@@ -18,6 +18,31 @@ fn scene() -> (Fill, Log, Told) {
     (fill, log, told)
 }
 
+/// The daemon ends: as much room as the next one may need is free, and what made way for it is counted.
+#[test]
+fn room_is_made_for_the_time_without_a_daemon() {
+    let (fill, ..) = scene();
+    let free = || {
+        let [short, _] = LogUse::of(&fill.writer.lock().expect("no panic"), monotonic_ns()).lanes;
+        short.size_bytes - short.used_bytes
+    };
+    let bytes = frame(1, 1).len().next_multiple_of(64) as u64;
+    // Far more than the lane holds, in far less than ten seconds.
+    for number in 1..=(16 << 20) / bytes * 2 {
+        put(&fill, &frame(1, number), None, StoredFrom::Api).expect("stored");
+        if number % 1_000 == 0 {
+            fill.follow();
+        }
+    }
+    assert!(free() < 4 << 20, "{} bytes are free", free());
+    let before = count(&fill.counters, Counter::EvictedLapShort);
+    std::thread::sleep(Duration::from_millis(110));
+    fill.follow();
+    fill.make_room_for_absence();
+    assert!((4 << 20..5 << 20).contains(&free()), "{} bytes are free", free());
+    assert!(count(&fill.counters, Counter::EvictedLapShort) > before);
+}
+
 /// Numbers are told of from wherever a frame comes, the shared store included, and once.
 #[test]
 fn numbers_of_new_frames_are_told() {
