@@ -3,6 +3,7 @@
 
 mod cases;
 mod contenders;
+mod handover;
 mod machine;
 mod model;
 mod options;
@@ -28,6 +29,9 @@ const WRONG: u8 = 3;
 
 /// Runs it. Exit code 0 when the run was right; 1 with `--strict` when a target is missed; 3 when it was not right.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.cases.iter().any(|case| case == handover::NAME) {
+        return handover::run(&Settings::new(options)?, options.json);
+    }
     let chosen = cases::choose(&options.cases)?;
     if options.list {
         say(&cases::list(&chosen));

@@ -11,7 +11,8 @@ const DIRECTORY_VARIABLE: &str = "RETRY_BENCH_DIRECTORY";
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Cases, or the beginnings of their names; none: all. `--list` tells them.
+    /// Cases, or the beginnings of their names; none: all. `--list` tells them. `handover` alone: five minutes of restarts,
+    /// kills and upgrades under traffic.
     #[arg(value_name = "CASE")]
     pub(super) cases: Vec<String>,
     /// Three rounds instead of five, shorter, with fewer points: all cases in about two minutes.

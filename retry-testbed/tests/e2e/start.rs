@@ -19,7 +19,8 @@ fn an_end_while_it_starts_leaves_nothing() {
     let (endpoint, _) = two_hosts(&fabric);
     let directory = Pins::new("start");
     let pins = directory.name();
-    let flags = flags("native", &["-bpffs", pins]);
+    // With hand-over, one that has served leaves its program to the next.
+    let flags = flags("native", &["-bpffs", pins, "-bpf-handover=false"]);
     for step in 1..=30 {
         let mut daemon = Daemon::launch(&binary(), &endpoint.ns, &flags).expect("a process");
         let delay = Duration::from_millis(step * 10);

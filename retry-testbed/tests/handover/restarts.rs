@@ -142,6 +142,35 @@ fn upgrade_to_another_program() {
     detach(daemon);
 }
 
+/// A larger cache, and then a smaller one, under traffic: the frames are read over, and what the kernel stores meanwhile too.
+#[test]
+fn another_size_is_read_over() {
+    if !is_root("another_size_is_read_over") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let mut daemon = start(endpoint, &["-cache-memory", "128m"]);
+    let traffic = Steady::start(client, endpoint.nack_address(), RATES);
+    for (turn, memory) in (1..).zip(["256m", "96m"]) {
+        std::thread::sleep(PAUSE);
+        let before = daemon.metrics().expect("a scrape");
+        assert!(daemon.end().expect("it ends").success(), "{}", daemon.log());
+        daemon = start(endpoint, &["-cache-memory", memory, "-limit-table-entries", "4096"]);
+        let after = daemon.metrics().expect("a scrape");
+        assert!(mode(&after, "read_over"), "{}", daemon.log());
+        assert_eq!(after.count("bre_handovers_total", &[("result", "read_over")]), turn);
+        let frames = |metrics: &Metrics| metrics.count("bre_frames_cached_total", &[]);
+        assert!(frames(&after) >= frames(&before), "{} then {}", frames(&before), frames(&after));
+    }
+    std::thread::sleep(PAUSE);
+    let published = traffic.published();
+    gapless(&traffic.stop());
+    let metrics = counted(&daemon, "bre_frames_cached_total", &[], published);
+    assert_eq!(metrics.count("bre_frames_dropped_total", &[]), 0);
+    detach(daemon);
+}
+
 /// The frames of an earlier daemon that another shape of maps cannot hold are given up, and a line says why.
 #[test]
 fn what_does_not_fit_is_left_behind() {

@@ -156,7 +156,6 @@ pub(crate) fn adopt(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Result<
 ///
 /// `from` is where each lane is begun, and then where it ends; 0 begins with the oldest. The kernel program may be storing
 /// frames in `old` still: once they were followed there, another call copies them.
-#[cfg_attr(not(test), expect(dead_code, reason = "the start of the daemon takes no log over yet"))]
 pub(crate) fn copy_into(old: &Writer, new: &mut Writer, from: &mut [u64; 2], now_ns: u64) -> u64 {
     new.copy_from(old, from, now_ns)
 }

@@ -18,7 +18,7 @@ use super::subscription::Subscription;
 use crate::clock::monotonic_ns;
 use crate::counters::{SourceCounts, UserCounters};
 use crate::fabric::Fabric;
-use crate::framelog::{Followed, LaneUse, NewFrame, Put, Removed, Writer, lives_ms};
+use crate::framelog::{self, Followed, LaneUse, NewFrame, Put, Removed, Writer, lives_ms};
 use crate::net::batch::{Batch, LONGEST_DATAGRAM, Readiness};
 use crate::settings::Settings;
 use crate::stop_flag::StopFlag;
@@ -305,7 +305,6 @@ impl Fill {
 
     /// Makes room for what the kernel stores between the end of this daemon and the start of the next one, which goes on
     /// with the log. Frames that make way for it are lost to listeners from now on: to be called last.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no daemon leaves its log to the next one yet"))]
     pub(crate) fn make_room_for_absence(&self) {
         let mut tally = Counters::default();
         let mut is_done = false;
@@ -316,6 +315,22 @@ impl Fill {
             writer.count_dropped(&mut tally);
         }
         self.counters.add_all(&tally);
+    }
+
+    /// Copies what the log of `old` holds behind `copied` into this one, and counts and tells of what the kernel has stored there
+    /// since it was last followed. Returns how many frames were copied.
+    pub(crate) fn read_over(&self, old: &mut Writer, copied: &mut [u64; 2]) -> u64 {
+        let mut tally = Counters::default();
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let now_ns = monotonic_ns();
+        old.follow(now_ns, usize::MAX, |followed| self.take_followed(&followed, now_ns, &mut tally));
+        let frames = framelog::copy_into(old, &mut writer, copied, now_ns);
+        // The program of the earlier daemon stores there until this one goes live.
+        old.make_room(DROPPED, now_ns);
+        writer.count_dropped(&mut tally);
+        drop(writer);
+        self.counters.add_all(&tally);
+        frames
     }
 
     /// Counts a frame that the kernel stored, or a copy of such that it stored as well.

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::StartError;
-use super::handover::{self, Opened};
+use super::handover::{self, OldLog, Opened};
 use super::kernel::Kernel;
 use super::management::Management;
 use super::memory;
@@ -79,6 +79,8 @@ pub(super) struct Work {
     pub(super) events: Option<Events>,
     pub(super) log_lines: Option<LogLines>,
     pub(super) replies: Receiver<Reply>,
+    /// A log to be read over to its end once this daemon goes live.
+    pub(super) old_log: Option<OldLog>,
 }
 
 /// What ends last, whatever has been started.
@@ -107,7 +109,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     answers.hash_seed = kernel.hash_seed;
     let hash_seed = kernel.hash_seed;
     let (counters, cancel) = (Arc::new(kernel.counters), CancellationToken::new());
-    let Opened { writer, log, start } = kernel.log;
+    let Opened { writer, log, start, mut old } = kernel.log;
     start.count(&counters);
     let _cancel = cancel.clone().drop_guard();
     let common = Common { settings, fabric, log, counters, cancel };
@@ -124,6 +126,9 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     let recovery = common.recovery(store.as_ref(), &registry, tails.as_ref(), reply.clone())?;
     let fill = common.fill(writer, kernel.stored, store.as_ref(), tails);
     handover::follow(&fill);
+    if let Some(old) = &mut old {
+        tracing::info!(frames = old.read_over(&fill), "the frames of an earlier daemon are read over");
+    }
     let workers = Workers::default();
     let observed = Observed {
         counters: common.counters(),
@@ -172,7 +177,8 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         instance: settings.telemetry.instance.clone(),
     };
     let (kernel_fill, events, log_lines) = (kernel.fill, kernel.events, kernel.log_lines);
-    let work = Work { server, socket, gate, fill, joins, beacons, tee, kernel_fill, events, log_lines, replies };
+    let work =
+        Work { server, socket, gate, fill, joins, beacons, tee, kernel_fill, events, log_lines, replies, old_log: old };
     let Common { fabric, cancel, .. } = common;
     let kept = Kept { state: Arc::clone(&state), exporter, _cancel };
     Ok(Built { parts: Parts { fabric, state, workers, work, management, cancel }, kept })

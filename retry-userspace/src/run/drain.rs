@@ -17,17 +17,25 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Ends what runs: the kernel program, the threads that take something new, what is in flight, the threads that finish it,
 /// and then the tasks, for which threads may wait. What is in flight has `grace`, or until `hurry`.
 pub(super) async fn drain(running: Running, settings: &Settings, grace: Duration, hurry: CancellationToken) {
-    let Running { state, server, workers, finishers, metrics, mut management, manage_until, cancel, .. } = running;
+    let Running { state, server, fill, workers, finishers, metrics, mut management, manage_until, cancel, .. } =
+        running;
     let began = Instant::now();
     manage_until.cancel();
     // Before the threads: from here on the kernel leaves nothing to them. Without hand-over it answers nothing any more.
-    if state.leave_datapath(settings.xdp.bpf_lease) {
+    let is_left = state.leave_datapath(settings.xdp.bpf_lease);
+    if is_left {
         tracing::info!(lease = ?settings.xdp.bpf_lease, "the kernel answers and stores until the next daemon takes over");
     } else {
         state.end_datapath();
     }
     // The workers end on threads of their own; what they still wait for is done by tasks of this runtime.
-    end_threads(move || workers.stop(WORKERS_END)).await;
+    end_threads(move || {
+        workers.stop(WORKERS_END);
+        if is_left {
+            fill.make_room_for_absence();
+        }
+    })
+    .await;
     let in_flight = async {
         // It keeps to the grace by itself, and says so.
         if let Some(management) = &mut management {

@@ -14,6 +14,22 @@ pub(super) struct Opened {
     pub(super) writer: Writer,
     pub(super) log: Log,
     pub(super) start: StartMode,
+    /// One of other sizes, whose frames are to be read over.
+    pub(super) old: Option<OldLog>,
+}
+
+/// The log of an earlier daemon, of other sizes. The kernel program of that daemon stores in it until this one goes live.
+pub(super) struct OldLog {
+    writer: Writer,
+    /// How far its lanes have been copied.
+    copied: [u64; 2],
+}
+
+impl OldLog {
+    /// Reads over what it holds and was not read over before, and counts and tells of what the kernel stored there.
+    pub(super) fn read_over(&mut self, fill: &Fill) -> u64 {
+        fill.read_over(&mut self.writer, &mut self.copied)
+    }
 }
 
 /// What the log held at the start.
@@ -56,27 +72,35 @@ impl StartMode {
 ///
 /// # Errors
 /// The log that an earlier daemon left in them is none.
-pub(super) fn open_log(pages: &Arc<Pages>, found: &Found, hash_seed: u64, max_keys: u64) -> Result<Opened, Unusable> {
-    let start = match found {
-        Found::Nothing => StartMode::Fresh,
-        Found::Unfit => StartMode::Unfit,
-        Found::Log => StartMode::Adopted,
-        Found::OldLog(_) => StartMode::ReadOver,
+pub(super) fn open_log(pages: &Arc<Pages>, found: Found, hash_seed: u64, max_keys: u64) -> Result<Opened, Unusable> {
+    let (start, old) = match found {
+        Found::Nothing => (StartMode::Fresh, None),
+        Found::Unfit => (StartMode::Unfit, None),
+        Found::Log => {
+            let (writer, log) = take_over(pages, hash_seed, max_keys)?;
+            return Ok(Opened { writer, log, start: StartMode::Adopted, old: None });
+        }
+        Found::OldLog(old) => {
+            // It was bounded by its own daemon; the new log has this one's bound.
+            let (writer, _) = take_over(&Arc::from(old), hash_seed, 0)?;
+            (StartMode::ReadOver, Some(OldLog { writer, copied: [0; 2] }))
+        }
     };
-    if start == StartMode::Adopted {
-        let (writer, log, adopted) = framelog::adopt(Arc::clone(pages), hash_seed, max_keys)?;
-        tracing::info!(
-            frames = adopted.frames,
-            unfollowed = adopted.unfollowed,
-            holes = adopted.holes,
-            entered = adopted.entered,
-            stale_entries = adopted.stale_entries,
-            "the frames of an earlier daemon are taken over"
-        );
-        return Ok(Opened { writer, log, start });
-    }
     let (writer, log) = framelog::open(Arc::clone(pages), hash_seed, max_keys);
-    Ok(Opened { writer, log, start })
+    Ok(Opened { writer, log, start, old })
+}
+
+fn take_over(pages: &Arc<Pages>, hash_seed: u64, max_keys: u64) -> Result<(Writer, Log), Unusable> {
+    let (writer, log, adopted) = framelog::adopt(Arc::clone(pages), hash_seed, max_keys)?;
+    tracing::info!(
+        frames = adopted.frames,
+        unfollowed = adopted.unfollowed,
+        holes = adopted.holes,
+        entered = adopted.entered,
+        stale_entries = adopted.stale_entries,
+        "the frames of an earlier daemon are taken over"
+    );
+    Ok((writer, log))
 }
 
 /// Counts and tells of what the kernel stored while no daemon ran, before it is asked for more.

@@ -11,7 +11,9 @@ use super::StartError;
 use super::handover::{self, Opened, StartMode};
 use super::state::Mode;
 use crate::counters::{SourceCounts, UserCounters};
-use crate::datapath::{self, Datapath, DatapathError, Events, KernelFill, KernelSources, LogLines, Parts, inspect};
+use crate::datapath::{
+    self, Datapath, DatapathError, Events, Found, KernelFill, KernelSources, LogLines, Parts, inspect,
+};
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{self, Pages, Sizes};
 use crate::limits::GroupTable;
@@ -77,7 +79,8 @@ impl Kernel {
     ) -> Result<(Parts, Opened), DatapathError> {
         let open = || {
             let mut parts = Datapath::open(config, own, &|| told.is_cancelled())?;
-            let log = handover::open_log(&parts.pages, &parts.found, parts.hash_seed, settings.cache.max_keys);
+            let found = std::mem::replace(&mut parts.found, Found::Nothing);
+            let log = handover::open_log(&parts.pages, found, parts.hash_seed, settings.cache.max_keys);
             if log.is_err() {
                 parts.datapath.give_up();
             }
@@ -123,7 +126,7 @@ impl Kernel {
         let (writer, log) = framelog::open(Arc::clone(&pages), answers.hash_seed, settings.cache.max_keys);
         Ok(Self {
             mode: Mode { name: "off", reason, why },
-            log: Opened { writer, log, start: StartMode::Fresh },
+            log: Opened { writer, log, start: StartMode::Fresh, old: None },
             hash_seed: answers.hash_seed,
             counters: UserCounters::default(),
             stored: SourceCounts::default(),

@@ -109,11 +109,13 @@ async fn run_seen(
     };
     let Built { parts, kept } = built;
     see(&parts.work.fill);
-    let shutdown = async {
-        if !is_over {
-            shutdown.await;
-        }
-    };
+    if is_over {
+        // It has not served: what an earlier daemon left stays as it was.
+        tracing::info!("told to end while it started");
+        drop(parts);
+        end(kept).await;
+        return Ok(());
+    }
     let ended = serve(settings, &log_level, hangups, http, parts, shutdown).await;
     end(kept).await;
     ended

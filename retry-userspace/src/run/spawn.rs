@@ -16,6 +16,7 @@ use super::state::State;
 use super::workers::Workers;
 use crate::admin::{self, manage};
 use crate::beacon::{self, BeaconSender};
+use crate::ingress::fill::Fill;
 use crate::ingress::rejoin;
 use crate::ingress::subscription::{Rejoin, Subscription, data_groups};
 use crate::metrics::Source;
@@ -26,11 +27,16 @@ use crate::telemetry::LogLevel;
 /// Between two looks for log lines of the kernel program.
 const LOG_LINES_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a program may go on over packets that its CPU has taken, after the link was changed.
+const LAST_PACKETS: Duration = Duration::from_millis(20);
+
 /// What runs.
 pub(super) struct Running {
     pub(super) state: Arc<State>,
     /// Takes the replies that those wait for who are in flight.
     pub(super) server: Arc<Server>,
+    /// Makes room for the kernel's fill while no daemon runs.
+    pub(super) fill: Arc<Fill>,
     /// The threads that take something new.
     pub(super) workers: Workers,
     /// The threads that finish what is in flight.
@@ -64,7 +70,7 @@ pub(super) async fn spawn(
     http: Http,
     parts: Parts,
 ) -> Result<Running, StartError> {
-    let Parts { fabric, state, mut workers, work, management, cancel } = parts;
+    let Parts { fabric, state, mut workers, mut work, management, cancel } = parts;
     let Http { metrics, management: managed } = http;
     let (server, mut finishers) = (Arc::clone(&work.server), workers.apart());
     let beacon = beacon::Config::from(settings, &fabric).map(BeaconSender::open).transpose();
@@ -73,11 +79,18 @@ pub(super) async fn spawn(
     let nack = work.socket.local_addr();
     let joined: Vec<Rejoin> =
         work.joins.first().into_iter().chain([&work.beacons.subscription]).map(Subscription::rejoin).collect();
+    let (fill, mut old_log) = (Arc::clone(&work.fill), work.old_log.take());
     start_workers(settings, &state, &mut workers, &mut finishers, work)?;
 
     // Before `/readyz` says ready: without a lease the kernel passes NACKs on.
     state.renew_leases(&settings.xdp);
     state.go_live(settings)?;
+    if let Some(old_log) = &mut old_log {
+        // Another CPU may be running the former program over its last packets.
+        tokio::time::sleep(LAST_PACKETS).await;
+        tokio::task::block_in_place(|| old_log.read_over(&fill));
+    }
+    drop(old_log);
     // The first look is over before the daemon says that it is ready.
     let follower = follower.look_once().await;
     tokio::spawn(follower.run(cancel.clone()));
@@ -96,7 +109,7 @@ pub(super) async fn spawn(
         metrics = %settings.admin.metrics_addr,
         "serving"
     );
-    Ok(Running { state, server, workers, finishers, beacon, metrics, management, manage_until, cancel })
+    Ok(Running { state, server, fill, workers, finishers, beacon, metrics, management, manage_until, cancel })
 }
 
 async fn bind_metrics(settings: &Settings) -> Result<admin::Listener, StartError> {
@@ -123,7 +136,7 @@ fn start_workers(
     finishers: &mut Workers,
     work: Work,
 ) -> Result<(), StartError> {
-    let Work { server, socket, gate, fill, joins, beacons, tee, kernel_fill, events, log_lines, replies } = work;
+    let Work { server, socket, gate, fill, joins, beacons, tee, kernel_fill, events, log_lines, replies, .. } = work;
     for (number, mut joins) in joins.into_iter().enumerate() {
         let fill = Arc::clone(&fill);
         workers.start(&format!("ingress-{number}"), move |stop| fill.run(&mut joins, stop))?;

@@ -1,0 +1,233 @@
+//! `bench handover`: restarts, kills and upgrades of the daemon under traffic. Not a case among others: it takes five
+//! minutes, and its result is that nothing was lost.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::Result;
+use retry_testbed::{
+    net::fabric::Fabric,
+    scene::{
+        relay::{End, Relay},
+        steady::{Account, Rates, Repairs, Steady},
+    },
+};
+use serde::Serialize;
+
+use super::{
+    WRONG,
+    options::Settings,
+    rig::{Ask, Rig, Stretch},
+    say,
+    subject::{self, MULTICAST, UNICAST},
+};
+use crate::table;
+
+/// The name of the case.
+pub(super) const NAME: &str = "handover";
+
+/// NACKs per second, all the time.
+const NACKS: u32 = 20_000;
+/// The same from the kernel's generator, during upgrades.
+const FLOOD: f64 = 500e3;
+/// Frames that the flood asks for.
+const FLOOD_FRAMES: u64 = 10_000;
+const HOLD_DOWN: Duration = Duration::from_millis(500);
+/// Between two hand-overs.
+const PAUSE: Duration = Duration::from_millis(1_100);
+/// What becomes of the daemon in each round; the last of them is an upgrade.
+const ROUND: [End; 13] = {
+    let mut round = [End::Told; 13];
+    round[4] = End::Killed;
+    round[9] = End::Killed;
+    round
+};
+
+/// One kind of traffic.
+struct Stage {
+    name: &'static str,
+    frames: u32,
+    held: u64,
+    repairs: Repairs,
+    memory: &'static str,
+    rounds: usize,
+}
+
+const STAGES: [Stage; 4] = [
+    Stage { name: "no hand-over", frames: 5_000, held: 20_000, repairs: Repairs::Unicast, memory: "256m", rounds: 0 },
+    Stage { name: "unicast", frames: 5_000, held: 20_000, repairs: Repairs::Unicast, memory: "256m", rounds: 4 },
+    Stage {
+        name: "multicast",
+        frames: 5_000,
+        held: 20_000,
+        repairs: Repairs::Multicast(HOLD_DOWN),
+        memory: "256m",
+        rounds: 3,
+    },
+    Stage {
+        name: "100 k frames/s",
+        frames: 100_000,
+        held: 200_000,
+        repairs: Repairs::Unicast,
+        memory: "1g",
+        rounds: 3,
+    },
+];
+
+/// What one stage found.
+#[derive(Debug, Serialize)]
+struct Row {
+    stage: &'static str,
+    restarts: usize,
+    kills: usize,
+    upgrades: usize,
+    nacks: u64,
+    unanswered: u64,
+    missed: u64,
+    wrong: u64,
+    without_copy: u64,
+    repeated: u64,
+    longest_wait_ms: f64,
+}
+
+impl Row {
+    const fn is_gapless(&self) -> bool {
+        self.unanswered + self.missed + self.wrong + self.without_copy + self.repeated == 0
+    }
+}
+
+/// Runs it. Exit code 3 when a NACK for a held frame was not answered, bytes were wrong, a counter fell, or a repair came twice.
+pub(super) fn run(settings: &Settings, json: bool) -> Result<ExitCode> {
+    let mut rows = Vec::new();
+    for stage in &STAGES {
+        rows.push(steady(settings, stage)?);
+        eprintln!("bench: handover, {}: {:?}", stage.name, rows.last());
+    }
+    rows.push(flood(settings)?);
+    say(&if json { serde_json::to_string(&rows)? } else { shown(&rows) });
+    Ok(if rows.iter().all(Row::is_gapless) { ExitCode::SUCCESS } else { ExitCode::from(WRONG) })
+}
+
+fn flags<'a>(more: &[&'a [&'a str]], debug: bool) -> Vec<&'a str> {
+    let limits: &[&str] =
+        &["-rl-ip-rate", "0", "-rl-chain-rate", "0", "-rl-sequence-max", "0", "-rl-group-rate", "0", "-fill", "kernel"];
+    let mut all = subject::flags(&[&[subject::IN_XDP, limits], more].concat());
+    if debug {
+        all.push("-debug");
+    }
+    all
+}
+
+/// Hand-overs beside steady traffic.
+fn steady(settings: &Settings, stage: &Stage) -> Result<Row> {
+    let fabric = Fabric::flat(1500)?;
+    let (endpoint, client) = (fabric.host("endpoint")?, fabric.host("client")?);
+    let hold_down = format!("{}ms", HOLD_DOWN.as_millis());
+    let repairs: &[&str] = if matches!(stage.repairs, Repairs::Unicast) { UNICAST } else { MULTICAST };
+    let more = ["-cache-memory", stage.memory, "-repair-holddown", &hold_down];
+    let flags = |debug| flags(&[&more, repairs], debug);
+    let mut relay = Relay::start(&settings.binary, endpoint, &flags(false))?;
+    let rates = Rates { nacks: NACKS, frames: stage.frames, held: stage.held, repairs: stage.repairs };
+    let traffic = Steady::start(client, endpoint.nack_address(), rates);
+    std::thread::sleep(PAUSE);
+    let rounds = if settings.quick { stage.rounds.min(1) } else { stage.rounds };
+    let (mut debug, mut counts) = (false, [0; 3]);
+    for turn in 0..rounds * ROUND.len() {
+        let end = ROUND[turn % ROUND.len()];
+        let is_upgrade = turn % ROUND.len() == ROUND.len() - 1;
+        debug ^= is_upgrade;
+        relay.hand_over(end, &flags(debug))?;
+        counts[if is_upgrade { 2 } else { usize::from(end == End::Killed) }] += 1;
+        std::thread::sleep(PAUSE);
+    }
+    if rounds == 0 {
+        std::thread::sleep(Duration::from_secs(15));
+    }
+    let account = traffic.stop();
+    relay.end()?;
+    let [restarts, kills, upgrades] = counts;
+    Ok(row(stage.name, &account, restarts, kills, upgrades))
+}
+
+fn row(stage: &'static str, account: &Account, restarts: usize, kills: usize, upgrades: usize) -> Row {
+    Row {
+        stage,
+        restarts,
+        kills,
+        upgrades,
+        nacks: account.asked,
+        unanswered: account.unanswered,
+        missed: account.missed + account.throttled,
+        wrong: account.wrong,
+        without_copy: account.without_copy,
+        repeated: account.repeated,
+        longest_wait_ms: account.longest_wait.as_secs_f64() * 1e3,
+    }
+}
+
+/// Three upgrades while the kernel's generator asks.
+fn flood(settings: &Settings) -> Result<Row> {
+    let mut rig = Rig::new()?;
+    let fabric = rig.fabric();
+    let endpoint = fabric.host("endpoint")?;
+    let flags = |debug| flags(&[UNICAST, &["-cache-memory", "64m"]], debug);
+    let mut relay = Relay::start(&settings.binary, endpoint, &flags(false))?;
+    subject::fill(&mut rig, relay.daemon(), FLOOD_FRAMES, 400)?;
+    let ask = Ask { first: 1, count: FLOOD_FRAMES, stride: 7, ..Ask::frames(FLOOD_FRAMES) };
+    let stretch = Stretch { ask, rate: Some(FLOOD), time: Duration::from_millis(500), length: 400, ack_leads: true };
+    let mut found = Row {
+        stage: "500 k NACK/s",
+        restarts: 0,
+        kills: 0,
+        upgrades: 3,
+        nacks: 0,
+        unanswered: 0,
+        missed: 0,
+        wrong: 0,
+        without_copy: 0,
+        repeated: 0,
+        longest_wait_ms: 0.0,
+    };
+    for turn in 0..found.upgrades {
+        let (load, _) = rig.load_while(&stretch, || relay.hand_over(End::Told, &flags(turn % 2 == 0)))?;
+        let answers = load.answers;
+        found.nacks += load.sent;
+        found.unanswered += load.sent.saturating_sub(answers.acks + answers.misses);
+        found.missed += answers.misses + answers.throttled;
+        found.wrong += answers.other;
+        found.without_copy += answers.acks.saturating_sub(answers.unicast_frames);
+    }
+    relay.end()?;
+    Ok(found)
+}
+
+fn shown(rows: &[Row]) -> String {
+    let columns = [
+        table::words("stage", 0),
+        table::figures("restarts", 0),
+        table::figures("kill -9", 0),
+        table::figures("upgrades", 0),
+        table::figures("NACKs", 0),
+        table::figures("unanswered", 0),
+        table::figures("MISS", 0),
+        table::figures("wrong", 0),
+        table::figures("no copy", 0),
+        table::figures("twice", 0),
+        table::figures("longest wait, ms", 0),
+    ];
+    let cells = |row: &Row| {
+        vec![
+            row.stage.to_owned(),
+            row.restarts.to_string(),
+            row.kills.to_string(),
+            row.upgrades.to_string(),
+            row.nacks.to_string(),
+            row.unanswered.to_string(),
+            row.missed.to_string(),
+            row.wrong.to_string(),
+            row.without_copy.to_string(),
+            row.repeated.to_string(),
+            format!("{:.1}", row.longest_wait_ms),
+        ]
+    };
+    table::lines(&columns, rows.iter().map(cells)).join("\n")
+}
