@@ -790,10 +790,11 @@ fn a_frame_that_was_committed_is_held() {
         let put = || writer.put(&frame(3_000, 2, 100, Class::Tx, LIFE_MS), NOW, |_| {});
         let is_killed = catch_unwind(AssertUnwindSafe(put)).is_err();
         shared.0.left.set(None);
-        let (writer, adopted) = taken_over(&shared, 0);
+        let (mut writer, adopted) = taken_over(&shared, 0);
+        assert!(writer.follow(NOW, usize::MAX, |_| {}));
         check(&shared, &writer, "a put");
         let is_held = shared.read(&key(3_000)).is_some();
-        assert!(is_held || !was_held, "killed at store {kill}");
+        assert!(is_held || !was_held && adopted.entered == 0, "killed at store {kill}");
         entered += adopted.entered;
         was_held = is_held;
         if !is_killed {

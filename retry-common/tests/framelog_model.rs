@@ -265,11 +265,13 @@ struct Kernel<'a> {
     dies: bool,
     /// Told when the record is begun.
     begun: Option<&'a AtomicBool>,
+    /// Looked at before the header is written, which is no step of loom's: what stores it comes before that or after.
+    passed: Option<&'a AtomicBool>,
 }
 
 impl<'a> Kernel<'a> {
     fn new(shared: &'a Shared, number: u64, byte: u8) -> Self {
-        Self { shared, key: key(number), byte, len: SHORT, right: true, dies: false, begun: None }
+        Self { shared, key: key(number), byte, len: SHORT, right: true, dies: false, begun: None, passed: None }
     }
 }
 
@@ -308,6 +310,9 @@ impl<'a> Append for Kernel<'a> {
     fn fill_in(&self, slot: u32, version: u64) -> bool {
         if let Some(begun) = self.begun {
             begun.store(true, Ordering::Release);
+        }
+        if let Some(passed) = self.passed {
+            passed.load(Ordering::Acquire);
         }
         let bytes = &FRAMES[usize::from(self.byte)][..self.len];
         self.shared.write_bytes(slot, bytes, key(1));
@@ -685,10 +690,12 @@ fn taken_over_beside_a_kernel_writer() {
         assert_eq!(shared.0.heads[0].load(Ordering::Relaxed), position);
         shared.0.heads[0].store(position + 1, Ordering::Relaxed);
         shared.0.versions[1].store(position::version(position) | 1, Ordering::Relaxed);
-        let begun = Arc::new(AtomicBool::new(false));
+        let (begun, passed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let kernel = {
-            let (shared, begun) = (shared.clone(), Arc::clone(&begun));
-            thread::spawn(move || append(&Kernel { begun: Some(&begun), ..Kernel::new(&shared, 1, 10) }))
+            let (shared, begun, passed) = (shared.clone(), Arc::clone(&begun), Arc::clone(&passed));
+            thread::spawn(move || {
+                append(&Kernel { begun: Some(&begun), passed: Some(&passed), ..Kernel::new(&shared, 1, 10) })
+            })
         };
         // As in `a_cpu_that_comes_too_late`: not between the exchange of the head and the next instruction.
         while !begun.load(Ordering::Acquire) {
@@ -696,6 +703,7 @@ fn taken_over_beside_a_kernel_writer() {
         }
         shared.0.is_impatient.store(true, SeqCst);
         let (mut writer, adopted) = Writer::adopt(shared.clone(), [(0, SLOTS), (SLOTS, 1)], SEED, 0).expect("a log");
+        passed.store(true, Ordering::Release);
         shared.0.is_impatient.store(false, SeqCst);
         let mut told = Told::default();
         assert_eq!(writer.put(&frame(2, 20, SHORT), 0, |followed| told.take(followed)), Put::Stored);
