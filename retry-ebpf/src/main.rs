@@ -35,7 +35,8 @@ use crate::classify::{NotOurs, classify};
 use crate::reply::Outcome;
 
 /// Attached to every interface of the endpoint: answers NACKs, passes everything else.
-#[xdp]
+#[cfg_attr(not(feature = "frags"), xdp)]
+#[cfg_attr(feature = "frags", xdp(frags))]
 fn retry_nack(ctx: XdpContext) -> u32 {
     let way = match classify(&ctx) {
         Ok(request) => reply::answer(&ctx, &request),
@@ -65,13 +66,15 @@ fn retry_nack(ctx: XdpContext) -> u32 {
 }
 
 /// Where `retry_nack` goes on with multicast when the kernel fills the log: stores a frame, or leaves it to the daemon.
-#[xdp]
+#[cfg_attr(not(feature = "frags"), xdp)]
+#[cfg_attr(feature = "frags", xdp(frags))]
 fn retry_fill(ctx: XdpContext) -> u32 {
     if ingress::store(&ctx).is_some() { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
 }
 
 /// Attached to devmap entries: makes a clone what its turn says.
-#[xdp(map = "devmap")]
+#[cfg_attr(not(feature = "frags"), xdp(map = "devmap"))]
+#[cfg_attr(feature = "frags", xdp(frags, map = "devmap"))]
 fn retry_role(ctx: XdpContext) -> u32 {
     match role::play(&ctx) {
         Ok(()) => {
@@ -94,7 +97,8 @@ fn retry_sent(ctx: RawTracePointContext) -> i32 {
 }
 
 /// Run by the daemon over a frame of its own: sends it by the interface that it names.
-#[xdp]
+#[cfg_attr(not(feature = "frags"), xdp)]
+#[cfg_attr(feature = "frags", xdp(frags))]
 fn retry_probe(ctx: XdpContext) -> u32 {
     if sent::probe(&ctx).is_some() { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_DROP }
 }

@@ -10,7 +10,7 @@ use crate::{
     tools::{self, Use},
 };
 
-/// Builds both objects and puts them under `target/bpf/`.
+/// Builds the objects and puts them under `target/bpf/`.
 ///
 /// # Errors
 /// A tool is missing, or the build fails.
@@ -29,7 +29,11 @@ pub(crate) fn build(context: &Context) -> Result<()> {
     run_command(toolchain.cargo(context, "build")?.args(["--profile", "bpf", "--bins"]))?;
     let built = context.target.join("bpf-build").join(TARGET).join("bpf");
     keep(&built.join("retry-ebpf"), &context.ebpf_object())?;
-    keep(&built.join("retry-bench"), &context.bench_object())
+    keep(&built.join("retry-bench"), &context.bench_object())?;
+    // The tests upgrade from one to the other.
+    let frags = ["--profile", "bpf", "--bin", "retry-ebpf", "--features", "frags"];
+    run_command(toolchain.cargo(context, "build")?.args(frags))?;
+    keep(&built.join("retry-ebpf"), &context.frags_object())
 }
 
 /// Copies only what changed: a new date would make cargo build the daemon again.

@@ -72,6 +72,11 @@ impl Context {
         self.target.join("bpf/retry-ebpf.o")
     }
 
+    /// The same programs for packets in several buffers.
+    pub(crate) fn frags_object(&self) -> PathBuf {
+        self.target.join("bpf/retry-ebpf-frags.o")
+    }
+
     /// The object with the programs that the bench compares with.
     pub(crate) fn bench_object(&self) -> PathBuf {
         self.target.join("bpf/retry-bench.o")
@@ -92,6 +97,7 @@ impl Context {
         vec![
             ("RETRY_ENDPOINT_BIN", self.endpoint()),
             ("RETRY_EBPF_OBJECT", self.ebpf_object()),
+            ("RETRY_EBPF_FRAGS", self.frags_object()),
             ("RETRY_BENCH_OBJECT", self.bench_object()),
             ("RETRY_BENCH_DIRECTORY", self.target.join("bench")),
         ]

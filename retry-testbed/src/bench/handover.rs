@@ -3,7 +3,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use retry_testbed::{
     net::fabric::Fabric,
     scene::{
@@ -22,6 +22,8 @@ use super::{
 };
 use crate::table;
 
+/// Environment variable with the path of the kernel object with `xdp.frags`.
+const FRAGS_VARIABLE: &str = "RETRY_EBPF_FRAGS";
 /// The name of the case.
 pub(super) const NAME: &str = "handover";
 
@@ -48,29 +50,26 @@ struct Stage {
     frames: u32,
     held: u64,
     repairs: Repairs,
+    most: u64,
     memory: &'static str,
     rounds: usize,
 }
 
+const EVERY: Stage = Stage {
+    name: "no hand-over",
+    frames: 5_000,
+    held: 20_000,
+    repairs: Repairs::Unicast,
+    most: u64::MAX,
+    memory: "256m",
+    rounds: 0,
+};
+
 const STAGES: [Stage; 4] = [
-    Stage { name: "no hand-over", frames: 5_000, held: 20_000, repairs: Repairs::Unicast, memory: "256m", rounds: 0 },
-    Stage { name: "unicast", frames: 5_000, held: 20_000, repairs: Repairs::Unicast, memory: "256m", rounds: 4 },
-    Stage {
-        name: "multicast",
-        frames: 5_000,
-        held: 20_000,
-        repairs: Repairs::Multicast(HOLD_DOWN),
-        memory: "256m",
-        rounds: 3,
-    },
-    Stage {
-        name: "100 k frames/s",
-        frames: 100_000,
-        held: 200_000,
-        repairs: Repairs::Unicast,
-        memory: "1g",
-        rounds: 3,
-    },
+    EVERY,
+    Stage { name: "unicast", rounds: 4, ..EVERY },
+    Stage { name: "multicast", held: 20, most: 20, repairs: Repairs::Multicast(HOLD_DOWN), rounds: 3, ..EVERY },
+    Stage { name: "100 k frames/s", frames: 100_000, held: 200_000, memory: "1g", rounds: 3, ..EVERY },
 ];
 
 /// What one stage found.
@@ -107,14 +106,17 @@ pub(super) fn run(settings: &Settings, json: bool) -> Result<ExitCode> {
     Ok(if rows.iter().all(Row::is_gapless) { ExitCode::SUCCESS } else { ExitCode::from(WRONG) })
 }
 
-fn flags<'a>(more: &[&'a [&'a str]], debug: bool) -> Vec<&'a str> {
+fn flags<'a>(more: &[&'a [&'a str]], object: Option<&'a str>) -> Vec<&'a str> {
     let limits: &[&str] =
         &["-rl-ip-rate", "0", "-rl-chain-rate", "0", "-rl-sequence-max", "0", "-rl-group-rate", "0", "-fill", "kernel"];
     let mut all = subject::flags(&[&[subject::IN_XDP, limits], more].concat());
-    if debug {
-        all.push("-debug");
-    }
+    all.extend(object.iter().flat_map(|object| ["-bpf-object", object]));
     all
+}
+
+/// The other build of the kernel programs, which upgrades change to and from.
+fn frags_object() -> Result<String> {
+    std::env::var(FRAGS_VARIABLE).with_context(|| format!("{FRAGS_VARIABLE} does not name the other kernel object"))
 }
 
 /// Hand-overs beside steady traffic.
@@ -122,20 +124,21 @@ fn steady(settings: &Settings, stage: &Stage) -> Result<Row> {
     let fabric = Fabric::flat(1500)?;
     let (endpoint, client) = (fabric.host("endpoint")?, fabric.host("client")?);
     let hold_down = format!("{}ms", HOLD_DOWN.as_millis());
-    let repairs: &[&str] = if matches!(stage.repairs, Repairs::Unicast) { UNICAST } else { MULTICAST };
+    let ways: &[&str] = if matches!(stage.repairs, Repairs::Unicast) { UNICAST } else { MULTICAST };
     let more = ["-cache-memory", stage.memory, "-repair-holddown", &hold_down];
-    let flags = |debug| flags(&[&more, repairs], debug);
+    let object = frags_object()?;
+    let flags = |frags: bool| flags(&[&more, ways], frags.then_some(object.as_str()));
     let mut relay = Relay::start(&settings.binary, endpoint, &flags(false))?;
-    let rates = Rates { nacks: NACKS, frames: stage.frames, held: stage.held, repairs: stage.repairs };
-    let traffic = Steady::start(client, endpoint.nack_address(), rates);
+    let Stage { frames, held, repairs, most, .. } = *stage;
+    let traffic = Steady::start(client, endpoint.nack_address(), Rates { nacks: NACKS, frames, held, repairs, most });
     std::thread::sleep(PAUSE);
     let rounds = if settings.quick { stage.rounds.min(1) } else { stage.rounds };
-    let (mut debug, mut counts) = (false, [0; 3]);
+    let (mut frags, mut counts) = (false, [0; 3]);
     for turn in 0..rounds * ROUND.len() {
         let end = ROUND[turn % ROUND.len()];
         let is_upgrade = turn % ROUND.len() == ROUND.len() - 1;
-        debug ^= is_upgrade;
-        relay.hand_over(end, &flags(debug))?;
+        frags ^= is_upgrade;
+        relay.hand_over(end, &flags(frags))?;
         counts[if is_upgrade { 2 } else { usize::from(end == End::Killed) }] += 1;
         std::thread::sleep(PAUSE);
     }
@@ -169,7 +172,8 @@ fn flood(settings: &Settings) -> Result<Row> {
     let mut rig = Rig::new()?;
     let fabric = rig.fabric();
     let endpoint = fabric.host("endpoint")?;
-    let flags = |debug| flags(&[UNICAST, &["-cache-memory", "64m"]], debug);
+    let object = frags_object()?;
+    let flags = |frags: bool| flags(&[UNICAST, &["-cache-memory", "64m"]], frags.then_some(object.as_str()));
     let mut relay = Relay::start(&settings.binary, endpoint, &flags(false))?;
     subject::fill(&mut rig, relay.daemon(), FLOOD_FRAMES, 400)?;
     let ask = Ask { first: 1, count: FLOOD_FRAMES, stride: 7, ..Ask::frames(FLOOD_FRAMES) };

@@ -53,6 +53,8 @@ pub struct Rates {
     pub held: u64,
     /// How repairs come.
     pub repairs: Repairs,
+    /// No more frames than these are published: of many, some share a word of the hold-down table.
+    pub most: u64,
 }
 
 /// How repairs come.
@@ -219,6 +221,9 @@ fn pace(shared: &Shared, rate: u32, mut step: impl FnMut()) {
 fn publish(shared: &Shared, publisher: &Publisher) {
     let mut seq_num = 0;
     pace(shared, shared.rates.frames, || {
+        if seq_num == shared.rates.most {
+            return;
+        }
         seq_num += 1;
         publisher.send_unnoted(group(0), &bytes_of(seq_num)).expect("a frame leaves");
         shared.published.store(seq_num, Ordering::Relaxed);
@@ -230,7 +235,7 @@ fn bytes_of(seq_num: u64) -> Vec<u8> {
 }
 
 fn ask(shared: &Shared, socket: &UdpSocket) -> u64 {
-    let Rates { nacks, frames, held, repairs } = shared.rates;
+    let Rates { nacks, frames, held, repairs, most } = shared.rates;
     let unsettled = (f64::from(frames) * SETTLES.as_secs_f64()).ceil();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number of frames")]
     let unsettled = unsettled as u64 + 1;
@@ -241,7 +246,9 @@ fn ask(shared: &Shared, socket: &UdpSocket) -> u64 {
     // What was published first may have come before the daemon had joined.
     thread::sleep(SETTLES);
     pace(shared, nacks, || {
-        let newest = shared.published.load(Ordering::Relaxed).saturating_sub(unsettled);
+        let published = shared.published.load(Ordering::Relaxed);
+        let unsettled = if published == most { 0 } else { unsettled };
+        let newest = published - unsettled;
         let seq_num = random.random_range(newest.saturating_sub(held - unsettled).max(1)..=newest);
         let slot = Shared::slot(seq_num);
         if shared.ack_due[slot].load(Ordering::Relaxed) != 0 || shared.copy_due[slot].load(Ordering::Relaxed) != 0 {

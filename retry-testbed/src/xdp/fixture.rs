@@ -213,6 +213,7 @@ impl Loaded {
         let config = datapath::Config {
             mode: Mode::Native,
             bpffs: root.clone(),
+            object: None,
             fabric: here.name.clone(),
             interfaces,
             sizes,

@@ -19,7 +19,7 @@ use aya_obj::programs::XdpAttachType;
 use retry_common::abi::{self, setting_flag};
 
 use super::pins::{Pins, attached_to};
-use super::{Config, DatapathError, OBJECT, chain, map};
+use super::{Config, DatapathError, chain, map};
 use crate::framelog::{Memory, Pages, Sizes};
 
 /// What ends the names of pins that are not in force yet.
@@ -70,14 +70,14 @@ impl Left {
     /// What stands in the pins, if the daemon of `config` can go on with it. What it cannot is removed, and a line says why.
     ///
     /// The second value is true when something was there.
-    pub(super) fn find(pins: &Pins, config: &Config) -> Result<(Option<Self>, bool), DatapathError> {
+    pub(super) fn find(pins: &Pins, config: &Config, object: &[u8]) -> Result<(Option<Self>, bool), DatapathError> {
         let refused = |error: io::Error| pins.error("", &error);
         settle(pins).map_err(refused)?;
         if !config.handover || pins.names().map_err(refused)?.is_empty() {
             pins.clear().map_err(refused)?;
             return Ok((None, false));
         }
-        match Self::judge(pins, config) {
+        match Self::judge(pins, config, object) {
             Ok(left) => Ok((Some(left), true)),
             Err(why) => {
                 tracing::warn!(reason = why, "what an earlier daemon left is of no use: a fresh start");
@@ -97,7 +97,7 @@ impl Left {
         (self.settings.flags & setting_flag::DAEMON_FRAMES != 0) == (mode == super::Mode::Skb)
     }
 
-    fn judge(pins: &Pins, config: &Config) -> Result<Self, String> {
+    fn judge(pins: &Pins, config: &Config, object: &[u8]) -> Result<Self, String> {
         let memory = |name: &'static str, len: usize| {
             let map = MapData::from_pin(pins.path(name)).map_err(|error| format!("{name}: {}", chain(&error)))?;
             Memory::of_map(map.fd().as_fd(), len).map_err(|error| format!("{name}: {error}"))
@@ -110,7 +110,7 @@ impl Left {
         if (there.shard_bits, there.beef_bits) != (wanted.shard_bits, wanted.beef_bits) {
             return Err("the groups of its frames follow from other shard bits".to_owned());
         }
-        let definitions = definitions(config).map_err(|error| error.to_string())?;
+        let definitions = definitions(config, object).map_err(|error| error.to_string())?;
         let fits = |name: &'static str| {
             let pinned = MapData::from_pin(pins.path(name)).and_then(|map| map.info());
             let pinned = pinned.map_err(|error| format!("{name}: {}", chain(&error)))?;
@@ -173,8 +173,8 @@ impl From<&MapInfo> for Definition {
 }
 
 /// The maps of this build, in the sizes of `config`.
-fn definitions(config: &Config) -> Result<HashMap<String, Definition>, DatapathError> {
-    let object = Object::parse(OBJECT).map_err(|error| DatapathError::Load(chain(&error)))?;
+fn definitions(config: &Config, object: &[u8]) -> Result<HashMap<String, Definition>, DatapathError> {
+    let object = Object::parse(object).map_err(|error| DatapathError::Load(chain(&error)))?;
     let sizes: HashMap<&str, u32> = super::map_entries(config).into_iter().collect();
     let of = |(name, map): (&String, &aya_obj::Map)| {
         let definition = Definition {

@@ -21,6 +21,8 @@ pub struct Config {
     pub mode: Mode,
     /// Directory of the pins, on bpffs.
     pub bpffs: PathBuf,
+    /// Object file with the programs; `None`: the one inside.
+    pub object: Option<PathBuf>,
     /// The fabric interface; it names the pins.
     pub fabric: String,
     /// The interfaces at the start: the program is attached to all of them.
@@ -51,6 +53,7 @@ impl Config {
         Some(Self {
             mode,
             bpffs: settings.xdp.bpffs.clone(),
+            object: settings.xdp.object.clone(),
             fabric: fabric.ingress.name.clone(),
             interfaces: Interfaces::from(fabric),
             sizes: Sizes::from(settings),

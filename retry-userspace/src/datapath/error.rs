@@ -9,6 +9,14 @@ pub enum DatapathError {
     /// No object embedded.
     #[error("this binary was built without its kernel program: build it with `cargo xtask build`")]
     NoObject,
+    /// The object file cannot be read.
+    #[error("-bpf-object {path}: {why}: name a file that `cargo xtask build-ebpf` has made, or leave the setting out")]
+    Object {
+        /// The file.
+        path: String,
+        /// The system's words.
+        why: String,
+    },
     /// The directory of pins is not on bpffs.
     #[error(
         "-bpffs {path}: no BPF file system there ({why}): mount one with `mount -t bpf bpffs /sys/fs/bpf`, or name another directory"

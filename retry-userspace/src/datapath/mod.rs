@@ -15,7 +15,9 @@ pub(crate) mod pinned;
 mod pins;
 mod sent;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -191,12 +193,10 @@ impl Datapath {
         own: &BTreeSet<Ipv6Addr>,
         given_up: &dyn Fn() -> bool,
     ) -> Result<Parts, DatapathError> {
-        if OBJECT.is_empty() {
-            return Err(DatapathError::NoObject);
-        }
+        let object = object(config)?;
         let Config { interfaces, .. } = config;
         let pins = Arc::new(Pins::take(&config.bpffs, &config.fabric)?);
-        let (left, was_there) = Left::find(&pins, config)?;
+        let (left, was_there) = Left::find(&pins, config, &object)?;
         // What was left stays if this start fails.
         pins.stay(left.is_some());
         let mut asked = config.settings;
@@ -204,7 +204,7 @@ impl Datapath {
             asked.hash_seed = left.settings.hash_seed;
         }
         let kept = left.as_ref().map(|left| left.kept.clone()).unwrap_or_default();
-        let mut ebpf = load_unless(config, pins.clone(), kept.clone(), given_up)?;
+        let mut ebpf = load_unless(config, object, Arc::clone(&pins), kept.clone(), given_up)?;
         let pages = Arc::new(Pages {
             ring: mapped(&ebpf, map::RING, config.sizes.ring_len())?,
             index: mapped(&ebpf, map::INDEX, config.sizes.index_len())?,
@@ -431,6 +431,7 @@ impl Drop for Datapath {
 /// of a large ring, and nothing but the end of the process breaks it off.
 fn load_unless(
     config: &Config,
+    object: Cow<'static, [u8]>,
     pins: Arc<Pins>,
     kept: Vec<&'static str>,
     given_up: &dyn Fn() -> bool,
@@ -439,7 +440,7 @@ fn load_unless(
     let config = config.clone();
     let thread = thread::Builder::new().name("load".to_owned()).spawn(move || {
         // No thread waits for it any more if the start was given up.
-        let _ = done.send(load(&config, &pins, &kept));
+        let _ = done.send(load(&config, &object, &pins, &kept));
     });
     thread.map_err(|error| DatapathError::Load(error.to_string()))?;
     loop {
@@ -449,6 +450,17 @@ fn load_unless(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(DatapathError::Load("the loader panicked".to_owned())),
         }
+    }
+}
+
+/// The object with the programs.
+fn object(config: &Config) -> Result<Cow<'static, [u8]>, DatapathError> {
+    match &config.object {
+        None if OBJECT.is_empty() => Err(DatapathError::NoObject),
+        None => Ok(Cow::Borrowed(OBJECT)),
+        Some(path) => fs::read(path)
+            .map(Cow::Owned)
+            .map_err(|error| DatapathError::Object { path: path.display().to_string(), why: error.to_string() }),
     }
 }
 
@@ -463,7 +475,7 @@ fn map_entries(config: &Config) -> Vec<(&'static str, u32)> {
 }
 
 /// Loads the object, with the maps of these names as they are pinned.
-fn load(config: &Config, pins: &Pins, kept: &[&'static str]) -> Result<Ebpf, DatapathError> {
+fn load(config: &Config, object: &[u8], pins: &Pins, kept: &[&'static str]) -> Result<Ebpf, DatapathError> {
     // 0 switches every level off, 4 is debug (aya-log's order).
     let log_level: u8 = if config.debug { 4 } else { 0 };
     // Loads may pass loads on every processor but x86: the program then takes a step that orders them.
@@ -476,7 +488,7 @@ fn load(config: &Config, pins: &Pins, kept: &[&'static str]) -> Result<Ebpf, Dat
     for name in kept {
         loader.map_pin_path(*name, pins.path(name));
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|error| DatapathError::Load(chain(&error)))?;
+    let mut ebpf = loader.load(object).map_err(|error| DatapathError::Load(chain(&error)))?;
     let mut names = vec!["retry_role", "retry_nack", sent::PROBE];
     names.extend(config.fill.as_ref().map(|_| fill::PROGRAM));
     verify(&mut ebpf, &names)?;

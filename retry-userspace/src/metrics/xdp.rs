@@ -64,7 +64,7 @@ impl XdpReason {
 impl From<&DatapathError> for XdpReason {
     fn from(error: &DatapathError) -> Self {
         match error {
-            DatapathError::NoObject => Self::NoObject,
+            DatapathError::NoObject | DatapathError::Object { .. } => Self::NoObject,
             DatapathError::NoBpffs { .. } | DatapathError::Directory { .. } | DatapathError::Pin { .. } => Self::Bpffs,
             DatapathError::Locked { .. } => Self::OtherDaemon,
             DatapathError::Load(_) => Self::Program,

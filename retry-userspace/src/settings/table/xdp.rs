@@ -59,6 +59,8 @@ pub struct Xdp {
     pub bpf_lease: Duration,
     /// Where maps are pinned.
     pub bpffs: PathBuf,
+    /// Another build of the kernel programs than the one inside.
+    pub object: Option<PathBuf>,
 }
 
 impl Xdp {
@@ -121,6 +123,14 @@ impl Xdp {
                 accepts: any("an absolute path", values::absolute_path),
                 meaning: "Directory of the pinned maps on a BPF file system.",
                 consequence: "bpftool finds the maps there.",
+            })?,
+            object: rows.read(Row {
+                flag: "bpf-object",
+                env: "BPF_OBJECT",
+                default: "",
+                accepts: any("the path of a file", values::optional_path),
+                meaning: "Object file with another build of the kernel programs; not set: the one inside the binary.",
+                consequence: "The kernel programs can be changed without the daemon. Maps of another layout start empty.",
             })?,
         })
     }

@@ -151,6 +151,7 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("daemon-lease", "300ms", &[]),
     ("bpf-lease", "3s", &[]),
     ("bpffs", "/sys/fs/bpf/other", &[]),
+    ("bpf-object", "/run/retry-ebpf.o", &[]),
     ("metrics-addr", "[::1]:9401", &[]),
     ("admin-addr", "[::1]:9401", &[]),
     ("admin-token-file", concat!(env!("CARGO_MANIFEST_DIR"), "/src/settings/tests/token"), &[]),

@@ -116,6 +116,7 @@ fn a_value_out_of_bounds() {
         ("daemon-lease", "99ms", "100ms to 1h is accepted"),
         ("bpf-lease", "999ms", "1s to 1h is accepted"),
         ("bpffs", "bpf", "an absolute path is accepted"),
+        ("bpf-object", "a\tb", "the path of a file is accepted"),
         ("metrics-addr", "9400", listen),
         ("redis-tls-ca", "a\tb", "the path of a file is accepted"),
         ("redis-tls-cert", "a\tb", "the path of a file is accepted"),
