@@ -94,8 +94,8 @@ fn rebalance(section: &Section) {
         let here = format!("{}\ttrue", endpoint.nack_address());
         eventually("the second hears that it drains", || members(&second.ns).contains(&here));
         serving.store(1, Ordering::Relaxed);
+        // It ends by itself.
         let mut first = first;
-        first.child().signal(Signal::SIGTERM).expect("it runs");
         assert!(first.wait().expect("it ends").success());
         let last = sent.load(Ordering::Relaxed);
         eventually("what came after the end", || sent.load(Ordering::Relaxed) > last + 50);
@@ -157,10 +157,16 @@ fn replica(section: &Section) {
     let up = || section.run(&endpoint.ns, "bre_(store_up").out;
     assert!(up().contains("bre_store_up 1\n"), "{}", up());
     assert!(repairs(client, endpoint, 6), "{}", stays.log());
-    // Then its master: the endpoint's own frames are answered all the same.
+    // Then its master: the endpoint's own frames are answered all the same, and the replica is promoted.
+    follower.start_again().expect("a replica");
+    eventually("a replica", || replication().contains("state=online"));
     master.kill().expect("it dies");
     eventually("it is told", || up().contains("bre_store_up 0\n"));
     assert!(repairs(client, endpoint, 6), "{}", stays.log());
+    let beside = spare.addr.to_string();
+    section.run_with(&endpoint.ns, "replicaof", &[("REPLICA", &beside)]).shows(&["OK"]);
+    let promoted = section.run_with(&endpoint.ns, "info replication", &[("redis.example", &beside)]);
+    promoted.shows(&["role:master"]);
     // The dead endpoint comes back under its own name.
     drop(master);
     let back = Server::start(on).expect("Redis");

@@ -64,6 +64,7 @@ fn lap(section: &Section) {
             publish.send(group(0), &frame(FrameKey::new(FLOW, seq_num), 30_000, 1)).expect("a frame leaves");
         }
     }
+    section.run(&endpoint.ns, "free").shows(&["Mem:"]);
     section.run(&endpoint.ns, ".rings").shows(&["used_bytes", "size_bytes"]);
     let shown = section.run(&endpoint.ns, "bre_cache_(evicted_total");
     shown.shows(&[r#"bre_cache_oldest_age_seconds{ring="short"}"#, r#"bre_cache_ring_size_bytes{ring="short"}"#]);
@@ -94,6 +95,8 @@ fn overflow(section: &Section) {
     let during = section.run(&endpoint.ns, "ss -6uamnp");
     daemon.child().signal(Signal::SIGCONT).expect("it goes on");
     assert!(lost(&during.out) > 0, "{}", during.out);
+    section.run(&endpoint.ns, "top -b").shows(&["ingress-"]);
+    section.run(&endpoint.ns, "ethtool -S").shows(&["rx_queue_0_drops: 0"]);
     // The count comes with the next frame.
     eventually("the losses are counted", || {
         publish.publish(&mut flow).expect("a frame leaves");

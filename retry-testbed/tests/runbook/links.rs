@@ -3,6 +3,8 @@
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::Arc;
 
+use aya::Ebpf;
+use aya::programs::Xdp;
 use nix::sys::signal::Signal;
 use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
@@ -44,19 +46,21 @@ fn lost(section: &Section) {
     let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
     publish.send(group(0), &frame(key, 700, 1)).expect("a frame leaves");
     counted(&daemon, "bre_frames_cached_total", &[], 1);
-    section.run(&client.ns, "ethtool").shows(&["generic-receive-offload: on"]);
+    section.run(&client.ns, "generic-receive-offload").shows(&["generic-receive-offload: on"]);
     client.ns.run(&["ethtool", "-K", INTERFACE, "gro", "off"]).expect("it goes off");
     let socket = asker(client);
     for _ in 0..3 {
         assert_eq!(ask(&socket, endpoint.nack_address(), &nack(key), 1).len(), 0, "no answer");
     }
-    section.run(&client.ns, "ethtool").shows(&["generic-receive-offload: off"]);
+    section.run(&client.ns, "generic-receive-offload").shows(&["generic-receive-offload: off"]);
     eventually("the drops", || {
         section.run(&endpoint.ns, "bre_xdp_xmit_").out.contains("bre_xdp_xmit_drops_total{interface=\"eth0\"} 6\n")
     });
     eventually("not ready", || section.run(&endpoint.ns, "readyz").out.contains("not_ready"));
     section.run(&endpoint.ns, "readyz").shows(&["GRO"]);
-    client.ns.run(&["ethtool", "-K", INTERFACE, "gro", "on"]).expect("it goes on");
+    let on = section.run_with(&client.ns, "gro on", &[("IFACE", INTERFACE)]);
+    assert_eq!(on.code, Some(0), "{on:?}");
+    eventually("ready again", || section.run(&endpoint.ns, "readyz").out.starts_with("ready\n"));
 }
 
 /// The daemon gets no CPU for longer than its lease, and the kernel passes NACKs on.
@@ -66,6 +70,15 @@ fn fell_back(section: &Section) {
     let lease = ["-bpf-lease", "1s", "-fill", "kernel"];
     let mut daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &lease)).expect("a daemon");
     section.run(&endpoint.ns, "bpftool net").shows(&["eth0("]);
+    // A listener that holds an old entry for the endpoint.
+    let at = endpoint.addr.to_string();
+    let old = ["ip", "-6", "neigh", "replace", &at, "lladdr", "02:00:00:00:00:77", "dev", INTERFACE, "nud", "reachable"];
+    client.ns.run(&old).expect("an entry");
+    let socket = asker(client);
+    assert_eq!(ask(&socket, endpoint.nack_address(), &nack(FrameKey::new(FLOW, 1)), 1).len(), 0, "no answer");
+    counted(&daemon, "bre_xdp_passed_total", &[("reason", "mac")], 1);
+    section.run_with(&client.ns, "neigh flush", &[("ADDRESS", &at)]);
+    eventually("an answer", || !ask(&socket, endpoint.nack_address(), &nack(FrameKey::new(FLOW, 1)), 1).is_empty());
     daemon.child().signal(Signal::SIGSTOP).expect("it stops");
     let is_over = || {
         let shown = section.run(&endpoint.ns, "lease_until_ns");
@@ -75,13 +88,25 @@ fn fell_back(section: &Section) {
         until / 1e9 < uptime.parse::<f64>().expect("seconds")
     };
     eventually("the end of the lease", is_over);
-    let socket = asker(client);
     socket.send_to(&nack(FrameKey::new(FLOW, 1)), endpoint.nack_address()).expect("a NACK leaves");
     daemon.child().signal(Signal::SIGCONT).expect("it goes on");
     counted(&daemon, "bre_xdp_passed_total", &[("reason", "lease")], 1);
     section.run(&endpoint.ns, "bre_xdp_passed_total").shows(&[r#"reason="lease""#]);
     section.run(&endpoint.ns, "jq -c .xdp").shows(&["native"]);
     drop(daemon);
+    // Another program is attached, until it is taken off.
+    let object = std::env::var("RETRY_BENCH_OBJECT").expect("xtask names it");
+    let mut other = Ebpf::load_file(object).expect("an object");
+    let program: &mut Xdp = other.program_mut("bench_count").expect("its program").try_into().expect("an XDP program");
+    program.load().expect("it loads");
+    let id = program.info().expect("it is loaded").id().to_string();
+    endpoint.ns.run(&["bpftool", "net", "attach", "xdpdrv", "id", &id, "dev", INTERFACE]).expect("attached");
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("auto", &[])).expect("a daemon");
+    section.run(&endpoint.ns, "jq -c .xdp").shows(&[r#""mode":"off""#, "another XDP program is attached"]);
+    section.run(&endpoint.ns, "bpftool net").shows(&[&id]);
+    assert_eq!(section.run(&endpoint.ns, "xdp off").code, Some(0));
+    drop(daemon);
+    drop(Daemon::start(&binary(), &endpoint.ns, &flags("native", &[])).expect("a daemon with its program"));
     // A kernel program that cannot be attached says why.
     endpoint.ns.run(&["ip", "link", "set", INTERFACE, "mtu", "9000"]).expect("an MTU");
     client.ns.run(&["ip", "link", "set", INTERFACE, "mtu", "9000"]).expect("an MTU");
@@ -146,6 +171,12 @@ fn listener(section: &Section) {
     section.run(&endpoint.ns, "bre_(nack_dropped").shows(&[r#"reason="checksum""#, r#"reason="mac""#]);
     section.run(&endpoint.ns, "Udp6InCsumErrors").shows(&["Udp6InCsumErrors", "\t0"]);
     section.run(&endpoint.ns, "nack_mac").shows(&["02:00:00:00:00:01"]);
+    // The listener finishes its checksums itself, and the endpoint's card leaves tags where they are.
+    assert_eq!(section.run(&client.ns, "tx off").code, Some(0));
+    let strips = || section.run(&endpoint.ns, "rx-vlan-offload");
+    strips().shows(&["rx-vlan-offload: on"]);
+    assert_eq!(section.run(&endpoint.ns, "rxvlan off").code, Some(0));
+    strips().shows(&["rx-vlan-offload: off"]);
     let here = endpoint.addr.to_string();
     let probe = section.run_with(&client.ns, "probe", &[("fd10::20", &here)]);
     assert_eq!(probe.code, Some(0), "{probe:?}");

@@ -55,7 +55,10 @@ fn split(section: &Section) {
     let mut cluster =
         Cluster::start(["a", "b", "c", "d", "e", "f"].map(|name| host(&fabric, name))).expect("a cluster");
     let daemon = start(endpoint, &cluster.addresses());
-    let living = host(&fabric, "b").addr.to_string();
+    let key = FrameKey::new(1, 1);
+    let master = cluster.master_of(key).expect("a master");
+    let (other, third) = ((master + 1) % 3, (master + 2) % 3);
+    let living = cluster.nodes()[third].address().ip().to_string();
     let members = || section.run(&endpoint.ns, "redis.nodes").out;
     eventually("three masters", || members().matches("master").count() >= 3);
     let info = || section.run_with(&endpoint.ns, "cluster info", &[("redis.example", &living)]).out;
@@ -63,9 +66,16 @@ fn split(section: &Section) {
     let bracketed = format!("{living}:{PORT}");
     let check = || section.run_with(&endpoint.ns, "--cluster check", &[("redis.example:6379", &bracketed)]);
     check().shows(&["All 16384 slots covered"]);
+    // A master dies whose replica takes over when it is told to, and not before.
+    let replica = &cluster.nodes()[other + 3];
+    let by_hand = redis::cmd("CONFIG").arg("SET").arg("cluster-replica-no-failover").arg("yes").clone();
+    let _: redis::Value = replica.run(&by_hand).expect("an answer");
+    let replica = replica.address().ip().to_string();
+    cluster.kill(other).expect("it dies");
+    eventually("it is told", || info().contains("cluster_state:fail"));
+    section.run_with(&endpoint.ns, "failover force", &[("REPLICA", &replica)]).shows(&["OK"]);
+    eventually("all slots are served", || info().contains("cluster_state:ok"));
     // A master and its replica die: no node serves these slots any more.
-    let key = FrameKey::new(1, 1);
-    let master = cluster.master_of(key).expect("a master");
     cluster.kill(master).expect("it dies");
     cluster.kill(master + 3).expect("it dies");
     eventually("it is told", || info().contains("cluster_state:fail"));
