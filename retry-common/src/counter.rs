@@ -103,6 +103,7 @@ counters! {
     NackWrongLength nack_wrong_length Both = "bre_nack_dropped_total" [reason = "length"] "Datagrams to the NACK port that are shorter than their IPv6 or UDP length says.";
     NackWrongChecksum nack_wrong_checksum Kernel = "bre_nack_dropped_total" [reason = "checksum"] "Datagrams of a NACK's size to the NACK port whose UDP checksum is wrong or absent. On the socket path the host's stack drops them before the daemon: Udp6InCsumErrors of /proc/net/snmp6.";
     NackUnanswerable nack_unanswerable User = "bre_nack_dropped_total" [reason = "source"] "NACKs from the unspecified address or from port 0: an answer would reach this host or no host.";
+    NackStale nack_stale User = "bre_nack_dropped_total" [reason = "stale"] "Datagrams to the NACK port that had waited in the socket while no daemon ran, for more than a second: their listeners have asked another endpoint.";
     NackSocketOverflow nack_socket_overflow User = "bre_nack_dropped_total" [reason = "socket_overflow"] "Datagrams to the NACK port that the kernel dropped at the daemon's socket: its receive buffer was full, or the UDP checksum was wrong.";
     NackPortContended nack_port_contended User = "bre_nack_port_contended_total" [] "Looks, one per second, that found a socket of another program bound to the address and port of NACKs: it may take them.";
     CacheHits cache_hits Both = "bre_cache_hits_total" [] "NACKs for a frame that the cache holds.";

@@ -13,6 +13,7 @@
 //!    `admin` shows numbers and frames over HTTP; `telemetry` logs and exports.
 //! 8. `interfaces` are watched, and the daemon follows what changes on the host.
 //! 9. `verify_log` checks the log of a running daemon, from another process; `handover` shows and ends what outlives one.
+//! 10. `fdstore` keeps memberships and the NACK socket while no daemon runs.
 //!
 //! `net` has the sockets, `clock` the time, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
 //!
@@ -25,7 +26,7 @@
 //! 3. `backoff`, `counters`, `limits`
 //! 4. `net`
 //! 5. `engine`, `fabric`, `store`
-//! 6. `beacon`, `datapath`
+//! 6. `beacon`, `datapath`, `fdstore`
 //! 7. `handover`, `ingress`, `metrics`, `recovery`, `verify_log`
 //! 8. `interfaces`, `repair`, `telemetry`
 //! 9. `admin`, `nack`
@@ -59,6 +60,7 @@ mod datapath;
 mod dedup;
 mod engine;
 mod fabric;
+mod fdstore;
 mod framelog;
 mod handover;
 mod ingress;
@@ -78,6 +80,7 @@ mod store;
 mod telemetry;
 mod verify_log;
 
+pub use fdstore::{has_hold_verb, hold};
 pub use handover::{detach, status};
 pub use recovery::probe::main as probe;
 pub use run::{StartError, run};

@@ -1,11 +1,14 @@
 //! `retry-endpoint`: parses the settings, starts the daemon, and turns its end into an exit code. `retry-endpoint probe`
 //! asks another one instead, `verify-log` checks the frame log of one that runs, `status` tells what is pinned, and `detach`
-//! ends what a daemon that is gone has left.
+//! ends what a daemon that is gone has left. The daemon itself starts `retry-endpoint hold`, which keeps sockets while no daemon
+//! runs.
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use retry_userspace::{LogConfig, Settings, Stop, detach, probe, run, shutdown_signal, start_log, status, verify_log};
+use retry_userspace::{
+    LogConfig, Settings, Stop, detach, has_hold_verb, hold, probe, run, shutdown_signal, start_log, status, verify_log,
+};
 
 fn main() -> ExitCode {
     match std::env::args_os().nth(1) {
@@ -13,8 +16,10 @@ fn main() -> ExitCode {
         Some(verb) if verb == "status" => return status(std::env::args_os().skip(2)),
         Some(verb) if verb == "detach" => return detach(std::env::args_os().skip(2)),
         Some(verb) if verb == "verify-log" => return verify_log(std::env::args_os().skip(2)),
+        Some(verb) if verb == "hold" => return hold(std::env::args_os().skip(2)),
         _ => {}
     }
+    has_hold_verb();
     let settings = match Settings::from_args_and_env(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(settings) => settings,
         Err(stop) => return say(&stop),

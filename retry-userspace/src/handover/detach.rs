@@ -10,6 +10,7 @@ use clap::{Arg, ArgAction};
 use super::{UNREADABLE, command, with_two_dashes};
 use crate::datapath::DatapathError;
 use crate::datapath::inspect::{self, PinnedState};
+use crate::fdstore;
 
 /// Runs the subcommand; `args` begins behind the word `detach`. Exit code 0 when nothing is left of what was meant, 1 when a
 /// daemon runs there, 2 when the pins or the command line cannot be read.
@@ -18,7 +19,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let command = command("retry-endpoint detach")
         .about(
             "Ends what daemons that are gone have left: detaches the kernel program and removes frames, counters and \
-             settings from the kernel. A daemon that runs is left alone.",
+             settings from the kernel, and leaves the groups that they had joined. A daemon that runs is left alone.",
         )
         .after_help("Exit code 0: nothing is left; 1: a daemon runs there: stop it first; 2: the pins cannot be read.")
         .arg(
@@ -41,7 +42,8 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         for state in meant(states, interface, matches.get_flag("stale"))? {
             all &= end(&root, &state)?;
         }
-        Ok(all)
+        // A daemon that has pins and runs has been told of.
+        Ok(all && (matches.get_flag("stale") || release(interface)))
     });
     match ended {
         Ok(true) => ExitCode::SUCCESS,
@@ -64,6 +66,29 @@ fn meant(states: Vec<PinnedState>, interface: Option<&str>, stale: bool) -> Resu
         }
     };
     Ok(states.into_iter().filter(is_meant).collect())
+}
+
+/// Ends the processes that keep memberships for the next daemon. True when none is left.
+fn release(interface: Option<&str>) -> bool {
+    let all = match interface {
+        Some(interface) => vec![interface.to_owned()],
+        // Without /proc there is no list, and what is not found ends with its lease.
+        None => fdstore::interfaces().unwrap_or_default(),
+    };
+    let mut is_gone = true;
+    for interface in all {
+        match fdstore::release(&interface) {
+            Ok(false) => {}
+            Ok(true) => {
+                let _ = writeln!(std::io::stdout(), "{interface}: memberships are kept no longer");
+            }
+            Err(error) => {
+                is_gone = false;
+                let _ = writeln!(std::io::stderr(), "retry-endpoint detach: memberships on {interface}: {error}");
+            }
+        }
+    }
+    is_gone
 }
 
 /// True when nothing is left of it.

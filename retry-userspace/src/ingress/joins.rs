@@ -29,6 +29,8 @@ pub(crate) enum Delivery {
     /// With neighbours of one sender to one group merged where the kernel does that (UDP_GRO), which saves most of what a
     /// datagram costs it. What it drops then counts as one, too.
     Merged,
+    /// Nothing: a membership socket, which is bound to no port.
+    None,
 }
 
 /// Why the groups could not be joined.
@@ -187,6 +189,9 @@ impl Joins {
 
 pub(super) fn open_socket(delivery: Delivery, interface: u32, port: u16) -> io::Result<Socket> {
     let socket = options::udp_socket()?;
+    if delivery == Delivery::None {
+        return Ok(socket);
+    }
     // Set before the bind, so that nothing of other sockets' groups or interfaces is queued in between.
     options::own_groups_only(&socket)?;
     options::bind_to_interface(&socket, interface)?;
@@ -195,6 +200,7 @@ pub(super) fn open_socket(delivery: Delivery, interface: u32, port: u16) -> io::
     match delivery {
         Delivery::Single => options::share_with_own(&socket)?,
         Delivery::Merged => options::take_merged(&socket)?,
+        Delivery::None => {}
     }
     options::tell_dropped(&socket)?;
     options::set_receive_buffer(&socket, RECEIVE_BUFFER)?;

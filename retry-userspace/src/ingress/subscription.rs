@@ -6,6 +6,9 @@
 //! Several threads can receive: each has a share of the groups, with sockets of its own.
 //!
 //! An interface that comes back under another index, or has lost its memberships, is joined anew by [`Rejoin`].
+//!
+//! On request the joiner keeps membership sockets beside them ([`Rejoin::keep_memberships`]), for a descriptor store that
+//! outlives the daemon.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv6Addr;
@@ -24,6 +27,9 @@ use super::ssm::SourceJoins;
 use crate::fabric::Fabric;
 use crate::net::mld::Membership;
 use crate::settings::Settings;
+
+/// What is wrong when membership sockets cannot join.
+const UNKEPT: &str = "-bpf-handover: a membership ends with this daemon, for no membership socket holds it";
 
 /// What the data groups are joined by.
 #[derive(Clone, Debug)]
@@ -149,6 +155,9 @@ impl Status {
 /// Told of the sources that are joined.
 pub(crate) type OnJoined = Box<dyn FnMut(&BTreeSet<Ipv6Addr>) + Send>;
 
+/// Told of the membership sockets after each change of them.
+pub(crate) type OnMemberships = Box<dyn FnMut(Vec<Arc<Socket>>) + Send>;
+
 /// The sockets to receive on.
 pub(crate) struct Subscription {
     sockets: Vec<Arc<Socket>>,
@@ -186,6 +195,15 @@ impl Rejoin {
     /// [`JoinError`]; then the sockets are those of before. They have left the groups if they were on this interface.
     pub(crate) fn on(&self, interface: u32) -> Result<(), JoinError> {
         self.joiner().rejoin(interface)
+    }
+
+    /// Opens membership sockets, which join what is joined, and from now on join and leave with the others. `tell` gets all of
+    /// them now and after each change; what has joined is theirs before it is left by the others.
+    pub(crate) fn keep_memberships(&self, tell: OnMemberships) {
+        let mut joiner = self.joiner();
+        joiner.memberships = Some(Memberships { tell, shares: Vec::new(), told: Vec::new() });
+        joiner.open_memberships();
+        joiner.tell_memberships();
     }
 
     fn joiner(&self) -> MutexGuard<'_, Joiner> {
@@ -309,6 +327,21 @@ struct Joiner {
     refused: BTreeSet<Ipv6Addr>,
     status: Arc<Status>,
     on_joined: Option<OnJoined>,
+    memberships: Option<Memberships>,
+}
+
+/// The memberships of all shares, on sockets that receive nothing.
+struct Memberships {
+    tell: OnMemberships,
+    shares: Vec<Share>,
+    /// The sockets that were told last.
+    told: Vec<Arc<Socket>>,
+}
+
+impl Memberships {
+    fn of_interface(&self, interface: u32) -> impl Iterator<Item = &Share> {
+        self.shares.iter().filter(move |share| share.group_set.interface == interface)
+    }
 }
 
 /// What one receiving thread gets.
@@ -368,7 +401,8 @@ impl Joiner {
     /// Joins all that is joined on another interface, by new sockets.
     fn rejoin(&mut self, interface: u32) -> Result<(), JoinError> {
         let sources: Vec<Ipv6Addr> = self.sources().collect();
-        for share in self.shares.iter().filter(|share| share.group_set.interface == interface) {
+        let kept = self.memberships.iter().flat_map(|memberships| memberships.of_interface(interface));
+        for share in self.shares.iter().filter(|share| share.group_set.interface == interface).chain(kept) {
             share.leave_all();
         }
         let open = |old: &Share| {
@@ -378,6 +412,7 @@ impl Joiner {
         };
         let shares = self.shares.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         self.shares = shares;
+        self.open_memberships();
         // What could not be joined before may be now.
         let wanted = std::mem::take(&mut self.wanted);
         self.reconcile(&wanted);
@@ -426,13 +461,43 @@ impl Joiner {
         let joined = self.shares.iter_mut().try_for_each(|share| share.joins.join(source));
         if joined.is_err() {
             self.leave(source);
+        } else {
+            for share in self.memberships.iter_mut().flat_map(|memberships| &mut memberships.shares) {
+                share.keep_source(source);
+            }
         }
         joined
     }
 
     fn leave(&mut self, source: Ipv6Addr) {
-        for share in &mut self.shares {
+        let kept = self.memberships.iter_mut().flat_map(|memberships| &mut memberships.shares);
+        for share in self.shares.iter_mut().chain(kept) {
             share.joins.leave(source);
+        }
+    }
+
+    /// Opens the membership sockets of what is joined now, if there are to be any.
+    fn open_memberships(&mut self) {
+        let sources: Vec<Ipv6Addr> = self.sources().collect();
+        let Some(memberships) = &mut self.memberships else { return };
+        let open = |share: &Share| {
+            let group_set = GroupSet { delivery: Delivery::None, ..share.group_set.clone() };
+            let opened = Share::open(group_set, Arc::default());
+            let opened = opened.inspect_err(|error| tracing::warn!(%error, "{}", UNKEPT));
+            let mut opened = opened.ok()?;
+            sources.iter().for_each(|source| opened.keep_source(*source));
+            Some(opened)
+        };
+        // Those of before are closed where they are kept, once these are.
+        memberships.shares = self.shares.iter().filter_map(open).collect();
+    }
+
+    fn tell_memberships(&mut self) {
+        let Some(memberships) = &mut self.memberships else { return };
+        let now: Vec<Arc<Socket>> = memberships.shares.iter().flat_map(Share::sockets).cloned().collect();
+        if !now.iter().map(Arc::as_ptr).eq(memberships.told.iter().map(Arc::as_ptr)) {
+            memberships.told.clone_from(&now);
+            (memberships.tell)(now);
         }
     }
 
@@ -451,6 +516,7 @@ impl Joiner {
         for share in &self.shares {
             share.publish();
         }
+        self.tell_memberships();
     }
 }
 
@@ -479,6 +545,13 @@ impl Share {
             }
         }
         self.joins.leave_all();
+    }
+
+    /// Joins one more source, of membership sockets.
+    fn keep_source(&mut self, source: Ipv6Addr) {
+        if let Err(error) = self.joins.join(source) {
+            tracing::warn!(%source, %error, "{}", UNKEPT);
+        }
     }
 
     fn memberships(&self) -> (u32, Vec<Membership>) {

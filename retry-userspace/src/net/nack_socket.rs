@@ -9,7 +9,7 @@ use nix::sys::socket::{MsgFlags, SockaddrIn6, sendto};
 use socket2::Socket;
 use thiserror::Error;
 
-use super::batch::SHUTDOWN_POLL;
+use super::batch::{Batch, SHUTDOWN_POLL};
 use super::bound;
 use super::multicast::{self, Egress};
 use super::options;
@@ -19,6 +19,11 @@ use crate::settings::Settings;
 const SEND_BUFFER: usize = 4 << 20;
 /// Bytes of receive buffer that the daemon asks for: 40,000 NACKs.
 const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// Datagrams that one system call drops.
+const DROPPED_AT_ONCE: usize = 256;
+/// Datagrams dropped at most: more than the receive buffer holds, for they may go on coming.
+const MOST_DROPPED: usize = 65_536;
 
 /// What the socket is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +51,12 @@ impl Config {
             shared: settings.nack.port_shared,
             multicast_loop: settings.egress.multicast_loop,
         }
+    }
+
+    /// Where the socket is bound to.
+    #[must_use]
+    pub(crate) fn wanted(&self) -> SocketAddrV6 {
+        SocketAddrV6::new(self.address, self.port, 0, 0)
     }
 }
 
@@ -92,17 +103,36 @@ impl NackSocket {
     /// [`OpenError::Setup`].
     pub(crate) fn open(config: &Config) -> Result<Self, OpenError> {
         let socket = options::udp_socket()?;
-        options::tell_destination(&socket)?;
-        options::tell_dropped(&socket)?;
-        options::allow_fragments(&socket)?;
-        socket.set_multicast_loop_v6(config.multicast_loop)?;
-        options::set_send_buffer(&socket, SEND_BUFFER)?;
-        socket.set_read_timeout(Some(SHUTDOWN_POLL))?;
-        options::check_before_queueing(&socket)?;
-        options::set_receive_buffer(&socket, config.receive_buffer)?;
-        let address = SocketAddrV6::new(config.address, config.port, 0, 0);
-        let local = bind(&socket, address, config.shared)?;
+        set_up(&socket, config)?;
+        let local = bind(&socket, config.wanted(), config.shared)?;
         Ok(Self { socket: UdpSocket::from(socket), local })
+    }
+
+    /// Takes over a socket of an earlier daemon, which is bound to [`Config::wanted`], with what waits in its queue.
+    ///
+    /// # Errors
+    /// As [`NackSocket::open`].
+    pub(crate) fn take_over(config: &Config, socket: Socket) -> Result<Self, OpenError> {
+        set_up(&socket, config)?;
+        socket.set_reuse_address(config.shared)?;
+        let local = check_rival(config.wanted())?;
+        Ok(Self { socket: UdpSocket::from(socket), local })
+    }
+
+    /// Drops what is queued; returns how many datagrams that were.
+    ///
+    /// # Errors
+    /// What the receive returns.
+    pub(crate) fn drop_queued(&self) -> io::Result<u64> {
+        let mut batch = Batch::new(DROPPED_AT_ONCE, 1);
+        let mut dropped = 0;
+        for _ in 0..MOST_DROPPED / DROPPED_AT_ONCE {
+            match batch.recv_now(self)? {
+                0 => break,
+                some => dropped += u64::try_from(some).unwrap_or(0),
+            }
+        }
+        Ok(dropped)
     }
 
     /// Address and port that the socket is bound to.
@@ -161,7 +191,24 @@ fn bind(socket: &Socket, address: SocketAddrV6, shared: bool) -> Result<SocketAd
     socket.bind(&address.into()).map_err(|source| OpenError::Bind { address, source })?;
     socket.set_reuse_address(shared)?;
     let port = socket.local_addr()?.as_socket_ipv6().map_or(address.port(), |local| local.port());
-    let local = SocketAddrV6::new(*address.ip(), port, 0, 0);
+    check_rival(SocketAddrV6::new(*address.ip(), port, 0, 0))
+}
+
+/// Everything but the address.
+fn set_up(socket: &Socket, config: &Config) -> io::Result<()> {
+    options::tell_destination(socket)?;
+    options::tell_dropped(socket)?;
+    options::allow_fragments(socket)?;
+    socket.set_multicast_loop_v6(config.multicast_loop)?;
+    options::set_send_buffer(socket, SEND_BUFFER)?;
+    socket.set_read_timeout(Some(SHUTDOWN_POLL))?;
+    options::check_before_queueing(socket)?;
+    options::set_receive_buffer(socket, config.receive_buffer)?;
+    Ok(())
+}
+
+/// The address, unless another program is bound to it as well.
+fn check_rival(local: SocketAddrV6) -> Result<SocketAddrV6, OpenError> {
     // Who was there first. Without /proc there is nothing to ask, and nothing to lose: such a host is not for several users.
     match bound::rival(local) {
         Ok(Some(rival)) => Err(OpenError::Rival { address: local, user: rival.user, inode: rival.inode }),
@@ -184,7 +231,6 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::net::batch::Batch;
     use crate::net::testing::{SOON, in_namespace};
 
     fn config() -> Config {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use retry_common::abi;
+use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
 use tokio::runtime::Handle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -26,6 +27,7 @@ use crate::datapath::{Events, KernelFill, KernelSources, LogLines, kernel_settin
 use crate::dedup;
 use crate::engine::{self, Engine, GroupLimit};
 use crate::fabric::{Fabric, Names};
+use crate::fdstore::{self, Found};
 use crate::framelog::{self, Log, Sizes, Writer};
 use crate::ingress::beacon_listener::{self, BeaconListener};
 use crate::ingress::fill::{self, Fill, OnNumber, OnStored};
@@ -61,8 +63,15 @@ pub(super) struct Parts {
     pub(super) workers: Workers,
     pub(super) work: Work,
     pub(super) management: Management,
+    pub(super) outlives: Outlives,
     /// Ends the tasks.
     pub(super) cancel: CancellationToken,
+}
+
+/// What outlives this daemon, and what an earlier one has left.
+pub(super) struct Outlives {
+    pub(super) config: fdstore::Config,
+    pub(super) found: Found,
 }
 
 /// What the threads work on.
@@ -99,8 +108,11 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         recovery::check_directory(directory)?;
     }
     let fabric = Fabric::find(&Names::from(settings))?;
+    let kept = fdstore::Config::from(settings, &fabric);
+    let mut found = Found::look(&kept);
     let socket = nack_socket::Config::from(settings, fabric.nack_addr);
-    let socket = Arc::new(NackSocket::open(&socket)?);
+    let (socket, stale) = nack_socket(&socket, &kept, &mut found)?;
+    let socket = Arc::new(socket);
     let tee = tee::Config::from(settings).map(TeeSocket::open).transpose()?;
     let hash_seed: u64 = rand::random();
     let mut answers = kernel_settings(settings, &fabric, hash_seed);
@@ -111,6 +123,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     let (counters, cancel) = (Arc::new(kernel.counters), CancellationToken::new());
     let Opened { writer, log, start, mut old } = kernel.log;
     start.count(&counters);
+    counters.add(Counter::NackStale, stale);
     let _cancel = cancel.clone().drop_guard();
     let common = Common { settings, fabric, log, counters, cancel };
 
@@ -180,8 +193,28 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     let work =
         Work { server, socket, gate, fill, joins, beacons, tee, kernel_fill, events, log_lines, replies, old_log: old };
     let Common { fabric, cancel, .. } = common;
+    let outlives = Outlives { config: kept, found };
     let kept = Kept { state: Arc::clone(&state), exporter, _cancel };
-    Ok(Built { parts: Parts { fabric, state, workers, work, management, cancel }, kept })
+    Ok(Built { parts: Parts { fabric, state, workers, work, management, outlives, cancel }, kept })
+}
+
+/// The NACK socket, and how many datagrams had waited in it too long: that of an earlier daemon, where one was kept for this
+/// address and port.
+fn nack_socket(
+    config: &nack_socket::Config,
+    kept: &fdstore::Config,
+    found: &mut Found,
+) -> Result<(NackSocket, u64), nack_socket::OpenError> {
+    let earlier = match found.nack_socket(config.wanted()) {
+        Some(earlier) => earlier,
+        None => match NackSocket::open(config) {
+            Ok(new) => return Ok((new, 0)),
+            Err(error) => found.nack_socket_elsewhere(kept, config.wanted()).ok_or(error)?,
+        },
+    };
+    let socket = NackSocket::take_over(config, earlier)?;
+    let stale = if found.is_stale() { socket.drop_queued()? } else { 0 };
+    Ok((socket, stale))
 }
 
 /// What most parts are made with.

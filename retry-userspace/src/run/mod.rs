@@ -38,6 +38,7 @@
 //! what is joined: Rejoin        (rejoin)          raw socket, at an interval     routers and switches
 //! sockets of other programs     ports             KernelFill                     kernel's fill, on or off
 //! a quarter of the lease        (supervise)       State: Datapath                lease in the kernel's settings
+//! membership and NACK sockets   fdstore           Keeping: descriptors           service manager, or holder
 //! all counters: State           (HTTP), exporter  Source                         /metrics, /readyz, collector
 //!
 //! The end

@@ -1,6 +1,7 @@
 //! Starts the threads and tasks of the parts, and says that the daemon serves.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,18 +10,20 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
-use super::build::{Parts, Work};
+use super::build::{Outlives, Parts, Work};
 use super::fill_switch::{self, FillSwitch, NackPortWatch};
 use super::follow::Follower;
 use super::state::State;
 use super::workers::Workers;
 use crate::admin::{self, manage};
 use crate::beacon::{self, BeaconSender};
+use crate::fdstore::Keeping;
 use crate::ingress::fill::Fill;
 use crate::ingress::rejoin;
 use crate::ingress::subscription::{Rejoin, Subscription, data_groups};
 use crate::metrics::Source;
 use crate::nack::{self, Server};
+use crate::net::nack_socket::NackSocket;
 use crate::settings::Settings;
 use crate::telemetry::LogLevel;
 
@@ -70,7 +73,7 @@ pub(super) async fn spawn(
     http: Http,
     parts: Parts,
 ) -> Result<Running, StartError> {
-    let Parts { fabric, state, mut workers, mut work, management, cancel } = parts;
+    let Parts { fabric, state, mut workers, mut work, management, outlives, cancel } = parts;
     let Http { metrics, management: managed } = http;
     let (server, mut finishers) = (Arc::clone(&work.server), workers.apart());
     let beacon = beacon::Config::from(settings, &fabric).map(BeaconSender::open).transpose();
@@ -80,6 +83,7 @@ pub(super) async fn spawn(
     let joined: Vec<Rejoin> =
         work.joins.first().into_iter().chain([&work.beacons.subscription]).map(Subscription::rejoin).collect();
     let (fill, mut old_log) = (Arc::clone(&work.fill), work.old_log.take());
+    let socket = Arc::clone(&work.socket);
     start_workers(settings, &state, &mut workers, &mut finishers, work)?;
 
     // Before `/readyz` says ready: without a lease the kernel passes NACKs on.
@@ -94,6 +98,7 @@ pub(super) async fn spawn(
     // The first look is over before the daemon says that it is ready.
     let follower = follower.look_once().await;
     tokio::spawn(follower.run(cancel.clone()));
+    keep(outlives, &socket, joined.clone(), &mut workers)?;
     let interval = settings.ingress.rejoin_interval;
     if !interval.is_zero() {
         let cancel = cancel.clone();
@@ -110,6 +115,28 @@ pub(super) async fn spawn(
         "serving"
     );
     Ok(Running { state, server, fill, workers, finishers, beacon, metrics, management, manage_until, cancel })
+}
+
+/// Keeps what outlives the daemon, on a thread: thousands of membership sockets' groups take their time to join.
+fn keep(
+    Outlives { config, found }: Outlives,
+    socket: &NackSocket,
+    joined: Vec<Rejoin>,
+    workers: &mut Workers,
+) -> Result<(), StartError> {
+    if !config.handover {
+        // Those that it waits for take a second at most.
+        tokio::task::spawn_blocking(|| found.release());
+        return Ok(());
+    }
+    let (keeping, tells) = Keeping::new(config, found, socket.as_fd(), joined.len()).map_err(StartError::Thread)?;
+    workers.start_unwatched("fdstore", move |stop| {
+        for (joined, tell) in joined.iter().zip(tells) {
+            joined.keep_memberships(Box::new(move |sockets| tell.tell(sockets)));
+        }
+        keeping.run(stop);
+        Ok(())
+    })
 }
 
 async fn bind_metrics(settings: &Settings) -> Result<admin::Listener, StartError> {

@@ -27,6 +27,8 @@ pub(super) struct Workers {
 struct Worker {
     name: String,
     stop: StopFlag,
+    /// It is a dead daemon's sign when this thread hangs.
+    is_watched: bool,
     thread: JoinHandle<io::Result<()>>,
 }
 
@@ -65,7 +67,20 @@ impl Workers {
             .name(name.to_owned())
             .spawn(move || work(&heard))
             .map_err(StartError::Thread)?;
-        self.threads.push(Worker { name: name.to_owned(), stop: its, thread });
+        self.threads.push(Worker { name: name.to_owned(), stop: its, is_watched: true, thread });
+        Ok(())
+    }
+
+    /// As [`Workers::start_uncounted`], for a thread that may take its time.
+    pub(super) fn start_unwatched(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&StopFlag) -> io::Result<()> + Send + 'static,
+    ) -> Result<(), StartError> {
+        self.start_uncounted(name, work)?;
+        if let Some(worker) = self.threads.last_mut() {
+            worker.is_watched = false;
+        }
         Ok(())
     }
 
@@ -88,7 +103,10 @@ impl Workers {
 
     /// A thread that has made no step for longer than `patience`.
     pub(super) fn hung(&self, patience: Duration) -> Option<&str> {
-        self.threads.iter().find(|worker| worker.stop.is_overdue(patience)).map(|worker| worker.name.as_str())
+        self.threads
+            .iter()
+            .find(|worker| worker.is_watched && worker.stop.is_overdue(patience))
+            .map(|worker| worker.name.as_str())
     }
 
     /// Tells all of them to stop, and waits for them, but not for ever: the process ends with those that do not.

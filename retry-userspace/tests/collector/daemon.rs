@@ -37,7 +37,13 @@ impl Daemon {
             UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).expect("a port").port();
         let mut child = Command::new(env!("CARGO_BIN_EXE_retry-endpoint"))
             .args(["-mc-iface=lo", "-egress-iface=lo", "-nack-addr=::1", "-xdp=off", "-metrics-addr=[::1]:0"])
-            .args(["-cache-memory=16m", "-cache-memory-long=16m", "-beacon-enabled=false", "-nack-workers=1"])
+            .args([
+                "-cache-memory=16m",
+                "-cache-memory-long=16m",
+                "-beacon-enabled=false",
+                "-nack-workers=1",
+                "-bpf-handover=false",
+            ])
             .args(["-nack-port", &port.to_string(), "-instance", INSTANCE, "-otlp-endpoint", endpoint])
             .args(more)
             .env_clear()

@@ -357,3 +357,63 @@ fn who_asks_for_threads_gets_them_while_there_are_groups() {
         assert_eq!(shares(asked, groups, cpus), workers, "{asked} asked for, {groups} groups, {cpus} CPUs");
     }
 }
+
+/// Sockets by which this source of the first group is joined on the far interface.
+fn members_from(last: u16) -> usize {
+    let table = fs::read_to_string("/proc/thread-self/net/mcfilter6").expect("a table");
+    let hex = |address: Ipv6Addr| format!("{:032x}", u128::from(address));
+    let is_it = |fields: &Vec<&str>| fields[1..4] == ["far", &hex(group(0)), &hex(source(last))];
+    let found = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(is_it);
+    found.map_or(0, |fields| fields[4].parse().expect("a count"))
+}
+
+/// Membership sockets of a subscription, as they are told.
+fn keep(subscription: &Subscription) -> Receiver<Vec<Arc<Socket>>> {
+    let (tell, told) = mpsc::channel();
+    subscription.rejoin().keep_memberships(Box::new(move |sockets| drop(tell.send(sockets))));
+    told
+}
+
+#[test]
+fn membership_sockets_join_and_leave_with_the_others_and_outlive_them() {
+    in_namespace("membership_sockets_join_and_leave_with_the_others_and_outlive_them", |pair| {
+        let (sender, wanted) = mpsc::channel();
+        let subscription = Subscription::open(group_set(&pair), &set([1]), wanted).expect("joined");
+        let told = keep(&subscription);
+        let sockets = told.recv().expect("told at once");
+        assert!(!sockets.is_empty());
+        for socket in &sockets {
+            let local = socket.local_addr().expect("an address").as_socket_ipv6().expect("IPv6");
+            assert_eq!(local.port(), 0, "it is bound to no port");
+        }
+        assert_eq!(members_from(1), 2);
+        sender.send(set([1, 2])).expect("it listens");
+        eventually("it joins", || members_from(2) == 2);
+        sender.send(set([2])).expect("it listens");
+        eventually("it leaves", || members_from(1) == 0);
+        drop((subscription, sender));
+        eventually("the membership socket is left", || members_from(2) == 1);
+        drop((sockets, told));
+        eventually("nothing is left", || members_from(2) == 0);
+    });
+}
+
+#[test]
+fn kept_sockets_of_before_take_nothing_from_an_interface_that_is_joined_anew() {
+    in_namespace("kept_sockets_of_before_take_nothing_from_an_interface_that_is_joined_anew", |pair| {
+        let (_sender, wanted) = mpsc::channel();
+        let subscription = Subscription::open(group_set(&pair), &set([1]), wanted).expect("joined");
+        let told = keep(&subscription);
+        let before = told.recv().expect("told at once");
+        // Too small for IPv6: the kernel forgets its memberships, and the sockets do not.
+        ip("link set far mtu 1000");
+        ip("link set far mtu 1500");
+        assert_eq!(members_from(1), 0);
+        subscription.rejoin().on(pair.far.index).expect("joined");
+        let now = told.recv().expect("told");
+        assert_eq!(members_from(1), 2);
+        drop(before);
+        assert_eq!(members_from(1), 2);
+        assert!(!now.is_empty());
+    });
+}
