@@ -238,44 +238,47 @@ fn left_behind<M: Memory>(memory: &M, lane: usize, (first_slot, slots): (u32, u3
 /// Counts the entries of the bucket of `hash`; only those that need it are held against their records.
 fn count_bucket<M: Memory>(memory: &M, lanes: &[Cursor; 2], hash_seed: u64, hash: u64) -> IndexCount {
     let bucket = memory.bucket(hash);
-    let mut count = IndexCount::default();
-    let mut there = [(0, 0); BUCKET_ENTRIES];
+    let (mut live, mut is_plain) = ([0; 2], true);
+    let (mut there, mut seen) = ([0; BUCKET_ENTRIES], [0; BUCKET_ENTRIES]);
     let mut entries = 0;
-    for i in 0..<M::Bucket<'_> as Bucket>::ENTRIES.min(BUCKET_ENTRIES) {
-        let entry = bucket.entry(i).load();
-        if entry != 0 {
-            there[entries] = (i, entry);
-            entries += 1;
+    for (i, entry) in there.iter_mut().enumerate().take(<M::Bucket<'_> as Bucket>::ENTRIES) {
+        *entry = bucket.entry(i).load();
+        if *entry == 0 {
+            continue;
         }
+        let lane = daemon::lane_of(lanes, index::slot(*entry));
+        live[lane] += 1;
+        is_plain &=
+            is_followed(&lanes[lane], *entry) && !seen[..entries].iter().any(|other| index::has_tag(*entry, *other));
+        seen[entries] = *entry;
+        entries += 1;
     }
-    let there = &mut there[..entries];
-    remove_doubled(memory, lanes, hash_seed, hash, there, &mut count);
-    for &(i, entry) in there.iter().filter(|(_, entry)| *entry != 0) {
-        let slot = index::slot(entry);
-        let lane = daemon::lane_of(lanes, slot);
-        let cursor = &lanes[lane];
-        let is_stale = if slot.wrapping_sub(cursor.first_slot) >= cursor.slots {
-            true
-        } else if cursor.position_at(slot) < cursor.followed {
+    if is_plain {
+        return IndexCount { live, ..IndexCount::default() };
+    }
+    let mut count = IndexCount::default();
+    remove_doubled(memory, lanes, hash_seed, hash, &mut there, &mut count);
+    for (i, entry) in there.into_iter().enumerate().filter(|(_, entry)| *entry != 0) {
+        let lane = daemon::lane_of(lanes, index::slot(entry));
+        if is_followed(&lanes[lane], entry) {
             count.live[lane] += 1;
-            false
-        } else {
-            // Beyond the head no record leads an entry; before it the kernel program's are counted when they are followed.
-            match daemon::judge(memory, lanes, hash_seed, hash, entry) {
-                Entry::Counted(_) => {
-                    count.live[lane] += 1;
-                    false
-                }
-                Entry::Pending => false,
-                Entry::Stale => true,
-            }
-        };
-        // If the exchange fails, the entry's own writer has withdrawn it.
-        if is_stale && bucket.entry(i).replace(entry, 0) {
-            count.stale += 1;
+            continue;
+        }
+        // The kernel program's are counted when they are followed; beyond the head are none.
+        match daemon::judge(memory, lanes, hash_seed, hash, entry) {
+            Entry::Counted(_) => count.live[lane] += 1,
+            Entry::Pending => {}
+            // If the exchange fails, the entry's own writer has withdrawn it.
+            Entry::Stale => count.stale += u64::from(bucket.entry(i).replace(entry, 0)),
         }
     }
     count
+}
+
+/// True when `entry` leads to the slots between the lane's tail and what was followed.
+const fn is_followed(cursor: &Cursor, entry: u64) -> bool {
+    let slot = index::slot(entry);
+    slot.wrapping_sub(cursor.first_slot) < cursor.slots && cursor.position_at(slot) < cursor.followed
 }
 
 /// Leaves one entry per tag among those that lead to counted records: a replacement was cut short.
@@ -284,37 +287,34 @@ fn remove_doubled<M: Memory>(
     lanes: &[Cursor; 2],
     hash_seed: u64,
     hash: u64,
-    there: &mut [(usize, u64)],
+    there: &mut [u64; BUCKET_ENTRIES],
     count: &mut IndexCount,
 ) {
-    let bucket = memory.bucket(hash);
     for later in 1..there.len() {
         for earlier in 0..later {
-            let (first, second) = (there[earlier].1, there[later].1);
+            let (first, second) = (there[earlier], there[later]);
             if first == 0 || second == 0 || !index::has_tag(first, second) {
                 continue;
             }
             let judged = [first, second].map(|entry| daemon::judge(memory, lanes, hash_seed, hash, entry));
-            let goes = match &judged {
-                [Entry::Stale, _] => earlier,
-                [_, Entry::Stale] => later,
-                [Entry::Counted(one), Entry::Counted(other)] => {
-                    let age = |header: &RecordHeader, entry| {
-                        (
-                            daemon::stored_ns(header),
-                            lanes[daemon::lane_of(lanes, index::slot(entry))].position_at(index::slot(entry)),
-                        )
-                    };
-                    if age(one, first) < age(other, second) { earlier } else { later }
-                }
-                // The kernel program has entered it: that is resolved when its record is followed.
-                [Entry::Pending, _] | [_, Entry::Pending] => continue,
-            };
-            let (i, entry) = there[goes];
-            if bucket.entry(i).replace(entry, 0) {
-                count.doubled += 1;
-            }
-            there[goes].1 = 0;
+            let goes =
+                match &judged {
+                    [Entry::Stale, _] => earlier,
+                    [_, Entry::Stale] => later,
+                    [Entry::Counted(one), Entry::Counted(other)] => {
+                        if age(lanes, one, first) < age(lanes, other, second) { earlier } else { later }
+                    }
+                    // The kernel program has entered it: that is resolved when its record is followed.
+                    [Entry::Pending, _] | [_, Entry::Pending] => continue,
+                };
+            count.doubled += u64::from(memory.bucket(hash).entry(goes).replace(there[goes], 0));
+            there[goes] = 0;
         }
     }
+}
+
+/// When the record of `header` to which `entry` leads was stored, and in which place of its lane.
+fn age(lanes: &[Cursor; 2], header: &RecordHeader, entry: u64) -> (u64, u64) {
+    let slot = index::slot(entry);
+    (daemon::stored_ns(header), lanes[daemon::lane_of(lanes, slot)].position_at(slot))
 }

@@ -13,7 +13,7 @@
 //! | `Lane.limit` | never | store, only forward, after the records before it were dropped |
 //! | `Lane.tail`, `followed`, `records`, `live` | never | store |
 //! | version of a record | odd in its own reservation (`begin`), then compare-exchange to even ([`commit`]) | the same; 0 when it drops the record; compare-exchange from odd to 0 when it gives up a hole |
-//! | header and bytes of a record | only between `begin` and [`commit`] of its own reservation | the same |
+//! | header and bytes of a record | only between `begin` and [`commit`] of its own reservation | the same; the flags of a record that it follows or takes out of the index |
 //! | index entry | compare-exchange from 0 to its own record (`enter`), and back to 0 if its commit fails (`withdraw`) | any change of an entry that is not 0; compare-exchange from 0 |
 //!
 //! # One record's life
@@ -26,9 +26,10 @@
 //!    stands or never will: nothing can be entered for a record that the daemon has followed, and what the daemon forgets
 //!    stays forgotten. The daemon commits first and inserts then, for it follows its own records.
 //! 5. The daemon follows records in the order of their positions ([`DaemonWriter::follow`]): it counts each of the
-//!    kernel's, and resolves what two writers entered at once: a bucket ends with one entry per tag.
+//!    kernel's, and resolves what two writers entered at once: a bucket ends with one entry per tag. Then it clears
+//!    [`crate::abi::record_flag::KERNEL`]: no later writer of this log tells of the record again.
 //! 6. The daemon alone drops ([`DaemonWriter::expire`], laps, `cache-max-keys`): it empties every entry of the record,
-//!    makes the version 0, and then moves the limit. Only then can the room be reserved again.
+//!    makes the version 0, shows the lane's new tail, and then moves the limit. Only then can the room be reserved again.
 //!
 //! # What a reader may believe
 //!
@@ -38,6 +39,11 @@
 //!
 //! The daemon believes an entry only if the record's version is that of a position between tail and head, at this slot, and
 //! the record's key belongs to this bucket and tag. Any other entry is removed and counted.
+//!
+//! # A writer that ends
+//!
+//! The daemon's writer may end between any two of these stores. [`DaemonWriter::adopt`] goes on with what it left:
+//! `docs/decisions/0015-a-log-that-is-taken-over.md` says which store leaves what.
 //!
 //! # Nothing waits without bound
 //!

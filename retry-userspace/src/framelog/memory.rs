@@ -59,6 +59,14 @@ impl Memory {
         unsafe { AtomicU64::from_ptr(place) }
     }
 
+    /// The `N` words from byte `offset` on, a multiple of eight.
+    pub(super) fn words<const N: usize>(&self, offset: usize) -> &[AtomicU64; N] {
+        assert!(offset.is_multiple_of(8), "{offset} is no place for a word");
+        let place = self.at(offset, N * 8).cast::<[AtomicU64; N]>();
+        // SAFETY: aligned words of a mapping that lives as long as `self`; all share them as atomics.
+        unsafe { &*place }
+    }
+
     /// Reads a plain value at `offset`. Torn values are possible where another side writes: callers check versions.
     pub(crate) fn read<T: Copy>(&self, offset: usize) -> T {
         let place = self.at(offset, size_of::<T>()).cast::<T>();

@@ -144,25 +144,22 @@ impl Word for Shared<'_> {
     }
 }
 
-/// A bucket of the index, by the offset of its first entry.
+/// A bucket of the index.
 #[derive(Clone, Copy, Debug)]
-pub struct Entries<'a> {
-    pages: &'a Pages,
-    start: usize,
-}
+pub struct Entries<'a>(&'a [AtomicU64; index::BUCKET_ENTRIES]);
 
 impl<'a> Bucket for Entries<'a> {
     type Word = Shared<'a>;
 
     fn entry(&self, i: usize) -> Shared<'a> {
-        Shared(self.pages.index.word(self.start + i * 8))
+        Shared(&self.0[i])
     }
 }
 
 impl Pages {
     /// The bucket of a hash.
     pub(super) fn entries(&self, hash: u64) -> Entries<'_> {
-        Entries { pages: self, start: bucket_offset(self, hash) }
+        Entries(self.index.words(bucket_offset(self, hash)))
     }
 
     fn lane_word(&self, lane: usize, field: usize) -> &AtomicU64 {

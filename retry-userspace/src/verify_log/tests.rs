@@ -117,6 +117,34 @@ fn kinds(report: &Report) -> Vec<(Kind, u64)> {
     report.findings.iter().map(|(kind, count)| (*kind, *count)).collect()
 }
 
+/// A daemon ends in the middle of a frame, and while it drops others: it is the next daemon that the check finds right.
+#[test]
+fn a_log_that_was_taken_over_has_no_findings() {
+    let Scene { pages, writer } = Scene::new();
+    drop(writer);
+    let lane: Lane = pages.lanes.read(0);
+    pages.lanes.word(offset_of!(Lane, head)).store(position::after(lane.head, 3, lane.slots), Ordering::SeqCst);
+    let version = |slot: u32| pages.ring.word(slot as usize * SLOT_LEN);
+    version(position::slot(lane.head)).store(position::version(lane.head) | 1, Ordering::SeqCst);
+    // The oldest record's entry is gone, and its version; the limit is not moved.
+    let oldest: RecordHeader = pages.ring.read(position::slot(lane.tail) as usize * SLOT_LEN);
+    let bucket = index::bucket(Scene::hash(oldest.key), pages.sizes.buckets - 1) as usize * size_of::<Bucket>();
+    let entry = index::entry(Scene::hash(oldest.key), position::slot(lane.tail));
+    let words = (0..BUCKET_ENTRIES).map(|i| pages.index.word(bucket + i * 8));
+    words.filter(|word| word.load(Ordering::SeqCst) == entry).for_each(|word| word.store(0, Ordering::SeqCst));
+    version(position::slot(lane.tail)).store(0, Ordering::SeqCst);
+
+    let (mut writer, _, adopted) = framelog::adopt(Arc::clone(&pages), SEED, 0).expect("a log");
+    assert_eq!((adopted.frames, adopted.holes, adopted.dropped), (2 * FRAMES - 1, 1, 1));
+    assert!(writer.follow(NOW, usize::MAX, |followed| panic!("no kernel wrote {followed:?}")));
+    let mut scene = Scene { pages, writer };
+    let report = scene.check();
+    assert!(report.is_clean(), "{report}");
+    scene.put(FrameKey::new(3, 1), Class::Tx, 1);
+    let report = scene.check();
+    assert!(report.is_clean(), "{report}");
+}
+
 #[test]
 fn a_log_that_is_right_has_no_findings() {
     let mut scene = Scene::new();
