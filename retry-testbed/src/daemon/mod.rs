@@ -89,20 +89,24 @@ impl<'a> Daemon<'a> {
     /// # Errors
     /// It cannot be started, ends, or is not ready in ten seconds: the message holds its log.
     pub fn start(binary: &Path, ns: &'a Netns, flags: &[impl AsRef<str>]) -> Result<Self> {
-        let mut daemon = Self::launch(binary, ns, flags)?;
+        Self::launch(binary, ns, flags)?.ready()
+    }
+
+    /// Waits until `/readyz` says 200.
+    fn ready(mut self) -> Result<Self> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            if let Some(status) = daemon.child.try_wait()? {
-                daemon.read_to_the_end();
-                bail!("the daemon ended: {status}\n{}", daemon.log());
+            if let Some(status) = self.child.try_wait()? {
+                self.read_to_the_end();
+                bail!("the daemon ended: {status}\n{}", self.log());
             }
-            match daemon.get("/readyz") {
+            match self.get("/readyz") {
                 Ok((200, _)) => {
-                    daemon.was_ready = true;
-                    return Ok(daemon);
+                    self.was_ready = true;
+                    return Ok(self);
                 }
                 answer if Instant::now() > deadline => {
-                    bail!("the daemon is not ready: {answer:?}\n{}", daemon.log())
+                    bail!("the daemon is not ready: {answer:?}\n{}", self.log())
                 }
                 _ => thread::sleep(Duration::from_millis(10)),
             }
@@ -114,12 +118,23 @@ impl<'a> Daemon<'a> {
     /// # Errors
     /// It cannot be started.
     pub fn launch(binary: &Path, ns: &'a Netns, flags: &[impl AsRef<str>]) -> Result<Self> {
+        Self::launch_by(Command::new(binary), binary, ns, flags)
+    }
+
+    /// As [`Daemon::start`], by a command that starts `binary` with the arguments that it gets.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_by(command: Command, binary: &Path, ns: &'a Netns, flags: &[impl AsRef<str>]) -> Result<Self> {
+        Self::launch_by(command, binary, ns, flags)?.ready()
+    }
+
+    fn launch_by(mut command: Command, binary: &Path, ns: &'a Netns, flags: &[impl AsRef<str>]) -> Result<Self> {
         mount_bpffs()?;
         if flags.iter().any(|flag| flag.as_ref() == "1h") {
             pass_the_full_hour()?;
         }
         let own_address = flags.iter().any(|flag| flag.as_ref() == "-metrics-addr");
-        let mut command = Command::new(binary);
         command
             .args(flags.iter().map(AsRef::as_ref))
             .args(if own_address { &[][..] } else { &["-metrics-addr", METRICS] })
@@ -140,8 +155,8 @@ impl<'a> Daemon<'a> {
             let at = flags.iter().rposition(|flag| flag.as_ref() == name)?;
             flags.get(at + 1).map(AsRef::as_ref)
         };
-        // As the daemon writes it: bpffs refuses dots.
         let interface = value("-mc-iface").unwrap_or(INTERFACE);
+        // As the daemon writes it: bpffs refuses dots.
         let bpffs = Path::new(value("-bpffs").unwrap_or(PINS));
         let pins = bpffs.join(format!("{}-{}", interface.replace('.', "%2E"), ns.inode()?));
         Ok(Self {

@@ -23,6 +23,7 @@ mod lifecycle;
 mod limits;
 mod logs;
 mod losses;
+mod memberships;
 mod nack_port;
 mod pins;
 mod recovery;
