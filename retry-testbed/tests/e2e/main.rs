@@ -38,6 +38,7 @@ mod ssm;
 mod start;
 mod strangers;
 mod suppression;
+mod systemd;
 mod tee;
 mod tiers;
 mod verify;
