@@ -20,6 +20,11 @@ const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
+/// Each of a flow of its own: of the numbers ahead of one flow, one is asked for at a time.
+const fn frame_of(number: u64) -> FrameKey {
+    FrameKey::new(FLOW + number, 1)
+}
+
 /// When a silent upstream was asked, by frame.
 struct Asked(BTreeMap<u64, Vec<Instant>>);
 
@@ -40,12 +45,12 @@ impl Asked {
         for (frames, wait) in steps {
             for _ in 0..*frames {
                 seq_num += 1;
-                socket.send_to(&nack(FrameKey::new(FLOW, seq_num)), endpoint.nack_address()).expect("a NACK leaves");
+                socket.send_to(&nack(frame_of(seq_num)), endpoint.nack_address()).expect("a NACK leaves");
             }
             let until = Instant::now() + *wait;
             while Instant::now() < until {
                 if let Ok(length) = silent.recv(&mut bytes) {
-                    let wanted = (1..=seq_num).find(|one| nack(FrameKey::new(FLOW, *one))[8..32] == bytes[8..32]);
+                    let wanted = (1..=seq_num).find(|one| nack(frame_of(*one))[8..32] == bytes[8..32]);
                     assert_eq!(length, 64);
                     asked.entry(wanted.expect("a frame of ours")).or_default().push(Instant::now());
                 }

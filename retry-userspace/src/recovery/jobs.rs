@@ -75,6 +75,8 @@ impl Ticket {
     /// The frame came: the listeners that get a copy.
     fn recovered(mut self) -> Vec<SocketAddrV6> {
         self.ended = Some(Ended::Recovered);
+        // The upstream may have what follows it as well.
+        self.shared.tails.give_back(&self.job.key);
         self.shared.flight().end(&self.job.key, monotonic_ns())
     }
 

@@ -74,6 +74,20 @@ async fn a_tail_is_asked_for_again_only_when_no_upstream_has_denied_it() {
     assert_eq!((rig.count(Counter::ProxySkippedAhead), rig.count(Counter::ProxyNacks)), (3, 5));
 }
 
+/// Of a flow of which nothing was stored: what an upstream has may be followed by more that it has.
+#[tokio::test]
+async fn a_frame_that_an_upstream_had_leads_to_the_next_number() {
+    let ([upstream], addresses) = upstreams().await;
+    let mut rig = Rig::knowing(settings(&addresses), Ledger::default(), Arc::new(Vec::new), Tails::new(1));
+    for seq_num in 5..=7 {
+        rig.ask(seq_num);
+        // Without its ACK, which may come later than the frame.
+        upstream.send_frame(&upstream.nack().await).await;
+        assert_eq!(rig.recovered().await, seq_num);
+    }
+    assert_eq!(rig.count(Counter::ProxySkippedAhead), 0);
+}
+
 #[tokio::test]
 async fn more_than_the_queue_holds_is_dropped_and_counted() {
     let ([upstream], addresses) = upstreams().await;
