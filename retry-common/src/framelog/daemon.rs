@@ -254,8 +254,15 @@ impl<M: Memory> DaemonWriter<M> {
     /// moves `from` behind it; how many frames that were. 0 begins with the oldest.
     ///
     /// The caller has followed in `old`. Where a lane of this log is smaller, the newest frames that fit it are copied. A
-    /// second call copies what the kernel program has stored in `old` since the first.
-    pub fn copy_from<N: Memory>(&mut self, old: &DaemonWriter<N>, from: &mut [u64; 2], now_ns: u64) -> u64 {
+    /// second call copies what the kernel program has stored in `old` since the first. `tell` is told of what it stores in this
+    /// log meanwhile.
+    pub fn copy_from<N: Memory>(
+        &mut self,
+        old: &DaemonWriter<N>,
+        from: &mut [u64; 2],
+        now_ns: u64,
+        mut tell: impl FnMut(Followed<'_>),
+    ) -> u64 {
         let mut copied = 0;
         for (lane, from) in from.iter_mut().enumerate() {
             let Cursor { tail, followed, slots: lane_slots, .. } = old.lanes[lane];
@@ -273,7 +280,7 @@ impl<M: Memory> DaemonWriter<M> {
                 if is_frame && position::distance(at, followed, lane_slots) <= room && old.is_findable(slot, &header) {
                     let bytes = old.memory.frame(slot, usize::try_from(header.length).unwrap_or(0));
                     let flags = header.flags & record_flag::DAEMON_ONLY;
-                    let put = self.put_record(lane, &RecordHeader { flags, ..header }, bytes, now_ns, |_| {});
+                    let put = self.put_record(lane, &RecordHeader { flags, ..header }, bytes, now_ns, &mut tell);
                     copied += u64::from(put.is_stored());
                 }
                 at = position::after(at, record_slots(&header), lane_slots);

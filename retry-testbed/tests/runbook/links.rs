@@ -72,7 +72,8 @@ fn fell_back(section: &Section) {
     section.run(&endpoint.ns, "bpftool net").shows(&["eth0("]);
     // A listener that holds an old entry for the endpoint.
     let at = endpoint.addr.to_string();
-    let old = ["ip", "-6", "neigh", "replace", &at, "lladdr", "02:00:00:00:00:77", "dev", INTERFACE, "nud", "reachable"];
+    let old =
+        ["ip", "-6", "neigh", "replace", &at, "lladdr", "02:00:00:00:00:77", "dev", INTERFACE, "nud", "reachable"];
     client.ns.run(&old).expect("an entry");
     let socket = asker(client);
     assert_eq!(ask(&socket, endpoint.nack_address(), &nack(FrameKey::new(FLOW, 1)), 1).len(), 0, "no answer");

@@ -155,7 +155,14 @@ pub(crate) fn adopt(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Result<
 /// and what is left of its life. Of a lane that is larger than the new one, the newest frames that fit. Returns how many.
 ///
 /// `from` is where each lane is begun, and then where it ends; 0 begins with the oldest. The kernel program may be storing
-/// frames in `old` still: once they were followed there, another call copies them.
-pub(crate) fn copy_into(old: &Writer, new: &mut Writer, from: &mut [u64; 2], now_ns: u64) -> u64 {
-    new.copy_from(old, from, now_ns)
+/// frames in `old` still: once they were followed there, another call copies them. `tell` is told of what it stores in `new`
+/// meanwhile.
+pub(crate) fn copy_into(
+    old: &Writer,
+    new: &mut Writer,
+    from: &mut [u64; 2],
+    now_ns: u64,
+    tell: impl FnMut(Followed<'_>),
+) -> u64 {
+    new.copy_from(old, from, now_ns, tell)
 }

@@ -23,7 +23,7 @@ use retry_common::position;
 use retry_common::wire::frame::Class;
 
 use super::reader::bucket_offset;
-use super::{Adopted, Log, NewFrame, Pages, Put, Removed, Sizes, Unusable, Writer, adopt, copy_into, open};
+use super::{Adopted, Followed, Log, NewFrame, Pages, Put, Removed, Sizes, Unusable, Writer, adopt, copy_into, open};
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_000 * SECOND;
@@ -644,6 +644,11 @@ fn kernel_stores(pages: &Pages, key: FrameKey, bytes: &[u8]) {
     vacant.expect("a vacant place").store(entry, Ordering::SeqCst);
 }
 
+/// For where the kernel program stores nothing.
+fn untold(followed: Followed<'_>) {
+    panic!("{followed:?} was told of");
+}
+
 /// The next daemon has other sizes: larger, and smaller.
 #[test]
 fn a_log_is_copied_into_one_of_another_size() {
@@ -662,11 +667,11 @@ fn a_log_is_copied_into_one_of_another_size() {
         assert!(remove(&mut old, &FrameKey::new(1, 49_998)));
 
         let new_pages = Arc::new(Pages::plain(Sizes::new(short, 1)).expect("memory"));
-        let (mut new, new_log) = open(new_pages, OTHER_SEED, 0);
+        let (mut new, new_log) = open(Arc::clone(&new_pages), OTHER_SEED, 0);
         let (mut from, now) = ([0; 2], START + 2 * SECOND);
-        let copied = copy_into(&old, &mut new, &mut from, now);
+        let copied = copy_into(&old, &mut new, &mut from, now, untold);
         assert_eq!((copied, from), (new.live(), old.followed()));
-        assert_eq!(copy_into(&old, &mut new, &mut from, now), 0);
+        assert_eq!(copy_into(&old, &mut new, &mut from, now, untold), 0);
         let mut held = 0;
         for key in (1..=50_000).map(|seq_num| FrameKey::new(1, seq_num)).chain([anchor, brief]) {
             let (there, copy) = (read(&old_log, &key, now), read(&new_log, &key, now));
@@ -690,11 +695,19 @@ fn a_log_is_copied_into_one_of_another_size() {
         let mut told = Vec::new();
         assert!(old.follow(now, usize::MAX, |followed| told.push((followed.key, followed.is_new))));
         assert_eq!(told, [(late, true)]);
-        assert_eq!(copy_into(&old, &mut new, &mut from, now), 1);
+        assert_eq!(copy_into(&old, &mut new, &mut from, now, untold), 1);
         assert!(new.follow(now, usize::MAX, |followed| panic!("{followed:?} was told of")));
         let header = *new_log.look_up(&late, now).expect("copied").header();
         assert_eq!((header.expires_ns, header.life_ms, header.group, header.flags), (START + 5 * SECOND, 7_000, 5, 0));
         assert_eq!(read(&new_log, &late, now), Some(vec![5; 500]));
+        // What it stores in the new log while the rest is copied is told of there.
+        let (last, first) = (FrameKey::new(3, 2), FrameKey::new(4, 1));
+        kernel_stores(&pages, last, &[6; 500]);
+        assert!(old.follow(now, usize::MAX, |_| {}));
+        kernel_stores(&new_pages, first, &[7; 500]);
+        let mut told = Vec::new();
+        assert_eq!(copy_into(&old, &mut new, &mut from, now, |followed| told.push(followed.key)), 1);
+        assert_eq!(told, [first]);
     }
 }
 

@@ -324,7 +324,8 @@ impl Fill {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let now_ns = monotonic_ns();
         old.follow(now_ns, usize::MAX, |followed| self.take_followed(&followed, now_ns, &mut tally));
-        let frames = framelog::copy_into(old, &mut writer, copied, now_ns);
+        let tell = |followed: Followed<'_>| self.take_followed(&followed, now_ns, &mut tally);
+        let frames = framelog::copy_into(old, &mut writer, copied, now_ns, tell);
         // The program of the earlier daemon stores there until this one goes live.
         old.make_room(DROPPED, now_ns);
         writer.count_dropped(&mut tally);
