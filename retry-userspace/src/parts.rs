@@ -31,7 +31,8 @@ pub mod counters {
 /// The XDP programs, as the daemon loads and attaches them.
 pub mod datapath {
     pub use crate::datapath::{
-        Config, Datapath, DatapathError, EgressInterface, Events, Interfaces, KernelFill, KernelSources, Mode, Parts,
+        Config, Datapath, DatapathError, EgressInterface, Events, Found, Interfaces, KernelFill, KernelSources, Mode,
+        Parts,
     };
 
     /// The maps of a running daemon, from another process.
@@ -47,7 +48,7 @@ pub mod engine {
 
 /// The frame log, over memory that the caller brings.
 pub mod framelog {
-    pub use crate::framelog::{Log, Memory, NewFrame, Pages, Put, Record, Removed, Sizes, Writer, open};
+    pub use crate::framelog::{Log, Memory, NewFrame, Pages, Put, Record, Removed, Sizes, Writer, adopt, open};
 }
 
 /// The numbers that the daemon shows.

@@ -165,7 +165,7 @@ fn guest(context: &Context, image: &Image, test: &Path, filter: &[String], work:
     for library in needed {
         archive.file(&library, &read(Path::new(&library))?)?;
     }
-    for object in [context.ebpf_object(), context.bench_object()] {
+    for object in [context.ebpf_object(), context.frags_object(), context.bench_object()] {
         let name = object.file_name().context("objects have names")?.to_string_lossy().into_owned();
         archive.file(&format!("{GUEST_DIRECTORY}/{name}"), &read(&object)?)?;
     }
@@ -213,6 +213,7 @@ mount -t tmpfs tmp /tmp
 mkdir -p /run/netns
 {load}ip link set lo up
 export RETRY_EBPF_OBJECT={GUEST_DIRECTORY}/retry-ebpf.o RETRY_BENCH_OBJECT={GUEST_DIRECTORY}/retry-bench.o
+export RETRY_EBPF_FRAGS={GUEST_DIRECTORY}/retry-ebpf-frags.o
 export RETRY_SLOW_MACHINE=1 RUST_BACKTRACE=1
 cd {GUEST_DIRECTORY}
 {GUEST_DIRECTORY}/test --show-output --test-threads=1{filter} </dev/null >/dev/ttyS1 2>&1

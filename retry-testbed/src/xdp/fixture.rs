@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use aya::{maps::MapData, programs::Xdp};
 use aya_obj::programs::XdpAttachType;
 use nix::{
@@ -30,7 +30,7 @@ use retry_common::{
 };
 use retry_userspace::parts::{
     counters::StoredBySource,
-    datapath::{self, Datapath, EgressInterface, Events, Interfaces, KernelFill, KernelSources, Mode, Parts},
+    datapath::{self, Datapath, EgressInterface, Events, Found, Interfaces, KernelFill, KernelSources, Mode, Parts},
     framelog::{self, Log, Memory, NewFrame, Pages, Put, Sizes, Writer},
 };
 
@@ -165,7 +165,8 @@ pub struct Loaded {
     settings: Settings,
     interface: u32,
     pins: PathBuf,
-    _root: Root,
+    config: datapath::Config,
+    root: Root,
 }
 
 impl std::fmt::Debug for Loaded {
@@ -209,7 +210,6 @@ impl Loaded {
             egress,
             max_frame: settings.max_frame,
         };
-        let guard = Root(root.clone());
         let config = datapath::Config {
             mode: Mode::Native,
             bpffs: root.clone(),
@@ -222,12 +222,51 @@ impl Loaded {
             debug: false,
             handover: false,
         };
+        Self::open_as(config, Root(root), until_ns)
+    }
+
+    /// As [`Loaded::open`], and what it pins outlives it.
+    ///
+    /// # Errors
+    /// As [`Loaded::open`].
+    pub fn open_to_stay(here: &Interface) -> Result<Self> {
+        let Self { config, root, datapath, .. } = Self::open(here, &[], true)?;
+        drop(datapath);
+        Self::open_as(datapath::Config { handover: true, ..config }, root, monotonic_ns() + u64::from(u32::MAX) * 1000)
+    }
+
+    /// Ends as a daemon ends, and goes on as the next one, with the programs of `object` if there is one: what was pinned is
+    /// taken over.
+    ///
+    /// # Errors
+    /// Something does not fit.
+    pub fn take_over(self, object: Option<PathBuf>) -> Result<Self> {
+        let Self { config, root, mut datapath, writer, settings, .. } = self;
+        drop(writer);
+        datapath.leave(settings.lease_until_ns);
+        drop(datapath);
+        Self::open_as(datapath::Config { object, ..config }, root, settings.lease_until_ns)
+    }
+
+    fn open_as(config: datapath::Config, root: Root, until_ns: u64) -> Result<Self> {
         let own = OWN_ADDRESSES.into_iter().chain([*NACK_ADDRESS.ip()]).collect();
-        let Parts { datapath, pages, events, sources, fill, .. } = Datapath::open(&config, &own, &|| false)?;
-        let pins = std::fs::read_dir(&root)?.next().context("no pins")??.path();
-        let (writer, log) = framelog::open(Arc::clone(&pages), HASH_SEED, 0);
-        let map = MapData::from_pin(pins.join("SETTINGS"))?;
+        let Parts { mut datapath, pages, found, events, sources, fill, hash_seed, .. } =
+            Datapath::open(&config, &own, &|| false)?;
+        let settings = Settings { lease_until_ns: until_ns, daemon_until_ns: until_ns, ..config.settings };
+        ensure!(hash_seed == HASH_SEED, "another seed");
+        let interface = settings.nack_ifindex;
+        let pins = std::fs::read_dir(&root.0)?.next().context("no pins")??.path();
+        let (writer, log) = match found {
+            Found::Log => {
+                let (writer, log, _) = framelog::adopt(Arc::clone(&pages), HASH_SEED, 0)?;
+                (writer, log)
+            }
+            Found::Nothing => framelog::open(Arc::clone(&pages), HASH_SEED, 0),
+            Found::Unfit | Found::OldLog(_) => bail!("what was left does not fit"),
+        };
         datapath.renew_leases(until_ns, until_ns);
+        datapath.go_live()?;
+        let map = MapData::from_pin(pins.join("SETTINGS"))?;
         let mut fill = fill.context("no fill")?;
         fill.switch(true)?;
         Ok(Self {
@@ -241,9 +280,10 @@ impl Loaded {
             writer,
             log,
             settings,
-            interface: here.index,
+            interface,
             pins,
-            _root: guard,
+            config,
+            root,
         })
     }
 

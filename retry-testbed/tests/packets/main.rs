@@ -7,4 +7,5 @@ mod fill;
 mod sent;
 mod strangers;
 mod table;
+mod takeover;
 mod verdicts;

@@ -36,7 +36,7 @@ use crate::clock::nanoseconds;
 use crate::counters::StoredBySource;
 use crate::framelog::{Memory, Pages};
 use crate::limits::{GroupTable, LimitTable};
-pub(crate) use adopt::Found;
+pub use adopt::Found;
 use adopt::{Left, NEXT};
 pub(crate) use attach::Attachments;
 pub(crate) use config::kernel_settings;

@@ -146,7 +146,7 @@ pub fn open(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> (Writer, Log) {
 ///
 /// # Errors
 /// [`Unusable`] when `pages` hold no log of these sizes.
-pub(crate) fn adopt(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Result<(Writer, Log, Adopted), Unusable> {
+pub fn adopt(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Result<(Writer, Log, Adopted), Unusable> {
     let (writer, adopted) = Writer::adopt(Arc::clone(&pages), hash_seed, max_keys)?;
     Ok((writer, Log::new(pages, hash_seed), adopted))
 }
