@@ -22,6 +22,8 @@ use super::protocol::{self, BUSY, COMMIT, DESCRIPTOR, DONE, KEEP, Kind, Packet, 
 pub(super) const VERB: &str = "hold";
 /// Descriptors of one set at most: 16,000 groups from 100 sources take some 800.
 const MOST: usize = 4_096;
+/// How long a holder that holds nothing waits for a daemon: the one that has started it may have ended meanwhile.
+const UNUSED: Duration = Duration::from_secs(1);
 /// Connections that wait at most while one is served.
 const BACKLOG: i32 = 8;
 
@@ -94,7 +96,7 @@ enum After {
 impl Holder {
     /// Holds nothing yet.
     pub(super) fn new(lease: Duration) -> Self {
-        Self { held: Vec::new(), next: Vec::new(), daemon: None, lease, until: Instant::now() + lease }
+        Self { held: Vec::new(), next: Vec::new(), daemon: None, lease, until: Instant::now() + UNUSED }
     }
 
     /// Serves until the lease is over, or a daemon ends it.
@@ -131,7 +133,7 @@ impl Holder {
     fn disconnect(&mut self) {
         self.daemon = None;
         self.next.clear();
-        self.until = Instant::now() + self.lease;
+        self.until = Instant::now() + if self.held.is_empty() { UNUSED } else { self.lease };
     }
 
     /// Greets a daemon. Another user's process is closed without a word.

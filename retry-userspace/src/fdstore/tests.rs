@@ -160,3 +160,18 @@ fn only_the_wanted_nack_socket_is_taken() {
     assert!(!found.is_stale());
     assert!(matches!(Link::find(&name), Err(LinkError::Absent)));
 }
+
+#[test]
+fn a_holder_that_holds_nothing_does_not_stay() {
+    let start = Instant::now();
+    let (name, never_used) = holder(LONG);
+    never_used.join().expect("no panic");
+    assert!(start.elapsed() < SOON, "not for the lease");
+    let (name_of_used, used) = holder(LONG);
+    let link = Link::find(&name_of_used).expect("it listens");
+    std::thread::sleep(Duration::from_millis(1_200));
+    assert!(link.is_open(), "a daemon is connected");
+    drop(link);
+    used.join().expect("no panic");
+    assert!(matches!(Link::find(&name), Err(LinkError::Absent)));
+}

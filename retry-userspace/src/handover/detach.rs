@@ -42,12 +42,13 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         for state in meant(states, interface, matches.get_flag("stale"))? {
             all &= end(&root, &state)?;
         }
-        // A daemon that has pins and runs has been told of.
-        Ok(all && (matches.get_flag("stale") || release(interface)))
+        Ok(all)
     });
+    // A daemon that has pins and runs has been told of. Pins that cannot be read are no reason to keep memberships.
+    let is_released = matches!(ended, Ok(false)) || matches.get_flag("stale") || release(interface);
     match ended {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(true) if is_released => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "retry-endpoint detach: {error}");
             ExitCode::from(UNREADABLE)
