@@ -21,8 +21,8 @@
 //!
 //! A module imports modules of earlier lines only; its tests may import any. The test `layers` holds the code to this list.
 //!
-//! 1. `clock`, `settings`, `shutdown`, `stop_flag`
-//! 2. `dedup`, `framelog`
+//! 1. `clock`, `settings`, `shutdown`
+//! 2. `dedup`, `framelog`, `stop_flag`
 //! 3. `backoff`, `counters`, `limits`
 //! 4. `net`
 //! 5. `engine`, `fabric`, `store`

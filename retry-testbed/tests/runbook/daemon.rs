@@ -23,6 +23,7 @@ sections! {
     "An upstream is lost" => upstream: an_upstream_is_lost;
     "The daemon is not ready" => not_ready: the_daemon_is_not_ready;
     "The frame log is damaged" => damaged: the_frame_log_is_damaged;
+    "Restart and upgrade" => restart: restart_and_upgrade;
 }
 
 /// No fault: a daemon that works, frames of which XDP takes all, and a drain.
@@ -129,7 +130,8 @@ fn not_ready(section: &Section) {
 fn damaged(section: &Section) {
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
-    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &["-fill", "kernel"])).expect("a daemon");
+    let all = flags("native", &["-fill", "kernel"]);
+    let mut daemon = Daemon::start(&binary(), &endpoint.ns, &all).expect("a daemon");
     let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
     for seq_num in 1..=20 {
         publish.send(group(0), &frame(FrameKey::new(FLOW, seq_num), 300, 1)).expect("a frame leaves");
@@ -153,4 +155,33 @@ fn damaged(section: &Section) {
     section.run(&endpoint.ns, "verify-log -json").shows(&["doubled_tag"]);
     index.set(bucket, right, 0).expect("the kernel takes it");
     assert_eq!(found[..3], [Some(1); 3]);
+    // Without this the next one would go on with the log.
+    assert!(daemon.end().expect("it ends").success());
+    assert_eq!(section.run(&endpoint.ns, "detach eth0").code, Some(0));
+    let next = Daemon::start(&binary(), &endpoint.ns, &all).expect("a daemon");
+    assert_eq!(next.metrics().expect("a scrape").count("bre_cache_size", &[]), 0);
+}
+
+/// A daemon with frames is stopped, and the next one serves them; then it is ended for good.
+fn restart(section: &Section) {
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let all = flags("native", &["-fill", "kernel"]);
+    let mut daemon = Daemon::start(&binary(), &endpoint.ns, &all).expect("a daemon");
+    let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
+    publish.send(group(0), &frame(FrameKey::new(FLOW, 1), 300, 1)).expect("a frame leaves");
+    counted(&daemon, "bre_frames_cached_total", &[], 1);
+    section.run(&endpoint.ns, "status eth0").shows(&["a daemon serves", env!("CARGO_PKG_VERSION")]);
+    daemon.leave();
+    assert!(daemon.end().expect("it ends").success());
+    section.run(&endpoint.ns, "status eth0").shows(&["no daemon", "-bpf-lease: 5", "-daemon-lease: over"]);
+    let mut next = Daemon::start(&binary(), &endpoint.ns, &all).expect("a daemon");
+    let told = section.run(&endpoint.ns, "bre_(start_mode");
+    told.shows(&[r#"bre_start_mode{mode="adopted"} 1"#, "bre_cache_size 1\n", r#"{result="adopted"} 1"#]);
+    let probe = section.run_with(&client.ns, "probe", &[("fd10::20", &endpoint.addr.to_string())]);
+    assert_eq!(probe.code, Some(0), "{probe:?}");
+    assert_eq!(section.run(&endpoint.ns, "detach eth0").code, Some(1), "a daemon runs there");
+    assert!(next.end().expect("it ends").success());
+    assert_eq!(section.run(&endpoint.ns, "detach eth0").code, Some(0));
+    assert!(!next.pins().exists());
 }

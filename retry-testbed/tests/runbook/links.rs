@@ -70,6 +70,9 @@ fn fell_back(section: &Section) {
     let lease = ["-bpf-lease", "1s", "-fill", "kernel"];
     let mut daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &lease)).expect("a daemon");
     section.run(&endpoint.ns, "bpftool net").shows(&["eth0("]);
+    section.run(&endpoint.ns, "retry-endpoint status").shows(&["a daemon serves"]);
+    assert_eq!(section.run(&endpoint.ns, "detach -stale").code, Some(0));
+    section.run(&endpoint.ns, "bpftool net").shows(&["eth0("]);
     // A listener that holds an old entry for the endpoint.
     let at = endpoint.addr.to_string();
     let old =

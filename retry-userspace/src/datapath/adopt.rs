@@ -228,11 +228,11 @@ fn old_sizes(pins: &Pins, memory: &impl Fn(&'static str, usize) -> Result<Memory
 /// The program's pin is renamed last. So where there is none that waits, no link runs the program of the other pins that do.
 fn settle(pins: &Pins) -> io::Result<()> {
     let names = pins.names()?;
-    let waiting = names.iter().filter_map(|name| name.strip_suffix(NEXT));
+    let mut waiting = names.iter().filter_map(|name| name.strip_suffix(NEXT));
     if runs_next(pins, &names) {
         return rename(pins);
     }
-    waiting.map(|name| fs::remove_file(pins.path(&format!("{name}{NEXT}")))).collect()
+    waiting.try_for_each(|name| fs::remove_file(pins.path(&format!("{name}{NEXT}"))))
 }
 
 /// True when a link runs the program that waits.

@@ -31,7 +31,7 @@ pub struct Config {
     pub sizes: Sizes,
     /// The groups whose frames the kernel stores, by index; `None` leaves them to the daemon.
     pub fill: Option<Vec<u16>>,
-    /// The settings; the lease in them is replaced by [`super::Datapath::renew_lease`].
+    /// The settings; the leases in them are replaced by [`super::Datapath::renew_leases`].
     pub settings: abi::Settings,
     /// True for log lines from the kernel.
     pub debug: bool,

@@ -486,7 +486,7 @@ fn load(config: &Config, object: &[u8], pins: &Pins, kept: &[&'static str]) -> R
         loader.map_max_entries(name, entries);
     }
     for name in kept {
-        loader.map_pin_path(*name, pins.path(name));
+        loader.map_pin_path(name, pins.path(name));
     }
     let mut ebpf = loader.load(object).map_err(|error| DatapathError::Load(chain(&error)))?;
     let mut names = vec!["retry_role", "retry_nack", sent::PROBE];
