@@ -152,7 +152,7 @@ counters! {
     ProxyFailedAsker proxy_failed_asker User = "bre_proxy_failed_total" [reason = "asker"] "Recoveries not begun because the neighbour that asked does not exist.";
     ProxyBadDatagrams proxy_bad_datagrams User = "bre_proxy_bad_datagrams_total" [] "Datagrams of upstream endpoints that are neither an answer nor a frame.";
     ProxyInflightDedup proxy_inflight_dedup User = "bre_proxy_inflight_dedup_total" [] "Recoveries not started because one of the frame was under way.";
-    ProxySkippedAhead proxy_skipped_ahead User = "bre_proxy_skipped_total" [reason = "ahead"] "Recoveries not started because the frame is ahead of what is known of its flow and was asked for less than 30 s before: a tail probe.";
+    ProxySkippedAhead proxy_skipped_ahead User = "bre_proxy_skipped_total" [reason = "ahead"] "Recoveries not started because the frame is ahead of what is known of its flow, and one ahead of this flow was asked for less than 30 s before: a tail probe.";
     ProxySkippedAskers proxy_skipped_askers User = "bre_proxy_skipped_total" [reason = "askers"] "Listeners that get no unicast copy of a frame that is being recovered because 64 others get one.";
     ProxyQueueDropped proxy_queue_dropped User = "bre_proxy_queue_dropped_total" [] "Recoveries dropped because too many waited.";
     AdvertsSent adverts_sent User = "bre_beacon_adverts_sent_total" [] "ADVERT beacons sent.";
