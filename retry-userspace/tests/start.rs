@@ -52,7 +52,7 @@ fn bad_values_end_with_1() {
         (&["-rl-ip-rate=-5"], &[], "-rl-ip-rate -5: "),
         (&["-mc-iface", ""], &[], "-mc-iface is not set: "),
         (&[], &[("CACHE_MEMORY", "15m")], "-cache-memory (from CACHE_MEMORY) 15m: "),
-        (&["-drain-timeout=2h"], &[], "-drain-timeout 2h: 0 to 1h is accepted"),
+        (&["-drain-timeout=8761h"], &[], "-drain-timeout 8761h: 0 to 8760h is accepted"),
     ] {
         let line = refusal(1, args, env);
         assert!(line.starts_with(&format!("retry-endpoint: {expected}")), "{line}");
