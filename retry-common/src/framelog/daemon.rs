@@ -255,11 +255,12 @@ impl<M: Memory> DaemonWriter<M> {
     ///
     /// The caller has followed in `old`. Where a lane of this log is smaller, the newest frames that fit it are copied. A
     /// second call copies what the kernel program has stored in `old` since the first. `tell` is told of what it stores in this
-    /// log meanwhile.
+    /// log meanwhile. At most `most` records of each lane are looked at.
     pub fn copy_from<N: Memory>(
         &mut self,
         old: &DaemonWriter<N>,
         from: &mut [u64; 2],
+        most: usize,
         now_ns: u64,
         mut tell: impl FnMut(Followed<'_>),
     ) -> u64 {
@@ -269,7 +270,9 @@ impl<M: Memory> DaemonWriter<M> {
             // Segments end elsewhere in the other lane: some of it becomes fillers.
             let room = self.lanes[lane].slots / 8 * 7;
             let mut at = tail.max(*from);
-            while at < followed {
+            let mut left = most;
+            while at < followed && left > 0 {
+                left -= 1;
                 let slot = old.slot(lane, at);
                 if old.memory.version(slot).load() != position::version(at) {
                     at = position::after(at, 1, lane_slots);

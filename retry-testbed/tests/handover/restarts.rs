@@ -189,6 +189,65 @@ fn what_does_not_fit_is_left_behind() {
     detach(daemon);
 }
 
+/// A start that comes to nothing after it has taken maps of its own: the one before it is gone on with as if it had not been.
+#[test]
+fn a_start_that_fails_changes_nothing() {
+    if !is_root("a_start_that_fails_changes_nothing") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let mut daemon = start(endpoint, &[]);
+    let traffic = Steady::start(client, endpoint.nack_address(), RATES);
+    std::thread::sleep(PAUSE);
+    assert!(daemon.end().expect("it ends").success(), "{}", daemon.log());
+    // The store's certificates are read after the maps are made.
+    let wrong = ["-cache-memory", "96m", "-redis-addr", "[::1]:1", "-redis-tls-ca", "/nowhere"];
+    let all = [&UNICAST[..], &wrong].concat();
+    let mut failing = Daemon::launch(&binary(), &endpoint.ns, &flags("native", &all)).expect("a process");
+    failing.leave();
+    assert!(!failing.wait().expect("it ends").success(), "{}", failing.log());
+    let names: Vec<String> = std::fs::read_dir(daemon.pins())
+        .expect("pins")
+        .map(|entry| entry.expect("a pin").file_name().to_string_lossy().into_owned())
+        .collect();
+    assert!(!names.iter().any(|name| name.ends_with("_NEXT")), "{names:?}\n{}", failing.log());
+    let next = start(endpoint, &[]);
+    assert!(mode(&next.metrics().expect("a scrape"), "adopted"), "{}", next.log());
+    std::thread::sleep(PAUSE);
+    gapless(&traffic.stop());
+    detach(next);
+}
+
+/// Another fabric interface than before, on a host whose interfaces an earlier daemon served: its program makes way.
+#[test]
+fn another_fabric_interface_takes_the_interface_over() {
+    if !is_root("another_fabric_interface_takes_the_interface_over") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    for argv in [
+        &["ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth1p"][..],
+        &["ip", "link", "set", "eth1", "up"],
+        &["ip", "link", "set", "eth1p", "up"],
+        &["ip", "-6", "addr", "add", "fd11::1/64", "dev", "eth1", "nodad"],
+        &["ethtool", "-K", "eth1p", "gro", "on"],
+    ] {
+        endpoint.ns.run(argv).expect("it is done");
+    }
+    let nack = endpoint.addr.to_string();
+    let other = ["-mc-iface", "eth1", "-egress-iface", "eth0", "-nack-addr", &nack];
+    let mut before = start(endpoint, &other);
+    assert!(before.end().expect("it ends").success(), "{}", before.log());
+    assert!(before.pins().exists());
+    let daemon = start(endpoint, &[]);
+    assert!(daemon.log().contains("are given up"), "{}", daemon.log());
+    assert!(!before.pins().exists());
+    assert_eq!(daemon.metrics().expect("a scrape").state("bre_xdp_mode", "mode").as_deref(), Some("native"));
+    detach(daemon);
+}
+
 /// The daemon's socket answers from then on: no program of an earlier daemon answers beside it.
 #[test]
 fn xdp_off_ends_what_is_left() {

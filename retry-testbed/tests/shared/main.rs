@@ -7,6 +7,7 @@ mod site;
 mod clocks;
 mod dedup;
 mod frames;
+mod handover;
 mod limits;
 mod nodes;
 mod outage;

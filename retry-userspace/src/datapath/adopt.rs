@@ -225,8 +225,9 @@ fn old_sizes(pins: &Pins, memory: &impl Fn(&'static str, usize) -> Result<Memory
 
 /// Ends the step in which an earlier daemon may have died: that from its predecessor's pins to its own.
 ///
-/// The program's pin is renamed last. So where there is none that waits, no link runs the program of the other pins that do.
-fn settle(pins: &Pins) -> io::Result<()> {
+/// The program's pin is renamed last, and no link runs it before all pins that wait are there. So where none of the program
+/// waits, no link runs that of the others.
+pub(super) fn settle(pins: &Pins) -> io::Result<()> {
     let names = pins.names()?;
     let mut waiting = names.iter().filter_map(|name| name.strip_suffix(NEXT));
     if runs_next(pins, &names) {

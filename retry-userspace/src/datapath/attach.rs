@@ -11,7 +11,7 @@ use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya_obj::programs::XdpAttachType;
 
 use super::adopt::{self, Left, PROGRAM};
-use super::pins::{Pins, attached_to};
+use super::pins::Pins;
 use super::sent::Prober;
 use super::{Config, DatapathError, Mode, chain, pin_name, program};
 
@@ -23,8 +23,9 @@ pub struct Attachments {
     /// None once the daemon ends.
     pins: Option<Arc<Pins>>,
     links: Vec<Attached>,
-    /// Name and index of interfaces whose links run the program of an earlier daemon.
-    unchanged: Vec<(String, u32)>,
+    /// Name and index of interfaces that the program is yet to be put in place on, beside what an earlier daemon left; and
+    /// whether the link that it left there can change to this program.
+    unchanged: Vec<(String, u32, bool)>,
     prober: Prober,
 }
 
@@ -34,8 +35,8 @@ struct Attached {
 }
 
 impl Attachments {
-    /// Attached to each of the interfaces, but for those with a link of an earlier daemon: its program serves until
-    /// [`Attachments::change_links`].
+    /// Attached to each of the interfaces; where an earlier daemon left its program, to none: that serves until
+    /// [`Attachments::change_links`], and until then no link runs this program.
     pub(super) fn open(
         ebpf: &mut Ebpf,
         config: &Config,
@@ -60,13 +61,9 @@ impl Attachments {
             prober: Prober::open(ebpf, pins)?,
         };
         for (name, ifindex) in &config.interfaces.all {
-            let link = pins.path(&Pins::link_name(name));
-            let serves = left.is_some_and(|left| left.is_mode(config.mode))
-                && attached_to(&link).is_ok_and(|there| there == Some(*ifindex));
-            if serves {
-                attachments.unchanged.push((name.clone(), *ifindex));
-            } else {
-                attachments.attach(name, *ifindex)?;
+            match left {
+                Some(left) => attachments.unchanged.push((name.clone(), *ifindex, left.is_mode(config.mode))),
+                None => attachments.attach(name, *ifindex)?,
             }
         }
         Ok(attachments)
@@ -75,12 +72,19 @@ impl Attachments {
     /// Changes the links of an earlier daemon to this program, and ends those of interfaces that are not served any more.
     pub(super) fn change_links(&mut self) -> Result<(), DatapathError> {
         let Some(pins) = self.pins.clone() else { return Ok(()) };
-        for (name, ifindex) in std::mem::take(&mut self.unchanged) {
+        for (name, ifindex, can_change) in std::mem::take(&mut self.unchanged) {
             let pin = Pins::link_name(&name);
-            match adopt::change_link(&mut self.program, &pins, &pin, ifindex) {
+            let changed =
+                if can_change { adopt::change_link(&mut self.program, &pins, &pin, ifindex) } else { Ok(None) };
+            match changed {
                 Ok(Some(link)) => self.links.push(Attached { path: pins.path(&pin), _link: link }),
-                // The interface has gone since, or has come back: then it is attached as a new one.
-                Ok(None) => self.attach(&name, ifindex)?,
+                // The interface is new, has come back, or gets another mode. Where it refuses, the follower says so, tries
+                // again, and lets the daemon's socket answer meanwhile.
+                Ok(None) => {
+                    if let Err(error) = self.attach(&name, ifindex) {
+                        tracing::warn!(%error, "the kernel program is not attached");
+                    }
+                }
                 Err(error) => {
                     let why = explain(&error);
                     return Err(DatapathError::Attach { interface: name, mode: self.mode.name(), why });

@@ -2,6 +2,7 @@
 
 use std::mem::offset_of;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, MapType};
 use nix::fcntl::{Flock, FlockArg};
@@ -11,6 +12,9 @@ use super::pinned::{ReadOnly, Words};
 use super::pins::directory::Directory;
 use super::pins::{Pins, attached_to, gone, interface_of_name, other_file_system_of};
 use super::{DatapathError, map};
+
+/// How long a directory may be held by what only looks at it, or ends.
+const HELD_FOR: Duration = Duration::from_millis(500);
 
 /// What one daemon has pinned.
 #[derive(Clone, Debug)]
@@ -29,6 +33,8 @@ pub(crate) struct PinnedState {
     pub(crate) links: Vec<(String, u32)>,
     /// Bytes of the frame log's ring.
     pub(crate) ring_bytes: u64,
+    /// Bytes of a ring that a daemon took and did not come to use.
+    pub(crate) waiting_bytes: u64,
 }
 
 /// What the pinned settings say of the daemon that filled them in.
@@ -79,6 +85,36 @@ pub(crate) fn detach(root: &Path, name: &str) -> Result<bool, DatapathError> {
     Ok(true)
 }
 
+/// Ends what daemons that are gone left on interfaces of these indexes in this network namespace, but for the one of the fabric
+/// interface `except`; the fabric interfaces of those that are ended. What a daemon holds for longer than a moment stays.
+///
+/// # Errors
+/// The directory is another user's, or a pin cannot be removed.
+pub(crate) fn end_on(root: &Path, indexes: &[u32], except: Option<&str>) -> Result<Vec<String>, DatapathError> {
+    let here = namespace()?;
+    let mut ended = Vec::new();
+    for state in states(root)? {
+        let serves = state.links.iter().any(|(_, index)| indexes.contains(index));
+        if state.namespace != here || !serves || except == Some(state.interface.as_str()) {
+            continue;
+        }
+        let name = directory_name(root, &state.interface)?;
+        let deadline = Instant::now() + HELD_FOR;
+        loop {
+            if detach(root, &name)? {
+                ended.push(state.interface);
+                break;
+            }
+            if Instant::now() > deadline {
+                tracing::warn!(interface = state.interface, "another daemon serves an interface of this one too");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(ended)
+}
+
 /// The name of the directory of an interface in this network namespace.
 ///
 /// # Errors
@@ -114,10 +150,13 @@ fn state(root: &Directory, name: &str) -> Option<PinnedState> {
         (super::pins::interface_of_link(link), index)
     });
     let links = links.collect();
-    let ring_bytes = MapData::from_pin(path.join(map::RING)).and_then(|map| map.info()).map_or(0, |info| {
-        let is_ring = matches!(info.map_type(), Ok(MapType::Array));
-        if is_ring { u64::from(info.value_size()) * u64::from(info.max_entries()) } else { 0 }
-    });
+    let bytes = |name: &str| {
+        MapData::from_pin(path.join(name)).and_then(|map| map.info()).map_or(0, |info| {
+            let is_ring = matches!(info.map_type(), Ok(MapType::Array));
+            if is_ring { u64::from(info.value_size()) * u64::from(info.max_entries()) } else { 0 }
+        })
+    };
+    let (ring_bytes, waiting_bytes) = (bytes(map::RING), bytes(&format!("{}{}", map::RING, super::NEXT)));
     let settings = settings(&path);
     // A daemon that starts at this moment tries again for longer than this takes.
     let is_served = Flock::lock(own, FlockArg::LockSharedNonblock).is_err();
@@ -129,6 +168,7 @@ fn state(root: &Directory, name: &str) -> Option<PinnedState> {
         settings,
         links,
         ring_bytes,
+        waiting_bytes,
     })
 }
 

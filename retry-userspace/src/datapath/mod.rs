@@ -156,6 +156,8 @@ pub struct Datapath {
     egress: HashMap<MapData, u32, EgressValue>,
     sent: SentTable,
     is_suspended: bool,
+    /// It is the next daemon's from here on.
+    is_left: bool,
     ebpf: Ebpf,
     pins: Arc<Pins>,
     handover: bool,
@@ -196,6 +198,11 @@ impl Datapath {
         let object = object(config)?;
         let Config { interfaces, .. } = config;
         let pins = Arc::new(Pins::take(&config.bpffs, &config.fabric)?);
+        // One that served this interface too, beside another fabric interface: its program would be in the way.
+        let indexes: Vec<u32> = interfaces.all.iter().map(|(_, index)| *index).collect();
+        for gone in inspect::end_on(&config.bpffs, &indexes, Some(&config.fabric))? {
+            tracing::warn!(interface = gone, "the kernel program and the frames of an earlier daemon are given up");
+        }
         let (left, was_there) = Left::find(&pins, config, &object)?;
         // What was left stays if this start fails.
         pins.stay(left.is_some());
@@ -253,6 +260,7 @@ impl Datapath {
             egress,
             sent,
             is_suspended: false,
+            is_left: false,
             ebpf,
             pins,
             handover: config.handover,
@@ -301,6 +309,7 @@ impl Datapath {
     /// monotonic clock, and leaves nothing to this daemon any more. True when it was left; else it ends when this is dropped.
     pub fn leave(&mut self, until_ns: u64) -> bool {
         if self.handover {
+            self.is_left = true;
             self.set_lease(DAEMON_LEASE, 0);
             if !self.is_suspended {
                 self.set_lease(LEASE, until_ns);
@@ -316,6 +325,9 @@ impl Datapath {
 
     /// From here on the kernel answers and stores nothing, until [`Datapath::resume`].
     pub fn suspend(&mut self) {
+        if self.is_left {
+            return;
+        }
         self.is_suspended = true;
         self.set_lease(LEASE, 0);
     }
@@ -348,6 +360,9 @@ impl Datapath {
 
     /// Lets the kernel answer until `until_ns` of the monotonic clock, and leave NACKs to this daemon until `daemon_until_ns`.
     pub fn renew_leases(&self, until_ns: u64, daemon_until_ns: u64) {
+        if self.is_left {
+            return;
+        }
         self.set_lease(DAEMON_LEASE, daemon_until_ns);
         if !self.is_suspended {
             self.set_lease(LEASE, until_ns);
@@ -439,8 +454,11 @@ fn load_unless(
     let (done, loaded) = mpsc::channel();
     let config = config.clone();
     let thread = thread::Builder::new().name("load".to_owned()).spawn(move || {
+        let ebpf = load(&config, &object, &pins, &kept);
+        // Before the other thread goes on: the directory may be opened again.
+        drop(pins);
         // No thread waits for it any more if the start was given up.
-        let _ = done.send(load(&config, &object, &pins, &kept));
+        let _ = done.send(ebpf);
     });
     thread.map_err(|error| DatapathError::Load(error.to_string()))?;
     loop {

@@ -20,7 +20,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, fstatfs, statfs};
 
-use super::DatapathError;
+use super::{DatapathError, adopt};
 use directory::Directory;
 pub(super) use gone::attached_to;
 
@@ -93,6 +93,10 @@ impl Pins {
 impl Drop for Pins {
     fn drop(&mut self) {
         if *self.stays.get_mut() {
+            // What this daemon did not come to put in force.
+            if let Err(error) = adopt::settle(self) {
+                tracing::warn!(directory = %self.lock.path().display(), %error, "could not remove the pins that wait");
+            }
             return;
         }
         if let Err(error) = self.lock.clear().and_then(|()| self.root.remove(&self.name)) {

@@ -70,6 +70,11 @@ impl SentTable {
     /// Counts for these interfaces from now on; what was counted for one under another index is kept.
     pub(super) fn adapt(&mut self, interfaces: &[(String, u32)]) -> Result<(), DatapathError> {
         let refused = |error: MapError| DatapathError::Fill { map: map::SENT, why: chain(&error) };
+        if self.rows.is_empty() {
+            // Interfaces of earlier daemons that are gone, or have come back under another index, would fill the tables.
+            forget_others(&mut self.map, interfaces).map_err(refused)?;
+            forget_others(&mut self.lost, interfaces).map_err(refused)?;
+        }
         for (name, ifindex) in interfaces {
             let place = match self.rows.iter().position(|row| row.name == *name) {
                 Some(place) if self.rows[place].ifindex == *ifindex => continue,
@@ -125,6 +130,16 @@ impl SentTable {
     }
 }
 
+/// Removes the entries of all interfaces but these.
+fn forget_others<V: aya::Pod>(
+    map: &mut HashMap<MapData, u32, V>,
+    interfaces: &[(String, u32)],
+) -> Result<(), MapError> {
+    let there: Vec<u32> = map.keys().collect::<Result<_, _>>()?;
+    let is_other = |index: &&u32| !interfaces.iter().any(|(_, ifindex)| ifindex == *index);
+    there.iter().filter(is_other).try_for_each(|index| map.remove(index))
+}
+
 fn count(ebpf: &mut Ebpf, pins: &Pins, waits: bool) -> Result<FdLink, DatapathError> {
     let refused = |error: &dyn std::error::Error| DatapathError::Load(format!("{PROGRAM}: {}", chain(error)));
     let program: &mut RawTracePoint = ebpf
@@ -147,6 +162,8 @@ impl Prober {
     pub(super) fn open(ebpf: &mut Ebpf, pins: &Pins) -> Result<Self, DatapathError> {
         let refused = |error: &dyn std::error::Error| DatapathError::Load(format!("{PROBE}: {}", chain(error)));
         let path = pins.path(PROBE);
+        // A daemon that was killed right here has left it.
+        let _ = fs::remove_file(&path);
         program(ebpf, PROBE)?.pin(&path).map_err(|error| refused(&error))?;
         let program = Xdp::from_pin(&path, XdpAttachType::Interface).map_err(|error| refused(&error));
         // It was needed for the handle alone.

@@ -140,6 +140,11 @@ pub fn open(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> (Writer, Log) {
     (Writer::new(Arc::clone(&pages), hash_seed, max_keys), Log::new(pages, hash_seed))
 }
 
+/// As [`open`], where another log with this seed may be in use at the same time: its versions are not those of this one.
+pub(crate) fn open_anywhere(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> (Writer, Log) {
+    (Writer::beginning_at(Arc::clone(&pages), rand::random(), hash_seed, max_keys), Log::new(pages, hash_seed))
+}
+
 /// Takes over the log in `pages`, which the writer of another process left at whatever instruction it ended; the kernel
 /// program may be appending to it. What is torn is repaired. Frames that the kernel program has stored and that were not
 /// followed yet are for the first [`Writer::follow`](retry_common::framelog::DaemonWriter::follow), as any others.
@@ -156,13 +161,14 @@ pub fn adopt(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Result<(Writer
 ///
 /// `from` is where each lane is begun, and then where it ends; 0 begins with the oldest. The kernel program may be storing
 /// frames in `old` still: once they were followed there, another call copies them. `tell` is told of what it stores in `new`
-/// meanwhile.
+/// meanwhile. One call looks at `most` records of each lane.
 pub(crate) fn copy_into(
     old: &Writer,
     new: &mut Writer,
     from: &mut [u64; 2],
+    most: usize,
     now_ns: u64,
     tell: impl FnMut(Followed<'_>),
 ) -> u64 {
-    new.copy_from(old, from, now_ns, tell)
+    new.copy_from(old, from, most, now_ns, tell)
 }

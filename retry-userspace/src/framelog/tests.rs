@@ -669,9 +669,9 @@ fn a_log_is_copied_into_one_of_another_size() {
         let new_pages = Arc::new(Pages::plain(Sizes::new(short, 1)).expect("memory"));
         let (mut new, new_log) = open(Arc::clone(&new_pages), OTHER_SEED, 0);
         let (mut from, now) = ([0; 2], START + 2 * SECOND);
-        let copied = copy_into(&old, &mut new, &mut from, now, untold);
+        let copied = copy_into(&old, &mut new, &mut from, usize::MAX, now, untold);
         assert_eq!((copied, from), (new.live(), old.followed()));
-        assert_eq!(copy_into(&old, &mut new, &mut from, now, untold), 0);
+        assert_eq!(copy_into(&old, &mut new, &mut from, usize::MAX, now, untold), 0);
         let mut held = 0;
         for key in (1..=50_000).map(|seq_num| FrameKey::new(1, seq_num)).chain([anchor, brief]) {
             let (there, copy) = (read(&old_log, &key, now), read(&new_log, &key, now));
@@ -695,7 +695,7 @@ fn a_log_is_copied_into_one_of_another_size() {
         let mut told = Vec::new();
         assert!(old.follow(now, usize::MAX, |followed| told.push((followed.key, followed.is_new))));
         assert_eq!(told, [(late, true)]);
-        assert_eq!(copy_into(&old, &mut new, &mut from, now, untold), 1);
+        assert_eq!(copy_into(&old, &mut new, &mut from, usize::MAX, now, untold), 1);
         assert!(new.follow(now, usize::MAX, |followed| panic!("{followed:?} was told of")));
         let header = *new_log.look_up(&late, now).expect("copied").header();
         assert_eq!((header.expires_ns, header.life_ms, header.group, header.flags), (START + 5 * SECOND, 7_000, 5, 0));
@@ -706,7 +706,7 @@ fn a_log_is_copied_into_one_of_another_size() {
         assert!(old.follow(now, usize::MAX, |_| {}));
         kernel_stores(&new_pages, first, &[7; 500]);
         let mut told = Vec::new();
-        assert_eq!(copy_into(&old, &mut new, &mut from, now, |followed| told.push(followed.key)), 1);
+        assert_eq!(copy_into(&old, &mut new, &mut from, usize::MAX, now, |followed| told.push(followed.key)), 1);
         assert_eq!(told, [first]);
     }
 }

@@ -39,7 +39,13 @@ pub struct Held(Arc<Pages>);
 impl Writer {
     pub(super) fn new(pages: Arc<Pages>, hash_seed: u64, max_keys: u64) -> Self {
         // No sender can know the seed, nor the first lap that follows from it.
-        let first = position::at(u32::try_from(hash_seed >> 32).unwrap_or(0) % position::FIRST_LAPS, 0);
+        let lap = u32::try_from(hash_seed >> 32).unwrap_or(0);
+        Self::beginning_at(pages, lap, hash_seed, max_keys)
+    }
+
+    /// Its lanes begin at a lap that follows from the number `lap`.
+    pub(super) fn beginning_at(pages: Arc<Pages>, lap: u32, hash_seed: u64, max_keys: u64) -> Self {
+        let first = position::at(lap % position::FIRST_LAPS, 0);
         let lanes = pages.sizes.lanes();
         for (number, (first_slot, slots)) in lanes.into_iter().enumerate() {
             let limit = position::lap_later(first);

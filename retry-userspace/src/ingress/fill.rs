@@ -320,18 +320,24 @@ impl Fill {
     /// Copies what the log of `old` holds behind `copied` into this one, and counts and tells of what the kernel has stored there
     /// since it was last followed. Returns how many frames were copied.
     pub(crate) fn read_over(&self, old: &mut Writer, copied: &mut [u64; 2]) -> u64 {
-        let mut tally = Counters::default();
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let now_ns = monotonic_ns();
-        old.follow(now_ns, usize::MAX, |followed| self.take_followed(&followed, now_ns, &mut tally));
-        let tell = |followed: Followed<'_>| self.take_followed(&followed, now_ns, &mut tally);
-        let frames = framelog::copy_into(old, &mut writer, copied, now_ns, tell);
-        // The program of the earlier daemon stores there until this one goes live.
-        old.make_room(DROPPED, now_ns);
-        writer.count_dropped(&mut tally);
-        drop(writer);
-        self.counters.add_all(&tally);
-        frames
+        let mut frames = 0;
+        loop {
+            let mut tally = Counters::default();
+            let before = *copied;
+            let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            let now_ns = monotonic_ns();
+            old.follow(now_ns, FOLLOW, |followed| self.take_followed(&followed, now_ns, &mut tally));
+            let tell = |followed: Followed<'_>| self.take_followed(&followed, now_ns, &mut tally);
+            frames += framelog::copy_into(old, &mut writer, copied, FOLLOW, now_ns, tell);
+            writer.count_dropped(&mut tally);
+            drop(writer);
+            // The program of the earlier daemon stores there until this one goes live.
+            old.make_room(DROPPED, now_ns);
+            self.counters.add_all(&tally);
+            if before == *copied {
+                return frames;
+            }
+        }
     }
 
     /// Counts a frame that the kernel stored, or a copy of such that it stored as well.

@@ -18,6 +18,8 @@ use crate::net::batch::Readiness;
 use crate::recovery::Job;
 use crate::stop_flag::StopFlag;
 
+/// Events served between two looks whether to end.
+const ROUND: usize = 1_024;
 /// Age from which an event is not answered any more, nanoseconds.
 const EVENT_LIFE_NS: u64 = 1_000_000_000;
 
@@ -28,7 +30,9 @@ impl Server {
         loop {
             let last = stop.is_asked();
             Readiness::new([events.as_fd()]).wait(if last { Duration::ZERO } else { PATIENCE })?;
-            while let Some(event) = events.take() {
+            // At the end all that is there, for nothing more comes; else so many that a full ring is no hung thread.
+            for _ in 0..if last { usize::MAX } else { ROUND } {
+                let Some(event) = events.take() else { break };
                 self.serve_event(&event, &mut frame);
             }
             if last {

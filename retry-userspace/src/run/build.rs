@@ -28,7 +28,7 @@ use crate::dedup;
 use crate::engine::{self, Engine, GroupLimit};
 use crate::fabric::{Fabric, Names};
 use crate::fdstore::{self, Found};
-use crate::framelog::{self, Log, Sizes, Writer};
+use crate::framelog::{self, Log, Writer};
 use crate::ingress::beacon_listener::{self, BeaconListener};
 use crate::ingress::fill::{self, Fill, OnNumber, OnStored};
 use crate::ingress::joins::JoinError;
@@ -103,7 +103,7 @@ pub(super) struct Kept {
 /// Opens all parts in their order: what may be refused first, then what is attached, then what is joined. Gives up where it
 /// takes long, with an error, once it is `told`.
 pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Built, StartError> {
-    memory::check(Sizes::from(settings))?;
+    memory::check(settings)?;
     if let Some(directory) = &settings.proxy.state_dir {
         recovery::check_directory(directory)?;
     }
@@ -138,7 +138,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     let tails = settings.proxy.enabled.then(|| Arc::new(Tails::new(hash_seed)));
     let recovery = common.recovery(store.as_ref(), &registry, tails.as_ref(), reply.clone())?;
     let fill = common.fill(writer, kernel.stored, store.as_ref(), tails);
-    handover::follow(&fill);
+    handover::follow(&fill, store.as_ref());
     if let Some(old) = &mut old {
         tracing::info!(frames = old.read_over(&fill), "the frames of an earlier daemon are read over");
     }

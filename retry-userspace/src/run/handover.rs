@@ -1,6 +1,7 @@
 //! The frame log at the start: a new one, or that of an earlier daemon, repaired or read over.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use retry_common::counter::Counter;
 
@@ -8,6 +9,13 @@ use crate::counters::UserCounters;
 use crate::datapath::Found;
 use crate::framelog::{self, Log, Pages, Unusable, Writer};
 use crate::ingress::fill::Fill;
+use crate::store::Store;
+
+/// Frames that may wait for the store while more are followed: half of what its queue holds.
+const STORE_AHEAD: usize = 32_768;
+/// How long a start waits for the store, which connects meanwhile, and between two looks.
+const STORE_PATIENCE: Duration = Duration::from_secs(2);
+const STORE_PAUSE: Duration = Duration::from_millis(5);
 
 /// A frame log that is open.
 pub(super) struct Opened {
@@ -86,7 +94,7 @@ pub(super) fn open_log(pages: &Arc<Pages>, found: Found, hash_seed: u64, max_key
             (StartMode::ReadOver, Some(OldLog { writer, copied: [0; 2] }))
         }
     };
-    let (writer, log) = framelog::open(Arc::clone(pages), hash_seed, max_keys);
+    let (writer, log) = framelog::open_anywhere(Arc::clone(pages), hash_seed, max_keys);
     Ok(Opened { writer, log, start, old })
 }
 
@@ -103,7 +111,13 @@ fn take_over(pages: &Arc<Pages>, hash_seed: u64, max_keys: u64) -> Result<(Write
     Ok((writer, log))
 }
 
-/// Counts and tells of what the kernel stored while no daemon ran, before it is asked for more.
-pub(super) fn follow(fill: &Fill) {
-    while fill.follow() {}
+/// Counts and tells of what the kernel stored while no daemon ran, no faster than the store takes it, within bounds.
+pub(super) fn follow(fill: &Fill, store: Option<&Store>) {
+    let deadline = Instant::now() + STORE_PATIENCE;
+    let is_behind = || store.is_some_and(|store| store.status().queued > STORE_AHEAD);
+    while fill.follow() {
+        while is_behind() && Instant::now() < deadline {
+            std::thread::sleep(STORE_PAUSE);
+        }
+    }
 }

@@ -50,7 +50,7 @@ impl Kernel {
     ) -> Result<Self, StartError> {
         let Some(config) = datapath::Config::from(settings, fabric, answers) else {
             tracing::info!(xdp = "off", reason = "-xdp off", "the daemon's socket answers NACKs");
-            return Self::off(settings, &answers, XdpReason::Asked, "-xdp off".to_owned());
+            return Self::off(settings, fabric, &answers, XdpReason::Asked, "-xdp off".to_owned());
         };
         let asked = settings.xdp.mode.name();
         let reason = if settings.xdp.mode == XdpMode::Auto { XdpReason::Auto } else { XdpReason::Asked };
@@ -64,7 +64,7 @@ impl Kernel {
             Err(source @ DatapathError::GivenUp) => Err(StartError::Datapath { mode: asked, source }),
             Err(error) if settings.xdp.mode == XdpMode::Auto && settings.xdp.fill != FillMode::Kernel => {
                 tracing::warn!(xdp = "off", reason = %error, "the daemon's socket answers NACKs");
-                Self::off(settings, &answers, XdpReason::from(&error), error.to_string())
+                Self::off(settings, fabric, &answers, XdpReason::from(&error), error.to_string())
             }
             Err(source) => Err(StartError::Datapath { mode: asked, source }),
         }
@@ -118,8 +118,14 @@ impl Kernel {
         }
     }
 
-    fn off(settings: &Settings, answers: &abi::Settings, reason: XdpReason, why: String) -> Result<Self, StartError> {
-        end_what_is_left(settings);
+    fn off(
+        settings: &Settings,
+        fabric: &Fabric,
+        answers: &abi::Settings,
+        reason: XdpReason,
+        why: String,
+    ) -> Result<Self, StartError> {
+        end_what_is_left(settings, fabric);
         let sizes = Sizes::from(settings);
         let pages = Pages::plain(sizes).map_err(|source| StartError::Memory { bytes: sizes.ring_len(), source })?;
         let pages = Arc::new(pages);
@@ -140,16 +146,16 @@ impl Kernel {
     }
 }
 
-/// Ends the kernel program of an earlier daemon: it would go on answering from a log that this daemon does not fill.
-fn end_what_is_left(settings: &Settings) {
-    let root = &settings.xdp.bpffs;
-    let ended = inspect::directory_name(root, &settings.ingress.mc_iface).and_then(|name| {
-        let was_there = root.join(&name).exists();
-        Ok(was_there && inspect::detach(root, &name)?)
-    });
-    match ended {
-        Ok(true) => tracing::warn!("the kernel program and the frames of an earlier daemon are given up"),
-        Ok(false) => {}
+/// Ends the kernel programs of earlier daemons on these interfaces: they would go on answering from logs that this daemon does
+/// not fill.
+fn end_what_is_left(settings: &Settings, fabric: &Fabric) {
+    let indexes: Vec<u32> = fabric.attach_to().into_iter().map(|(_, index)| index).collect();
+    match inspect::end_on(&settings.xdp.bpffs, &indexes, None) {
+        Ok(ended) => {
+            for interface in ended {
+                tracing::warn!(interface, "the kernel program and the frames of an earlier daemon are given up");
+            }
+        }
         Err(error) => tracing::warn!(%error, "what an earlier daemon left in the kernel cannot be ended"),
     }
 }

@@ -3,13 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::datapath::inspect;
 use crate::framelog::Sizes;
+use crate::settings::{Settings, XdpMode};
 
 /// Less memory than the frame log asks for.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "-cache-memory, -cache-memory-long: the frame log takes {asked} MiB, and {limit} leaves {there} MiB: ask for less, or \
-     give it more"
+     give it more; what an earlier daemon left is freed by `retry-endpoint detach`"
 )]
 pub struct TooLittle {
     /// MiB that the frame log takes.
@@ -20,16 +22,34 @@ pub struct TooLittle {
     pub limit: String,
 }
 
-/// Holds the sizes against what this host and this process's control groups have.
+/// Holds the sizes against what this host and this process's control groups have. What an earlier daemon left, and this one
+/// goes on with or frees, is there.
 ///
 /// # Errors
 /// [`TooLittle`], with the smallest of them. A limit that cannot be read is none.
-pub(super) fn check(sizes: Sizes) -> Result<(), TooLittle> {
+pub(super) fn check(settings: &Settings) -> Result<(), TooLittle> {
+    let sizes = Sizes::from(settings);
     let parts = [sizes.ring_len(), sizes.index_len(), sizes.hold_down_len(), sizes.lanes_len()];
     let asked = parts.into_iter().sum::<usize>() as u64;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = limits_of(Path::new("/sys/fs/cgroup"), &groups);
-    check_against(asked, available().into_iter().chain(limits))
+    let held = left_behind(settings, sizes);
+    let available = available().map(|(limit, bytes)| (limit, bytes + held));
+    check_against(asked, available.into_iter().chain(limits))
+}
+
+/// Bytes of the frame log that an earlier daemon on this interface left, unless it is read over and both logs are needed.
+fn left_behind(settings: &Settings, sizes: Sizes) -> u64 {
+    let root = &settings.xdp.bpffs;
+    let Ok(own) = inspect::directory_name(root, &settings.ingress.mc_iface) else { return 0 };
+    let states = inspect::states(root).unwrap_or_default();
+    let Some(state) = states.iter().find(|state| state.directory == root.join(&own)) else { return 0 };
+    let is_read_over = settings.xdp.handover
+        && settings.xdp.mode != XdpMode::Off
+        && usize::try_from(state.ring_bytes) != Ok(sizes.ring_len());
+    // The index is in proportion.
+    let freed = state.waiting_bytes + if is_read_over { 0 } else { state.ring_bytes };
+    freed + freed / 8
 }
 
 fn check_against(asked: u64, limits: impl Iterator<Item = (String, u64)>) -> Result<(), TooLittle> {

@@ -88,6 +88,10 @@ pub(super) async fn spawn(
 
     // Before `/readyz` says ready: without a lease the kernel passes NACKs on.
     state.renew_leases(&settings.xdp);
+    // What is left to be read over after the change of programs is as little as can be.
+    if let Some(old_log) = &mut old_log {
+        tokio::task::block_in_place(|| old_log.read_over(&fill));
+    }
     state.go_live(settings)?;
     if let Some(old_log) = &mut old_log {
         // Another CPU may be running the former program over its last packets.
@@ -209,7 +213,7 @@ fn start_workers(
     // Readiness waits for these. The kernel's log lines are no service.
     state.workers_total.store(workers.counted() + finishers.counted(), Ordering::Relaxed);
     if let Some(mut lines) = log_lines {
-        workers.start_uncounted("kernel-log", move |stop| {
+        workers.start_unwatched("kernel-log", move |stop| {
             while !stop.is_asked() {
                 lines.flush();
                 std::thread::sleep(LOG_LINES_PAUSE);

@@ -16,6 +16,8 @@ use crate::beacon::BeaconSender;
 use crate::settings::Settings;
 use crate::telemetry::LogLevel;
 
+/// A thread without work looks ten times per second whether it is to end; on a busy machine it comes to that late.
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two looks whether a thread has ended.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -60,7 +62,7 @@ pub(super) async fn supervise(
             () = state.announce.notified() => announce_now(beacon, state),
             // A thread that hangs is a dead daemon: the kernel is to leave nothing to it.
             _ = lease.tick() => {
-                let patience = settings.xdp.daemon_lease;
+                let patience = settings.xdp.daemon_lease.max(LEAST_PATIENCE);
                 let hung = workers.hung(patience).or_else(|| finishers.hung(patience));
                 if state.set_hung(hung) {
                     state.renew_leases(&settings.xdp);
