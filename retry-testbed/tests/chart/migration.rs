@@ -50,7 +50,7 @@ fn the_steps_of_a_migration() {
     if !is_root("the_steps_of_a_migration") {
         return;
     }
-    let [start, ready, probe] = &commands()[..] else { panic!("three commands: {:?}", commands()) };
+    let [start, ready, probe, back] = &commands()[..] else { panic!("four commands: {:?}", commands()) };
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
     endpoint.add_address(ADDRESS).expect("an address");
@@ -75,6 +75,8 @@ fn the_steps_of_a_migration() {
     assert_eq!(said.lines().last(), Some("ok"), "`{probe}` said: {said}");
 
     assert!(daemon.end(PATIENCE).expect("an end").success());
+    let said = output(endpoint, directory.path(), back);
+    assert!(said.contains("detached"), "`{back}` said: {said}");
     let links = endpoint.ns.run(&["ip", "-d", "link", "show", "dev", "eth0"]).expect("a link");
     assert!(!links.contains("xdp"), "{links}");
 }

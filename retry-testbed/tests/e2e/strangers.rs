@@ -158,8 +158,9 @@ fn recovers_among_strangers(xdp: &str, source: impl Fn(u32) -> Ipv6Addr + Send +
     let silent = domains.host("spare");
     let _silent = silent.ns.enter(|| UdpSocket::bind((silent.addr, NACK_PORT))).expect("a socket");
     let between = domains.between(xdp, &["spare", "up"], &["-proxy-timeout", "300ms"]);
-    let mut flow = Flow::new(Kind::Tx, 0, 2, 300..=300);
-    let keys: Vec<_> = (0..RECOVERIES).map(|_| domains.publish(&mut flow, &[&up]).0).collect();
+    // A flow per frame: of one of which nothing was heard here, frames are recovered one after the other.
+    let flow = || Flow::new(Kind::Tx, 0, 2, 300..=300);
+    let keys: Vec<_> = (0..RECOVERIES).map(|_| domains.publish(&mut flow(), &[&up]).0).collect();
     let far = Capture::start(&domains.far.ns, INTERFACE).expect("a capture");
     let socket = asker(&domains.far);
 

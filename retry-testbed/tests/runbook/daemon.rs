@@ -130,8 +130,8 @@ fn not_ready(section: &Section) {
 fn damaged(section: &Section) {
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
-    let all = flags("native", &["-fill", "kernel"]);
-    let mut daemon = Daemon::start(&binary(), &endpoint.ns, &all).expect("a daemon");
+    let settings = flags("native", &["-fill", "kernel"]);
+    let mut daemon = Daemon::start(&binary(), &endpoint.ns, &settings).expect("a daemon");
     let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
     for seq_num in 1..=20 {
         publish.send(group(0), &frame(FrameKey::new(FLOW, seq_num), 300, 1)).expect("a frame leaves");
@@ -158,7 +158,7 @@ fn damaged(section: &Section) {
     // Without this the next one would go on with the log.
     assert!(daemon.end().expect("it ends").success());
     assert_eq!(section.run(&endpoint.ns, "detach eth0").code, Some(0));
-    let next = Daemon::start(&binary(), &endpoint.ns, &all).expect("a daemon");
+    let next = Daemon::start(&binary(), &endpoint.ns, &settings).expect("a daemon");
     assert_eq!(next.metrics().expect("a scrape").count("bre_cache_size", &[]), 0);
 }
 

@@ -453,8 +453,10 @@ fn load_unless(
 ) -> Result<Ebpf, DatapathError> {
     let (done, loaded) = mpsc::channel();
     let config = config.clone();
+    // Its descriptor leads to the pins that are opened. Without any it is not held: a start that is given up removes it.
+    let pins = (!kept.is_empty()).then_some(pins);
     let thread = thread::Builder::new().name("load".to_owned()).spawn(move || {
-        let ebpf = load(&config, &object, &pins, &kept);
+        let ebpf = load(&config, &object, pins.as_deref(), &kept);
         // Before the other thread goes on: the directory may be opened again.
         drop(pins);
         // No thread waits for it any more if the start was given up.
@@ -493,7 +495,7 @@ fn map_entries(config: &Config) -> Vec<(&'static str, u32)> {
 }
 
 /// Loads the object, with the maps of these names as they are pinned.
-fn load(config: &Config, object: &[u8], pins: &Pins, kept: &[&'static str]) -> Result<Ebpf, DatapathError> {
+fn load(config: &Config, object: &[u8], pins: Option<&Pins>, kept: &[&'static str]) -> Result<Ebpf, DatapathError> {
     // 0 switches every level off, 4 is debug (aya-log's order).
     let log_level: u8 = if config.debug { 4 } else { 0 };
     // Loads may pass loads on every processor but x86: the program then takes a step that orders them.
@@ -503,8 +505,10 @@ fn load(config: &Config, object: &[u8], pins: &Pins, kept: &[&'static str]) -> R
     for (name, entries) in map_entries(config) {
         loader.map_max_entries(name, entries);
     }
-    for name in kept {
-        loader.map_pin_path(name, pins.path(name));
+    if let Some(pins) = pins {
+        for name in kept {
+            loader.map_pin_path(name, pins.path(name));
+        }
     }
     let mut ebpf = loader.load(object).map_err(|error| DatapathError::Load(chain(&error)))?;
     let mut names = vec!["retry_role", "retry_nack", sent::PROBE];
