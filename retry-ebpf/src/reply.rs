@@ -6,6 +6,8 @@
 //! Longer than most files: every verdict is carried out here and counted where it has been, and the devmaps that it chooses
 //! among stand beside the choice.
 
+use core::hint::black_box;
+
 use aya_ebpf::bindings::BPF_F_BROADCAST;
 use aya_ebpf::btf_maps::DevMap;
 use aya_ebpf::macros::btf_map;
@@ -60,8 +62,9 @@ pub(crate) enum Outcome {
 pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Outcome {
     let flags = request.settings.flags;
     // Without a daemon the log is all there is: what would wait for it is a MISS, and listeners ask the next endpoint.
-    let is_absent = request.now_ns >= log::daemon_until_ns(request.settings);
-    let policy = Policy::new(if is_absent { flags & !BACKENDS } else { flags });
+    // Without a branch: the verifier would follow all that comes once more.
+    let absent = ones_when_over(log::daemon_until_ns(request.settings), request.now_ns);
+    let policy = Policy::new(flags & !(BACKENDS & absent));
     let hash = index::hash(&request.nack.key, request.settings.hash_seed);
     // These lines are most often cold. Loaded here they come at the same time; later, each would wait for the atomic step of
     // the limit before it.
@@ -76,18 +79,18 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Outcome {
             back(ctx, request, &answer)
         }
         Verdict::Miss => {
-            if is_absent && flags & BACKENDS != 0 {
+            if flags & BACKENDS & absent != 0 {
                 count::one(Counter::DaemonAbsent);
             }
             back(ctx, request, &Answer::Miss)
         }
-        Verdict::HandOver(_) if is_absent => {
+        Verdict::HandOver(_) if absent != 0 => {
             count::one(Counter::DaemonAbsent);
             if flags & setting_flag::SUPPRESS_MISS != 0 { Outcome::Drop } else { back(ctx, request, &Answer::Miss) }
         }
         Verdict::Recover { say } => {
             // A job that finds no room is one that the listener's next NACK brings back; the MISS does not wait for it.
-            if log::hand_over(&event(ctx, request, EventKind::Recover)) {
+            if log::hand_over(event(ctx, request, EventKind::Recover)) {
                 count::one(Counter::HandedOver);
             }
             if say { back(ctx, request, &Answer::Miss) } else { Outcome::Drop }
@@ -113,7 +116,7 @@ fn event(ctx: &XdpContext, request: &Request, kind: EventKind) -> Event {
 
 #[inline(always)]
 fn hand_over(ctx: &XdpContext, request: &Request, kind: EventKind) -> Outcome {
-    if log::hand_over(&event(ctx, request, kind)) {
+    if log::hand_over(event(ctx, request, kind)) {
         count::one(Counter::HandedOver);
         Outcome::Drop
     } else {
@@ -173,7 +176,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
     if plan.multicast {
         count::one(Counter::Retransmits);
         if request.settings.flags & setting_flag::ANNOUNCE != 0
-            && !log::hand_over(&event(ctx, request, EventKind::Repaired))
+            && !log::hand_over(event(ctx, request, EventKind::Repaired))
         {
             count::one(Counter::DedupEventsFull);
         }
@@ -210,6 +213,15 @@ fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Out
     }
     count::one(Counter::UnicastRetransmits);
     Outcome::Redirected
+}
+
+/// All ones when `until_ns` is not later than `now_ns`, else 0. Both are below 2^63: 292 years after the host's start.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "all ones, or all zeros")]
+fn ones_when_over(until_ns: u64, now_ns: u64) -> u32 {
+    // Boxed, or LLVM makes a branch of it again.
+    let sign = black_box(now_ns.wrapping_sub(until_ns)) >> 63;
+    sign.wrapping_sub(1) as u32
 }
 
 #[inline(always)]

@@ -85,7 +85,7 @@ fn all_limits() -> abi::Settings {
     abi::Settings {
         generation: 1,
         lease_until_ns: u64::MAX,
-        daemon_until_ns: u64::MAX,
+        daemon_until_ns: u64::MAX >> 1,
         hash_seed: 0x5EED,
         limits: abi::Limits {
             address: TokenBucket::new(u32::MAX, u32::MAX),
