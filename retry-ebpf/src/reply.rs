@@ -217,7 +217,6 @@ fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Out
 
 /// All ones when `until_ns` is not later than `now_ns`, else 0. Both are below 2^63: 292 years after the host's start.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "all ones, or all zeros")]
 fn ones_when_over(until_ns: u64, now_ns: u64) -> u32 {
     // Boxed, or LLVM makes a branch of it again.
     let sign = black_box(now_ns.wrapping_sub(until_ns)) >> 63;
