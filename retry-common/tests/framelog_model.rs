@@ -5,8 +5,6 @@
 //! the memory is a model. Headers are moved in one step here, so what the model proves is the order of the steps; frame
 //! bytes and versions are loom's, so that a reader's fences are checked too.
 //!
-//! Longer than most files: all models share one memory of loom's atomics.
-//!
 //! Each test has been seen to fail with the step left out that it is about; the step is named beside it.
 //!
 //! Longer than most files: the memory that stands in for the real one is private to the models that run over it.

@@ -8,8 +8,6 @@
 //! ([`retry_common::framelog`]). No other writer writes there, and no reader believes it before it is committed. The daemon
 //! follows and counts. A frame with a wrong checksum gives its room back.
 //!
-//! Longer than most files: the verifier follows one packet from its first byte to its record, and so does the reader.
-//!
 //! Longer than most files: whether a frame is plain is one question, and each of its checks bounds what the next may read.
 
 use aya_ebpf::btf_maps::{Array, HashMap, ProgramArray};

@@ -1,6 +1,8 @@
 //! The real XDP program, loaded and attached as the daemon does it, with a frame log that the caller fills.
 //!
 //! Nothing here needs more than `ip link`: a test can run on a machine that has only busybox.
+//!
+//! Longer than most files: what is loaded, what it is told and what it says are one value, whose parts tests take in any order.
 
 use std::{
     collections::BTreeSet,

@@ -2,12 +2,11 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgAction};
 
-use super::{UNREADABLE, command, with_two_dashes};
+use super::{UNREADABLE, command, read};
 use crate::datapath::DatapathError;
 use crate::datapath::inspect::{self, PinnedState};
 use crate::fdstore;
@@ -15,7 +14,6 @@ use crate::fdstore;
 /// Runs the subcommand; `args` begins behind the word `detach`. Exit code 0 when nothing is left of what was meant, 1 when a
 /// daemon runs there, 2 when the pins or the command line cannot be read.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let name = OsString::from("retry-endpoint detach");
     let command = command("retry-endpoint detach")
         .about(
             "Ends what daemons that are gone have left: detaches the kernel program and removes frames, counters and \
@@ -28,14 +26,10 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
                 .action(ArgAction::SetTrue)
                 .help("Only what is attached to no interface any more, of every network namespace."),
         );
-    let matches = match command.try_get_matches_from([name].into_iter().chain(with_two_dashes(args))) {
-        Ok(matches) => matches,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(UNREADABLE) } else { ExitCode::SUCCESS };
-        }
+    let (matches, root) = match read(command, args) {
+        Ok(read) => read,
+        Err(code) => return code,
     };
-    let root = matches.get_one::<PathBuf>("bpffs").cloned().unwrap_or_default();
     let interface = matches.get_one::<String>("INTERFACE").map(String::as_str);
     let ended = inspect::states(&root).and_then(|states| {
         let mut all = true;

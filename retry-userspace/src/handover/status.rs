@@ -3,34 +3,28 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Arg, ArgAction};
 
-use super::{UNREADABLE, command, with_two_dashes};
+use super::{UNREADABLE, command, read};
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::datapath::inspect::{self, PinnedState};
 
 /// Runs the subcommand; `args` begins behind the word `status`. Exit code 0 when a daemon or a kernel program without one is
 /// there, 1 when nothing is pinned, 2 when the pins or the command line cannot be read.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let name = OsString::from("retry-endpoint status");
     let command = command("retry-endpoint status")
         .about("Tells what daemons have pinned: build, start, leases, attached interfaces. Changes nothing.")
         .after_help("Exit code 0: something is pinned; 1: nothing is; 2: the pins cannot be read.")
         .arg(
             Arg::new("json").long("json").action(ArgAction::SetTrue).help("One JSON object per daemon, one line each."),
         );
-    let matches = match command.try_get_matches_from([name].into_iter().chain(with_two_dashes(args))) {
-        Ok(matches) => matches,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(UNREADABLE) } else { ExitCode::SUCCESS };
-        }
+    let (matches, root) = match read(command, args) {
+        Ok(read) => read,
+        Err(code) => return code,
     };
-    let root = matches.get_one::<PathBuf>("bpffs").cloned().unwrap_or_default();
     let states = inspect::states(&root).and_then(|mut states| {
         if let Some(interface) = matches.get_one::<String>("INTERFACE") {
             let wanted = root.join(inspect::directory_name(&root, interface)?);
