@@ -86,6 +86,10 @@ counters! {
     StoredApi stored_api User = "bre_cache_stored_by_total" [via = "api"] "Frames stored through the management API.";
     FilledByKernel filled_by_kernel User = "bre_fill_kernel_frames_total" [] "Frames heard by multicast that the kernel stored; the others the daemon.";
     FillRefused fill_refused Kernel = "bre_fill_kernel_refused_total" [reason = "checksum"] "Frames heard by multicast that the kernel refused because their checksum was wrong; the room that they were copied to was given back.";
+    FillLeftKnown fill_left_known Kernel = "bre_fill_kernel_left_total" [reason = "known"] "Plain frames heard by multicast that the kernel left to the daemon because the log has one with their key, or with their tag in their bucket.";
+    FillLeftBucket fill_left_bucket Kernel = "bre_fill_kernel_left_total" [reason = "bucket_full"] "Plain frames heard by multicast that the kernel left to the daemon because their index bucket was full, and its overflow bucket too.";
+    FillLeftRoom fill_left_room Kernel = "bre_fill_kernel_left_total" [reason = "no_room"] "Plain frames heard by multicast that the kernel left to the daemon because no room had been made for them.";
+    FillLeftContended fill_left_contended Kernel = "bre_fill_kernel_left_total" [reason = "contended"] "Plain frames heard by multicast that the kernel left to the daemon because other CPUs moved the head of the lane each time.";
     EvictedLapShort evicted_lap_short User = "bre_cache_evicted_total" [reason = "lap", ring = "short"] "Live transactions and BEEF objects overwritten because their ring came round.";
     EvictedLapLong evicted_lap_long User = "bre_cache_evicted_total" [reason = "lap", ring = "long"] "Live blocks, subtrees and anchors overwritten because their ring came round.";
     EvictedExpired evicted_expired User = "bre_cache_evicted_total" [reason = "expired"] "Frames dropped at the end of their life.";
@@ -200,6 +204,7 @@ const FAMILIES: &[(&str, &str)] = &[
     ("bre_cache_stored_by_total", "Frames stored in the frame log, by how they came."),
     ("bre_cache_evicted_total", "Frames dropped from the frame log, by reason."),
     ("bre_log_repairs_total", "What was found wrong in the frame log and mended, by kind."),
+    ("bre_fill_kernel_left_total", "Plain frames heard by multicast that the kernel left to the daemon, by reason."),
     ("bre_nack_dropped_total", "Datagrams to the NACK port that are no NACK, by reason."),
     ("bre_responses_sent_total", "Answers sent, by type."),
     ("bre_response_send_errors_total", "Answers that could not be sent, by type."),

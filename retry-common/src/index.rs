@@ -3,6 +3,9 @@
 //! A bucket is eight 64-bit entries, each a tag of the key's hash (32 bits) beside a slot number (32 bits, in steps of
 //! [`SLOT_LEN`](crate::abi::SLOT_LEN)); 0 is an empty entry. The writer keeps at most one entry with a tag in a bucket,
 //! so a reader that finds the tag need not look further: the record's own key decides.
+//!
+//! Behind the buckets stand [`OVERFLOW_BUCKETS`] more. Only the kernel program enters there, when it finds the bucket of a
+//! frame full; readers look there for what its own bucket has not. The daemon moves such an entry to its bucket.
 
 use crate::key::FrameKey;
 
@@ -39,6 +42,19 @@ pub const fn hash(key: &FrameKey, seed: u64) -> u64 {
 #[expect(clippy::cast_possible_truncation, reason = "the mask has 32 bits")]
 pub const fn bucket(hash: u64, mask: u32) -> u32 {
     hash as u32 & mask
+}
+
+/// Buckets behind those of the hashes, for frames that the kernel program stores while their bucket is full: an entry stands
+/// there until the daemon has followed its record.
+pub const OVERFLOW_BUCKETS: u32 = 64;
+
+/// The bucket where the entry of a hash stands whose own bucket is full; `mask` as for [`bucket`].
+///
+/// Frames of a flow stand side by side, so buckets are full side by side: each of 64 has an overflow bucket of its own.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "below 64")]
+pub const fn overflow(hash: u64, mask: u32) -> u32 {
+    mask + 1 + (hash as u32 & (OVERFLOW_BUCKETS - 1))
 }
 
 /// The entry that stands for `slot`.
@@ -113,6 +129,14 @@ mod tests {
         for flow in 0..40 {
             assert!((0..5_000).all(|seq| seen.insert(hash(&FrameKey::new(flow, seq), 1))));
         }
+    }
+
+    #[test]
+    fn buckets_that_stand_side_by_side_overflow_to_different_ones() {
+        let hashes: std::vec::Vec<u64> = (64..128).map(|seq| hash(&FrameKey::new(3, seq), 9)).collect();
+        let overflows: std::collections::HashSet<u32> = hashes.iter().map(|hash| overflow(*hash, 4095)).collect();
+        assert_eq!(overflows.len(), 64);
+        assert!(overflows.iter().all(|bucket| (4096..4096 + OVERFLOW_BUCKETS).contains(bucket)));
     }
 
     #[test]

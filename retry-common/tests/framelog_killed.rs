@@ -17,7 +17,7 @@ use retry_common::abi::{RECORD_HEADER_LEN, RecordHeader, SEGMENT_SLOTS, SLOT_LEN
 use retry_common::checksum;
 use retry_common::framelog::{
     Adopted, Append, Appended, Bucket, DaemonWriter, Followed, HOLE_PATIENCE_NS, IndexCount, Memory, NewFrame, Put,
-    Shown, Unusable, Word, append, commit, find, still_leads,
+    Shown, Unusable, Word, append, commit, find_either, still_leads,
 };
 use retry_common::index::{self, BUCKET_ENTRIES};
 use retry_common::key::FrameKey;
@@ -29,8 +29,10 @@ const SEED: u64 = 7;
 const LANE: u32 = SEGMENT_SLOTS;
 const LANES: [(u32, u32); 2] = [(0, LANE), (LANE, LANE)];
 /// Few enough that some are full.
-const BUCKETS: u64 = 64;
-const ENTRIES: usize = 64 * BUCKET_ENTRIES;
+const BUCKETS: u64 = 48;
+const ENTRIES: usize = 48 * BUCKET_ENTRIES;
+/// The bucket for entries whose own is full: one is enough here.
+const OVERFLOW: u64 = BUCKETS;
 const NS_PER_MS: u64 = 1_000_000;
 const START: u64 = 1_000_000_000_000;
 /// When the first frames' life is over.
@@ -100,7 +102,7 @@ impl Shared {
             limits: [position::lap_later(first()); 2],
             shown: [Shown { tail: first(), followed: first(), ..Shown::default() }; 2],
             words: vec![0; 2 * LANE as usize],
-            index: vec![0; ENTRIES],
+            index: vec![0; ENTRIES + BUCKET_ENTRIES],
             ..State::default()
         })
     }
@@ -120,7 +122,8 @@ impl Shared {
     /// What a listener that asks for `key` gets.
     fn read(&self, key: &FrameKey) -> Option<(u8, u32)> {
         let entries = Entries { shared: self, bucket: number(hash(key)), steps: false };
-        let (i, entry) = find(&entries, index::tag(hash(key)))?;
+        let overflow = || Some(Entries { bucket: OVERFLOW, ..entries });
+        let (entries, i, entry) = find_either(entries, overflow, index::tag(hash(key)))?;
         let slot = index::slot(entry);
         let state = self.0.state.borrow();
         let version = state.words[slot as usize];
@@ -276,12 +279,16 @@ impl Memory for Shared {
         Entries { shared: self, bucket: number(hash), steps: true }
     }
 
+    fn overflow(&self, _: u64) -> Entries<'_> {
+        Entries { shared: self, bucket: OVERFLOW, steps: true }
+    }
+
     fn bucket_number(&self, hash: u64) -> u32 {
         u32::try_from(number(hash)).expect("few")
     }
 
     fn clear_entries(&self, is_void: &mut dyn FnMut(u64) -> bool) {
-        for bucket in 0..BUCKETS {
+        for bucket in 0..=OVERFLOW {
             for i in 0..BUCKET_ENTRIES {
                 let word = self.bucket(bucket).entry(i);
                 let entry = word.load();
@@ -361,6 +368,10 @@ impl<'a> Append for Kernel<'a> {
         Some(Entries { shared: self.shared, bucket: number(hash(&self.key)), steps: false })
     }
 
+    fn overflow(&self) -> Option<Entries<'a>> {
+        Some(Entries { shared: self.shared, bucket: OVERFLOW, steps: false })
+    }
+
     fn head(&self) -> Option<One<'a>> {
         Some(One { shared: self.shared, at: At::Head(0), steps: false })
     }
@@ -427,7 +438,8 @@ fn start(shared: &Shared, number: u64, byte: u8, len: usize) -> Option<InFlight>
     state.words[slot as usize] &= !(1 << 62);
     let position = state.words[slot as usize] / 2 - 1;
     let bucket = usize::try_from(self::number(hash(&key(number)))).expect("few") * BUCKET_ENTRIES;
-    let vacant = (bucket..bucket + BUCKET_ENTRIES).find(|i| before[*i] == 0).expect("the program found it vacant");
+    let vacant = (bucket..bucket + BUCKET_ENTRIES).chain(ENTRIES..).find(|i| before[*i] == 0);
+    let vacant = vacant.expect("the program found it vacant");
     state.index[vacant] = index::entry(hash(&key(number)), slot);
     Some(InFlight { position, slot, key: key(number) })
 }
@@ -436,9 +448,11 @@ fn start(shared: &Shared, number: u64, byte: u8, len: usize) -> Option<InFlight>
 fn finish(shared: &Shared, there: InFlight) -> bool {
     let whole = commit(&One { shared, at: At::Slot(there.slot), steps: false }, there.position);
     if !whole {
-        let entries = Entries { shared, bucket: number(hash(&there.key)), steps: false };
-        for i in 0..BUCKET_ENTRIES {
-            entries.entry(i).replace(index::entry(hash(&there.key), there.slot), 0);
+        for bucket in [number(hash(&there.key)), OVERFLOW] {
+            let entries = Entries { shared, bucket, steps: false };
+            for i in 0..BUCKET_ENTRIES {
+                entries.entry(i).replace(index::entry(hash(&there.key), there.slot), 0);
+            }
         }
     }
     whole
@@ -620,6 +634,12 @@ fn check(shared: &Shared, writer: &Writer, context: &str) {
     assert_eq!(u64::from(live), writer.live(), "{context}: the count that is shown");
 }
 
+/// True when the bucket of frame `number` has no vacant place.
+fn is_full(index: &[u64], number: u64) -> bool {
+    let start = usize::try_from(self::number(hash(&key(number)))).expect("few") * BUCKET_ENTRIES;
+    index[start..start + BUCKET_ENTRIES].iter().all(|entry| *entry != 0)
+}
+
 fn taken_over(shared: &Shared, max_keys: u64) -> (Writer, Adopted) {
     Writer::adopt(shared.clone(), LANES, SEED, max_keys).expect("a log")
 }
@@ -668,7 +688,9 @@ fn run_killed(script: &[Op], living: &[Held], max_keys: u64, kill: u64, puts_aft
         let is_evicted = max_keys != 0 && writer.live() == max_keys;
         // The frame that makes way for its own successor goes before that is held.
         let is_in_hand = matches!(script[at], Op::Put { number: its, .. } if its == number);
-        let makes_way = is.is_none() && (is_evicted || is_in_hand && may_make_way);
+        // So does the oldest of a full bucket, when what the dead writer could not follow for a hole is followed now.
+        let is_crowded = is_full(&shared.0.state.borrow().index, number);
+        let makes_way = is.is_none() && (is_evicted || (is_in_hand || is_crowded) && may_make_way);
         assert!(
             is == was || is == would_be || makes_way,
             "{context}: frame {number} was {was:?}, is {is:?}, would be {would_be:?}"
@@ -780,6 +802,36 @@ fn with_too_many_keys() {
         &[Op::Follow, tx(3_000, 2, 100), kernel(3_001, 2, 100), kernel(3_002, 2, 100), tx(3_003, 2, 8), Op::Follow],
         280,
     );
+}
+
+/// Frames that the kernel program stores while their bucket is full: their entries stand in the overflow bucket until they are
+/// followed, and then in the place of the oldest.
+#[test]
+fn in_the_middle_of_an_overflow() {
+    let full: Vec<u64> = { (3_000..3_400).filter(|number| is_full(&FULL.0.index, *number)).take(4).collect() };
+    assert_eq!(full.len(), 4, "some buckets are full");
+    let shared = Shared::over(FULL.0.clone());
+    let kernel = |number, byte, len| Op::Kernel { number, byte, len };
+    run(&mut taken_over(&shared, 0).0, &shared, kernel(full[0], 2, 100), &World::default(), &mut 0);
+    assert_eq!(shared.read(&key(full[0])), Some((2, 100)), "found before it is followed");
+    assert_eq!(shared.0.state.borrow().index[ENTRIES..].iter().filter(|entry| **entry != 0).count(), 1);
+    let steps = every_step(
+        &[
+            kernel(full[0], 2, 100),
+            kernel(full[1], 2, 100),
+            Op::Follow,
+            kernel(full[2], 2, 100),
+            Op::Remove(full[2]),
+            kernel(full[2], 3, 100),
+            tx(full[2], 4, 100),
+            kernel(full[3], 2, 100),
+            Op::Enters { number: full[3] + 400, len: 500 },
+            Op::Ahead(2_000),
+            Op::Outwaits,
+        ],
+        0,
+    );
+    assert!(steps > 60, "{steps}");
 }
 
 /// The frame in hand is held from the store on that commits it.

@@ -19,8 +19,8 @@ use loom::thread;
 use retry_common::abi::{RecordHeader, record_flag};
 use retry_common::checksum;
 use retry_common::framelog::{
-    Append, Appended, Bucket, DaemonWriter, Followed, HOLE_PATIENCE_NS, IndexCount, Memory, NewFrame, Put, Removed,
-    Shown, Word, append, find, still_leads,
+    Append, Appended, Bucket, DaemonWriter, Followed, HOLE_PATIENCE_NS, IndexCount, Left, Memory, NewFrame, Put,
+    Removed, Shown, Word, append, find_either, still_leads,
 };
 use retry_common::index;
 use retry_common::key::FrameKey;
@@ -76,6 +76,7 @@ struct Model {
     is_impatient: std::sync::atomic::AtomicBool,
     bytes: Vec<AtomicU64>,
     entries: [AtomicU64; ENTRIES],
+    overflow: [AtomicU64; ENTRIES],
 }
 
 #[derive(Clone)]
@@ -93,6 +94,7 @@ impl Shared {
             is_impatient: std::sync::atomic::AtomicBool::new(false),
             bytes: (0..slots).map(|_| AtomicU64::new(0)).collect(),
             entries: [0; ENTRIES].map(AtomicU64::new),
+            overflow: [0; ENTRIES].map(AtomicU64::new),
         }))
     }
 
@@ -117,8 +119,8 @@ impl Shared {
 
     /// What a listener that asks for `key` gets: the first byte of the frame.
     fn read(&self, key: &FrameKey) -> Option<u64> {
-        let bucket = Entries(&self.0.entries);
-        let (i, entry) = find(&bucket, index::tag(hash(key)))?;
+        let overflow = || Some(Entries(&self.0.overflow));
+        let (bucket, i, entry) = find_either(Entries(&self.0.entries), overflow, index::tag(hash(key)))?;
         let slot = index::slot(entry);
         let version = self.0.versions[slot as usize].load(Ordering::Acquire);
         if version == 0 || version & 1 != 0 {
@@ -223,12 +225,16 @@ impl Memory for Shared {
         Entries(&self.0.entries)
     }
 
+    fn overflow(&self, _: u64) -> Entries<'_> {
+        Entries(&self.0.overflow)
+    }
+
     fn bucket_number(&self, _: u64) -> u32 {
         0
     }
 
     fn clear_entries(&self, is_void: &mut dyn FnMut(u64) -> bool) {
-        for word in &self.0.entries {
+        for word in self.0.entries.iter().chain(&self.0.overflow) {
             let entry = word.load(Ordering::Acquire);
             if entry != 0 && is_void(entry) {
                 let _ = word.compare_exchange(entry, 0, Ordering::AcqRel, Ordering::Acquire);
@@ -287,6 +293,10 @@ impl<'a> Append for Kernel<'a> {
 
     fn bucket(&self) -> Option<Entries<'a>> {
         Some(Entries(&self.shared.0.entries))
+    }
+
+    fn overflow(&self) -> Option<Entries<'a>> {
+        Some(Entries(&self.shared.0.overflow))
     }
 
     fn head(&self) -> Option<Atomic<'a>> {
@@ -397,6 +407,8 @@ fn check(shared: &Shared, writer: &mut Writer, now_ns: u64, told: &mut Told) {
         numbers.dedup();
         assert_eq!(numbers.len(), before, "two entries for one tag or slot");
     }
+    let left = shared.0.overflow.iter().filter(|word| word.load(SeqCst) != 0).count();
+    assert_eq!(left, 0, "entries of followed records in the overflow bucket");
     assert_eq!(writer.live(), live, "the count of live frames");
     let dropped = writer.take_dropped();
     assert_eq!((dropped.stale_entries, dropped.broken_chains), (0, 0), "nothing had to be mended");
@@ -587,6 +599,64 @@ fn one_frame_at_two_places_of_its_bucket() {
     });
 }
 
+/// The bucket is full: what the kernel stores is found by way of the overflow bucket, and once it is followed in the place of the
+/// oldest entry. The steps: `leave_overflow`, and `find_either` looks in both buckets.
+#[test]
+fn a_full_bucket() {
+    model(3, || {
+        let shared = Shared::new();
+        let mut writer = writer(&shared, 0);
+        for number in 1..=3 {
+            let byte = u8::try_from(number * 10).expect("small");
+            assert_eq!(writer.put(&frame(number, byte, SHORT), 0, |_| {}), Put::Stored);
+        }
+        let kernel = {
+            let shared = shared.clone();
+            thread::spawn(move || {
+                let appended = append(&Kernel::new(&shared, 4, 40));
+                // The daemon follows meanwhile: it is not looked at what is found in the step between the two buckets.
+                (appended, shared.read(&key(1)))
+            })
+        };
+        let mut told = Told::default();
+        writer.follow(0, usize::MAX, |followed| told.take(followed));
+        let (appended, oldest) = kernel.join().expect("no panic");
+        assert_eq!(appended, Appended::Stored);
+        assert!(matches!(oldest, None | Some(10)), "{oldest:?}");
+        assert_eq!(shared.read(&key(4)), Some(40));
+        check(&shared, &mut writer, 0, &mut told);
+        assert_eq!((told.new, writer.live()), (1, 3));
+        assert_eq!([1, 2, 3, 4].map(|number| shared.read(&key(number))), [None, Some(20), Some(30), Some(40)]);
+    });
+}
+
+/// The bucket is full, and the daemon makes a place in it for the same frame while the kernel enters it in the overflow bucket.
+/// The step: an entry of the overflow bucket is not counted.
+#[test]
+fn a_full_bucket_and_the_daemon_has_the_frame_too() {
+    model(2, || {
+        let shared = Shared::new();
+        let mut writer = writer(&shared, 0);
+        for number in 1..=3 {
+            let byte = u8::try_from(number * 10).expect("small");
+            assert_eq!(writer.put(&frame(number, byte, SHORT), 0, |_| {}), Put::Stored);
+        }
+        let kernel = {
+            let shared = shared.clone();
+            thread::spawn(move || append(&Kernel::new(&shared, 4, 40)))
+        };
+        let mut told = Told::default();
+        let removed = writer.remove(&key(2), 0, |followed| told.take(followed));
+        let put = writer.put(&frame(4, 40, SHORT), 0, |followed| told.take(followed));
+        let appended = kernel.join().expect("no panic");
+        check(&shared, &mut writer, 0, &mut told);
+        assert_ne!(removed, Removed::Busy);
+        let is_new = told.new + u64::from(put == Put::Stored);
+        assert_eq!(is_new, 1, "{put:?} {appended:?}: the frame is new once");
+        assert_eq!(shared.read(&key(4)), Some(40));
+    });
+}
+
 /// A CPU is stopped for longer than the daemon's patience, and goes on after its position has been given up. The step: the
 /// commit is a compare-exchange, and one that fails withdraws its entry.
 #[test]
@@ -616,7 +686,7 @@ fn a_cpu_that_comes_too_late() {
                 TOO_LATE.fetch_add(1, SeqCst);
                 assert_eq!((holes, shared.read(&key(1)), told.new), (1, None, 0));
             }
-            Appended::Left | Appended::Wrong => panic!("{appended:?}"),
+            Appended::Left(_) | Appended::Wrong => panic!("{appended:?}"),
         }
         check(&shared, &mut writer, HOLE_PATIENCE_NS, &mut told);
         for number in 2..=6 {
@@ -634,7 +704,10 @@ fn a_hole_is_given_up() {
     model(2, || {
         let shared = Shared::new();
         let mut writer = writer(&shared, 0);
-        assert_eq!(append(&Kernel { dies: true, len: LONG, ..Kernel::new(&shared, 1, 10) }), Appended::Left);
+        assert_eq!(
+            append(&Kernel { dies: true, len: LONG, ..Kernel::new(&shared, 1, 10) }),
+            Appended::Left(Left::NoRoom)
+        );
         let kernel = {
             let shared = shared.clone();
             thread::spawn(move || append(&Kernel::new(&shared, 2, 20)))

@@ -1,8 +1,8 @@
 //! Frames of the fabric, from the wire into the log: the program that `retry_nack` goes on to with multicast.
 //!
 //! It stores what is plain: a whole frame with a right checksum, from a joined group, whose key is new and whose bucket
-//! has an empty place. Everything else is passed on to the daemon's sockets, which know what to do and count it:
-//! duplicates, replaced frames, bundles, frames above the MTU, bad bytes, a lane without room.
+//! has an empty place (or its overflow bucket has). Everything else is passed on to the daemon's sockets, which know what
+//! to do and count it: duplicates, replaced frames, bundles, frames above the MTU, bad bytes, a lane without room.
 //!
 //! Room is reserved by compare-exchange on the lane's head, within the limit that the daemon has set
 //! ([`retry_common::framelog`]). No other writer writes there, and no reader believes it before it is committed. The daemon
@@ -17,7 +17,7 @@ use aya_ebpf::programs::XdpContext;
 use retry_common::abi::{RecordHeader, Settings, record_flag, setting_flag};
 use retry_common::checksum;
 use retry_common::counter::Counter;
-use retry_common::framelog::{self, Appended};
+use retry_common::framelog::{self, Appended, Left};
 use retry_common::group::{self, BeefBits, ShardBits, Sharding};
 use retry_common::index;
 use retry_common::wire::frame::{HEAD_LEN, Head};
@@ -103,7 +103,15 @@ pub(crate) fn store(ctx: &XdpContext) -> Option<()> {
             stored::of(headers.source, settings.hash_seed);
             Some(())
         }
-        Appended::Left => None,
+        Appended::Left(why) => {
+            count::one(match why {
+                Left::Known => Counter::FillLeftKnown,
+                Left::BucketFull => Counter::FillLeftBucket,
+                Left::NoRoom => Counter::FillLeftRoom,
+                Left::Contended => Counter::FillLeftContended,
+            });
+            None
+        }
         Appended::Wrong => {
             count::one(Counter::FillRefused);
             None
@@ -145,6 +153,11 @@ impl framelog::Append for Frame<'_> {
     #[inline(always)]
     fn bucket(&self) -> Option<log::MapBucket> {
         log::bucket(self.hash, self.settings)
+    }
+
+    #[inline(always)]
+    fn overflow(&self) -> Option<log::MapBucket> {
+        log::overflow(self.hash, self.settings)
     }
 
     #[inline(always)]

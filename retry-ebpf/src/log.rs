@@ -45,7 +45,7 @@ static SETTINGS: Array<Settings, 1, MMAPABLE> = Array::new();
 /// Segments of the ring; the daemon sets how many.
 #[btf_map]
 static RING: Array<Segment, 1, MMAPABLE> = Array::new();
-/// Buckets of the index; the daemon sets how many, a power of two.
+/// Buckets of the index; the daemon sets how many, a power of two and the overflow buckets.
 #[btf_map]
 static INDEX: Array<Bucket, 1, MMAPABLE> = Array::new();
 /// Words of the hold-down table; the daemon sets how many, a power of two.
@@ -139,8 +139,8 @@ impl Record {
 /// The record of `key`, if the log holds it and its life is not over.
 #[inline(always)]
 pub(crate) fn look_up(key: &FrameKey, hash: u64, settings: &Settings, now_ns: u64) -> Option<Record> {
-    let bucket = bucket(hash, settings)?;
-    let (i, entry) = framelog::find(&bucket, index::tag(hash))?;
+    let overflow = || overflow(hash, settings);
+    let (bucket, i, entry) = framelog::find_either(bucket(hash, settings)?, overflow, index::tag(hash))?;
     let slot = index::slot(entry);
     let record = read(slot)?;
     // Only then is the header that of a record: the entry goes before its record's room is used again.
@@ -371,6 +371,12 @@ pub(crate) fn write_filler(slot: u32, position: u64, version: u64, length: u32) 
 #[inline(always)]
 pub(crate) fn bucket(hash: u64, settings: &Settings) -> Option<MapBucket> {
     INDEX.get_ptr_mut(index::bucket(hash, settings.bucket_mask)).map(|bucket| MapBucket(bucket.cast()))
+}
+
+/// The bucket for the entry of a hash whose own is full.
+#[inline(always)]
+pub(crate) fn overflow(hash: u64, settings: &Settings) -> Option<MapBucket> {
+    INDEX.get_ptr_mut(index::overflow(hash, settings.bucket_mask)).map(|bucket| MapBucket(bucket.cast()))
 }
 
 /// A bucket of the index.

@@ -48,4 +48,5 @@ pub mod daemon;
 pub mod net;
 pub mod peers;
 pub mod scene;
+pub mod scheduling;
 pub mod xdp;

@@ -132,11 +132,13 @@ impl SourceCounts {
         let (mut stored, mut places) = (StoredBySource::default(), BTreeMap::new());
         for place in 0..MOST_SOURCES {
             let SourceCount { address, frames } = table.read(place * size_of::<SourceCount>());
-            if frames == 0 {
+            let address = Ipv6Addr::from(address);
+            // A source that has a series and no frames yet keeps it too.
+            if address.is_unspecified() {
                 break;
             }
-            stored.add(address.into(), frames);
-            places.insert(address.into(), place);
+            stored.add(address, frames);
+            places.insert(address, place);
         }
         stored.other = table.word(KeptSources::OTHER).load(Ordering::Acquire);
         Self { stored: Mutex::new(stored), kept: Some(KeptSources { table, places: Mutex::new(places) }) }
@@ -148,9 +150,19 @@ impl SourceCounts {
 
     /// Gives these sources a series, at 0 until a frame of theirs is stored, as long as there are fewer than [`MOST_SOURCES`].
     pub(crate) fn name(&self, sources: &BTreeSet<Ipv6Addr>) {
-        let mut stored = self.stored();
+        self.place_all(&mut self.stored(), sources);
+    }
+
+    /// Gives those of these sources a series that have none, as long as there are fewer than [`MOST_SOURCES`].
+    fn place_all<'a>(&self, stored: &mut StoredBySource, sources: impl IntoIterator<Item = &'a Ipv6Addr>) {
         for source in sources {
-            *stored.place(*source) += 0;
+            if stored.sources.contains_key(source) || stored.sources.len() >= MOST_SOURCES {
+                continue;
+            }
+            stored.sources.insert(*source, 0);
+            if let Some(kept) = &self.kept {
+                kept.keep(*source, 0);
+            }
         }
     }
 
@@ -179,9 +191,7 @@ impl SourceCounts {
     /// The frames that the daemon stored and those that the kernel stored, of at most [`MOST_SOURCES`] sources and the others.
     pub(crate) fn with_kernel(&self, kernel: &StoredBySource) -> StoredBySource {
         let mut stored = self.stored();
-        for source in kernel.sources.keys() {
-            *stored.place(*source) += 0;
-        }
+        self.place_all(&mut stored, kernel.sources.keys());
         let mut sum = stored.clone();
         drop(stored);
         for (source, frames) in &kernel.sources {
@@ -239,6 +249,22 @@ mod tests {
         let last = SourceCounts::over(next.kept.expect("kept").table).with_kernel(&StoredBySource::default());
         let wanted = [(source(1), 2), (source(2), 7), (source(3), 4)];
         assert_eq!((last.sources, last.other), (wanted.into(), 3));
+    }
+
+    /// Which sources have a series is kept too, whoever stores their frames: the next daemon hears of them in another order.
+    #[test]
+    fn kept_sources_keep_their_series() {
+        let counts = SourceCounts::over(Memory::plain(size_of::<SourceTable>()).expect("memory"));
+        let mut kernel = StoredBySource::default();
+        counts.name(&BTreeSet::from([source(900)]));
+        for number in (0..100).rev() {
+            kernel.add(source(number), 1);
+            counts.with_kernel(&kernel);
+        }
+        let before = counts.with_kernel(&kernel);
+        assert!(before.sources.contains_key(&source(99)) && !before.sources.contains_key(&source(1)), "{before:?}");
+        let next = SourceCounts::over(counts.kept.expect("kept").table);
+        assert_eq!(next.with_kernel(&kernel), before);
     }
 
     /// However many sources there are: the first keep their series, the frames of the others are in one, and none is lost.

@@ -384,6 +384,9 @@ impl<M: Memory> DaemonWriter<M> {
                 let Some((slot, header)) = self.next_followed(lane, now_ns) else { break };
                 if header.flags & (record_flag::KERNEL | record_flag::FILLER) == record_flag::KERNEL {
                     let is_new = self.count_in(slot, &header);
+                    // After its bucket has the entry, so that readers find it in one of both; before the record counts as followed, so
+                    // that a writer that goes on in the place of this one does it again.
+                    self.leave_overflow(slot, &header);
                     let len = usize::try_from(header.length).unwrap_or(0);
                     let bytes = self.memory.frame(slot, len);
                     let class = Class::from_u8(header.class);
@@ -395,6 +398,9 @@ impl<M: Memory> DaemonWriter<M> {
                 self.pass(lane, &header);
             }
             whole &= self.lanes[lane].followed == self.memory.head(lane).load();
+        }
+        // Both: a frame that made way for one of this lane may have been the other's.
+        for lane in 0..self.lanes.len() {
             self.show(lane);
         }
         if self.max_keys != 0 {
@@ -571,6 +577,12 @@ impl<M: Memory> DaemonWriter<M> {
         }
     }
 
+    /// Takes the entry of the record at `slot` out of the overflow bucket, if it stands there.
+    fn leave_overflow(&self, slot: u32, header: &RecordHeader) {
+        let hash = index::hash(&header.key, self.hash_seed);
+        withdraw_all(&self.memory.overflow(hash), index::entry(hash, slot));
+    }
+
     /// The next record of the lane that is not followed yet, once it is whole. The caller knows that the head is beyond it.
     fn next_followed(&mut self, lane: usize, now_ns: u64) -> Option<(u32, RecordHeader)> {
         let position = self.lanes[lane].followed;
@@ -629,12 +641,8 @@ impl<M: Memory> DaemonWriter<M> {
     fn withdraw_for(&self, slot: u32) {
         let hash = index::hash(&self.memory.header(slot).key, self.hash_seed);
         let entry = index::entry(hash, slot);
-        let bucket = self.memory.bucket(hash);
-        for i in 0..<M::Bucket<'_> as Bucket>::ENTRIES {
-            if bucket.entry(i).load() == entry {
-                shared::withdraw(&bucket, i, entry);
-            }
-        }
+        withdraw_all(&self.memory.bucket(hash), entry);
+        withdraw_all(&self.memory.overflow(hash), entry);
     }
 
     /// Slots from `position` to the next record that is whole or being written, the end of the segment, or `end`.
@@ -966,6 +974,15 @@ impl<M: Memory> DaemonWriter<M> {
         if self.lanes[lane].shown != Some(standing) {
             self.memory.show(lane, &standing);
             self.lanes[lane].shown = Some(standing);
+        }
+    }
+}
+
+/// Takes `entry` out of a bucket, wherever it stands there.
+fn withdraw_all<B: Bucket>(bucket: &B, entry: u64) {
+    for i in 0..B::ENTRIES {
+        if bucket.entry(i).load() == entry {
+            shared::withdraw(bucket, i, entry);
         }
     }
 }

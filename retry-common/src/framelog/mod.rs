@@ -25,8 +25,11 @@
 //! 4. The kernel program calls `enter`, *then* [`commit`]. So when the daemon sees an even version, the kernel's entry
 //!    stands or never will: nothing can be entered for a record that the daemon has followed, and what the daemon forgets
 //!    stays forgotten. The daemon commits first and inserts then, for it follows its own records.
+//!    Where the record's bucket is full, the entry stands in an overflow bucket ([`crate::index::overflow`]) until step 5.
 //! 5. The daemon follows records in the order of their positions ([`DaemonWriter::follow`]): it counts each of the
-//!    kernel's, and resolves what two writers entered at once: a bucket ends with one entry per tag. Then it clears
+//!    kernel's, and resolves what two writers entered at once: a bucket ends with one entry per tag. It
+//!    takes the record's entry out of the overflow bucket, after it has entered the record in its own: a full bucket loses its
+//!    oldest entry. Then it clears
 //!    [`crate::abi::record_flag::KERNEL`]: no later writer of this log tells of the record again.
 //! 6. The daemon alone drops ([`DaemonWriter::expire`], laps, `cache-max-keys`): it empties every entry of the record,
 //!    makes the version 0, shows the lane's new tail, and then moves the limit. Only then can the room be reserved again.
@@ -58,9 +61,9 @@ mod daemon;
 mod shared;
 
 pub use adopt::{Adopted, Unusable};
-pub use append::{Append, Appended, append};
+pub use append::{Append, Appended, Left, append};
 pub use daemon::{DaemonWriter, Dropped, Followed, HOLE_PATIENCE_NS, LaneUse, NewFrame, Put, Removed};
-pub use shared::{commit, find, position_of, still_leads};
+pub use shared::{commit, find_either, position_of, still_leads};
 
 use crate::abi::RecordHeader;
 
@@ -158,11 +161,13 @@ pub trait Memory {
     fn frame(&self, slot: u32, len: usize) -> &[u8];
     /// The bucket of a hash.
     fn bucket(&self, hash: u64) -> Self::Bucket<'_>;
+    /// The bucket of [`crate::index::overflow`] of a hash.
+    fn overflow(&self, hash: u64) -> Self::Bucket<'_>;
     /// Number of the bucket of a hash, to compare two.
     fn bucket_number(&self, hash: u64) -> u32;
-    /// Empties each entry of the whole index that `is_void` says true of.
+    /// Empties each entry of the whole index, overflow buckets included, that `is_void` says true of.
     fn clear_entries(&self, is_void: &mut dyn FnMut(u64) -> bool);
-    /// Calls `look` for each bucket of the index with a hash whose bucket it is, from several threads if that is quicker, and
+    /// Calls `look` for each bucket of the index, but not for overflow buckets, with a hash whose bucket it is, from several threads if that is quicker, and
     /// returns the sum of what it counts.
     fn each_bucket(&self, look: &(dyn Fn(&Self, u64) -> IndexCount + Sync)) -> IndexCount;
     /// Asks for the cache line of the header at `slot`, which is soon read.

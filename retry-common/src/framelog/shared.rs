@@ -112,7 +112,7 @@ pub(super) fn withdraw<B: Bucket>(bucket: &B, i: usize, entry: u64) -> bool {
 
 /// The first entry with this `tag`, and its place.
 #[inline(always)]
-pub fn find<B: Bucket>(bucket: &B, tag: u64) -> Option<(usize, u64)> {
+pub(super) fn find<B: Bucket>(bucket: &B, tag: u64) -> Option<(usize, u64)> {
     let mut i = 0;
     while i < B::ENTRIES {
         let entry = bucket.entry(i).load();
@@ -122,6 +122,21 @@ pub fn find<B: Bucket>(bucket: &B, tag: u64) -> Option<(usize, u64)> {
         i += 1;
     }
     None
+}
+
+/// The first entry with this `tag` in its bucket, or else in the bucket that `overflow` tells; with the bucket and its place.
+#[inline(always)]
+pub fn find_either<B: Bucket + Copy>(
+    bucket: B,
+    overflow: impl FnOnce() -> Option<B>,
+    tag: u64,
+) -> Option<(B, usize, u64)> {
+    if let Some((i, entry)) = find(&bucket, tag) {
+        return Some((bucket, i, entry));
+    }
+    let overflow = overflow()?;
+    let (i, entry) = find(&overflow, tag)?;
+    Some((overflow, i, entry))
 }
 
 /// True when the place `i` still holds `entry`: the header that was read in between was that of a record, and no bytes of

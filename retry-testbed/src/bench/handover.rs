@@ -31,6 +31,12 @@ pub(super) const NAME: &str = "handover";
 const NACKS: u32 = 20_000;
 /// The same from the kernel's generator, during upgrades.
 const FLOOD: f64 = 500e3;
+/// What the endpoint counts of them.
+const REQUESTS: &str = "bre_nack_requests_total";
+/// Upgrades during it.
+const FLOOD_UPGRADES: usize = 3;
+/// How long it asks where there is none: about as long as an upgrade takes.
+const FLOOD_PAUSE: Duration = Duration::from_millis(500);
 /// Frames that the flood asks for.
 const FLOOD_FRAMES: u64 = 10_000;
 const HOLD_DOWN: Duration = Duration::from_millis(500);
@@ -73,13 +79,16 @@ const STAGES: [Stage; 4] = [
 ];
 
 /// What one stage found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Row {
     stage: &'static str,
     restarts: usize,
     kills: usize,
     upgrades: usize,
     nacks: u64,
+    /// Of these, what the interface's queue had no room for; of a flood alone.
+    not_admitted: u64,
+    /// Of those admitted.
     unanswered: u64,
     missed: u64,
     wrong: u64,
@@ -101,7 +110,7 @@ pub(super) fn run(settings: &Settings, json: bool) -> Result<ExitCode> {
         rows.push(steady(settings, stage)?);
         eprintln!("bench: handover, {}: {:?}", stage.name, rows.last());
     }
-    rows.push(flood(settings)?);
+    rows.extend(flood(settings)?);
     say(&if json { serde_json::to_string(&rows)? } else { shown(&rows) });
     Ok(if rows.iter().all(Row::is_gapless) { ExitCode::SUCCESS } else { ExitCode::from(WRONG) })
 }
@@ -158,6 +167,7 @@ fn row(stage: &'static str, account: &Account, restarts: usize, kills: usize, up
         kills,
         upgrades,
         nacks: account.asked,
+        not_admitted: 0,
         unanswered: account.unanswered,
         missed: account.missed + account.throttled,
         wrong: account.wrong,
@@ -167,8 +177,11 @@ fn row(stage: &'static str, account: &Account, restarts: usize, kills: usize, up
     }
 }
 
-/// Three upgrades while the kernel's generator asks.
-fn flood(settings: &Settings) -> Result<Row> {
+/// Three upgrades while the kernel's generator asks, and as long without any.
+///
+/// What the interface's queue does not admit is told apart: NACKs that the endpoint's program has not counted. The counters go
+/// on over an upgrade.
+fn flood(settings: &Settings) -> Result<[Row; 2]> {
     let mut rig = Rig::new()?;
     let fabric = rig.fabric();
     let endpoint = fabric.host("endpoint")?;
@@ -178,30 +191,33 @@ fn flood(settings: &Settings) -> Result<Row> {
     subject::fill(&mut rig, relay.daemon(), FLOOD_FRAMES, 400)?;
     let ask = Ask { first: 1, count: FLOOD_FRAMES, stride: 7, ..Ask::frames(FLOOD_FRAMES) };
     let stretch = Stretch { ask, rate: Some(FLOOD), time: Duration::from_millis(500), length: 400, ack_leads: true };
-    let mut found = Row {
-        stage: "500 k NACK/s",
-        restarts: 0,
-        kills: 0,
-        upgrades: 3,
-        nacks: 0,
-        unanswered: 0,
-        missed: 0,
-        wrong: 0,
-        without_copy: 0,
-        repeated: 0,
-        longest_wait_ms: 0.0,
+    let mut of = |stage, upgrades: usize| -> Result<Row> {
+        let mut found = Row { stage, upgrades, ..Row::default() };
+        let received = |relay: &mut Relay<'_>| Ok::<_, anyhow::Error>(relay.daemon().metrics()?.count(REQUESTS, &[]));
+        let before = received(&mut relay)?;
+        let (mut acks, mut copies) = (0, 0);
+        for turn in 0..FLOOD_UPGRADES {
+            let (load, ()) = rig.load_while(&stretch, || {
+                if upgrades == 0 {
+                    std::thread::sleep(FLOOD_PAUSE);
+                    return Ok(());
+                }
+                relay.hand_over(End::Told, &flags(turn % 2 == 0)).map(drop)
+            })?;
+            found.nacks += load.sent;
+            found.missed += load.answers.misses + load.answers.throttled;
+            found.wrong += load.answers.other;
+            (acks, copies) = (acks + load.answers.acks, copies + load.answers.unicast_frames);
+        }
+        let received = received(&mut relay)? - before;
+        found.not_admitted = found.nacks.saturating_sub(received);
+        found.unanswered = received.saturating_sub(acks + found.missed);
+        found.without_copy = acks.saturating_sub(copies);
+        Ok(found)
     };
-    for turn in 0..found.upgrades {
-        let (load, _) = rig.load_while(&stretch, || relay.hand_over(End::Told, &flags(turn % 2 == 0)))?;
-        let answers = load.answers;
-        found.nacks += load.sent;
-        found.unanswered += load.sent.saturating_sub(answers.acks + answers.misses);
-        found.missed += answers.misses + answers.throttled;
-        found.wrong += answers.other;
-        found.without_copy += answers.acks.saturating_sub(answers.unicast_frames);
-    }
+    let rows = [of("500 k NACK/s, no hand-over", 0)?, of("500 k NACK/s", FLOOD_UPGRADES)?];
     relay.end()?;
-    Ok(found)
+    Ok(rows)
 }
 
 fn shown(rows: &[Row]) -> String {
@@ -211,6 +227,7 @@ fn shown(rows: &[Row]) -> String {
         table::figures("kill -9", 0),
         table::figures("upgrades", 0),
         table::figures("NACKs", 0),
+        table::figures("not admitted", 0),
         table::figures("unanswered", 0),
         table::figures("MISS", 0),
         table::figures("wrong", 0),
@@ -225,6 +242,7 @@ fn shown(rows: &[Row]) -> String {
             row.kills.to_string(),
             row.upgrades.to_string(),
             row.nacks.to_string(),
+            row.not_admitted.to_string(),
             row.unanswered.to_string(),
             row.missed.to_string(),
             row.wrong.to_string(),

@@ -19,9 +19,12 @@ use nix::{
     sys::time::TimeSpec,
 };
 use retry_common::key::FrameKey;
-use retry_testbed::peers::answer::{self, Answer};
+use retry_testbed::{
+    peers::answer::{self, Answer},
+    scheduling::urgent,
+};
 
-use super::rig::{FLOW, LOAD_CORE, Rig, frame, pin, urgent};
+use super::rig::{FLOW, LOAD_CORE, Rig, frame, pin};
 
 /// How long the last answers are awaited.
 const LAST: Duration = Duration::from_millis(50);

@@ -25,6 +25,7 @@ use super::exchange::frame;
 use crate::{
     net::fabric::{DATA_PORT, Host, group},
     peers::{answer::nack, journal::Journal, publish::Publisher},
+    scheduling::urgent,
 };
 
 /// The flow that is published and asked for.
@@ -198,7 +199,10 @@ impl Steady {
         account.asked = asked;
         account.unanswered = u64::try_from(left(&self.shared.ack_due)).unwrap_or(u64::MAX);
         if matches!(self.shared.rates.repairs, Repairs::Unicast) {
-            account.without_copy = u64::try_from(left(&self.shared.copy_due)).unwrap_or(u64::MAX) - account.unanswered;
+            let due = self.shared.copy_due.iter().zip(&self.shared.ack_due);
+            let broken =
+                due.filter(|(copy, ack)| copy.load(Ordering::Relaxed) != 0 && ack.load(Ordering::Relaxed) == 0);
+            account.without_copy = u64::try_from(broken.count()).unwrap_or(u64::MAX);
         }
         account
     }
@@ -236,6 +240,8 @@ fn bytes_of(seq_num: u64) -> Vec<u8> {
 
 fn ask(shared: &Shared, socket: &UdpSocket) -> u64 {
     let Rates { nacks, frames, held, repairs, most } = shared.rates;
+    // The listener stands for a host of its own: a daemon that starts takes no core from it between a NACK's time and the NACK.
+    urgent(0, true).expect("root");
     let unsettled = (f64::from(frames) * SETTLES.as_secs_f64()).ceil();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number of frames")]
     let unsettled = unsettled as u64 + 1;

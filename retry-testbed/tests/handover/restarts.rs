@@ -1,7 +1,8 @@
 //! What a daemon leaves to the next one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use retry_testbed::daemon::{Daemon, Metrics};
 use retry_testbed::net::fabric::{Fabric, Host};
 use retry_testbed::scene::relay::{End, Relay};
@@ -262,4 +263,31 @@ fn xdp_off_ends_what_is_left() {
     let link = endpoint.ns.run(&["ip", "link", "show", "eth0"]).expect("a link");
     assert!(!link.contains("xdp") && !left.pins().exists(), "{link}");
     assert!(daemon.log().contains("are given up"), "{}", daemon.log());
+}
+
+/// A daemon that ends stays the owner of what it leaves until its process has ended: the last export takes its time, and a thread
+/// that did not end could still write to the log. One that is started meanwhile waits for that.
+#[test]
+fn the_next_one_waits_for_the_end_of_the_process() {
+    if !is_root("the_next_one_waits_for_the_end_of_the_process") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    // It takes what comes and answers nothing.
+    let collector = endpoint.ns.enter(|| std::net::TcpListener::bind("[::1]:0")).expect("a listener");
+    let to = format!("[::1]:{}", collector.local_addr().expect("bound").port());
+    let mut first = start(endpoint, &["-otlp-endpoint", &to]);
+    first.child().signal(Signal::SIGTERM).expect("it runs");
+    let began = Instant::now();
+    while !first.log().contains("the drain has ended") {
+        assert!(began.elapsed() < Duration::from_secs(3), "{}", first.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(first.child().try_wait().expect("a child").is_none(), "its last export takes longer\n{}", first.log());
+    let second = start(endpoint, &[]);
+    assert!(first.child().try_wait().expect("a child").is_some(), "it had not ended\n{}", second.log());
+    assert!(mode(&second.metrics().expect("a scrape"), "adopted"), "{}", second.log());
+    drop(collector);
+    detach(second);
 }

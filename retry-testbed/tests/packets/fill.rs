@@ -3,21 +3,26 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use retry_common::{
-    abi::setting_flag,
+    abi::{Settings, setting_flag},
     checksum,
     counter::Counter,
     group::{self, BeefBits, ShardBits, Sharding},
+    index::{self, BUCKET_ENTRIES},
     key::FrameKey,
     wire::frame::Frame,
 };
 use retry_testbed::{
     net::packet::{Checksum, ETHERTYPE_VLAN, Extension, PacketBuilder},
-    peers::frames::{Flow, Kind},
+    peers::{
+        answer::nack,
+        frames::{Flow, Kind},
+    },
     xdp::{
-        fixture::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS, monotonic_ns, slow_machine},
+        fixture::{FRAME_PORT, JOINED, LIFE_MS, Loaded, NACK_ADDRESS, Ran, monotonic_ns, slow_machine},
         testrun::Action,
     },
 };
@@ -232,9 +237,9 @@ fn what_the_daemon_judges_is_left() {
         let legacy = Flow::new(Kind::Legacy, 2, 2, 200..=300).next_frame();
         left(loaded, "a legacy frame", &to_group(2, &legacy));
         let shorter = loaded.settings().max_frame;
-        loaded.set(retry_common::abi::Settings { max_frame: 300, ..loaded.settings() });
+        loaded.set(Settings { max_frame: 300, ..loaded.settings() });
         left(loaded, "longer than an MTU", &next(&mut Flow::new(Kind::Tx, 2, 2, 300..=300)).1);
-        loaded.set(retry_common::abi::Settings { max_frame: shorter, lease_until_ns: 0, ..loaded.settings() });
+        loaded.set(Settings { max_frame: shorter, lease_until_ns: 0, ..loaded.settings() });
         left(loaded, "no lease", &next(&mut tx()).1);
     });
 }
@@ -268,8 +273,9 @@ fn frames_that_are_there_are_the_daemons() {
         // Before and after the daemon knows of it.
         assert_eq!(loaded.run(&again).expect("legal").action, Action::Pass);
         assert_eq!(loaded.follow().len(), 1);
-        left(loaded, "again", &packet);
-        let life = std::time::Duration::from_secs(60);
+        left_known(loaded, &packet);
+        assert_eq!(loaded.follow(), []);
+        let life = Duration::from_secs(60);
         assert_eq!(loaded.put(key, 2, &packet.payload, life, false), Put::Duplicate);
         assert_eq!(loaded.put(key, 2, &[1; 100], life, false), Put::Replaced);
         assert_eq!(loaded.writer().live(), 1);
@@ -280,12 +286,72 @@ fn frames_that_are_there_are_the_daemons() {
     });
 }
 
+/// The program answers for a frame that it has stored although its bucket was full; once the daemon has followed, the frame stands
+/// in the bucket and the oldest there has made way. When the overflow bucket is full too, the frame is the daemon's.
+#[test]
+fn frames_whose_bucket_is_full() {
+    with_program("frames_whose_bucket_is_full", |loaded| {
+        let Settings { hash_seed, bucket_mask, .. } = loaded.settings();
+        let place = |key: &FrameKey| index::bucket(index::hash(key, hash_seed), bucket_mask);
+        let mut others = (0..).map(|number| FrameKey::new(0xF0, number));
+        let mut fill_up = |loaded: &mut Loaded, key: &FrameKey| {
+            let full: Vec<FrameKey> =
+                others.by_ref().filter(|other| place(other) == place(key)).take(BUCKET_ENTRIES).collect();
+            for other in &full {
+                assert_eq!(loaded.put(*other, 2, &[1; 100], Duration::from_secs(60), false), Put::Stored);
+            }
+            full
+        };
+        let mut flow = tx();
+        let (key, packet) = next(&mut flow);
+        let full = fill_up(loaded, &key);
+        stored(loaded, "its bucket is full", &packet);
+        let listener = SocketAddrV6::new(SOURCE, 40_000, 0, 0);
+        let nack = PacketBuilder::udp(listener, NACK_ADDRESS, &nack(key)).build();
+        let counts = |ran: &Ran, counter| ran.counted.contains(&(counter, 1));
+        let ran = loaded.run(&nack).expect("a legal length");
+        assert!(counts(&ran, Counter::CacheHits) && !counts(&ran, Counter::CacheMisses), "{:?}", ran.counted);
+        left_known(loaded, &packet);
+        assert_eq!(loaded.follow(), [(key, LIFE_MS[0], packet.payload.clone(), true)]);
+        assert_eq!(loaded.writer().live(), 8);
+        let held = |loaded: &Loaded, key: &FrameKey| loaded.log().look_up(key, monotonic_ns()).is_some();
+        assert_eq!((held(loaded, &full[0]), held(loaded, &full[1]), held(loaded, &key)), (false, true, true));
+        assert!(counts(&loaded.run(&nack).expect("a legal length"), Counter::CacheHits));
+
+        // What is put is followed first, so the buckets are filled before.
+        let overflow = |key: &FrameKey| index::overflow(index::hash(key, hash_seed), bucket_mask);
+        let mut crowd = Vec::new();
+        while crowd.len() < BUCKET_ENTRIES + 2 {
+            let (next_key, packet) = next(&mut flow);
+            if overflow(&next_key) == overflow(&key) {
+                fill_up(loaded, &next_key);
+                crowd.push(packet);
+            }
+        }
+        let last = crowd.pop().expect("more than one");
+        let one_too_many = crowd.pop().expect("more than one");
+        for packet in &crowd {
+            stored(loaded, "there is a place in the overflow bucket", packet);
+        }
+        let ran = loaded.run(&one_too_many.build()).expect("a legal length");
+        assert_eq!((ran.action, &*ran.counted), (Action::Pass, &[(Counter::FillLeftBucket, 1)][..]));
+        assert_eq!(loaded.follow().len(), BUCKET_ENTRIES);
+        stored(loaded, "the daemon has emptied the overflow bucket", &last);
+    });
+}
+
+/// Passed on because the log has it.
+fn left_known(loaded: &Loaded, packet: &PacketBuilder) {
+    let ran = loaded.run(&packet.build()).expect("a legal length");
+    assert_eq!((ran.action, &*ran.counted), (Action::Pass, &[(Counter::FillLeftKnown, 1)][..]));
+}
+
 #[test]
 fn named_sources_alone() {
     with_program("named_sources_alone", |loaded| {
         let mut sources = loaded.take_sources().expect("not taken");
         let base = loaded.settings();
-        loaded.set(retry_common::abi::Settings { flags: base.flags | setting_flag::NAMED_SOURCES, ..base });
+        loaded.set(Settings { flags: base.flags | setting_flag::NAMED_SOURCES, ..base });
         let mut flow = tx();
         left(loaded, "no publisher is named", &next(&mut flow).1);
         let other: Ipv6Addr = "fd10::78".parse().expect("an address");
@@ -335,9 +401,12 @@ fn around_the_ring() {
         // Without the daemon the room ends, and the rest is left.
         let (mut taken, mut left) = (0, 0);
         for _ in 0..frames {
-            match loaded.run(&next(&mut flow).1.build()).expect("legal").action {
-                Action::Drop => taken += 1,
-                _ => left += 1,
+            let ran = loaded.run(&next(&mut flow).1.build()).expect("legal");
+            if ran.action == Action::Drop {
+                taken += 1;
+            } else {
+                assert_eq!(ran.counted, [(Counter::FillLeftRoom, 1)]);
+                left += 1;
             }
         }
         assert!(taken > 100 && left > 1_000, "{taken} taken, {left} left");

@@ -17,6 +17,7 @@ use aya::programs::{ProgramError, Xdp};
 use aya_obj::Object;
 use aya_obj::programs::XdpAttachType;
 use retry_common::abi::{self, setting_flag};
+use retry_common::index;
 
 use super::pins::{Pins, attached_to};
 use super::{Config, DatapathError, chain, map};
@@ -214,7 +215,7 @@ fn old_sizes(pins: &Pins, memory: &impl Fn(&'static str, usize) -> Result<Memory
     let sizes = Sizes {
         short_segments,
         long_segments,
-        buckets: entries(map::INDEX, size_of::<abi::Bucket>())?,
+        buckets: entries(map::INDEX, size_of::<abi::Bucket>())?.saturating_sub(index::OVERFLOW_BUCKETS),
         hold_down_words: entries(map::HOLD_DOWN, size_of::<u64>())?,
     };
     if sizes.segments() != segments || !sizes.buckets.is_power_of_two() || !lanes_fit(&lanes, &sizes) {

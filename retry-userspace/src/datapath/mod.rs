@@ -318,6 +318,21 @@ impl Datapath {
         self.handover
     }
 
+    /// Ends what has been left to the next daemon, all but the lock: no other daemon takes it over while this process lives, for a
+    /// thread that did not end in time may still write to the log.
+    pub fn stay_locked(self) {
+        if let Err(error) = adopt::settle(&self.pins) {
+            tracing::warn!(%error, "could not remove the pins that wait");
+        }
+        // The kernel takes the lock back with the process's descriptors.
+        std::mem::forget(Arc::clone(&self.pins));
+    }
+
+    /// True once it has been left to the next daemon.
+    pub const fn is_left(&self) -> bool {
+        self.is_left
+    }
+
     /// The program's attachments. What they do waits for other users of the network stack: lock them while nothing else is.
     pub fn attachments(&self) -> Arc<Mutex<Attachments>> {
         Arc::clone(&self.attachments)
@@ -488,7 +503,7 @@ fn object(config: &Config) -> Result<Cow<'static, [u8]>, DatapathError> {
 fn map_entries(config: &Config) -> Vec<(&'static str, u32)> {
     let log = [
         (map::RING, config.sizes.segments()),
-        (map::INDEX, config.sizes.buckets),
+        (map::INDEX, config.sizes.all_buckets()),
         (map::HOLD_DOWN, config.sizes.hold_down_words),
     ];
     log.into_iter().chain(map::LIMITS.map(|name| (name, config.settings.limit_mask + 1))).collect()

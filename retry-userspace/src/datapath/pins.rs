@@ -26,8 +26,9 @@ pub(super) use gone::attached_to;
 
 /// Where bpffs is mounted by convention (Documentation/bpf).
 const BPFFS: &str = "/sys/fs/bpf";
-/// How long a lock is tried for: another daemon that removes what is left of a dead one holds it for a moment.
-const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a lock is tried for: another daemon that removes what is left of a dead one holds it for a moment, and one that ends
+/// holds it until its last export is done, which takes three seconds at most.
+const LOCK_PATIENCE: Duration = Duration::from_secs(4);
 /// Pause between two tries.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 

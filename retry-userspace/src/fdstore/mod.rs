@@ -76,6 +76,8 @@ pub(crate) struct Found {
     nack: Option<Socket>,
     /// Since the earlier daemon last ran, where that is known.
     gone_for: Option<Duration>,
+    /// The interface, if its holder is of another version: it may hold the port of NACKs, and cannot be asked for it.
+    outdated: Option<String>,
 }
 
 impl Found {
@@ -92,6 +94,7 @@ impl Found {
         found.sort(copies);
         match Link::find(&config.interface) {
             Ok(link) => found.take_from(link),
+            Err(LinkError::Version) => found.outdated = Some(config.interface.clone()),
             // The keeping thread tries again, and tells.
             Err(error) => tracing::debug!(%error, "no holder is found at the start"),
         }
@@ -118,8 +121,15 @@ impl Found {
         }
     }
 
-    /// The NACK socket of an earlier daemon, if it is bound to this address and port.
+    /// The NACK socket of an earlier daemon, if it is bound to this address and port. A holder of another version ends here, or the
+    /// port would stay its own: until this daemon has joined, the host may leave groups.
     pub(crate) fn nack_socket(&mut self, wanted: SocketAddrV6) -> Option<Socket> {
+        if let Some(interface) = self.outdated.take() {
+            match release(&interface) {
+                Ok(_) => tracing::warn!(interface, "the holder of memberships was of another version, and has ended"),
+                Err(error) => tracing::warn!(%error, interface, "the holder of memberships is of another version"),
+            }
+        }
         self.nack.take().filter(|socket| is_bound_to(socket, wanted))
     }
 

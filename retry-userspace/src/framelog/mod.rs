@@ -16,6 +16,7 @@ use std::io;
 use std::sync::Arc;
 
 use retry_common::abi::{Bucket, Lane, SEGMENT_LEN, SEGMENT_SLOTS};
+use retry_common::index;
 use retry_common::wire::frame::Class;
 
 use crate::settings::{Cache, Settings};
@@ -39,7 +40,7 @@ pub struct Sizes {
     pub short_segments: u32,
     /// Segments of the lane of blocks, subtrees and anchors.
     pub long_segments: u32,
-    /// Buckets of the index, a power of two.
+    /// Buckets of the index, a power of two; the overflow buckets aside.
     pub buckets: u32,
     /// Words of the hold-down table, a power of two.
     pub hold_down_words: u32,
@@ -84,9 +85,14 @@ impl Sizes {
         self.segments() as usize * SEGMENT_LEN
     }
 
+    /// Buckets of the index, the overflow buckets included.
+    pub const fn all_buckets(&self) -> u32 {
+        self.buckets + index::OVERFLOW_BUCKETS
+    }
+
     /// Bytes of the index.
     pub const fn index_len(&self) -> usize {
-        self.buckets as usize * size_of::<Bucket>()
+        self.all_buckets() as usize * size_of::<Bucket>()
     }
 
     /// Bytes of the hold-down table.

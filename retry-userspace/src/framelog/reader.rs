@@ -47,8 +47,8 @@ impl Log {
     /// The record of `key`, if the log holds it and its life is not over.
     pub fn look_up(&self, key: &FrameKey, now_ns: u64) -> Option<Record> {
         let hash = index::hash(key, self.hash_seed);
-        let bucket = self.pages.entries(hash);
-        let (i, entry) = framelog::find(&bucket, index::tag(hash))?;
+        let overflow = || Some(self.pages.overflow(hash));
+        let (bucket, i, entry) = framelog::find_either(self.pages.entries(hash), overflow, index::tag(hash))?;
         let slot = index::slot(entry);
         let header = read_header(&self.pages, slot)?;
         // Only then is the header that of a record: the entry goes before its record's room is used again.
@@ -123,6 +123,11 @@ impl Log {
 /// Where the hash's bucket starts, bytes.
 pub(super) fn bucket_offset(pages: &Pages, hash: u64) -> usize {
     index::bucket(hash, pages.sizes.buckets - 1) as usize * size_of::<Bucket>()
+}
+
+/// Where the hash's overflow bucket starts, bytes.
+pub(super) fn overflow_offset(pages: &Pages, hash: u64) -> usize {
+    index::overflow(hash, pages.sizes.buckets - 1) as usize * size_of::<Bucket>()
 }
 
 /// Where a slot starts, bytes.

@@ -14,7 +14,7 @@ use retry_common::position;
 
 use super::Pages;
 use super::ahead::RoomAhead;
-use super::reader::{bucket_offset, slot_offset};
+use super::reader::{bucket_offset, overflow_offset, slot_offset};
 
 /// How often a kernel writer in the way is only spun for, and how often it is slept for after that: 5 ms in all.
 const SPINS: u32 = 256;
@@ -168,6 +168,11 @@ impl Pages {
         Entries(self.index.words(bucket_offset(self, hash)))
     }
 
+    /// The overflow bucket of a hash.
+    pub(super) fn overflow(&self, hash: u64) -> Entries<'_> {
+        Entries(self.index.words(overflow_offset(self, hash)))
+    }
+
     fn lane_word(&self, lane: usize, field: usize) -> &AtomicU64 {
         self.lanes.word(lane * size_of::<Lane>() + field)
     }
@@ -228,6 +233,10 @@ impl Memory for Held {
 
     fn bucket(&self, hash: u64) -> Entries<'_> {
         self.0.entries(hash)
+    }
+
+    fn overflow(&self, hash: u64) -> Entries<'_> {
+        self.0.overflow(hash)
     }
 
     fn bucket_number(&self, hash: u64) -> u32 {

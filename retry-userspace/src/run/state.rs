@@ -327,9 +327,9 @@ impl State {
         self.datapath().as_mut().is_some_and(|datapath| datapath.leave(until_ns))
     }
 
-    /// Ends the kernel side, or lets go of it if it has been left; what it counted is kept, for the last export.
+    /// Ends the kernel side, or what has been left of it but for its lock; what it counted is kept, for the last export.
     pub(super) fn end_datapath(&self) {
-        end(&self.datapath, |datapath| {
+        let ended = take(&self.datapath, |datapath| {
             let delivered = self.with_losses(datapath.delivered());
             *self.last_delivered.lock().unwrap_or_else(PoisonError::into_inner) = delivered;
             let mut stored = StoredBySource::default();
@@ -340,6 +340,10 @@ impl State {
                 *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner) = counters;
             }
         });
+        match ended {
+            Some(left) if left.is_left() => left.stay_locked(),
+            ended => drop(ended),
+        }
     }
 
     /// How full the log is; as it was last seen, while the log is locked.
@@ -377,16 +381,15 @@ impl State {
     }
 }
 
-/// Ends what is locked, after a last look at it.
-fn end<T>(locked: &Mutex<Option<T>>, last_look: impl FnOnce(&T)) {
+/// Takes what is locked, after a last look at it.
+fn take<T>(locked: &Mutex<Option<T>>, last_look: impl FnOnce(&T)) -> Option<T> {
     let mut part = locked.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(part) = part.as_ref() {
         last_look(part);
     }
-    let ended = part.take();
-    // First the lock: the follower holds the attachments, which the end of the datapath waits for, while it asks for this one.
-    drop(part);
-    drop(ended);
+    // It is ended without this lock: the follower holds the attachments, which the end of the datapath waits for, while it asks
+    // for this one.
+    part.take()
 }
 
 impl Source for State {
@@ -465,7 +468,7 @@ mod tests {
         let follower = attachments.lock().expect("no panic");
         let ends = Arc::clone(&locked);
         thread::spawn(move || {
-            end(&ends, |_| tell.send(()).expect("the test waits"));
+            drop(take(&ends, |_| tell.send(()).expect("the test waits")));
             tell.send(()).expect("the test waits");
         });
         ended.recv().expect("the last look, under the lock");

@@ -322,7 +322,7 @@ impl<W: Words> LogView<'_, W> {
             twins: Vec::new(),
             doubled: HashSet::new(),
         };
-        for bucket in 0..self.buckets {
+        for bucket in 0..self.buckets + index::OVERFLOW_BUCKETS {
             let mut there = [0; BUCKET_ENTRIES];
             for (number, entry) in there.iter_mut().enumerate() {
                 *entry = self.entry((bucket, number));
@@ -468,7 +468,7 @@ impl<W: Words> LogView<'_, W> {
             return;
         }
         let mut places: HashMap<u32, Vec<(At, u64)>> = HashMap::new();
-        for bucket in 0..self.buckets {
+        for bucket in 0..self.buckets + index::OVERFLOW_BUCKETS {
             for number in 0..BUCKET_ENTRIES {
                 let entry = self.entry((bucket, number));
                 if entry != 0 && doubled.contains(&index::slot(entry)) {
@@ -528,7 +528,11 @@ impl<W: Words> LogView<'_, W> {
         }
         let hash = index::hash(&header.key, self.hash_seed);
         let is_filler = header.flags & record_flag::FILLER != 0;
-        if is_filler || index::bucket(hash, self.buckets - 1) != bucket || !index::has_tag(entry, index::tag(hash)) {
+        let mask = self.buckets - 1;
+        // The daemon takes an entry out of an overflow bucket when it follows the record.
+        let is_pending = || at >= self.lane(lane).followed;
+        let is_at_home = index::bucket(hash, mask) == bucket || index::overflow(hash, mask) == bucket && is_pending();
+        if is_filler || !is_at_home || !index::has_tag(entry, index::tag(hash)) {
             return Look::Odd(Kind::Misplaced);
         }
         Look::Right(lane, at)

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use retry_common::abi::{LAYOUT, Lane, Settings};
+use retry_common::index;
 
 use crate::datapath::pinned::{self, PinnedError, PinnedLog, Words};
 pub(crate) use check::LogView;
@@ -69,7 +70,7 @@ pub(crate) fn verify(directory: &Path, sums: bool) -> Result<Report, VerifyError
         return Err(VerifyError::Layout { directory: shown(), theirs: settings.layout });
     }
     let buckets = settings.bucket_mask.wrapping_add(1);
-    if !buckets.is_power_of_two() || buckets != log.index.entries() {
+    if !buckets.is_power_of_two() || buckets.checked_add(index::OVERFLOW_BUCKETS) != Some(log.index.entries()) {
         return Err(VerifyError::Starting(shown(), "index size"));
     }
     if !await_lanes(&log) {

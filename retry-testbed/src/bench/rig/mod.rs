@@ -19,13 +19,14 @@ use aya::{
 };
 use retry_testbed::{
     net::fabric::{Fabric, Host},
+    scheduling::urgent,
     xdp::testrun,
 };
 
 pub(crate) use self::{
     answers::Answers,
     load::{Load, Stretch},
-    napi::{Awake, LOAD_CORE, SERVER_CORE, on_core, on_server_core, pin, thread_of, urgent},
+    napi::{Awake, LOAD_CORE, SERVER_CORE, on_core, on_server_core, pin, thread_of},
     pages::ShortLists,
     priority::Raised,
     template::{Ask, FLOW, frame},

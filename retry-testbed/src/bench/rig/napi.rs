@@ -17,7 +17,10 @@ use nix::{
     sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
     unistd::Pid,
 };
-use retry_testbed::net::{fabric::INTERFACE, netns::Netns};
+use retry_testbed::{
+    net::{fabric::INTERFACE, netns::Netns},
+    scheduling::schedule,
+};
 
 /// Core of the load and of the count of what comes back.
 pub(crate) const LOAD_CORE: usize = 0;
@@ -48,22 +51,6 @@ pub(crate) fn thread_of(pid: u32, name: &str) -> Result<Option<i32>> {
         }
     }
     Ok(None)
-}
-
-/// Lets a thread run before all ordinary ones, or as an ordinary one again; 0 is the calling thread.
-///
-/// For the listener, for the client's NAPI, and for the server's NAPI while a cache is filled without loss: each would
-/// otherwise wait for a time slice of the tasks that share its core.
-pub(crate) fn urgent(thread: i32, on: bool) -> Result<()> {
-    if on { schedule(thread, libc::SCHED_FIFO, 10) } else { schedule(thread, libc::SCHED_OTHER, 0) }
-}
-
-fn schedule(thread: i32, policy: i32, priority: i32) -> Result<()> {
-    let parameters = libc::sched_param { sched_priority: priority };
-    // SAFETY: the call reads one initialised structure.
-    let done = unsafe { libc::sched_setscheduler(thread, policy, &raw const parameters) };
-    nix::errno::Errno::result(done).with_context(|| format!("scheduling of thread {thread}"))?;
-    Ok(())
 }
 
 /// Keeps the server's core from going to sleep as long as this lives: a thread that turns when no other thread wants the core.
