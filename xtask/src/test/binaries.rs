@@ -1,9 +1,9 @@
-//! Builds test binaries as the user and runs them, as the user or as root.
+//! Builds test binaries as the user, and runs those that need no root.
 
 use std::{
     io,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,10 +18,10 @@ use crate::{
 /// selection.
 const PACKAGES: [&str; 4] = ["retry-common", "retry-userspace", "retry-testbed", "xtask"];
 
-/// The longest suite takes three minutes; a test that hangs must not hold up all others for good. Seconds.
-const TIME_LIMIT: u64 = 1200;
+/// The longest test takes two minutes; one that hangs must not hold up all others for good. Seconds.
+const TIME_LIMIT: u64 = 600;
 /// Seconds of traffic in the suite `stress`, where a developer wants more than its usual ones.
-const STRESS_SECONDS: &str = "RETRY_STRESS_SECONDS";
+pub(crate) const STRESS_SECONDS: &str = "RETRY_STRESS_SECONDS";
 
 /// A test binary.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,41 +70,16 @@ fn executable(message: &Value) -> Option<Binary> {
     })
 }
 
-/// Runs one binary to its end, or until [`TIME_LIMIT`]: then it counts as broken off.
+/// Runs one binary as the user, to its end or until [`time_limit`]: then it counts as broken off.
 ///
 /// # Errors
 /// It cannot be started.
-pub(crate) fn run(context: &Context, binary: &Binary, as_root: bool, filter: &[String]) -> Result<Outcome> {
-    let mut environment = context.program_environment();
-    let mut limit = TIME_LIMIT;
-    if let Some(seconds) = std::env::var_os(STRESS_SECONDS) {
-        limit += seconds.to_str().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-        environment.push((STRESS_SECONDS, seconds.into()));
-    }
-    // A program of its own, because it may have to end one of root's.
-    let mut command = if as_root {
-        context.as_root("timeout", environment)?
-    } else {
-        let mut command = Command::new("timeout");
-        command.envs(environment);
-        command
-    };
-    command.args(["--signal=KILL", &limit.to_string()]).arg(&binary.path).arg("--show-output");
-    if as_root {
-        // Namespaces and programs in the kernel: one test at a time, or they measure each other.
-        command.arg("--test-threads=1");
-    }
-    command.args(filter).current_dir(&binary.directory).stdin(Stdio::null());
-    // One pipe for both, as a terminal would show them.
-    let (mut reader, writer) = io::pipe()?;
-    command.stdout(writer.try_clone()?).stderr(writer);
-    let mut child = command.spawn().with_context(|| format!("cannot start {}", shown(&command)))?;
-    // The command holds the pipe's other end, and the reader waits for the last one to close.
-    drop(command);
-    let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut reader, &mut bytes)?;
-    let status = child.wait()?;
-    let text = String::from_utf8_lossy(&bytes);
+pub(crate) fn run(context: &Context, binary: &Binary, filter: &[String]) -> Result<Outcome> {
+    let mut command = Command::new("timeout");
+    command.envs(context.program_environment());
+    command.args(["--signal=KILL", &time_limit().to_string()]).arg(&binary.path).arg("--show-output");
+    command.args(filter).current_dir(&binary.directory);
+    let (text, status) = printed(command)?;
     let mut outcome = libtest::parse(&text);
     if !outcome.complete || status.success() != outcome.failed.is_empty() {
         // Crashed, or ended by a test: all that is left to read is what it printed.
@@ -112,6 +87,29 @@ pub(crate) fn run(context: &Context, binary: &Binary, as_root: bool, filter: &[S
         outcome.failures = format!("{} ended with {status}:\n{text}", binary.path.display());
     }
     Ok(outcome)
+}
+
+/// How long one process with tests may take, in seconds.
+pub(crate) fn time_limit() -> u64 {
+    let stress = std::env::var(STRESS_SECONDS).ok().and_then(|text| text.parse::<u64>().ok());
+    TIME_LIMIT + stress.unwrap_or(0)
+}
+
+/// Runs the command to its end: all that it and its children wrote, in the order in which a terminal would show it, and its
+/// status.
+///
+/// # Errors
+/// It cannot be started.
+pub(crate) fn printed(mut command: Command) -> Result<(String, ExitStatus)> {
+    let (mut reader, writer) = io::pipe()?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", shown(&command)))?;
+    // The command holds the pipe's other end, and the reader waits for the last one to close.
+    drop(command);
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut reader, &mut bytes)?;
+    let status = child.wait()?;
+    Ok((String::from_utf8_lossy(&bytes).into_owned(), status))
 }
 
 #[cfg(test)]
@@ -137,7 +135,7 @@ no message
         let context = Context::new(true).expect("a workspace");
         let run = |path: &str| {
             let binary = Binary { name: path.to_owned(), path: path.into(), directory: "/".into() };
-            run(&context, &binary, false, &[])
+            run(&context, &binary, &[])
         };
         let outcome = run("/bin/false").expect("it starts");
         assert!(!outcome.complete);

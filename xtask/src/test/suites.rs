@@ -11,6 +11,9 @@ pub(crate) struct Suite {
     pub(crate) kind: Kind,
     /// What has to be there beside a compiler.
     pub(crate) uses: &'static [Use],
+    /// How the names of the tests begin that run while no other test does, because they measure what the host has only once:
+    /// processor time, rates, memory, or how long something takes. [`EVERY`] is the whole suite.
+    pub(crate) alone: &'static [&'static str],
 }
 
 /// What a suite consists of.
@@ -28,22 +31,30 @@ pub(crate) enum Kind {
 
 /// Every suite.
 pub(crate) const SUITES: &[Suite] = &[
-    Suite { name: "check", kind: Kind::Check, uses: &[Use::Check] },
-    Suite { name: "unit", kind: Kind::Unit, uses: &[Use::Ebpf] },
-    Suite { name: "testbed", kind: Kind::Testbed("testbed"), uses: FABRIC },
-    Suite { name: "packets", kind: Kind::Testbed("packets"), uses: &[Use::Ebpf] },
-    Suite { name: "differential", kind: Kind::Testbed("differential"), uses: FABRIC },
-    Suite { name: "maps", kind: Kind::Testbed("maps"), uses: &[Use::Ebpf, Use::Fabric, Use::Maps] },
-    Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC },
-    Suite { name: "handover", kind: Kind::Testbed("handover"), uses: FABRIC },
-    Suite { name: "runbook", kind: Kind::Testbed("runbook"), uses: RUNBOOK },
-    Suite { name: "chart", kind: Kind::Testbed("chart"), uses: FABRIC },
-    Suite { name: "redis", kind: Kind::Testbed("redis"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis] },
-    Suite { name: "shared", kind: Kind::Testbed("shared"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis] },
-    Suite { name: "stress", kind: Kind::Testbed("stress"), uses: FABRIC },
-    Suite { name: "kernels", kind: Kind::Kernels("packets"), uses: &[Use::Ebpf, Use::Fabric, Use::Kernels] },
+    Suite { name: "check", kind: Kind::Check, uses: &[Use::Check], alone: NONE },
+    Suite { name: "unit", kind: Kind::Unit, uses: &[Use::Ebpf], alone: NONE },
+    Suite { name: "testbed", kind: Kind::Testbed("testbed"), uses: FABRIC, alone: EVERY },
+    Suite { name: "packets", kind: Kind::Testbed("packets"), uses: &[Use::Ebpf], alone: NONE },
+    Suite { name: "differential", kind: Kind::Testbed("differential"), uses: FABRIC, alone: NONE },
+    Suite { name: "maps", kind: Kind::Testbed("maps"), uses: &[Use::Ebpf, Use::Fabric, Use::Maps], alone: NONE },
+    Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC, alone: NONE },
+    Suite { name: "handover", kind: Kind::Testbed("handover"), uses: FABRIC, alone: NONE },
+    Suite { name: "runbook", kind: Kind::Testbed("runbook"), uses: RUNBOOK, alone: NONE },
+    Suite { name: "chart", kind: Kind::Testbed("chart"), uses: FABRIC, alone: NONE },
+    Suite { name: "redis", kind: Kind::Testbed("redis"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis], alone: NONE },
+    Suite { name: "shared", kind: Kind::Testbed("shared"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis], alone: NONE },
+    Suite { name: "stress", kind: Kind::Testbed("stress"), uses: FABRIC, alone: EVERY },
+    Suite {
+        name: "kernels",
+        kind: Kind::Kernels("packets"),
+        uses: &[Use::Ebpf, Use::Fabric, Use::Kernels],
+        alone: NONE,
+    },
 ];
 
+/// How the name of every test begins.
+const EVERY: &[&str] = &[""];
+const NONE: &[&str] = &[];
 const FABRIC: &[Use] = &[Use::Ebpf, Use::Fabric];
 const RUNBOOK: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Maps, Use::Redis, Use::Operator];
 
@@ -51,6 +62,11 @@ impl Suite {
     /// Whether it runs as root.
     pub(crate) fn privileged(&self) -> bool {
         matches!(self.kind, Kind::Testbed(_))
+    }
+
+    /// Whether this test runs while no other does.
+    pub(crate) fn is_alone(&self, test: &str) -> bool {
+        self.alone.iter().any(|start| test.starts_with(start))
     }
 
     /// Whether it starts the daemon.
