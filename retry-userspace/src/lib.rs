@@ -13,7 +13,8 @@
 //!    `admin` shows numbers and frames over HTTP; `telemetry` logs and exports.
 //! 8. `interfaces` are watched, and the daemon follows what changes on the host.
 //! 9. `verify_log` checks the log of a running daemon, from another process; `handover` shows and ends what outlives one.
-//! 10. `fdstore` keeps memberships and the NACK socket while no daemon runs.
+//! 10. `ask` asks an endpoint for a frame as a listener does, and tells what came.
+//! 11. `fdstore` keeps memberships and the NACK socket while no daemon runs.
 //!
 //! `net` has the sockets, `clock` the time, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
 //!
@@ -21,14 +22,14 @@
 //!
 //! A module imports modules of earlier lines only; its tests may import any. The test `layers` holds the code to this list.
 //!
-//! 1. `clock`, `settings`, `shutdown`
+//! 1. `clock`, `command_line`, `settings`, `shutdown`
 //! 2. `dedup`, `framelog`, `stop_flag`
 //! 3. `backoff`, `counters`, `limits`
 //! 4. `net`
 //! 5. `engine`, `fabric`, `store`
 //! 6. `beacon`, `datapath`, `fdstore`
 //! 7. `handover`, `ingress`, `metrics`, `recovery`, `verify_log`
-//! 8. `interfaces`, `repair`, `telemetry`
+//! 8. `ask`, `interfaces`, `repair`, `telemetry`
 //! 9. `admin`, `nack`
 //! 10. `parts`, `run`, which imports every part
 //!
@@ -52,9 +53,11 @@
 //! ```
 
 mod admin;
+mod ask;
 mod backoff;
 mod beacon;
 mod clock;
+mod command_line;
 mod counters;
 mod datapath;
 mod dedup;
@@ -80,6 +83,7 @@ mod store;
 mod telemetry;
 mod verify_log;
 
+pub use ask::main as nack;
 pub use fdstore::{has_hold_verb, hold};
 pub use handover::{detach, status};
 pub use recovery::probe::main as probe;

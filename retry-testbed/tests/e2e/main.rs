@@ -25,6 +25,7 @@ mod logs;
 mod losses;
 mod memberships;
 mod nack_port;
+mod nack_verb;
 mod pins;
 mod recovery;
 mod refusals;

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
-#[cfg(test)]
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -141,6 +140,32 @@ impl Joins {
         port: u16,
         groups: &[Ipv6Addr],
     ) -> Result<Self, JoinError> {
+        Self::open_by(delivery, interface, port, groups, |socket, group| socket.join_multicast_v6(&group, interface))
+    }
+
+    /// As [`Joins::open_for`], for the datagrams of one source alone.
+    ///
+    /// # Errors
+    /// As [`Joins::open_for`].
+    pub(crate) fn open_from(
+        delivery: Delivery,
+        interface: u32,
+        port: u16,
+        groups: &[Ipv6Addr],
+        source: Ipv6Addr,
+    ) -> Result<Self, JoinError> {
+        Self::open_by(delivery, interface, port, groups, |socket, group| {
+            options::join_source(socket, interface, group, source)
+        })
+    }
+
+    fn open_by(
+        delivery: Delivery,
+        interface: u32,
+        port: u16,
+        groups: &[Ipv6Addr],
+        join: impl Fn(&Socket, Ipv6Addr) -> io::Result<()>,
+    ) -> Result<Self, JoinError> {
         // Joined on two sockets, a group's datagrams would arrive twice.
         let mut seen = HashSet::with_capacity(groups.len());
         let groups: Vec<Ipv6Addr> = groups.iter().copied().filter(|group| seen.insert(*group)).collect();
@@ -149,12 +174,12 @@ impl Joins {
         let mut sockets = Vec::new();
         let mut on_this_socket = 0;
         for (joined, &group) in groups.iter().enumerate() {
-            let mut result = socket.join_multicast_v6(&group, interface);
+            let mut result = join(&socket, group);
             if on_this_socket > 0 && result.as_ref().is_err_and(has_no_room) {
                 let next = open_socket(delivery, interface, port).map_err(fail)?;
                 sockets.push(std::mem::replace(&mut socket, next));
                 on_this_socket = 0;
-                result = socket.join_multicast_v6(&group, interface);
+                result = join(&socket, group);
             }
             match result {
                 Ok(()) => on_this_socket += 1,
@@ -176,7 +201,6 @@ impl Joins {
     }
 
     /// The sockets, at least one, in the order of the groups.
-    #[cfg(test)]
     pub(crate) fn fds(&self) -> impl ExactSizeIterator<Item = BorrowedFd<'_>> {
         self.sockets.iter().map(AsFd::as_fd)
     }

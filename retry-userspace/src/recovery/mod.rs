@@ -12,7 +12,7 @@ mod members;
 pub(crate) mod probe;
 mod queue;
 mod refresh;
-mod sockets;
+pub(crate) mod sockets;
 mod state_file;
 pub(crate) mod tails;
 #[cfg(test)]

@@ -15,11 +15,14 @@ use clap::{Arg, ArgAction, Command, value_parser};
 use retry_common::key::FrameKey;
 use retry_common::wire::NACK_PORT;
 use retry_common::wire::answer::Answer;
+use retry_common::wire::frame::Frame;
 use retry_common::wire::nack::{FLAG_PROXIED, Nack};
 use serde::Serialize;
 
 use super::sockets::{is_unreachable, tell_errors};
 use super::upstreams::is_same;
+use crate::command_line::{self, UNREADABLE};
+use crate::net::batch::LONGEST_DATAGRAM;
 use crate::settings::parse_duration;
 
 /// How long an answer may take.
@@ -42,6 +45,8 @@ pub(crate) struct Report {
     pub answered_by: BTreeSet<SocketAddr>,
     /// ICMP errors that came back.
     pub unreachable: u32,
+    /// NACKs that the frame asked for came back to; none when frames that do not exist were asked for.
+    pub frames: Option<u32>,
 }
 
 impl Report {
@@ -65,6 +70,13 @@ impl Report {
             ),
             (0, _) => (false, "unreachable (ICMP): no program takes NACKs there".to_owned()),
             (answered, _) if answered < self.sent => (false, "answers, but not always: see the loss".to_owned()),
+            (answered, _) if self.frames.is_some_and(|frames| frames < answered) => (
+                false,
+                format!(
+                    "answers, and the frame came back to {} of {answered} NACKs: `retry-endpoint nack` shows why",
+                    self.frames.unwrap_or(0)
+                ),
+            ),
             _ => (true, "ok".to_owned()),
         }
     }
@@ -73,27 +85,19 @@ impl Report {
 /// Runs the subcommand; `args` begins behind the word `probe`. Exit code 0 for a good verdict, 1 for another, 2 for a
 /// command line that cannot be read.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    // Go's one dash, as everywhere.
-    let args = args.map(|arg| match arg.to_str() {
-        Some(text) if text.starts_with('-') && !text.starts_with("--") && text.len() > 2 => format!("-{text}").into(),
-        _ => arg,
-    });
-    let matches = match command().try_get_matches_from([OsString::from("retry-endpoint probe")].into_iter().chain(args))
-    {
+    let matches = match command_line::matches(command(), args) {
         Ok(matches) => matches,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
-        }
+        Err(code) => return code,
     };
     let (Some(address), Some(count), Some(interval)) = (
         matches.get_one::<String>("ADDR"),
         matches.get_one::<u32>("count").copied(),
         matches.get_one::<Duration>("interval").copied(),
     ) else {
-        return ExitCode::from(2);
+        return ExitCode::from(UNREADABLE);
     };
-    let outcome = resolve(address).and_then(|address| probe(address, count, interval));
+    let frame = matches.get_one::<FrameKey>("frame").copied();
+    let outcome = resolve(address).and_then(|address| probe(address, count, interval, frame));
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
     match outcome {
         Ok(report) => {
@@ -116,7 +120,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn command() -> Command {
     Command::new("retry-endpoint probe")
-        .about("Sends NACKs that surely miss to an endpoint and tells how it answers.")
+        .about("Sends NACKs to an endpoint, for frames that do not exist or for a real one, and tells how it answers.")
         .arg(
             Arg::new("ADDR")
                 .required(true)
@@ -136,10 +140,31 @@ fn command() -> Command {
                 .value_parser(|text: &str| parse_duration(text).map_err(|why| why.to_string()))
                 .help("Time between two of them; endpoints limit how often one address may ask."),
         )
+        .arg(
+            Arg::new("frame")
+                .long("frame")
+                .value_name("HASHKEY:SEQ")
+                .value_parser(frame_key)
+                .help("Asks for this frame, which has to come back by unicast each time. Flow and number as in logs."),
+        )
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("One JSON object."))
 }
 
-fn resolve(text: &str) -> std::io::Result<SocketAddr> {
+/// A key as logs show it: the flow in hexadecimal, the number in decimal.
+fn frame_key(text: &str) -> Result<FrameKey, String> {
+    let parsed = text.split_once(':').and_then(|(hash_key, seq_num)| {
+        let is_plain = hash_key.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let hash_key = u64::from_str_radix(hash_key, 16).ok().filter(|_| is_plain)?;
+        Some(FrameKey::new(hash_key, seq_num.parse().ok()?))
+    });
+    parsed.ok_or_else(|| "a flow and a number are accepted, such as 0123456789abcdef:42".to_owned())
+}
+
+/// The first address of this text: an address or a name, with or without a port.
+///
+/// # Errors
+/// The name has none.
+pub(crate) fn resolve(text: &str) -> std::io::Result<SocketAddr> {
     use std::net::ToSocketAddrs;
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok((ip, NACK_PORT).into());
@@ -151,23 +176,34 @@ fn resolve(text: &str) -> std::io::Result<SocketAddr> {
     addresses.next().ok_or_else(|| std::io::Error::other("the name has no address"))
 }
 
-/// Sends `count` NACKs, every one for another frame that does not exist, and listens after each for up to a second.
+/// Sends `count` NACKs, for `frame` or every one for another frame that does not exist, and listens after each for up to a
+/// second.
 ///
 /// # Errors
 /// A socket cannot be had, or fails otherwise than by an ICMP error.
-pub(crate) fn probe(address: SocketAddr, count: u32, interval: Duration) -> std::io::Result<Report> {
+pub(crate) fn probe(
+    address: SocketAddr,
+    count: u32,
+    interval: Duration,
+    frame: Option<FrameKey>,
+) -> std::io::Result<Report> {
     // Not connected: an answer from elsewhere is what we want to see.
     let socket = UdpSocket::bind(if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
     tell_errors(&socket, address.is_ipv6())?;
-    let (mut times, mut answered_by, mut unreachable) = (Vec::new(), BTreeSet::new(), 0);
+    let (mut times, mut answered_by, mut unreachable, mut frames) = (Vec::new(), BTreeSet::new(), 0, 0);
+    let mut note = |from| {
+        if !is_same(from, address) {
+            answered_by.insert(from);
+        }
+    };
     for number in 0..count {
         if number > 0 {
             std::thread::sleep(interval);
         }
         // A late answer says nothing of the next NACK.
-        while !matches!(listen(&socket, Duration::ZERO)?, Heard::Nothing) {}
-        // Proxied: it is not to ask others for a frame that does not exist.
-        let key = FrameKey::new(rand::random(), rand::random());
+        while !matches!(listen(&socket, Duration::ZERO, frame)?, Heard::Nothing) {}
+        // Proxied: it is not to ask others for a frame that does not exist, and a real one comes back by unicast.
+        let key = frame.unwrap_or_else(|| FrameKey::new(rand::random(), rand::random()));
         let nack = Nack { flags: FLAG_PROXIED, key, subtree_id: [0; 32] };
         let start = Instant::now();
         match socket.send_to(&nack.to_bytes(), address) {
@@ -178,15 +214,29 @@ pub(crate) fn probe(address: SocketAddr, count: u32, interval: Duration) -> std:
             }
             Err(error) => return Err(error),
         }
-        match listen(&socket, PATIENCE)? {
-            Heard::Answer(from) => {
-                times.push(start.elapsed());
-                if !is_same(from, address) {
-                    answered_by.insert(from);
+        let (mut is_answered, mut has_frame) = (false, frame.is_none());
+        while !(is_answered && has_frame) {
+            match listen(&socket, PATIENCE.saturating_sub(start.elapsed()), frame)? {
+                Heard::Answer(answer, from) => {
+                    if !is_answered {
+                        times.push(start.elapsed());
+                    }
+                    is_answered = true;
+                    note(from);
+                    // No frame follows a MISS.
+                    has_frame |= !matches!(answer, Answer::Ack { .. });
                 }
+                Heard::Frame(from) => {
+                    frames += u32::from(!has_frame);
+                    has_frame = true;
+                    note(from);
+                }
+                Heard::Unreachable => {
+                    unreachable += 1;
+                    break;
+                }
+                Heard::Nothing => break,
             }
-            Heard::Unreachable => unreachable += 1,
-            Heard::Nothing => {}
         }
     }
     times.sort();
@@ -195,27 +245,36 @@ pub(crate) fn probe(address: SocketAddr, count: u32, interval: Duration) -> std:
     let rtt_ms = (!times.is_empty()).then(|| [ms(0), ms(times.len() / 2), ms(times.len() - 1)]);
     let answered = u32::try_from(times.len()).unwrap_or(count);
     let loss = f64::from(count - answered) / f64::from(count.max(1));
-    Ok(Report { address, sent: count, answered, loss, rtt_ms, answered_by, unreachable })
+    Ok(Report { address, sent: count, answered, loss, rtt_ms, answered_by, unreachable, frames: frame.map(|_| frames) })
 }
 
 enum Heard {
     /// A MISS, an ACK or a THROTTLED.
-    Answer(SocketAddr),
+    Answer(Answer, SocketAddr),
+    /// The frame that was asked for.
+    Frame(SocketAddr),
     /// An ICMP error.
     Unreachable,
     Nothing,
 }
 
 /// Listens for an answer; with a patience of zero takes only what is there.
-fn listen(socket: &UdpSocket, patience: Duration) -> std::io::Result<Heard> {
-    let (start, mut buffer) = (Instant::now(), [0; 2048]);
+fn listen(socket: &UdpSocket, patience: Duration, frame: Option<FrameKey>) -> std::io::Result<Heard> {
+    let (start, mut buffer) = (Instant::now(), vec![0; LONGEST_DATAGRAM]);
     loop {
         let left = patience.saturating_sub(start.elapsed());
         socket.set_nonblocking(left.is_zero())?;
         socket.set_read_timeout(Some(left).filter(|left| !left.is_zero()))?;
         match socket.recv_from(&mut buffer) {
-            Ok((length, from)) if Answer::parse(&buffer[..length]).is_ok() => return Ok(Heard::Answer(from)),
-            Ok(_) => {}
+            Ok((length, from)) => {
+                let bytes = &buffer[..length];
+                if let Ok(answer) = Answer::parse(bytes) {
+                    return Ok(Heard::Answer(answer, from));
+                }
+                if frame.is_some_and(|key| Frame::parse(bytes).is_ok_and(|frame| frame.head().key == key)) {
+                    return Ok(Heard::Frame(from));
+                }
+            }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(Heard::Nothing),
             Err(error) if is_unreachable(&error) => return Ok(Heard::Unreachable),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -229,8 +288,9 @@ fn lines(report: &Report) -> String {
         || "no round trip measured".to_owned(),
         |[least, median, most]| format!("round trip min/median/max {least:.3}/{median:.3}/{most:.3} ms"),
     );
+    let frames = report.frames.map_or_else(String::new, |frames| format!(", {frames} with the frame"));
     format!(
-        "{}: {} sent, {} answered, {:.0} % lost, {rtt}",
+        "{}: {} sent, {} answered{frames}, {:.0} % lost, {rtt}",
         report.address,
         report.sent,
         report.answered,

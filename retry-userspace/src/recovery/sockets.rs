@@ -116,7 +116,7 @@ async fn hear(socket: &UdpSocket, take: &impl Fn(Heard<'_>)) {
 }
 
 /// Asks for the ICMP errors that come back for datagrams of this socket.
-pub(super) fn tell_errors(socket: &impl AsFd, is_v6: bool) -> io::Result<()> {
+pub(crate) fn tell_errors(socket: &impl AsFd, is_v6: bool) -> io::Result<()> {
     if is_v6 {
         setsockopt(socket, sockopt::Ipv6RecvErr, &true)?;
     } else {
@@ -129,7 +129,7 @@ pub(super) fn tell_errors(socket: &impl AsFd, is_v6: bool) -> io::Result<()> {
 ///
 /// # Errors
 /// `WouldBlock` when the queue is empty.
-pub(super) fn next_unreachable(socket: &impl AsRawFd) -> io::Result<Option<SocketAddr>> {
+pub(crate) fn next_unreachable(socket: &impl AsRawFd) -> io::Result<Option<SocketAddr>> {
     let mut control = nix::cmsg_space!([u8; 128]);
     let mut bytes = [0; 64];
     let mut vectors = [IoSliceMut::new(&mut bytes)];
@@ -152,7 +152,7 @@ fn address(raw: &SockaddrStorage) -> Option<SocketAddr> {
 }
 
 /// What the stack makes of an ICMP "destination unreachable" of whatever code.
-pub(super) fn is_unreachable(error: &io::Error) -> bool {
+pub(crate) fn is_unreachable(error: &io::Error) -> bool {
     let codes = [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EACCES, libc::ENOPROTOOPT];
     error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }

@@ -34,7 +34,7 @@ fn an_endpoint_that_answers_is_ok() {
         let (socket, address) = bound(host);
         let ack = Answer::Ack { flags: AckFlags::UNICAST, seq_num: 1 };
         let responder = respond(socket, None, vec![Answer::Miss, Answer::Throttled { bucket: 2, seq_num: 1 }, ack]);
-        let report = probe(address, 3, NO_TIME).expect("a report");
+        let report = probe(address, 3, NO_TIME, None).expect("a report");
         assert_eq!((report.sent, report.answered, report.unreachable), (3, 3, 0));
         assert!(report.loss.abs() < f64::EPSILON && report.answered_by.is_empty());
         let [least, median, most] = report.rtt_ms.expect("measured");
@@ -54,7 +54,7 @@ fn answers_from_another_address_are_told() {
         let (socket, address) = bound("[fd01::1]:0");
         let (other, from) = bound(&format!("[fd01::2]:{}", address.port()));
         let responder = respond(socket, Some(other), vec![Answer::Miss; 2]);
-        let report = probe(address, 2, NO_TIME).expect("a report");
+        let report = probe(address, 2, NO_TIME, None).expect("a report");
         assert_eq!((report.answered, report.answered_by.first()), (2, Some(&from)));
         let (good, verdict) = report.verdict();
         assert!(!good);
@@ -67,7 +67,7 @@ fn answers_from_another_address_are_told() {
 #[test]
 fn silence_is_no_answer_and_a_lost_one_is_loss() {
     let (_silent, address) = bound("[::1]:0");
-    let report = probe(address, 1, NO_TIME).expect("a report");
+    let report = probe(address, 1, NO_TIME, None).expect("a report");
     assert_eq!((report.answered, report.rtt_ms), (0, None));
     let (good, verdict) = report.verdict();
     assert!(!good && verdict.starts_with("no answer"), "{verdict}");
@@ -81,7 +81,7 @@ fn icmp_is_unreachable() {
     for host in ["[::1]:0", "127.0.0.1:0"] {
         let (socket, address) = bound(host);
         drop(socket);
-        let report = probe(address, 2, NO_TIME).expect("a report");
+        let report = probe(address, 2, NO_TIME, None).expect("a report");
         assert_eq!((report.answered, report.unreachable), (0, 2));
         let (good, verdict) = report.verdict();
         assert!(!good && verdict.starts_with("unreachable (ICMP)"), "{verdict}");
@@ -91,7 +91,7 @@ fn icmp_is_unreachable() {
 #[test]
 fn no_way_there_is_unreachable() {
     in_namespace("no_way_there_is_unreachable", |_| {
-        let report = probe("[2001:db8::1]:9300".parse().expect("an address"), 2, NO_TIME).expect("a report");
+        let report = probe("[2001:db8::1]:9300".parse().expect("an address"), 2, NO_TIME, None).expect("a report");
         assert_eq!((report.sent, report.answered, report.unreachable), (2, 0, 2));
     });
 }
@@ -107,7 +107,7 @@ fn a_late_answer_is_not_the_next_ones() {
         socket.recv_from(&mut [0; 64]).expect("received");
         socket
     });
-    let report = probe(address, 2, Duration::from_millis(600)).expect("a report");
+    let report = probe(address, 2, Duration::from_millis(600), None).expect("a report");
     assert_eq!(report.answered, 0);
     responder.join().expect("no panic");
 }
@@ -126,4 +126,13 @@ fn addresses_have_the_nack_port_unless_they_say_another() {
     assert_eq!(resolve("localhost").expect("a name").port(), NACK_PORT);
     assert_eq!(resolve("localhost:7").expect("a name").port(), 7);
     assert!(resolve("fd10::20:x").is_err());
+}
+
+#[test]
+fn a_key_is_read_as_logs_show_it() {
+    let key = FrameKey::new(0xfeed, 42);
+    assert_eq!(frame_key(&key.to_string()), Ok(key));
+    for text in ["", "feed", "feed:", ":42", "feed:-1", "+feed:42", "xyz:42", "11112222333344445:1"] {
+        assert!(frame_key(text).is_err(), "{text}");
+    }
 }
