@@ -27,6 +27,8 @@ pub(crate) enum Use {
     Kernels,
     /// Format and lint.
     Check,
+    /// Read captures with the dissector.
+    Wireshark,
 }
 
 /// How presence is told.
@@ -125,6 +127,7 @@ const TOOLS: &[Tool] = &[
     program("sysctl", &["procps"], &[Use::Operator]),
     // The server under another name: the package redis-server would start one of its own on this machine.
     program("redis-check-rdb", &["redis-tools"], &[Use::Redis]),
+    program("tshark", &["tshark"], &[Use::Wireshark]),
     program("qemu-system-x86_64", &["qemu-system-x86"], &[Use::Kernels]),
     program("xz", &["xz-utils"], &[Use::Kernels]),
     program("ldd", &["libc-bin"], &[Use::Kernels]),
@@ -261,6 +264,7 @@ mod tests {
         assert_eq!(names(&[Use::Fabric]), ["ip", "nft", "ethtool"]);
         assert_eq!(names(&[Use::Maps]), ["bpftool", "jq"]);
         assert_eq!(names(&[Use::Operator]), ["curl", "sysctl"]);
+        assert_eq!(names(&[Use::Wireshark]), ["tshark"]);
         assert_eq!(names(&[Use::Redis]), ["redis-check-rdb"]);
         assert!(names(&[Use::Kernels]).contains(&"qemu-system-x86_64"));
         assert!(!names(&[Use::Ebpf]).contains(&"ip"));

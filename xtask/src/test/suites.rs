@@ -32,7 +32,7 @@ pub(crate) enum Kind {
 /// Every suite.
 pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "check", kind: Kind::Check, uses: &[Use::Check], alone: NONE },
-    Suite { name: "unit", kind: Kind::Unit, uses: &[Use::Ebpf], alone: NONE },
+    Suite { name: "unit", kind: Kind::Unit, uses: &[Use::Ebpf, Use::Wireshark], alone: NONE },
     Suite { name: "testbed", kind: Kind::Testbed("testbed"), uses: FABRIC, alone: EVERY },
     Suite { name: "packets", kind: Kind::Testbed("packets"), uses: &[Use::Ebpf], alone: NONE },
     Suite { name: "differential", kind: Kind::Testbed("differential"), uses: FABRIC, alone: NONE },
