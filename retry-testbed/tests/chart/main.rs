@@ -5,7 +5,9 @@
 //! Several starts run at a time, each alone in its namespace. Rings are small, and XDP is off where a case is not about it,
 //! so that a start costs little.
 
+mod helm;
 mod migration;
+mod ours;
 mod start;
 mod values;
 

@@ -108,7 +108,7 @@ impl Case {
 }
 
 /// A namespace with the interface and the address of the chart's pod.
-fn pod() -> Result<Netns> {
+pub(crate) fn pod() -> Result<Netns> {
     let ns = Netns::new("chart")?;
     ns.run(&["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "peer0"])?;
     for end in ["eth0", "peer0"] {

@@ -8,7 +8,7 @@ const VALUES: &str = include_str!("field/values.yaml");
 const SCHEMA: &str = include_str!("field/values.schema.json");
 
 /// The environment variable that a key of `config` is rendered to.
-fn variable(key: &str) -> String {
+pub(crate) fn variable(key: &str) -> String {
     key.chars().fold(String::new(), |mut name, letter| {
         if letter.is_uppercase() {
             name.push('_');

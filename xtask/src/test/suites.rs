@@ -40,7 +40,8 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC, alone: NONE },
     Suite { name: "handover", kind: Kind::Testbed("handover"), uses: FABRIC, alone: NONE },
     Suite { name: "runbook", kind: Kind::Testbed("runbook"), uses: RUNBOOK, alone: NONE },
-    Suite { name: "chart", kind: Kind::Testbed("chart"), uses: FABRIC, alone: NONE },
+    Suite { name: "chart", kind: Kind::Testbed("chart"), uses: CHART, alone: NONE },
+    Suite { name: "alerts", kind: Kind::Testbed("alerts"), uses: ALERTS, alone: NONE },
     Suite { name: "redis", kind: Kind::Testbed("redis"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis], alone: NONE },
     Suite { name: "shared", kind: Kind::Testbed("shared"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis], alone: NONE },
     Suite { name: "stress", kind: Kind::Testbed("stress"), uses: FABRIC, alone: EVERY },
@@ -56,6 +57,8 @@ pub(crate) const SUITES: &[Suite] = &[
 const EVERY: &[&str] = &[""];
 const NONE: &[&str] = &[];
 const FABRIC: &[Use] = &[Use::Ebpf, Use::Fabric];
+const ALERTS: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Redis, Use::Prometheus];
+const CHART: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Chart];
 const RUNBOOK: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Maps, Use::Redis, Use::Operator];
 
 impl Suite {
