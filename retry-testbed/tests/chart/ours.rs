@@ -265,6 +265,31 @@ fn rows() -> Vec<Row> {
             "/spec/endpoints/0/metricRelabelings/0/action".into(),
             json!("drop"),
         ),
+        ("metrics.podMonitor.enabled=true", pods, "/spec/jobLabel".into(), json!("app.kubernetes.io/name")),
+        (
+            "metrics.prometheusRule.enabled=true",
+            "PrometheusRule",
+            "/spec/groups/1/rules/0/alert".into(),
+            json!("RetryEndpointDown"),
+        ),
+        (
+            r#"metrics.prometheusRule:={"enabled":true,"labels":{"a":"b"}}"#,
+            "PrometheusRule",
+            "/metadata/labels/a".into(),
+            json!("b"),
+        ),
+        (
+            "metrics.dashboard.enabled=true,metrics.dashboard.labels.grafana_dashboard=x",
+            "ConfigMap",
+            "/metadata/labels/grafana_dashboard".into(),
+            json!("x"),
+        ),
+        (
+            "metrics.dashboard.enabled=true",
+            "ConfigMap",
+            "/data/retry-endpoint.json".into(),
+            json!(include_str!("../../../deploy/grafana/retry-endpoint.json").trim_end()),
+        ),
         ("probes.readiness.enabled=false", deployment, container("/readinessProbe"), Value::Null),
         (
             "probes.readiness.initialDelaySeconds=7",
