@@ -9,6 +9,7 @@ use core::mem::offset_of;
 
 use crate::holddown::HoldDown;
 use crate::key::FrameKey;
+use crate::latency::Histogram;
 use crate::limits::{TokenBucket, Window, table};
 
 /// Version of everything in this file. Raised by any change that makes old maps unreadable.
@@ -107,6 +108,8 @@ pub mod setting_flag {
     pub const ANNOUNCE: u32 = 0x400;
     /// Frames are stored from named sources only.
     pub const NAMED_SOURCES: u32 = 0x800;
+    /// How long NACKs and frames take is measured.
+    pub const LATENCY: u32 = 0x1000;
 }
 
 /// The four limits.
@@ -405,6 +408,18 @@ pub struct SourceTable {
     pub other: u64,
 }
 
+/// What the daemon measures, in a map that outlives it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct UserHistograms {
+    /// From a frame's arrival at the daemon until it is in the frame log.
+    pub stored: Histogram,
+    /// From a miss until the shared store has answered, or failed.
+    pub store_asked: Histogram,
+    /// From a miss until an upstream endpoint has sent the frame, or recovery has given up.
+    pub recovered: Histogram,
+}
+
 /// Where those who write a lane stand; places are those of [`crate::position`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -467,6 +482,8 @@ const _: () = {
     assert!(offset_of!(SourceCount, frames) == 16);
     assert!(offset_of!(SourceTable, other) == SOURCE_ENTRIES * 24);
     assert!(size_of::<SourceTable>() <= 32 << 10);
+    assert!(size_of::<Histogram>() == 2056);
+    assert!(size_of::<UserHistograms>() == 3 * 2056);
     assert!(size_of::<Ticket>() == 32);
     assert!(size_of::<Lane>() == 48);
     assert!(offset_of!(Lane, limit) == 8);

@@ -5,7 +5,7 @@
 //! * [`limits`]: a state word and a time in, a verdict and a state word out; where these words stand
 //! * [`holddown`]: the same for multicast repairs of one frame
 //! * [`index`], [`position`], [`abi`]: the frame log's layout; [`framelog`]: its protocol
-//! * [`counter`]: every verdict's counter and metric
+//! * [`counter`]: every verdict's counter and metric; [`latency`]: how long it took
 //! * [`decide`]: what a NACK gets
 //!
 //! A listener asks for frame 7 of a flow, and reads the answer:
@@ -41,6 +41,7 @@ pub mod group;
 pub mod holddown;
 pub mod index;
 pub mod key;
+pub mod latency;
 pub mod limits;
 pub mod position;
 pub mod sources;

@@ -20,10 +20,11 @@ use retry_common::counter::Counter;
 use retry_common::framelog::{self, Appended, Left};
 use retry_common::group::{self, BeefBits, ShardBits, Sharding};
 use retry_common::index;
+use retry_common::latency::Measured;
 use retry_common::wire::frame::{HEAD_LEN, Head};
 
 use crate::packet::{self, ETHERNET_LEN, IP_UDP_LEN, IpUdp};
-use crate::{count, log, stored};
+use crate::{count, latency, log, stored};
 
 /// One bit for each group index: 1 is joined.
 #[btf_map]
@@ -101,6 +102,7 @@ pub(crate) fn store(ctx: &XdpContext) -> Option<()> {
     match framelog::append(&frame) {
         Appended::Stored => {
             stored::of(headers.source, settings.hash_seed);
+            latency::took(Measured::Stored, settings, now_ns);
             Some(())
         }
         Appended::Left(why) => {

@@ -18,6 +18,7 @@ mod classify;
 mod count;
 mod endpoint;
 mod ingress;
+mod latency;
 mod log;
 mod packet;
 mod reply;
@@ -39,7 +40,11 @@ use crate::reply::Outcome;
 #[cfg_attr(feature = "frags", xdp(frags))]
 fn retry_nack(ctx: XdpContext) -> u32 {
     let way = match classify(&ctx) {
-        Ok(request) => reply::answer(&ctx, &request),
+        Ok(request) => {
+            let done = reply::answer(&ctx, &request);
+            latency::took(done.measured, request.settings, request.now_ns);
+            done.outcome
+        }
         Err(NotOurs::Unknown) => {
             ingress::go_on(&ctx);
             Outcome::Pass

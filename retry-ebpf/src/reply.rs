@@ -16,6 +16,7 @@ use retry_common::abi::{Event, EventKind, Ticket, setting_flag, ticket_role};
 use retry_common::counter::{self, Counter};
 use retry_common::decide::{Policy, Repair, Verdict, decide};
 use retry_common::index;
+use retry_common::latency::Measured;
 use retry_common::wire::answer::{AckFlags, Answer};
 
 use crate::classify::Request;
@@ -57,9 +58,34 @@ pub(crate) enum Outcome {
     Failed(Counter),
 }
 
+/// What became of a NACK.
+pub(crate) struct Done {
+    /// Of its packet.
+    pub(crate) outcome: Outcome,
+    /// Where its time is counted.
+    pub(crate) measured: Measured,
+}
+
+impl Done {
+    #[inline(always)]
+    const fn new(outcome: Outcome, measured: Measured) -> Self {
+        Self { outcome, measured }
+    }
+
+    #[inline(always)]
+    const fn silence() -> Self {
+        Self::new(Outcome::Drop, Measured::Silence)
+    }
+
+    #[inline(always)]
+    const fn failed(counter: Counter) -> Self {
+        Self::new(Outcome::Failed(counter), Measured::Failed)
+    }
+}
+
 /// Decides on a NACK and rewrites the packet.
 #[inline(always)]
-pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Outcome {
+pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Done {
     let flags = request.settings.flags;
     // Without a daemon the log is all there is: what would wait for it is a MISS, and listeners ask the next endpoint.
     // Without a branch: the verifier would follow all that comes once more.
@@ -72,28 +98,28 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Outcome {
     admit::touch(hash, request.settings);
     let mut kernel = Kernel { ctx, request, hash, policy };
     match decide(&request.nack, policy, &mut kernel) {
-        Verdict::Silence => Outcome::Drop,
+        Verdict::Silence => Done::silence(),
         Verdict::Throttled(bucket) => {
             sample::refused(ctx, Counter::ThrottledSent);
             let answer = Answer::Throttled { bucket, seq_num: request.nack.key.seq_num() };
-            back(ctx, request, &answer)
+            back(ctx, request, &answer, Measured::Throttled)
         }
         Verdict::Miss => {
             if flags & BACKENDS & absent != 0 {
                 count::one(Counter::DaemonAbsent);
             }
-            back(ctx, request, &Answer::Miss)
+            back(ctx, request, &Answer::Miss, Measured::Miss)
         }
         Verdict::HandOver(_) if absent != 0 => {
             count::one(Counter::DaemonAbsent);
-            if flags & setting_flag::SUPPRESS_MISS != 0 { Outcome::Drop } else { back(ctx, request, &Answer::Miss) }
+            if flags & setting_flag::SUPPRESS_MISS != 0 { Done::silence() } else { back(ctx, request, &Answer::Miss, Measured::Miss) }
         }
         Verdict::Recover { say } => {
             // A job that finds no room is one that the listener's next NACK brings back; the MISS does not wait for it.
             if log::hand_over(event(ctx, request, EventKind::Recover)) {
                 count::one(Counter::HandedOver);
             }
-            if say { back(ctx, request, &Answer::Miss) } else { Outcome::Drop }
+            if say { back(ctx, request, &Answer::Miss, Measured::Miss) } else { Done::new(Outcome::Drop, Measured::HandedOver) }
         }
         Verdict::AskStore => hand_over(ctx, request, EventKind::Store),
         Verdict::HandOver(_) => hand_over(ctx, request, EventKind::Send),
@@ -115,24 +141,24 @@ fn event(ctx: &XdpContext, request: &Request, kind: EventKind) -> Event {
 }
 
 #[inline(always)]
-fn hand_over(ctx: &XdpContext, request: &Request, kind: EventKind) -> Outcome {
+fn hand_over(ctx: &XdpContext, request: &Request, kind: EventKind) -> Done {
     if log::hand_over(event(ctx, request, kind)) {
         count::one(Counter::HandedOver);
-        Outcome::Drop
+        Done::new(Outcome::Drop, Measured::HandedOver)
     } else {
         count::one(Counter::PassedEventsFull);
-        Outcome::Pass
+        Done::new(Outcome::Pass, Measured::PassedOn)
     }
 }
 
 #[inline(always)]
-fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) -> Outcome {
+fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) -> Done {
     let ack = plan.ack_flags(plan.multicast, plan.unicast);
     let devmap = match (ack, plan.unicast, plan.multicast) {
-        (None, false, false) => return Outcome::Drop,
+        (None, false, false) => return Done::silence(),
         (Some(flags), false, false) => {
             let answer = Answer::Ack { flags: AckFlags::from_bits(flags), seq_num: request.nack.key.seq_num() };
-            return back(ctx, request, &answer);
+            return back(ctx, request, &answer, Measured::Ack);
         }
         (None, true, false) => return unicast_in_place(ctx, request, record),
         (Some(_), true, false) => &ACK_UNICAST,
@@ -148,7 +174,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
     let has_room = packet::resize(ctx, packet_len(record.length));
     // Given back, for clones are copies: of the room they would cost more than this and taking it again.
     if has_room && !packet::resize(ctx, before) {
-        return Outcome::Failed(Counter::RetransmitErrors);
+        return Done::failed(Counter::RetransmitErrors);
     }
     let ticket = Ticket {
         nonce: next_nonce(),
@@ -162,10 +188,10 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
         reserved: [0; 10],
     };
     if packet::write(ctx, packet::IP + TICKET, ticket).is_none() {
-        return Outcome::Failed(Counter::RetransmitErrors);
+        return Done::failed(Counter::RetransmitErrors);
     }
     if devmap.redirect(0, u64::from(BPF_F_BROADCAST)).is_err() {
-        return Outcome::Failed(Counter::RetransmitErrors);
+        return Done::failed(Counter::RetransmitErrors);
     }
     if ack.is_some() {
         count::one(Counter::AcksSent);
@@ -181,38 +207,38 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
             count::one(Counter::DedupEventsFull);
         }
     }
-    Outcome::Redirected
+    Done::new(Outcome::Redirected, Measured::Clones)
 }
 
 /// A 16-byte answer in the NACK's place, back by the way it came.
 #[inline(always)]
-fn back(ctx: &XdpContext, request: &Request, answer: &Answer) -> Outcome {
+fn back(ctx: &XdpContext, request: &Request, answer: &Answer, measured: Measured) -> Done {
     let (sent, failed) = counter::of_answer(answer);
     let ports = Ends::back(&request.headers);
     if write_answer(ctx, &ports, request.settings.unicast_hop_limit, answer).is_none() || BACK.redirect(0, 0).is_err() {
-        return Outcome::Failed(failed);
+        return Done::failed(failed);
     }
     count::one(sent);
-    Outcome::Redirected
+    Done::new(Outcome::Redirected, measured)
 }
 
 /// The frame in the NACK's place, whose room has been made.
 #[inline(always)]
-fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Outcome {
+fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Done {
     let ends = Ends::back(&request.headers);
     // The room was proved, and given back if a multicast was planned that the hold-down then left out.
     if !packet::resize(ctx, packet_len(record.length)) {
-        return Outcome::Failed(Counter::RetransmitErrors);
+        return Done::failed(Counter::RetransmitErrors);
     }
     if swap_macs(ctx).is_none() || write_frame(ctx, &ends, request.settings.unicast_hop_limit, record).is_none() {
         count::one(Counter::RepairTorn);
-        return Outcome::Drop;
+        return Done::new(Outcome::Drop, Measured::Failed);
     }
     if BACK.redirect(0, 0).is_err() {
-        return Outcome::Failed(Counter::RetransmitErrors);
+        return Done::failed(Counter::RetransmitErrors);
     }
     count::one(Counter::UnicastRetransmits);
-    Outcome::Redirected
+    Done::new(Outcome::Redirected, Measured::InPlace)
 }
 
 /// All ones when `until_ns` is not later than `now_ns`, else 0. Both are below 2^63: 292 years after the host's start.

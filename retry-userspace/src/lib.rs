@@ -9,7 +9,7 @@
 //! 5. `engine` decides as the kernel program does, with `limits` of its own; `repair` sends.
 //! 6. What this endpoint does not have comes from the shared `store` or by `recovery` from upstream endpoints; `backoff`
 //!    paces both. `dedup` says how instances that share a store avoid sending the same repair twice.
-//! 7. `beacon` announces this endpoint and hears of others; `counters` counts, `metrics` makes samples of all numbers;
+//! 7. `beacon` announces this endpoint and hears of others; `counters` counts and `latency` measures, `metrics` makes samples of all numbers;
 //!    `admin` shows numbers and frames over HTTP; `telemetry` logs and exports.
 //! 8. `interfaces` are watched, and the daemon follows what changes on the host.
 //! 9. `verify_log` checks the log of a running daemon, from another process; `handover` shows and ends what outlives one.
@@ -24,7 +24,7 @@
 //!
 //! 1. `clock`, `command_line`, `settings`, `shutdown`
 //! 2. `dedup`, `framelog`, `stop_flag`
-//! 3. `backoff`, `counters`, `limits`
+//! 3. `backoff`, `counters`, `latency`, `limits`
 //! 4. `net`
 //! 5. `engine`, `fabric`, `store`
 //! 6. `beacon`, `datapath`, `fdstore`
@@ -68,6 +68,7 @@ mod framelog;
 mod handover;
 mod ingress;
 mod interfaces;
+mod latency;
 mod limits;
 mod metrics;
 mod nack;

@@ -57,7 +57,11 @@ fn series(scrape: &str) -> Vec<Series> {
             let (series, _value) = line.rsplit_once(' ').expect("series and value");
             let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
             let labels = labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty());
-            Series { name: name.to_owned(), labels: labels.map(label_of).collect() }
+            // A histogram is one row.
+            let parts = ["_bucket", "_sum", "_count"].iter().filter_map(|part| name.strip_suffix(part));
+            let whole = parts.into_iter().find(|whole| scrape.contains(&format!("# TYPE {whole} histogram")));
+            let labels = labels.filter(|label| whole.is_none() || !label.starts_with("le="));
+            Series { name: whole.unwrap_or(name).to_owned(), labels: labels.map(label_of).collect() }
         })
         .collect()
 }

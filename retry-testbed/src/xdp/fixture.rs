@@ -27,6 +27,7 @@ use retry_common::{
     holddown::HoldDown,
     index,
     key::FrameKey,
+    latency::{Histogram, Measured},
     limits::table,
     wire::frame::Class,
 };
@@ -410,6 +411,14 @@ impl Loaded {
     /// The map cannot be read.
     pub fn counters(&self) -> Result<Counters> {
         Ok(self.datapath.counters()?)
+    }
+
+    /// How long the program took since it was loaded, by what it did.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn latency(&self) -> Result<Vec<(Measured, Histogram)>> {
+        Ok(Measured::ALL.iter().copied().zip(self.datapath.latency()?).collect())
     }
 
     /// Frames that the program stored, by their source, since it was loaded.

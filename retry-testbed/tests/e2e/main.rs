@@ -18,6 +18,7 @@ mod http;
 mod identities;
 mod ingress;
 mod interfaces;
+mod latency;
 mod intruders;
 mod lifecycle;
 mod limits;

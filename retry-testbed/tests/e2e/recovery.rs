@@ -50,6 +50,7 @@ fn across_domains(xdp: &str) {
     let count = |metric, labels: &[_]| metrics.count(metric, labels);
     assert_eq!((count("bre_proxy_requests_total", &[]), count("bre_proxy_recovered_total", &[])), (1, 1));
     assert_eq!(count("bre_proxy_failed_total", &[]), 0);
+    assert_eq!(count("bre_backend_duration_seconds_count", &[("backend", "upstream")]), 1);
     assert_eq!(count("bre_cache_stored_by_total", &[("via", "proxy")]), 1);
     assert_eq!((count("bre_cache_misses_total", &[]), count("bre_cache_hits_total", &[])), (1, 0));
 

@@ -69,6 +69,11 @@ fn tx() -> Flow {
     Flow::new(Kind::Tx, 2, 2, 20..=1_300)
 }
 
+/// A packet with a new frame that the program stores.
+pub(crate) fn plain_frame() -> Vec<u8> {
+    next(&mut tx()).1.build()
+}
+
 /// Passed on as it came, and not stored.
 fn left(loaded: &mut Loaded, name: &str, packet: &PacketBuilder) {
     left_and_counted(loaded, name, packet, &[]);

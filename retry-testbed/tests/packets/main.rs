@@ -4,6 +4,7 @@
 
 mod clones;
 mod fill;
+mod latency;
 mod sent;
 mod strangers;
 mod table;

@@ -32,7 +32,7 @@ const UNICAST: &[Counter] = &[NackRequests, CacheHits, UnicastRetransmits, AcksS
 const MULTICAST: &[Counter] = &[NackRequests, CacheHits, Retransmits, AcksSent];
 const BOTH: &[Counter] = &[NackRequests, CacheHits, Retransmits, UnicastRetransmits, AcksSent];
 
-const BASE: Case = Case { name: "", flags: flag::UNICAST, limits: [0; 4], hold_down: false, steps: &[] };
+pub(crate) const BASE: Case = Case { name: "", flags: flag::UNICAST, limits: [0; 4], hold_down: false, steps: &[] };
 
 const CASES: &[Case] = &[
     Case {

@@ -40,6 +40,7 @@ fn heard_by_the_other(xdp: &str) {
     let count = |metric, labels: &[_]| metrics.count(metric, labels);
     assert_eq!(count("bre_store_lookups_total", &[("outcome", "asked")]), 1);
     assert_eq!(count("bre_store_lookups_total", &[("outcome", "late")]), 0);
+    assert_eq!(count("bre_backend_duration_seconds_count", &[("backend", "redis")]), 1);
     assert_eq!(count("bre_cache_stored_by_total", &[("via", "redis")]), 1);
     assert_eq!(count("bre_cache_stored_by_total", &[("via", "multicast")]), 0, "it never heard the frame");
     assert_eq!((count("bre_cache_hits_total", &[]), count("bre_cache_misses_total", &[])), (1, 0));

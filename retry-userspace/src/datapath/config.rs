@@ -196,6 +196,7 @@ fn flags(settings: &Settings, fabric: &Fabric, dedup: &dedup::Config) -> u32 {
         (here, setting_flag::EGRESS_HERE),
         (settings.xdp.mode == XdpMode::Skb, setting_flag::DAEMON_FRAMES),
         (settings.ingress.source_mode == SourceMode::Ssm, setting_flag::NAMED_SOURCES),
+        (settings.telemetry.latency_histograms, setting_flag::LATENCY),
     ]
     .into_iter()
     .fold(0, |flags, (on, flag)| if on { flags | flag } else { flags })

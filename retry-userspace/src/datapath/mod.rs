@@ -31,6 +31,7 @@ use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use retry_common::abi;
 use retry_common::counter::Counters;
+use retry_common::latency::{Histogram, Measured};
 
 use crate::clock::nanoseconds;
 use crate::counters::StoredBySource;
@@ -63,6 +64,9 @@ mod map {
     pub(super) const EVENTS: &str = "EVENTS";
     pub(super) const COUNTERS: &str = "COUNTERS";
     pub(super) const USER_COUNTERS: &str = "USER_COUNTERS";
+    pub(super) const LATENCY: &str = "LATENCY";
+    pub(super) const BEGAN: &str = "BEGAN";
+    pub(super) const USER_LATENCY: &str = "USER_LATENCY";
     pub(super) const STORED: &str = "STORED";
     pub(super) const USER_STORED: &str = "USER_STORED";
     pub(super) const EGRESS: &str = "EGRESS";
@@ -130,6 +134,8 @@ pub struct Parts {
     pub hash_seed: u64,
     /// The words of the daemon's own counters.
     pub counters: Memory,
+    /// The words of the daemon's own histograms.
+    pub latency: Memory,
     /// The table of the frames that the daemon stored, by source.
     pub sources_stored: Memory,
     /// The NACKs that the kernel hands over.
@@ -151,6 +157,7 @@ pub struct Datapath {
     asked: abi::Settings,
     counters: PerCpuArray<MapData, CounterBlock>,
     stored: PerCpuArray<MapData, StoredTable>,
+    latency: PerCpuArray<MapData, LatencyHistogram>,
     own: OwnAddresses,
     attachments: Arc<Mutex<Attachments>>,
     egress: HashMap<MapData, u32, EgressValue>,
@@ -174,6 +181,12 @@ unsafe impl aya::Pod for CounterBlock {}
 struct StoredTable(abi::SourceTable);
 // SAFETY: byte arrays and u64 without padding.
 unsafe impl aya::Pod for StoredTable {}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+struct LatencyHistogram(Histogram);
+// SAFETY: a block of u64 without padding.
+unsafe impl aya::Pod for LatencyHistogram {}
 
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
@@ -240,6 +253,9 @@ impl Datapath {
             PerCpuArray::try_from(taken(&mut ebpf, map::COUNTERS)?).map_err(|_| DatapathError::Map(map::COUNTERS))?;
         let stored =
             PerCpuArray::try_from(taken(&mut ebpf, map::STORED)?).map_err(|_| DatapathError::Map(map::STORED))?;
+        let latency =
+            PerCpuArray::try_from(taken(&mut ebpf, map::LATENCY)?).map_err(|_| DatapathError::Map(map::LATENCY))?;
+        let measured = mapped(&ebpf, map::USER_LATENCY, size_of::<abi::UserHistograms>())?;
         let events = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?).map_err(|_| DatapathError::Map(map::EVENTS))?;
         let groups = mapped(&ebpf, map::GROUP_LIMIT, LimitTable::<abi::GroupKey>::len(asked.limit_mask))?;
         let groups = GroupTable::new(LimitTable::new(groups, asked.limit_mask), asked.hash_seed);
@@ -255,6 +271,7 @@ impl Datapath {
             asked,
             counters,
             stored,
+            latency,
             own: own_addresses,
             attachments: Arc::new(Mutex::new(attachments)),
             egress,
@@ -278,6 +295,7 @@ impl Datapath {
             found,
             hash_seed: asked.hash_seed,
             counters: counted,
+            latency: measured,
             sources_stored,
             events,
             groups,
@@ -413,6 +431,19 @@ impl Datapath {
             .get(&0, 0)
             .map_err(|error| DatapathError::Fill { map: map::COUNTERS, why: error.to_string() })?;
         Ok(blocks.iter().fold(Counters::default(), |sum, block| sum.plus(&block.0)))
+    }
+
+    /// How long the kernel program took, in the order of [`Measured::ALL`], all CPUs summed.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn latency(&self) -> Result<Vec<Histogram>, DatapathError> {
+        let refused = |error: MapError| DatapathError::Fill { map: map::LATENCY, why: error.to_string() };
+        let of = |one: &Measured| {
+            let cpus = self.latency.get(&(*one as u32), 0).map_err(refused)?;
+            Ok(cpus.iter().fold(Histogram::default(), |sum, cpu| sum.plus(&cpu.0)))
+        };
+        Measured::ALL.iter().map(of).collect()
     }
 
     /// Frames that the kernel stored, all CPUs added to `sum` by source.

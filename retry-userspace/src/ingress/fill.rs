@@ -19,6 +19,7 @@ use crate::clock::monotonic_ns;
 use crate::counters::{SourceCounts, UserCounters};
 use crate::fabric::Fabric;
 use crate::framelog::{self, Followed, LaneUse, NewFrame, Put, Removed, Writer, lives_ms};
+use crate::latency::{UserLatency, Wait};
 use crate::net::batch::{Batch, LONGEST_DATAGRAM, Readiness};
 use crate::settings::Settings;
 use crate::stop_flag::StopFlag;
@@ -171,6 +172,8 @@ pub(crate) struct Fill {
     pub counters: Arc<UserCounters>,
     /// Frames that the daemon stored, by their source; the kernel counts its own.
     pub sources: Arc<SourceCounts>,
+    /// How long frames take.
+    latency: Arc<UserLatency>,
     /// How old the oldest frame of each class is.
     pub ages: Arc<ClassAges>,
     on_stored: Option<OnStored>,
@@ -190,6 +193,7 @@ impl Fill {
             writer: Arc::new(Mutex::new(writer)),
             counters,
             sources: Arc::default(),
+            latency: Arc::default(),
             ages: Arc::default(),
             on_stored,
             on_number: None,
@@ -202,10 +206,21 @@ impl Fill {
         Self { sources: Arc::new(sources), ..self }
     }
 
+    /// As it is, and measures there how long frames take.
+    #[must_use]
+    pub(crate) fn measuring(self, latency: Arc<UserLatency>) -> Self {
+        Self { latency, ..self }
+    }
+
     /// As it is, and `on_number` is told of the numbers of new frames.
     #[must_use]
     pub(crate) fn telling_numbers(self, on_number: Option<OnNumber>) -> Self {
         Self { on_number, ..self }
+    }
+
+    /// Where it is measured how long things take.
+    pub(crate) fn latency(&self) -> Arc<UserLatency> {
+        Arc::clone(&self.latency)
     }
 
     /// Fills from the joined sockets until `stop`.
@@ -253,6 +268,7 @@ impl Fill {
     /// Stores a batch; `lost` is what the socket had dropped before it, as the kernel counts since the socket was opened.
     fn take(&self, batch: &Batch, lost: &mut u32) {
         let mut tally = Counters::default();
+        let arrived_ns = monotonic_ns();
         let admitted = batch.datagrams().filter_map(|datagram| {
             *tally.get_mut(Counter::FrameSocketOverflow) += u64::from(datagram.dropped.wrapping_sub(*lost));
             *lost = datagram.dropped;
@@ -269,13 +285,16 @@ impl Fill {
         let mut sources = SourceTally::default();
         for turn in frames.chunks(TURN) {
             let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-            let now_ns = monotonic_ns();
+            let (now_ns, before) = (monotonic_ns(), sources.frames());
             for (source, frame) in turn {
                 if self.store(&mut writer, frame, StoredFrom::Multicast, now_ns, &mut tally) {
                     sources.one(Some(*source));
                 }
             }
             writer.count_dropped(&mut tally);
+            drop(writer);
+            let stored = sources.frames() - before;
+            self.latency.took(Wait::Stored, monotonic_ns().saturating_sub(arrived_ns), stored);
         }
         self.counters.add_all(&tally);
         self.sources.add_all(&sources.0);
@@ -550,6 +569,10 @@ fn is_joined(destination: Option<Ipv6Addr>) -> bool {
 struct SourceTally(Vec<(Option<Ipv6Addr>, u64)>);
 
 impl SourceTally {
+    fn frames(&self) -> u64 {
+        self.0.iter().map(|(_, frames)| frames).sum()
+    }
+
     fn one(&mut self, source: Option<Ipv6Addr>) {
         match self.0.iter_mut().find(|(there, _)| *there == source) {
             Some((_, frames)) => *frames += 1,

@@ -1,6 +1,7 @@
 //! The numbers that the daemon shows: a [`Snapshot`] of them, and each as a sample with its name and labels. Every exporter
 //! reads them here: `/metrics` and the management API of `admin`, the OTLP exporter of `telemetry`.
 
+pub(crate) mod histograms;
 pub(crate) mod host;
 mod process;
 pub(crate) mod prometheus;
@@ -10,7 +11,7 @@ mod xdp;
 
 pub(crate) use host::{COMMIT, Host};
 pub(crate) use process::Process;
-pub(crate) use snapshot::{ClassUse, StoreUse};
+pub(crate) use snapshot::{ClassUse, Latency, StoreUse};
 pub use snapshot::{Snapshot, Source, Upstream};
 pub use xdp::XdpReason;
 

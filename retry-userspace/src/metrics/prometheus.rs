@@ -8,6 +8,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::Snapshot;
+use super::histograms::{Family, families};
 use super::samples::{Kind, Sample, samples};
 
 /// A format of `/metrics`.
@@ -56,6 +57,7 @@ impl Format {
 pub fn encode(snapshot: &Snapshot, format: Format) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Families::of(snapshot)));
+    registry.register_collector(Box::new(Histograms(snapshot.latency.as_ref().map(families).unwrap_or_default())));
     let mut out = String::new();
     match format {
         Format::Text => prometheus_text::encode(&mut out, &registry)?,
@@ -99,6 +101,28 @@ impl Collector for Families {
                     (Kind::Gauge, Some(whole)) => one.encode_gauge(&whole)?,
                     (Kind::Gauge, None) => one.encode_gauge(value)?,
                 }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The histograms.
+#[derive(Debug)]
+struct Histograms(Vec<Family>);
+
+impl Collector for Histograms {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for Family { name, help, series } in &self.0 {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for one in series {
+                let buckets = one.buckets();
+                metric.encode_family(&one.labels)?.encode_histogram::<NoLabelSet>(
+                    one.sum(),
+                    one.histogram.count(),
+                    &buckets,
+                    None,
+                )?;
             }
         }
         Ok(())
@@ -172,8 +196,22 @@ mod tests {
     /// A scraper that changes the format finds the same series with the same values.
     #[test]
     fn both_formats_have_the_same_series() {
-        let series = |text: &str| -> Vec<String> {
-            text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+        // The bounds of buckets are written otherwise in each, and stand elsewhere.
+        let line = |line: &str| -> (String, Vec<String>, String) {
+            let (series, value) = line.rsplit_once(' ').expect("series and value");
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let label = |label: &str| match label.strip_prefix("le=\"").map(|le| le.trim_end_matches('"').parse::<f64>()) {
+                Some(bound) => format!("le={}", bound.expect("a number")),
+                None => label.to_owned(),
+            };
+            let mut labels: Vec<String> = labels.trim_end_matches('}').split(',').map(label).collect();
+            labels.sort();
+            (name.to_owned(), labels, value.to_owned())
+        };
+        let series = |text: &str| {
+            let mut all: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).map(line).collect();
+            all.sort();
+            all
         };
         let open = encode(&Snapshot::complete(), Format::OpenMetrics).expect("text");
         assert_eq!(series(&open), series(&text()));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use retry_common::abi::Sent;
 use retry_common::counter::Counters;
+use retry_common::latency::Histogram;
 use retry_common::wire::frame::Class;
 
 use super::host::Host;
@@ -12,6 +13,7 @@ use super::process::Process;
 use super::xdp::XdpReason;
 use crate::counters::StoredBySource;
 use crate::framelog::LaneUse;
+use crate::latency::Wait;
 
 /// All numbers that anyone shows, at one time.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +24,8 @@ pub struct Snapshot {
     pub user: Counters,
     /// Frames stored, by their source.
     pub stored: StoredBySource,
+    /// How long things took; `None` with `-latency-histograms=false`.
+    pub latency: Option<Latency>,
     /// Frames that can be found.
     pub frames: u64,
     /// The lanes of the frame log: short-lived classes, long-lived classes.
@@ -91,11 +95,27 @@ impl Snapshot {
             store: Some(StoreUse::default()),
             stored: StoredBySource { sources: [(Ipv6Addr::UNSPECIFIED, 0)].into(), other: 0 },
             own_sources: vec![Ipv6Addr::UNSPECIFIED],
+            latency: Some(Latency::default()),
             process: Some(Process::default()),
             delivered: vec![(String::new(), Sent::default())],
             upstreams: vec![Upstream { rtt: Some(Duration::ZERO), ..Upstream::default() }],
             ..Self::default()
         }
+    }
+}
+
+/// How long things took.
+#[derive(Clone, Debug)]
+pub struct Latency {
+    /// In the kernel program, in the order of [`retry_common::latency::Measured::ALL`]; empty where it has none.
+    pub kernel: Vec<Histogram>,
+    /// In the daemon.
+    pub user: [(Wait, Histogram); Wait::ALL.len()],
+}
+
+impl Default for Latency {
+    fn default() -> Self {
+        Self { kernel: Vec::new(), user: Wait::ALL.map(|what| (what, Histogram::default())) }
     }
 }
 

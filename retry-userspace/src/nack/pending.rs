@@ -15,9 +15,11 @@ use retry_common::wire::nack::Nack;
 use tokio::runtime::Handle;
 
 use super::Config;
+use crate::clock::monotonic_ns;
 use crate::engine::Admitted;
 use crate::framelog::Record;
 use crate::ingress::fill::Fill;
+use crate::latency::Wait;
 use crate::recovery::{Job, Recovered, Recovery};
 use crate::store::{Claim, Store, Stored, Unavailable};
 use crate::telemetry::trace::Traced;
@@ -138,9 +140,11 @@ impl Pending {
             return true;
         }
         drop(waiting);
-        let (store, replies) = (store.clone(), self.replies.clone());
+        let (store, replies, latency) = (store.clone(), self.replies.clone(), self.fill.latency());
         self.runtime.spawn(async move {
+            let asked_ns = monotonic_ns();
             let answer = store.fetch(&key).await;
+            latency.took(Wait::StoreAsked, monotonic_ns().saturating_sub(asked_ns), 1);
             // At the end no thread takes replies any more.
             let _ = replies.send(Reply::Fetched(key, answer));
         });

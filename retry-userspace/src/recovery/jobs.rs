@@ -18,6 +18,7 @@ use super::upstreams::{Choice, bare};
 use super::{Job, Recovered, Shared, Waiting};
 use crate::backoff::{Failure, GaveUp};
 use crate::clock::monotonic_ns;
+use crate::latency::Wait;
 
 /// Recoveries that one worker keeps under way: each waits for answers nearly all of its time.
 pub(super) const AT_A_TIME: usize = 256;
@@ -170,7 +171,10 @@ async fn recover(mut ticket: Ticket, permit: OwnedSemaphorePermit) {
     let holds_until = Instant::now() + HOLDS.min(shared.config.proxy.dedup_window);
     let JobReceiver { frame, replies } = &mut ticket.receiver;
     let mut place = Place { replies, permit: Some(permit), holds_until };
-    match rounds(&shared, &job.key, frame, &mut place).await {
+    let asked_ns = monotonic_ns();
+    let outcome = rounds(&shared, &job.key, frame, &mut place).await;
+    shared.latency.took(Wait::Recovered, monotonic_ns().saturating_sub(asked_ns), 1);
+    match outcome {
         Ok(frame) => {
             shared.counters.one(Counter::ProxyRecovered);
             let askers = ticket.recovered();

@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Retry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
+use crate::latency::UserLatency;
 use crate::settings::{Proxy, Settings};
 use flight::{Answered, Flight, JobReceiver, Join};
 use jobs::Ticket;
@@ -162,6 +163,7 @@ struct Shared {
     /// A permit for each job that may wait because an upstream told it to hold.
     holding: Semaphore,
     counters: Arc<UserCounters>,
+    latency: Arc<UserLatency>,
     claims: Arc<dyn Claims>,
     on_frame: OnFrame,
     cancel: CancellationToken,
@@ -202,7 +204,7 @@ impl Recovery {
     /// [`ProxyError`]: no socket. Upstreams that do not resolve are no error: their names are asked for again.
     pub(crate) fn start(
         config: Config,
-        counters: Arc<UserCounters>,
+        (counters, latency): (Arc<UserCounters>, Arc<UserLatency>),
         claims: Arc<dyn Claims>,
         discover: Discover,
         tails: Arc<Tails>,
@@ -220,6 +222,7 @@ impl Recovery {
             holding: Semaphore::new(jobs::MOST_HOLDING),
             config,
             counters: Arc::clone(&counters),
+            latency,
             claims,
             on_frame,
             cancel: cancel.clone(),

@@ -35,6 +35,7 @@ use crate::ingress::joins::JoinError;
 use crate::ingress::source_discovery::{self, Control};
 use crate::ingress::subscription::{self, OnJoined, Subscription};
 use crate::ingress::tee::{self, TeeSocket};
+use crate::latency::UserLatency;
 use crate::limits::GroupTable;
 use crate::metrics::Source;
 use crate::nack::pending::{Backends, Pending, Reply};
@@ -121,11 +122,12 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     answers.hash_seed = kernel.hash_seed;
     let hash_seed = kernel.hash_seed;
     let (counters, cancel) = (Arc::new(kernel.counters), CancellationToken::new());
+    let latency = Arc::new(kernel.latency.switched(settings.telemetry.latency_histograms));
     let Opened { writer, log, start, mut old } = kernel.log;
     start.count(&counters);
     counters.add(Counter::NackStale, stale);
     let _cancel = cancel.clone().drop_guard();
-    let common = Common { settings, fabric, log, counters, cancel };
+    let common = Common { settings, fabric, log, counters, latency, cancel };
 
     let gate = Arc::new(Gate::new().map_err(nack_socket::OpenError::Setup)?);
     let (data_sources, wanted) = channel();
@@ -145,6 +147,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     let workers = Workers::default();
     let observed = Observed {
         counters: common.counters(),
+        latency: common.latency(),
         sources: Arc::clone(&fill.sources),
         ages: Arc::clone(&fill.ages),
         life_ms: framelog::lives_ms(&settings.cache),
@@ -223,12 +226,17 @@ struct Common<'a> {
     fabric: Fabric,
     log: Log,
     counters: Arc<UserCounters>,
+    latency: Arc<UserLatency>,
     cancel: CancellationToken,
 }
 
 impl Common<'_> {
     fn counters(&self) -> Arc<UserCounters> {
         Arc::clone(&self.counters)
+    }
+
+    fn latency(&self) -> Arc<UserLatency> {
+        Arc::clone(&self.latency)
     }
 
     /// The data groups, a share for each receiving thread. Sources that are known by address are joined at once.
@@ -311,7 +319,7 @@ impl Common<'_> {
             let _ = reply.send(Reply::Recovered(recovered));
         };
         let (discover, on_frame, tails) = (Arc::new(discover), Arc::new(on_frame), Arc::clone(tails));
-        let (counters, cancel) = (self.counters(), self.cancel.clone());
+        let (counters, cancel) = ((self.counters(), self.latency()), self.cancel.clone());
         Ok(Some(Recovery::start(config, counters, claims, discover, tails, on_frame, cancel)?))
     }
 
@@ -330,7 +338,7 @@ impl Common<'_> {
         let on_number =
             tails.map(|tails| -> OnNumber { Box::new(move |key, life_ms, now_ns| tails.stored(key, life_ms, now_ns)) });
         let fill = Fill::new(config, writer, self.counters(), on_stored);
-        Arc::new(fill.counting_on(stored).telling_numbers(on_number))
+        Arc::new(fill.measuring(self.latency()).counting_on(stored).telling_numbers(on_number))
     }
 
     /// What decides by the same values as the kernel program.

@@ -16,6 +16,7 @@ use crate::datapath::{
 };
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{self, Pages, Sizes};
+use crate::latency::UserLatency;
 use crate::limits::GroupTable;
 use crate::metrics::XdpReason;
 use crate::net::interface;
@@ -30,6 +31,8 @@ pub(super) struct Kernel {
     pub(super) hash_seed: u64,
     /// The daemon's counters.
     pub(super) counters: UserCounters,
+    /// The daemon's histograms.
+    pub(super) latency: UserLatency,
     /// Frames that the daemon stored.
     pub(super) stored: SourceCounts,
     pub(super) datapath: Option<Datapath>,
@@ -100,13 +103,14 @@ impl Kernel {
     }
 
     fn on(mode: Mode, parts: Parts, log: Opened) -> Self {
-        let Parts { datapath, hash_seed, counters, sources_stored, events, groups, sources, fill, log_lines, .. } =
+        let Parts { datapath, hash_seed, counters, latency, sources_stored, events, groups, sources, fill, log_lines, .. } =
             parts;
         Self {
             mode,
             log,
             hash_seed,
             counters: UserCounters::over(counters),
+            latency: UserLatency::over(latency),
             stored: SourceCounts::over(sources_stored),
             datapath: Some(datapath),
             events: Some(events),
@@ -135,6 +139,7 @@ impl Kernel {
             log: Opened { writer, log, start: StartMode::Fresh, old: None },
             hash_seed: answers.hash_seed,
             counters: UserCounters::default(),
+            latency: UserLatency::default(),
             stored: SourceCounts::default(),
             datapath: None,
             events: None,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use retry_common::counter::{Counter, Counters};
+use retry_common::latency::Histogram;
 use retry_common::wire::frame::Class;
 use tokio::sync::Notify;
 
@@ -20,7 +21,8 @@ use crate::ingress::class_ages::ClassAges;
 use crate::ingress::fill::LogUse;
 use crate::ingress::subscription;
 use crate::interfaces::delivery::{Ledger, Part};
-use crate::metrics::{ClassUse, Host, Process, Snapshot, Source, StoreUse, Upstream, XdpReason};
+use crate::latency::{UserLatency, Wait};
+use crate::metrics::{ClassUse, Host, Latency, Process, Snapshot, Source, StoreUse, Upstream, XdpReason};
 use crate::net::nack_socket::NackSocket;
 use crate::recovery::{Recovery, UpstreamStatus};
 use crate::settings::{Settings, Xdp};
@@ -32,6 +34,8 @@ const LOOKS: usize = 64;
 /// The parts whose numbers are shown.
 pub(super) struct Observed {
     pub(super) counters: Arc<UserCounters>,
+    /// How long the daemon's own work took.
+    pub(super) latency: Arc<UserLatency>,
     /// Frames that the daemon stored, by their source.
     pub(super) sources: Arc<SourceCounts>,
     pub(super) ages: Arc<ClassAges>,
@@ -69,6 +73,8 @@ pub(super) struct State {
     datapath: Mutex<Option<Datapath>>,
     /// What the kernel side had counted at its end.
     last_kernel: Mutex<Counters>,
+    /// How long it had taken.
+    last_latency: Mutex<Vec<Histogram>>,
     /// What it had stored, by source.
     last_stored: Mutex<StoredBySource>,
     /// What interfaces had been given at its end.
@@ -112,6 +118,7 @@ impl State {
             log_use: Mutex::default(),
             datapath: Mutex::new(datapath),
             last_kernel: Mutex::default(),
+            last_latency: Mutex::default(),
             last_stored: Mutex::default(),
             last_delivered: Mutex::default(),
             ledger: Mutex::new(ledger),
@@ -166,6 +173,20 @@ impl State {
         }
         self.observed.sources.name(&self.observed.joined.joined());
         self.observed.sources.with_kernel(&kernel)
+    }
+
+    /// How long things took; `None` where that is not measured.
+    fn latency(&self) -> Option<Latency> {
+        let user = &self.observed.latency;
+        let kernel = match self.datapath().as_ref().map(Datapath::latency) {
+            Some(Ok(kernel)) => kernel,
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the kernel's histograms cannot be read");
+                Vec::new()
+            }
+            None => self.last_latency.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        };
+        user.is_on().then(|| Latency { kernel, user: Wait::ALL.map(|what| (what, user.snapshot(what))) })
     }
 
     /// Life and oldest age of each class.
@@ -336,6 +357,9 @@ impl State {
             if datapath.stored(&mut stored).is_ok() {
                 *self.last_stored.lock().unwrap_or_else(PoisonError::into_inner) = stored;
             }
+            if let Ok(latency) = datapath.latency() {
+                *self.last_latency.lock().unwrap_or_else(PoisonError::into_inner) = latency;
+            }
             if let Ok(counters) = datapath.counters() {
                 *self.last_kernel.lock().unwrap_or_else(PoisonError::into_inner) = counters;
             }
@@ -408,6 +432,7 @@ impl Source for State {
             kernel,
             user: self.user(),
             stored: self.stored(),
+            latency: self.latency(),
             frames,
             lanes,
             classes: self.classes(&lanes),

@@ -105,7 +105,7 @@ impl Rig {
         let (sender, frames) = mpsc::unbounded_channel();
         let recovery = Recovery::start(
             Config { proxy, source: Ipv6Addr::UNSPECIFIED, unicast: true },
-            Arc::clone(&counters),
+            (Arc::clone(&counters), Arc::default()),
             Arc::clone(&claims) as Arc<dyn Claims>,
             discover,
             Arc::new(tails),

@@ -28,6 +28,8 @@ pub struct Telemetry {
     pub level: Level,
     /// Log lines of the kernel program too: it is slower with them.
     pub debug: bool,
+    /// True when it is measured how long NACKs, frames and backends take.
+    pub latency_histograms: bool,
     /// What goes to a collector.
     pub otlp: Otlp,
 }
@@ -84,12 +86,21 @@ impl Telemetry {
             meaning: "Log level debug, and log lines from the kernel program.",
             consequence: "The kernel program is loaded with its log calls: slower.",
         })?;
+        let latency_histograms = rows.read(Row {
+            flag: "latency-histograms",
+            env: "LATENCY_HISTOGRAMS",
+            default: "true",
+            accepts: switch(),
+            meaning: "Measure how long NACKs, frames and backends take, for the histograms of /metrics.",
+            consequence: "Up to 2 % of a hit in the kernel program. false: there are no histograms.",
+        })?;
         let otlp = Otlp::read(rows)?;
         Ok(Self {
             instance: instance.map_or_else(|| host_name(rows), Ok)?,
             format,
             level: if debug { level.max(Level::DEBUG) } else { level },
             debug,
+            latency_histograms,
             otlp,
         })
     }

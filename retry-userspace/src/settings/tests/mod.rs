@@ -161,6 +161,7 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("log-format", "json", &[]),
     ("log-level", "warn", &[]),
     ("debug", "true", &[]),
+    ("latency-histograms", "false", &[]),
     ("otlp-endpoint", "http://collector:4317", &[]),
     ("otlp-interval", "10s", &[]),
     ("trace-sampling", "0.1", &[]),
