@@ -36,7 +36,7 @@ fn ten_restarts() {
         let mut loaded = Loaded::open_to_stay(&here).expect("the kernel takes the program");
         for restart in 0..=RESTARTS {
             for number in restart * FRAMES..(restart + 1) * FRAMES {
-                let put = loaded.put(key(number), 0, &bytes(number), Duration::from_secs(60), false);
+                let put = loaded.put(key(number), 0, &bytes(number), Duration::from_secs(3_600), false);
                 assert!(put.is_stored(), "{put:?}");
             }
             let before = loaded.counters().expect("counters").get(Counter::CacheHits);
