@@ -8,7 +8,7 @@ use retry_testbed::net::capture::Capture;
 use retry_testbed::net::fabric::{Fabric, INTERFACE, group_in};
 use retry_testbed::net::packet::{ParsedPacket, multicast_mac};
 use retry_testbed::peers::announce::Advert;
-use retry_testbed::scene::{adverts, await_advert, binary, counted, flags, is_root, two_hosts};
+use retry_testbed::scene::{adverts, await_advert, binary, counted, eventually, flags, is_root, two_hosts};
 
 const BOUND: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, 0x77);
 const BEACON: u16 = 0xFFFD;
@@ -140,6 +140,30 @@ fn source_specific_mode_announces_from_the_bound_source() {
             assert_eq!((advert.scope, advert.nack_address), (byte, endpoint.nack_address()));
         }
     }
+}
+
+/// An interface that has come up has its multicast route a moment later: an ADVERT that could not leave does not wait for the next
+/// interval, which is a minute away. Here it is nft that holds it up.
+#[test]
+fn an_advert_that_did_not_leave_is_sent_again() {
+    if !is_root("an_advert_that_did_not_leave_is_sent_again") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let address = endpoint.addr.to_string();
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("off", &["-nack-addr", &address])).expect("a daemon");
+    let chain = "chain out { type filter hook output priority 0; ip6 daddr ff00::/8 udp dport 9300 drop; };";
+    endpoint.ns.feed(&["nft", "-f", "-"], &format!("table inet hold {{ {chain} }};")).expect("a rule");
+    // That it is ready again is announced.
+    endpoint.ns.run(&["ip", "-6", "addr", "del", &format!("{address}/64"), "dev", INTERFACE]).expect("no address");
+    eventually("it is not ready", || matches!(daemon.get("/readyz"), Ok((503, _))));
+    endpoint.add_address(endpoint.addr).expect("an address");
+    // As often as the daemon announces a change by itself.
+    eventually("ADVERTs that did not leave", || daemon.log().matches("a beacon did not leave").count() >= 3);
+    let capture = Capture::start(&client.ns, INTERFACE).expect("a capture");
+    endpoint.ns.run(&["nft", "delete", "table", "inet", "hold"]).expect("no rule");
+    await_advert(&capture, |_| true);
 }
 
 /// Endpoints of the field announce themselves to the any-source group, to the source-specific one, or to both: with sources

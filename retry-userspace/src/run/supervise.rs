@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use retry_common::counter::Counter;
 use tokio::signal::unix::Signal;
-use tokio::time::Sleep;
+use tokio::time::{Interval, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
@@ -20,6 +20,9 @@ use crate::telemetry::LogLevel;
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two looks whether a thread has ended.
 const LOOK: Duration = Duration::from_secs(1);
+/// Until an ADVERT that did not leave is sent again; twice as long each further time, and never longer than the interval. A link
+/// that has come up has no multicast route for a moment.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Returns when the daemon is to end: `shutdown` has completed, or the management API has ordered it, and what it announces
 /// has had its time; or a second signal came meanwhile. That one cancels `hurry`, also later.
@@ -39,7 +42,7 @@ pub(super) async fn supervise(
     tokio::pin!(shutdown);
     let mut lease = tokio::time::interval(settings.xdp.daemon_lease.min(settings.xdp.bpf_lease) / 4);
     let mut review = tokio::time::interval(LOOK);
-    let mut announce = tokio::time::interval(settings.beacon.interval);
+    let mut announce = Announce::new(settings.beacon.interval);
     let mut is_signalled = false;
     // None until the drain begins, then when it ends.
     let mut drained: Option<Pin<Box<Sleep>>> = None;
@@ -53,13 +56,13 @@ pub(super) async fn supervise(
             }
             // The order comes by a signal or by the management API.
             () = state.drain_ordered.notified(), if drained.is_none() => {
-                announce_now(beacon, state);
+                announce.now(beacon, state);
                 tracing::info!(timeout = ?settings.admin.drain_timeout, "the drain has begun");
                 drained = Some(Box::pin(tokio::time::sleep(settings.admin.drain_timeout)));
             }
             () = over(drained.as_mut()) => break Ok(()),
             () = hurry.cancelled() => break Ok(()),
-            () = state.announce.notified() => announce_now(beacon, state),
+            () = state.announce.notified() => announce.now(beacon, state),
             // A thread that hangs is a dead daemon: the kernel is to leave nothing to it.
             _ = lease.tick() => {
                 let patience = settings.xdp.daemon_lease.max(LEAST_PATIENCE);
@@ -73,7 +76,7 @@ pub(super) async fn supervise(
                     break Err(failed);
                 }
             }
-            _ = announce.tick(), if beacon.is_some() => announce_now(beacon, state),
+            _ = announce.timer.tick(), if beacon.is_some() => announce.now(beacon, state),
             _ = hangups.recv() => log_level.toggle_debug(),
         }
     };
@@ -104,12 +107,30 @@ async fn over(drained: Option<&mut Pin<Box<Sleep>>>) {
     }
 }
 
-fn announce_now(beacon: Option<&BeaconSender>, state: &State) {
-    match beacon.map(|beacon| beacon.send(state.is_draining())) {
-        Some(Ok(sent)) => {
-            state.count(Counter::AdvertsSent, sent);
+/// When the next ADVERT leaves.
+struct Announce {
+    timer: Interval,
+    again: Duration,
+}
+
+impl Announce {
+    fn new(interval: Duration) -> Self {
+        Self { timer: tokio::time::interval(interval), again: AGAIN }
+    }
+
+    fn now(&mut self, beacon: Option<&BeaconSender>, state: &State) {
+        match beacon.map(|beacon| beacon.send(state.is_draining())) {
+            Some(Ok(sent)) => {
+                state.count(Counter::AdvertsSent, sent);
+                self.again = AGAIN;
+            }
+            Some(Err(error)) => {
+                let again = self.again.min(self.timer.period());
+                tracing::warn!(%error, ?again, "a beacon did not leave");
+                self.timer.reset_after(again);
+                self.again = again.saturating_mul(2);
+            }
+            None => {}
         }
-        Some(Err(error)) => tracing::warn!(%error, "a beacon did not leave"),
-        None => {}
     }
 }
