@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -25,7 +25,6 @@ use crate::net::{
 
 /// Longest packet that is kept whole.
 const SNAP: usize = 65_600;
-static DUMPS: AtomicU32 = AtomicU32::new(0);
 
 /// One packet as it was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,9 +164,8 @@ pub fn without_tags(frame: &[u8]) -> Option<&[u8]> {
 /// # Errors
 /// The file cannot be written.
 pub fn dump(packets: &[Captured]) -> Result<PathBuf> {
-    let number = DUMPS.fetch_add(1, Ordering::Relaxed);
-    let name = format!("retry-testbed-{}-{number}.pcap", std::process::id());
-    let path = std::env::temp_dir().join(name);
+    // Another test may have the same process id, in a namespace of its own.
+    let path = tempfile::Builder::new().prefix("retry-testbed-").suffix(".pcap").tempfile()?.into_temp_path().keep()?;
     write_pcap(&path, packets)?;
     Ok(path)
 }

@@ -236,13 +236,34 @@ impl ChildGuard {
         self.child.try_wait()
     }
 
-    /// Sends a signal to this child and to no other process.
+    /// Sends a signal to this child and to no other process. SIGSTOP has stopped every thread on return.
     ///
     /// # Errors
-    /// The child has ended and been waited for.
+    /// The child has ended and been waited for, or does not stop.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id()).context("process id")?;
-        Ok(kill(Pid::from_raw(pid), signal)?)
+        kill(Pid::from_raw(pid), signal)?;
+        // A thread stops when it is scheduled next: until then it may still answer.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while signal == Signal::SIGSTOP && !self.is_stopped()? {
+            ensure!(Instant::now() < deadline, "process {pid} does not stop");
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel runs none of the child's threads.
+    fn is_stopped(&self) -> Result<bool> {
+        for entry in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            // A thread may end while the directory is read.
+            let status = std::fs::read_to_string(entry?.path().join("stat")).unwrap_or_default();
+            // The name before the state stands in parentheses and may hold any character.
+            let state = status.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            if !matches!(state, Some('T' | 'Z') | None) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Kills the child, if it has not ended, and waits for it.

@@ -21,7 +21,7 @@ pub use self::{
 };
 use crate::{
     daemon::{BPFFS, Daemon, Metrics},
-    net::fabric::{Fabric, Host},
+    net::fabric::{Fabric, Host, INTERFACE},
 };
 
 /// How long a test waits for what must come. A busy machine needs it; nothing waits so long when it works.
@@ -120,6 +120,17 @@ pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "never came: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Waits until the host's [`INTERFACE`] has no XDP program: once the last holder of its link is gone, the kernel detaches it in
+/// a work queue, and that is a moment later.
+///
+/// # Panics
+/// It still has one after [`PATIENCE`].
+pub fn await_detached(host: &Host) {
+    eventually("no program is attached", || {
+        !host.ns.run(&["ip", "link", "show", INTERFACE]).expect("a link").contains("xdp")
+    });
 }
 
 /// Waits until a counter of the daemon has this value, or five seconds; returns the last scrape.

@@ -11,7 +11,7 @@ use std::{
 
 use retry_testbed::{
     net::fabric::{Fabric, Host},
-    scene::{binary, is_root, two_hosts},
+    scene::{await_detached, binary, is_root, two_hosts},
 };
 
 use super::RENDERED;
@@ -77,6 +77,5 @@ fn the_steps_of_a_migration() {
     assert!(daemon.end(PATIENCE).expect("an end").success());
     let said = output(endpoint, directory.path(), back);
     assert!(said.contains("detached"), "`{back}` said: {said}");
-    let links = endpoint.ns.run(&["ip", "-d", "link", "show", "dev", "eth0"]).expect("a link");
-    assert!(!links.contains("xdp"), "{links}");
+    await_detached(endpoint);
 }

@@ -19,7 +19,7 @@ use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::listener::{Listener, ListenerSettings};
 use retry_testbed::peers::publish::Publisher;
 use retry_testbed::scene::{
-    PATIENCE, Pins, adverts, asker, await_advert, binary, counted, eventually, flags, frame, two_hosts,
+    PATIENCE, Pins, adverts, asker, await_advert, await_detached, binary, counted, eventually, flags, frame, two_hosts,
 };
 
 const KEY: FrameKey = FrameKey::new(0xd1a1, 1);
@@ -104,8 +104,7 @@ fn drains(xdp: &str) {
     let after = first.expect("one that says Draining").time.duration_since(signalled.1).expect("after the signal");
     assert!(after < DRAIN / 2, "announced {after:?} after the signal");
     assert_eq!(std::fs::read_dir(pins).map_or(0, Iterator::count), 0, "pins are left");
-    let link = endpoint.ns.run(&["ip", "link", "show", INTERFACE]).expect("a link");
-    assert!(!link.contains("xdp"), "the program is left: {link}");
+    await_detached(endpoint);
 }
 
 /// A listener asks another endpoint as soon as its first one says Draining.

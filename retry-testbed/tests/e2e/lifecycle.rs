@@ -16,7 +16,9 @@ use retry_testbed::net::packet::{Checksum, PacketBuilder};
 use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
-use retry_testbed::scene::{ask, asker, await_count, binary, datagrams_from, flags, frame, is_root, two_hosts};
+use retry_testbed::scene::{
+    ask, asker, await_count, await_detached, binary, datagrams_from, flags, frame, is_root, two_hosts,
+};
 
 const KEY: FrameKey = FrameKey::new(0x1ea5e, 1);
 
@@ -92,7 +94,7 @@ fn a_clean_end_leaves_nothing() {
     let status = daemon.end().expect("it ends");
     assert!(status.success(), "{status}\n{}", daemon.log());
     assert!(!directory.exists(), "pins are left");
-    assert!(!link(endpoint).contains("xdp"), "the program is left");
+    await_detached(endpoint);
     let adverts: Vec<_> =
         datagrams_from(&capture.take(), endpoint.addr).into_iter().filter(|packet| packet.dst.port() == 9300).collect();
     let last = adverts.last().expect("a last ADVERT");

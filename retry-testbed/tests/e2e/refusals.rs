@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::net::fabric::{Fabric, Host, INTERFACE};
-use retry_testbed::scene::{binary, flags, is_root, two_hosts};
+use retry_testbed::net::fabric::{Fabric, Host};
+use retry_testbed::scene::{await_detached, binary, flags, is_root, two_hosts};
 
 /// What the daemon said last, which ended with a failure and left nothing.
 fn refused(endpoint: &Host, more: &[&str]) -> String {
@@ -14,8 +14,7 @@ fn refused(endpoint: &Host, more: &[&str]) -> String {
     let mut daemon = Daemon::launch(&binary(), &endpoint.ns, &all).expect("a process");
     let status = daemon.wait().expect("it ends");
     assert_eq!(status.code(), Some(1), "{more:?}\n{}", daemon.log());
-    let link = endpoint.ns.run(&["ip", "link", "show", INTERFACE]).expect("a link");
-    assert!(!link.contains("xdp"), "the program is left: {link}");
+    await_detached(endpoint);
     daemon.log()
 }
 
@@ -108,7 +107,6 @@ fn a_signal_is_heeded_while_memory_is_taken() {
         let status = daemon.wait().expect("it ends");
         assert!(status.success(), "{delay} ms: {status}\n{}", daemon.log());
         assert!(told.elapsed() < Duration::from_millis(1_500), "{delay} ms: it ended after {:?}", told.elapsed());
-        let link = endpoint.ns.run(&["ip", "link", "show", INTERFACE]).expect("a link");
-        assert!(!link.contains("xdp"), "the program is left: {link}");
+        await_detached(endpoint);
     }
 }

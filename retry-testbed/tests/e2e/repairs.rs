@@ -137,8 +137,9 @@ fn recovers(name: &str, shape: Shape, xdp: &str, repair: Repair) {
     let repairs = if repair.multicast { wanted..=nacks } else { 0..=0 };
     assert!(repairs.contains(&multicasts), "{multicasts} multicast repairs for {nacks} NACKs");
 
-    let metrics = daemon.metrics().expect("a scrape");
     let (path, other) = if xdp == "off" { ("user", "xdp") } else { ("xdp", "user") };
+    // The daemon counts an answer after it was sent, which may be after it was heard.
+    let metrics = await_count(&daemon, "bre_responses_sent_total", &[("type", "ack"), ("path", path)], acks);
     assert_eq!(metrics.count("bre_cache_hits_total", &[("path", path)]), nacks);
     assert_eq!(metrics.count("bre_nack_requests_total", &[("path", path)]), nacks);
     assert_eq!(metrics.count("bre_nack_requests_total", &[("path", other)]), 0);

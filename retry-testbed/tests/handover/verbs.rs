@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::{Fabric, Host, INTERFACE};
-use retry_testbed::scene::{Pins, binary, flags, is_root, two_hosts};
+use retry_testbed::scene::{Pins, await_detached, binary, flags, is_root, two_hosts};
 use serde_json::Value;
 
 fn start<'a>(host: &'a Host, pins: &Pins, more: &[&str]) -> Daemon<'a> {
@@ -71,7 +71,8 @@ fn what_is_pinned_is_told_and_ended() {
     assert_eq!(detach(&daemon, &["-stale"]).status.code(), Some(0));
     assert!(has_program(endpoint));
     assert_eq!(detach(&daemon, &[]).status.code(), Some(0));
-    assert!(!has_program(endpoint) && !daemon.pins().exists());
+    assert!(!daemon.pins().exists());
+    await_detached(endpoint);
     assert_eq!(daemon.run("status", &[]).expect("it runs").status.code(), Some(1));
     // Again: there is nothing to be done.
     assert_eq!(detach(&daemon, &[]).status.code(), Some(0));
