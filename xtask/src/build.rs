@@ -23,6 +23,16 @@ pub(crate) fn run(context: &Context) -> Result<()> {
     build(context)
 }
 
+/// Builds the objects and the daemon, which is all that the tests need of a release.
+///
+/// # Errors
+/// A build fails.
+pub(crate) fn build_daemon(context: &Context) -> Result<()> {
+    build_ebpf::build(context)?;
+    step("build the release daemon");
+    run_command(context.cargo().args(["build", "--release", "--package", "retry-userspace"]))
+}
+
 /// The same for a verb that has made sure of its tools.
 ///
 /// # Errors
@@ -56,7 +66,11 @@ pub(crate) fn run_testbed(context: &Context, part: &str, arguments: &[OsString])
     code
 }
 
-fn exit_code(command: &mut Command) -> Result<ExitCode> {
+/// The exit code of a command, which is the verb's.
+///
+/// # Errors
+/// It cannot be started.
+pub(crate) fn exit_code(command: &mut Command) -> Result<ExitCode> {
     let program = Path::new(command.get_program()).display().to_string();
     let status = command.status().with_context(|| format!("cannot start {program}"))?;
     // Ended by a signal: a failure like any other.

@@ -88,7 +88,7 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
     let uses: Vec<Use> = running.iter().flat_map(|suite| suite.uses).copied().collect();
     tools::ensure(context, &uses)?;
     if running.iter().any(|suite| suite.needs_daemon()) {
-        build::build(context)?;
+        build::build_daemon(context)?;
     } else if uses.contains(&Use::Ebpf) {
         crate::build_ebpf::build(context)?;
     }

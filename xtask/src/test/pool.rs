@@ -1,8 +1,8 @@
 //! Runs the tests of the privileged suites as processes of their own, several at a time: most of them wait for timers.
 //!
-//! Each process has a mount namespace of its own with an empty bpffs and an empty `/run/netns`, so that no test sees what
-//! another pins or names. Whatever is the host's as a whole (processors, memory, clocks of the kernel) is shared: a test that
-//! measures it is listed in [`Suite::alone`](super::suites::Suite::alone) and runs while no other test does.
+//! Each process has mount and process namespaces of its own, with an empty bpffs and an empty `/run/netns`: no test sees what
+//! another pins, names or starts. What is the host's as a whole (processors, memory, clocks of the kernel) is shared: a test that
+//! measures it is listed in `suites.rs` and runs while no other test does.
 
 use std::{
     path::PathBuf,
@@ -22,29 +22,21 @@ use crate::{
     },
 };
 
-/// Makes the namespace's file systems, runs the command until its time is over, and ends what it left running.
-///
-/// The command is no background job of the shell, which would make it ignore SIGINT. The shell outlives a Ctrl-C that ends
-/// xtask, so that the processes of the interrupted test end too. `$1` is the limit in seconds.
-const ISOLATED: &str = r#"
+/// The namespaces of one test. The kernel kills what still runs in a process namespace when its first process ends, and that ends
+/// with `unshare`.
+const NAMESPACES: [&str; 7] =
+    ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"];
+/// Mounts the file systems of the namespaces and runs the command until its time is over. It is the shell's child: the first
+/// process of a namespace ignores signals. `$1` is the limit in seconds.
+const SETUP: &str = r#"
 set -e
 mount -t bpf bpf /sys/fs/bpf
 mkdir -p /run/netns
 mount -t tmpfs netns /run/netns
-set +e
-trap : INT TERM HUP
 limit=$1
 shift
-timeout --signal=KILL "$limit" "$@"
-status=$?
-own=$(readlink /proc/self/ns/mnt)
-for entry in $(find /proc/[0-9]*/ns/mnt -lname "$own" 2>/dev/null); do
-    process=${entry#/proc/}
-    process=${process%%/*}
-    if [ "$process" != $$ ] && name=$(cat "/proc/$process/comm" 2>/dev/null) && kill -KILL "$process" 2>/dev/null; then
-        echo "ended what the test left running: $process $name"
-    fi
-done
+status=0
+timeout --signal=KILL "$limit" "$@" || status=$?
 exit $status
 "#;
 
@@ -160,7 +152,7 @@ fn run_one(context: &Context, options: &[&str], job: Job) -> Result<Ended> {
         environment.push((STRESS_SECONDS, PathBuf::from(seconds)));
     }
     let mut command = context.as_root("unshare", environment)?;
-    command.args(["--mount", "--propagation", "private", "sh", "-c", ISOLATED, "sh", &time_limit().to_string()]);
+    command.args(NAMESPACES).args(["sh", "-c", SETUP, "sh", &time_limit().to_string()]);
     command.arg(&job.binary.path).args(["--exact", &job.test, "--show-output", "--test-threads=1"]).args(options);
     command.current_dir(&job.binary.directory);
     let (text, status) = printed(command)?;

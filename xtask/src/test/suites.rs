@@ -11,9 +11,6 @@ pub(crate) struct Suite {
     pub(crate) kind: Kind,
     /// What has to be there beside a compiler.
     pub(crate) uses: &'static [Use],
-    /// How the names of the tests begin that run while no other test does, because they measure what the host has only once:
-    /// processor time, rates, memory, or how long something takes. [`EVERY`] is the whole suite.
-    pub(crate) alone: &'static [&'static str],
 }
 
 /// What a suite consists of.
@@ -31,31 +28,27 @@ pub(crate) enum Kind {
 
 /// Every suite.
 pub(crate) const SUITES: &[Suite] = &[
-    Suite { name: "check", kind: Kind::Check, uses: &[Use::Check], alone: NONE },
-    Suite { name: "unit", kind: Kind::Unit, uses: &[Use::Ebpf, Use::Wireshark], alone: NONE },
-    Suite { name: "testbed", kind: Kind::Testbed("testbed"), uses: FABRIC, alone: EVERY },
-    Suite { name: "packets", kind: Kind::Testbed("packets"), uses: &[Use::Ebpf], alone: NONE },
-    Suite { name: "differential", kind: Kind::Testbed("differential"), uses: FABRIC, alone: NONE },
-    Suite { name: "maps", kind: Kind::Testbed("maps"), uses: &[Use::Ebpf, Use::Fabric, Use::Maps], alone: NONE },
-    Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC, alone: NONE },
-    Suite { name: "handover", kind: Kind::Testbed("handover"), uses: FABRIC, alone: NONE },
-    Suite { name: "runbook", kind: Kind::Testbed("runbook"), uses: RUNBOOK, alone: NONE },
-    Suite { name: "chart", kind: Kind::Testbed("chart"), uses: CHART, alone: NONE },
-    Suite { name: "alerts", kind: Kind::Testbed("alerts"), uses: ALERTS, alone: NONE },
-    Suite { name: "redis", kind: Kind::Testbed("redis"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis], alone: NONE },
-    Suite { name: "shared", kind: Kind::Testbed("shared"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis], alone: NONE },
-    Suite { name: "stress", kind: Kind::Testbed("stress"), uses: FABRIC, alone: EVERY },
-    Suite {
-        name: "kernels",
-        kind: Kind::Kernels("packets"),
-        uses: &[Use::Ebpf, Use::Fabric, Use::Kernels],
-        alone: NONE,
-    },
+    Suite { name: "check", kind: Kind::Check, uses: &[Use::Check] },
+    Suite { name: "unit", kind: Kind::Unit, uses: &[Use::Ebpf, Use::Wireshark] },
+    Suite { name: "testbed", kind: Kind::Testbed("testbed"), uses: FABRIC },
+    Suite { name: "packets", kind: Kind::Testbed("packets"), uses: &[Use::Ebpf] },
+    Suite { name: "differential", kind: Kind::Testbed("differential"), uses: FABRIC },
+    Suite { name: "maps", kind: Kind::Testbed("maps"), uses: &[Use::Ebpf, Use::Fabric, Use::Maps] },
+    Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC },
+    Suite { name: "handover", kind: Kind::Testbed("handover"), uses: FABRIC },
+    Suite { name: "runbook", kind: Kind::Testbed("runbook"), uses: RUNBOOK },
+    Suite { name: "chart", kind: Kind::Testbed("chart"), uses: CHART },
+    Suite { name: "alerts", kind: Kind::Testbed("alerts"), uses: ALERTS },
+    Suite { name: "redis", kind: Kind::Testbed("redis"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis] },
+    Suite { name: "shared", kind: Kind::Testbed("shared"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis] },
+    Suite { name: "stress", kind: Kind::Testbed("stress"), uses: FABRIC },
+    Suite { name: "kernels", kind: Kind::Kernels("packets"), uses: &[Use::Ebpf, Use::Fabric, Use::Kernels] },
 ];
 
-/// How the name of every test begins.
-const EVERY: &[&str] = &[""];
-const NONE: &[&str] = &[];
+/// The tests that run while no other does, because they measure what the host has only once: processor time, rates, memory, or
+/// how long something takes. Each by its suite and how its name begins; nothing is the whole suite.
+const ALONE: &[(&str, &str)] = &[("testbed", ""), ("handover", "restarts::"), ("stress", "")];
+
 const FABRIC: &[Use] = &[Use::Ebpf, Use::Fabric];
 const ALERTS: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Redis, Use::Prometheus];
 const CHART: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Chart];
@@ -69,7 +62,7 @@ impl Suite {
 
     /// Whether this test runs while no other does.
     pub(crate) fn is_alone(&self, test: &str) -> bool {
-        self.alone.iter().any(|start| test.starts_with(start))
+        ALONE.iter().any(|(suite, start)| *suite == self.name && test.starts_with(start))
     }
 
     /// Whether it starts the daemon.
@@ -93,6 +86,15 @@ mod tests {
     fn check_is_first_and_names_are_unique() {
         assert_eq!(SUITES.first().map(|suite| suite.name), Some("check"));
         assert_eq!(names().iter().collect::<BTreeSet<_>>().len(), SUITES.len());
+    }
+
+    #[test]
+    fn what_runs_alone_is_listed_by_suite_and_name() {
+        for (name, _) in ALONE {
+            assert!(names().contains(name), "no suite {name}");
+        }
+        let suite = |name| SUITES.iter().find(|suite| suite.name == name).expect("a suite");
+        assert!(suite("stress").is_alone("scenes::one") && !suite("e2e").is_alone("scenes::one"));
     }
 
     #[test]
