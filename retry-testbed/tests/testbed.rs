@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddrV6, TcpListener, UdpSocket},
+    net::{Shutdown, SocketAddrV6, TcpListener, TcpStream, UdpSocket},
     process::Command,
     sync::{Arc, atomic::AtomicBool},
     thread,
@@ -15,6 +15,7 @@ use retry_testbed::{
     net::{
         capture::{Capture, RawSender, datagrams, is_udp},
         fabric::{DATA_PORT, Fabric, INTERFACE, NACK_PORT, group},
+        forward,
         loss::{LossPoint, LossRule},
         netns::{Netns, host_command},
         packet::{Packet, PacketBuilder},
@@ -33,6 +34,33 @@ const WAIT: Duration = Duration::from_secs(2);
 
 fn namespaces() -> String {
     host_command(&["ip", "netns", "list"]).expect("ip works")
+}
+
+#[test]
+fn a_server_inside_is_reached_from_outside() {
+    let ns = Netns::new("server").expect("root");
+    let server = ns.enter(|| TcpListener::bind("[::1]:0")).expect("a port inside");
+    let address = forward::to_namespace(&ns, server.local_addr().expect("bound")).expect("a port outside");
+    assert!(address.ip().is_loopback());
+    // Two at a time: a browser has several connections open.
+    let mut clients = [(); 2].map(|()| TcpStream::connect(address).expect("a connection"));
+    let mut inside = [(); 2].map(|()| server.accept().expect("a client").0);
+    for client in &mut clients {
+        client.write_all(b"question").expect("written");
+        client.shutdown(Shutdown::Write).expect("half closed");
+    }
+    for server in &mut inside {
+        let mut asked = String::new();
+        server.read_to_string(&mut asked).expect("read to the end");
+        assert_eq!(asked, "question");
+        server.write_all(b"answer").expect("written");
+    }
+    drop(inside);
+    for mut client in clients {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("read to the end");
+        assert_eq!(answer, "answer");
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! `build-ebpf`: the objects for the kernel.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -25,15 +28,30 @@ pub(crate) fn run(context: &Context) -> Result<()> {
 /// The build fails.
 pub(crate) fn build(context: &Context) -> Result<()> {
     step("build the eBPF objects");
-    let toolchain = Toolchain::find().context("no eBPF compiler")?;
-    run_command(toolchain.cargo(context, "build")?.args(["--profile", "bpf", "--bins"]))?;
-    let built = context.target.join("bpf-build").join(TARGET).join("bpf");
-    keep(&built.join("retry-ebpf"), &context.ebpf_object())?;
-    keep(&built.join("retry-bench"), &context.bench_object())?;
+    one(context, &["--bins"], "retry-ebpf", &context.ebpf_object())?;
+    keep(&built(context, "retry-bench"), &context.bench_object())?;
     // The tests upgrade from one to the other.
-    let frags = ["--profile", "bpf", "--bin", "retry-ebpf", "--features", "frags"];
-    run_command(toolchain.cargo(context, "build")?.args(frags))?;
-    keep(&built.join("retry-ebpf"), &context.frags_object())
+    one(context, &["--bin", "retry-ebpf", "--features", "frags"], "retry-ebpf", &context.frags_object())
+}
+
+/// Builds the object that the daemon loads, and no other.
+///
+/// # Errors
+/// The build fails.
+pub(crate) fn build_object(context: &Context) -> Result<()> {
+    step("build the eBPF object");
+    one(context, &["--bin", "retry-ebpf"], "retry-ebpf", &context.ebpf_object())
+}
+
+fn one(context: &Context, targets: &[&str], name: &str, object: &Path) -> Result<()> {
+    let toolchain = Toolchain::find().context("no eBPF compiler")?;
+    run_command(toolchain.cargo(context, "build")?.args(["--profile", "bpf"]).args(targets))?;
+    keep(&built(context, name), object)
+}
+
+/// Where cargo puts a program for the kernel.
+fn built(context: &Context, name: &str) -> PathBuf {
+    context.target.join("bpf-build").join(TARGET).join("bpf").join(name)
 }
 
 /// Copies only what changed: a new date would make cargo build the daemon again.

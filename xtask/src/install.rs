@@ -277,7 +277,7 @@ fn linker_command(context: &Context) -> Command {
         command.args(["--no-default-features", "--features", LLVM_FEATURE]).env("LLVM_PREFIX", LLVM_PREFIX);
     }
     // It runs for a second: what counts is how long it takes to build.
-    for (setting, value) in [("LTO", "off"), ("OPT_LEVEL", "1"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")] {
+    for (setting, value) in [("LTO", "off"), ("OPT_LEVEL", "0"), ("CODEGEN_UNITS", "16"), ("DEBUG", "false")] {
         command.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
     }
     command

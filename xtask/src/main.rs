@@ -36,7 +36,8 @@ enum Verb {
     BuildEbpf,
     /// Builds the objects, then the release daemon with the object embedded: target/release/retry-endpoint.
     Build,
-    /// Runs the daemon on a private fabric with loss and shows how it repairs (needs root or sudo).
+    /// Runs the daemon on a private fabric with loss and shows how it repairs (needs root or sudo, or `--rootless` in a user
+    /// namespace, without XDP). The programs are built without optimisation unless `--release` is given.
     #[command(disable_help_flag = true)]
     Demo(PassedOn),
     /// Measures the daemon beside a reflector and a plain server; `--list` names the cases (needs root or sudo).
@@ -66,7 +67,10 @@ fn main() -> ExitCode {
     let done = Context::new(no_install).and_then(|context| match verb {
         Verb::BuildEbpf => build_ebpf::run(&context).map(|()| ExitCode::SUCCESS),
         Verb::Build => build::run(&context).map(|()| ExitCode::SUCCESS),
-        Verb::Demo(PassedOn { arguments }) => demo::run(&context, &arguments),
+        Verb::Demo(PassedOn { mut arguments }) => {
+            let options = demo::Options::take(&mut arguments);
+            demo::run(&context, options, &arguments)
+        }
         Verb::Bench(PassedOn { arguments }) => bench::run(&context, &arguments),
         Verb::Cluster(PassedOn { arguments }) => cluster::run(&context, &arguments),
         Verb::Test(options) => test::run(&context, &options),

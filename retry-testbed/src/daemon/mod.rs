@@ -357,13 +357,24 @@ pub fn count_program_time() -> Result<std::os::fd::OwnedFd> {
     Ok(aya::sys::enable_stats(aya::sys::Stats::RunTime)?)
 }
 
-/// Mounts bpffs at [`BPFFS`] unless it is there. Returns whether this call mounted it.
+/// Whether this process is in a user namespace, where the kernel refuses BPF programs and their file system.
+///
+/// # Errors
+/// No procfs.
+pub fn in_user_namespace() -> Result<bool> {
+    let map = std::fs::read_to_string("/proc/self/uid_map").context("read /proc/self/uid_map")?;
+    // The whole range, as it is outside.
+    Ok(!map.split_whitespace().eq(["0", "0", "4294967295"]))
+}
+
+/// Mounts bpffs at [`BPFFS`] unless it is there, or cannot be because this is a user namespace. Returns whether this call
+/// mounted it.
 ///
 /// # Errors
 /// Not root, or no such file system in the kernel.
 pub fn mount_bpffs() -> Result<bool> {
     let mounted = || statfs::statfs(BPFFS).is_ok_and(|found| found.filesystem_type() == statfs::BPF_FS_MAGIC);
-    if mounted() {
+    if mounted() || in_user_namespace()? {
         return Ok(false);
     }
     let none: Option<&str> = None;

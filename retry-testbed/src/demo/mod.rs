@@ -21,6 +21,7 @@ use retry_testbed::{
     daemon::{self, Daemon},
     net::{
         fabric::{Fabric, INTERFACE},
+        forward,
         loss::{Loss, LossRule},
         netns::TOOLS,
     },
@@ -77,6 +78,13 @@ pub(crate) struct Options {
     /// Prints the result as one JSON object on stdout.
     #[arg(long)]
     json: bool,
+    /// The programs for the kernel, as an object file; without it those inside the daemon.
+    #[arg(long, env = "RETRY_EBPF_OBJECT", value_name = "FILE.o")]
+    object: Option<PathBuf>,
+    /// Shows the endpoint's HTTP server at an address of this host, and keeps the endpoint at work after the traffic, until
+    /// Ctrl-C.
+    #[arg(long)]
+    page: bool,
     /// Publishes the multicast datagrams to port 9001 of this pcap file, once, instead of made frames.
     #[arg(long, value_name = "FILE.pcap")]
     replay: Option<PathBuf>,
@@ -162,6 +170,7 @@ fn on_fabric(options: &Options, mut traffic: Traffic, stop: &AtomicBool) -> Resu
         "-xdp=auto".to_owned(),
         "-instance=demo".to_owned(),
     ]);
+    flags.extend(options.object.iter().map(|object| format!("-bpf-object={}", object.display())));
     check(stop)?;
     let program_time = daemon::count_program_time();
     let mut daemon = Daemon::start(&options.daemon, &endpoint.ns, &flags)?;
@@ -174,6 +183,14 @@ fn on_fabric(options: &Options, mut traffic: Traffic, stop: &AtomicBool) -> Resu
         if reason.is_empty() { String::new() } else { format!(" ({reason})") },
         limits.join(" ")
     ));
+
+    let page = options.page.then(|| forward::to_namespace(&endpoint.ns, daemon::METRICS.parse()?)).transpose()?;
+    if let Some(address) = page {
+        view::say(&format!("The endpoint's page: http://{address}/"));
+    }
+    if cfg!(debug_assertions) {
+        view::say("The programs are built without optimisation: the daemon's own times are shorter with --release.");
+    }
 
     let journal = Arc::new(Journal::new());
     let groups = traffic.groups();
@@ -262,6 +279,17 @@ fn on_fabric(options: &Options, mut traffic: Traffic, stop: &AtomicBool) -> Resu
     let report = Report::new(&start, cost, &end, mode, reason, dropped, journal.len());
     if !report.recovered_all() {
         view::say(&format!("The end of the endpoint's log:\n{}", tail(&daemon.log())));
+    }
+    if let Some(address) = page
+        && !stop.load(Ordering::Relaxed)
+    {
+        view::say(&format!("The traffic has ended. The endpoint's page stays at http://{address}/ until Ctrl-C."));
+        while !stop.load(Ordering::Relaxed) {
+            ensure!(daemon.child().try_wait()?.is_none(), "the daemon ended:\n{}", tail(&daemon.log()));
+            thread::sleep(Duration::from_millis(100));
+        }
+        // That is how it ends, and says nothing about the traffic.
+        stop.store(false, Ordering::Relaxed);
     }
     daemon.end().context("end the daemon")?;
     Ok(report)

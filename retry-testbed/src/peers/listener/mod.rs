@@ -28,6 +28,7 @@ use socket2::{Domain, Socket, Type};
 
 pub use self::stats::Stats;
 use crate::{
+    daemon::in_user_namespace,
     net::{
         fabric::{DATA_PORT, INTERFACE},
         netns::Netns,
@@ -196,7 +197,11 @@ pub(crate) fn join(groups: &[Ipv6Addr], index: u32, port: u16) -> Result<UdpSock
     let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(16 << 20))?;
+    match nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(16 << 20)) {
+        // Only the host's root may pass its limit; in a user namespace the limit has to do.
+        Err(nix::Error::EPERM) if in_user_namespace()? => socket.set_recv_buffer_size(16 << 20)?,
+        result => result?,
+    }
     hear_own_groups_only(&socket)?;
     for group in groups {
         socket
