@@ -55,7 +55,11 @@ const UNICAST: [&str; 2] = ["-beacon-flags-unicast", "-beacon-flags-multicast=fa
 /// What a scene is given.
 struct Stage<'a> {
     prometheus: &'a Prometheus<'a>,
+    /// Scenes that stand.
     ready: &'a AtomicUsize,
+    /// Scenes whose alerts have ended.
+    done: &'a AtomicUsize,
+    count: usize,
     gate: &'a AtomicU8,
 }
 
@@ -63,12 +67,14 @@ const CLOSED: u8 = 0;
 const OPEN: u8 = 1;
 const GIVEN_UP: u8 = 2;
 
-/// Lets the scenes end, also when the test has failed before their faults.
+/// Lets all scenes end when one has failed, or the test itself.
 struct GiveUp<'a>(&'a AtomicU8);
 
 impl Drop for GiveUp<'_> {
     fn drop(&mut self) {
-        let _ = self.0.compare_exchange(CLOSED, GIVEN_UP, Ordering::SeqCst, Ordering::SeqCst);
+        if std::thread::panicking() {
+            self.0.store(GIVEN_UP, Ordering::SeqCst);
+        }
     }
 }
 
@@ -90,9 +96,14 @@ impl Stage<'_> {
         self.comes(alerts, fault, "does not fire", |firing| alerts.iter().all(|one| firing.contains(&owned(*one))));
     }
 
-    /// Waits, with the traffic that takes, until none of these alerts fires.
+    /// Waits, with the traffic that it takes, until none of these alerts fires; then until all scenes have come so far: a
+    /// daemon that ends is one that Prometheus misses.
     fn ends(&self, alerts: &[(&str, &str)], traffic: impl FnMut(u64)) {
         self.comes(alerts, traffic, "does not end", |firing| !alerts.iter().any(|one| firing.contains(&owned(*one))));
+        self.done.fetch_add(1, Ordering::SeqCst);
+        while self.done.load(Ordering::SeqCst) < self.count && self.gate.load(Ordering::SeqCst) == OPEN {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     #[expect(clippy::print_stdout, reason = "what to read when the test has failed, and how long each alert took")]
@@ -114,9 +125,10 @@ impl Stage<'_> {
             }
             let firing = self.prometheus.firing();
             if so(&firing) {
-                println!("{alerts:?}: not \"{otherwise}\" after {:?}", begin.elapsed());
+                println!("{alerts:?}: \"{otherwise}\" is over after {:?}", begin.elapsed());
                 return;
             }
+            assert!(self.gate.load(Ordering::SeqCst) == OPEN, "another scene has failed");
             assert!(begin.elapsed() < PATIENCE, "one of {alerts:?} {otherwise}; firing: {firing:?}");
         }
     }
@@ -195,7 +207,7 @@ fn store(stage: &Stage<'_>, fabric: &Fabric) {
     let _daemon = start(
         endpoint,
         "native",
-        &["-redis-addr", &redis, "-cache-backend", "redis", "-redis-retry-breaker", "100000"],
+        &["-redis-addr", &redis, "-cache-backend", "redis", "-redis-retry-breaker", "0"],
     );
     let (publish, socket) = (publisher(client), asker(client));
     let traffic = |round: u64| {
@@ -398,35 +410,25 @@ fn unfit(stage: &Stage<'_>, fabric: &Fabric) {
     stage.ends(&all, no_traffic);
 }
 
-/// Memory is damaged: every free entry of the index leads to one record, which is another frame's.
+/// Memory is damaged: a record has two entries, and the daemon meets the second one when the frame's life is over.
 fn damaged(stage: &Stage<'_>, fabric: &Fabric) {
     let (endpoint, client) = two_hosts(fabric);
-    let daemon = start(endpoint, "native", &[]);
+    let daemon = start(endpoint, "native", &["-cache-ttl-tx", "3s"]);
     let publish = publisher(client);
-    let send = |seq_num| {
-        publish.send(group(0), &frame(FrameKey::new(FLOW, seq_num), 300, 1)).expect("a frame leaves");
-    };
-    send(1);
+    stage.begin(no_traffic);
+    publish.send(group(0), &frame(FrameKey::new(FLOW, 1), 300, 1)).expect("a frame leaves");
     eventually("a frame", || daemon.metrics().expect("a scrape").count("bre_cache_size", &[]) == 1);
     let log = PinnedLog::open(daemon.pins()).expect("pins");
     let at = (0..log.index.len()).step_by(8).find(|at| log.index.word(*at) != 0).expect("an entry");
-    let (entry, own) = (log.index.word(at), at / 64);
     let map = MapData::from_pin(daemon.pins().join("INDEX")).expect("a pin");
     let mut index: Array<_, [u64; 8]> = Map::Array(map).try_into().expect("an array");
-    let mut replace = |from: u64, to: u64| {
-        for bucket in (0..index.len()).filter(|bucket| usize::try_from(*bucket) != Ok(own)) {
-            let mut entries = index.get(&bucket, 0).expect("a bucket");
-            if entries.contains(&from) {
-                entries.iter_mut().filter(|one| **one == from).for_each(|one| *one = to);
-                index.set(bucket, entries, 0).expect("the kernel takes it");
-            }
-        }
-    };
-    stage.begin(no_traffic);
-    replace(0, entry);
+    let bucket = u32::try_from(at / 64).expect("small");
+    let mut entries = index.get(&bucket, 0).expect("a bucket");
+    let free = entries.iter().position(|entry| *entry == 0).expect("a vacant entry");
+    entries[free] = log.index.word(at);
+    index.set(bucket, entries, 0).expect("the kernel takes it");
     let all = [("LogDamaged", "damaged")];
-    stage.fires(&all, |round| send(1 + round));
-    replace(entry, 0);
+    stage.fires(&all, no_traffic);
     stage.ends(&all, no_traffic);
 }
 
@@ -473,12 +475,16 @@ fn every_alert_fires_with_its_fault_and_ends_with_it() {
     ];
     let directory = tempfile::tempdir().expect("a directory");
     let prometheus = watch.start(directory.path());
-    let (ready, gate) = (AtomicUsize::new(0), AtomicU8::new(CLOSED));
-    let stage = Stage { prometheus: &prometheus, ready: &ready, gate: &gate };
+    let (ready, done, gate) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU8::new(CLOSED));
     let count = scenes.len();
+    let stage = Stage { prometheus: &prometheus, ready: &ready, done: &done, count, gate: &gate };
+    let play = |scene: Scene<'_>| {
+        let _give_up = GiveUp(&gate);
+        scene(&stage);
+    };
     std::thread::scope(|scope| {
         let _give_up = GiveUp(&gate);
-        let running: Vec<_> = scenes.into_iter().map(|scene| scope.spawn(|| scene(&stage))).collect();
+        let running: Vec<_> = scenes.into_iter().map(|scene| scope.spawn(|| play(scene))).collect();
         let begin = Instant::now();
         while ready.load(Ordering::SeqCst) < count {
             assert!(begin.elapsed() < PATIENCE, "{} of {count} scenes stand", ready.load(Ordering::SeqCst));

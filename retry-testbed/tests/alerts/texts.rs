@@ -6,6 +6,7 @@ use super::files::{alerts, directory, grouped, metrics, panels, tools};
 
 const METRICS: &str = include_str!("../../../docs/metrics.md");
 const RUNBOOK: &str = include_str!("../../../docs/operations.md");
+const HOW_TO: &str = include_str!("../../../docs/monitoring.md");
 const BASE: &str = "https://github.com/retry-endpoint/retry-endpoint/blob/main/docs/operations.md#";
 
 /// Reads a dashboard with the schema of Grafana's own library and writes it again: what the library does not know is gone,
@@ -116,4 +117,29 @@ fn grafanas_schema_knows_every_part_of_the_dashboard() {
     let output = command.env("PYTHONPATH", tools().join("python")).output().expect("python3 starts");
     let said = [output.stdout, output.stderr].concat();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+}
+
+/// The commands of docs/monitoring.md, with directories of the test in place of the system's.
+#[test]
+fn the_how_tos_commands_run() {
+    let there = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir_all(there.path().join("etc/prometheus")).expect("a directory");
+    let root = there.path().display();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let blocks = HOW_TO.split("```sh\n").skip(1).filter_map(|rest| rest.split_once("```"));
+    let mut count = 0;
+    for line in blocks.flat_map(|(block, _)| block.lines()) {
+        count += 1;
+        let command = line.replace(" /etc/", &format!(" {root}/etc/")).replace(" /var/", &format!(" {root}/var/"));
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", &command]).current_dir(directory("."));
+        let output = shell.env("PATH", format!("{}:{path}", tools().join("prometheus/usr/bin").display())).output();
+        let output = output.expect("sh starts");
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&said));
+    }
+    assert!(count > 4, "{count} commands");
+    for file in ["etc/prometheus/retry-endpoint.rules.yml", "var/lib/grafana/dashboards/retry-endpoint.json"] {
+        assert!(there.path().join(file).is_file(), "{file}");
+    }
 }

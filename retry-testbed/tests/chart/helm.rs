@@ -19,7 +19,7 @@ pub(crate) const INSTANCE: [&str; 3] =
 const KUBERNETES: [&str; 2] = ["1.27", "1.37"];
 
 /// What `xtask` has installed.
-fn tools() -> PathBuf {
+pub(crate) fn tools() -> PathBuf {
     std::env::var_os("RETRY_TOOLS").expect("xtask names the tools' directory").into()
 }
 

@@ -1,3 +1,6 @@
+//! The Helm charts: the field's, whose values the daemon takes, and the project's own (`deploy/helm`), in `ours` and
+//! `document`.
+//!
 //! The field's Helm chart (0.5.3, for program 1.9.2): every value that its schema allows, rendered to its environment
 //! variable, starts the real binary, or is refused for a reason that is the operator's own. `field/` holds the chart's
 //! values, its schema and the environment that it renders for one instance.
@@ -5,6 +8,7 @@
 //! Several starts run at a time, each alone in its namespace. Rings are small, and XDP is off where a case is not about it,
 //! so that a start costs little.
 
+mod document;
 mod helm;
 mod migration;
 mod ours;
