@@ -143,7 +143,7 @@ fn start<'a>(host: &'a Host, xdp: &str, more: &[&str]) -> Daemon<'a> {
     let common = ["-metrics-addr", ":9400", "-beacon-interval", "1s", "-limit-table-entries", "1024"];
     let all = [&common[..], more].concat();
     let all = flags(xdp, &all);
-    Daemon::start(&binary(), &host.ns, &all).unwrap_or_else(|error| panic!("{more:?}: {error:#}"))
+    Daemon::start(&binary(), &host.ns, &all).expect("a daemon")
 }
 
 fn publisher(host: &Host) -> Publisher {
@@ -204,11 +204,8 @@ fn store(stage: &Stage<'_>, fabric: &Fabric) {
     let server = Server::start(fabric.host("redis").expect("a host")).expect("Redis");
     let redis = server.address().to_string();
     // Its failures are not to count as an outage.
-    let _daemon = start(
-        endpoint,
-        "native",
-        &["-redis-addr", &redis, "-cache-backend", "redis", "-redis-retry-breaker", "0"],
-    );
+    let _daemon =
+        start(endpoint, "native", &["-redis-addr", &redis, "-cache-backend", "redis", "-redis-retry-breaker", "0"]);
     let (publish, socket) = (publisher(client), asker(client));
     let traffic = |round: u64| {
         publish.send(group(0), &frame(FrameKey::new(FLOW, round), 300, 1)).expect("a frame leaves");
@@ -436,7 +433,6 @@ fn damaged(stage: &Stage<'_>, fabric: &Fabric) {
 type Scene<'a> = Box<dyn FnOnce(&Stage<'_>) + Send + 'a>;
 
 #[test]
-#[expect(clippy::print_stdout, reason = "what to read when the test has failed")]
 fn every_alert_fires_with_its_fault_and_ends_with_it() {
     if !is_root("every_alert_fires_with_its_fault_and_ends_with_it") {
         return;

@@ -50,9 +50,8 @@ impl Watch {
             ns.run(&["ip", "link", "set", interface, "up"]).expect("it is up");
             ns.run(&["ip", "address", "add", &address, "dev", interface, "nodad"]).expect("an address");
         }
-        self.targets.push(format!(
-            "      - targets: ['[fd99:{number}::2]:9400']\n        labels: {{instance: {instance}}}\n"
-        ));
+        self.targets
+            .push(format!("      - targets: ['[fd99:{number}::2]:9400']\n        labels: {{instance: {instance}}}\n"));
     }
 
     /// Starts Prometheus with the project's rules, shortened.
@@ -95,7 +94,7 @@ impl Prometheus<'_> {
     }
 
     fn api(&self, path: &str) -> Value {
-        let body = self.get(path).unwrap_or_else(|| panic!("no answer to {path}"));
+        let body = self.get(path).expect("an answer");
         serde_json::from_str::<Value>(&body).expect("JSON")["data"].take()
     }
 
@@ -136,12 +135,8 @@ fn shortened(rules: &str) -> String {
 /// A duration in one unit, divided.
 fn shorter(duration: &str) -> String {
     let (number, unit) = duration.split_at(duration.len() - 1);
-    let seconds = match unit {
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => panic!("a time in another unit: {duration}"),
-    };
+    let seconds = [("m", 60), ("h", 3600), ("d", 86_400)].into_iter().find(|(name, _)| *name == unit);
+    let (_, seconds) = seconds.expect("minutes, hours or days");
     format!("{}ms", number.parse::<u64>().expect("a number") * seconds * 1000 / u64::from(SHORTENED))
 }
 

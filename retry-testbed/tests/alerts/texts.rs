@@ -74,7 +74,8 @@ fn anchor(heading: &str) -> String {
 #[test]
 fn the_runbooks_table_is_the_rules() {
     let headings: Vec<&str> = RUNBOOK.lines().filter_map(|line| line.strip_prefix("## ")).collect();
-    let mut table = String::from("| alert | true means: act | for | severity | section |\n| --- | --- | --- | --- | --- |\n");
+    let mut table =
+        String::from("| alert | true means: act | for | severity | section |\n| --- | --- | --- | --- | --- |\n");
     for alert in alerts() {
         let fragment = alert.runbook.strip_prefix(BASE).unwrap_or_else(|| panic!("{}: {}", alert.name, alert.runbook));
         let heading = headings.iter().find(|heading| anchor(heading) == fragment);
@@ -91,7 +92,8 @@ fn the_runbooks_table_is_the_rules() {
 /// Every metric that rules and dashboard name is one of docs/metrics.md.
 #[test]
 fn every_metric_is_documented() {
-    let expressions = alerts().into_iter().map(|alert| alert.expression).chain(panels().into_iter().map(|(_, one)| one));
+    let expressions =
+        alerts().into_iter().map(|alert| alert.expression).chain(panels().into_iter().map(|(_, one)| one));
     let named: BTreeSet<String> = expressions.flat_map(|expression| metrics(&expression)).collect();
     assert!(named.len() > 40, "{named:?}");
     let unknown: Vec<_> = named.iter().filter(|name| !METRICS.contains(&format!("| `{name}` |"))).collect();
@@ -101,10 +103,12 @@ fn every_metric_is_documented() {
 /// Nothing is grouped by a label whose values strangers choose: `source` is shown by its ten largest alone.
 #[test]
 fn no_panel_has_a_series_per_stranger() {
-    let bounded = ["instance", "path", "type", "level", "reason", "interface", "class", "kind", "result", "outcome", "last"];
+    let bounded =
+        ["instance", "path", "type", "level", "reason", "interface", "class", "kind", "result", "outcome", "last"];
     for (title, expression) in panels() {
         for label in grouped(&expression).into_keys() {
-            let is_bounded = bounded.contains(&label.as_str()) || (label == "source" && expression.starts_with("topk(10, "));
+            let is_bounded =
+                bounded.contains(&label.as_str()) || (label == "source" && expression.starts_with("topk(10, "));
             assert!(is_bounded, "{title}: by {label}");
         }
     }

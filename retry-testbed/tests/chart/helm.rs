@@ -1,9 +1,12 @@
 //! The project's own chart, rendered by the real helm.
 
 use std::{
+    collections::BTreeSet,
     fs,
-    path::{Path, PathBuf},
+    panic::resume_unwind,
+    path::PathBuf,
     process::{Command, Stdio},
+    thread,
 };
 
 use serde_json::Value;
@@ -18,12 +21,15 @@ pub(crate) const INSTANCE: [&str; 3] =
 /// Versions of Kubernetes that manifests are valid for: the oldest that the chart's `kubeVersion` allows, and the newest known.
 const KUBERNETES: [&str; 2] = ["1.27", "1.37"];
 
+/// Helms at a time.
+const AT_ONCE: usize = 4;
+
 /// What `xtask` has installed.
 pub(crate) fn tools() -> PathBuf {
     std::env::var_os("RETRY_TOOLS").expect("xtask names the tools' directory").into()
 }
 
-/// What an operator may write after `helm template NAME CHART`, and what it comes to.
+/// The manifests of one release.
 #[derive(Debug)]
 pub(crate) struct Rendered(Vec<Value>);
 
@@ -72,33 +78,58 @@ impl Rendered {
         let container = self.container();
         let rows = container["env"].as_array().expect("an environment");
         let text = |value: &Value| value.as_str().expect("a text").to_owned();
+        let names: BTreeSet<String> = rows.iter().map(|row| text(&row["name"])).collect();
+        assert_eq!(names.len(), rows.len(), "no variable comes twice: {rows:?}");
         rows.iter().map(|row| (text(&row["name"]), text(&row["value"]))).collect()
     }
 }
 
+/// Checks the manifests in a file, one per line, against each version that is named; every schema is read once.
+const VALIDATE: &str = "
+import functools, json, sys
+import kubernetes_validate.utils as kubernetes
+kubernetes.schema_contents = functools.cache(kubernetes.schema_contents)
+for version in sys.argv[2:]:
+    for line in open(sys.argv[1]):
+        manifest = json.loads(line)
+        try:
+            kubernetes.validate(manifest, version, strict=True)
+            print('valid')
+        except kubernetes.ValidationError as error:
+            print(version, kubernetes.kn(manifest), list(error.path), error.message)
+        except kubernetes.SchemaNotFoundError as error:
+            print(error.message)
+";
+
 /// Holds manifests against the API of every version in [`KUBERNETES`], unknown fields included. Kinds of the Prometheus
 /// operator are no part of it.
 pub(crate) fn validate(all: &[Rendered]) {
-    let mut documents: Vec<&Value> = all.iter().flat_map(|one| &one.0).collect();
-    documents.retain(|document| document["apiVersion"] != "monitoring.coreos.com/v1");
-    documents.sort_by_key(|document| document.to_string());
-    documents.dedup();
+    let documents = all.iter().flat_map(|one| &one.0);
+    let ours = documents.filter(|document| document["apiVersion"] != "monitoring.coreos.com/v1");
+    let lines: BTreeSet<String> = ours.map(ToString::to_string).collect();
     let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("manifests.yaml");
-    // JSON is YAML.
-    let texts: Vec<String> = documents.iter().map(ToString::to_string).collect();
-    fs::write(&file, texts.join("\n---\n")).expect("written");
-    for version in KUBERNETES {
-        let said = validated(&file, version);
-        assert_eq!(said.matches("INFO ").count(), documents.len(), "{said}");
-    }
+    let file = directory.path().join("manifests");
+    fs::write(&file, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).expect("written");
+    let mut command = Command::new("python3");
+    command.args(["-c", VALIDATE]).arg(&file).args(KUBERNETES);
+    let output =
+        command.env("PYTHONPATH", tools().join("python")).stdin(Stdio::null()).output().expect("python3 starts");
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8");
+    let wrong: Vec<&str> = said.lines().filter(|line| *line != "valid").collect();
+    assert_eq!(wrong, Vec::<&str>::new());
+    assert_eq!(said.lines().count(), lines.len() * KUBERNETES.len());
 }
 
-/// What kubernetes-validate says of the manifests in a file.
-fn validated(file: &Path, version: &str) -> String {
-    let mut command = Command::new("python3");
-    command.args(["-m", "kubernetes_validate", "--strict", "--kubernetes-version", version]).arg(file);
-    let output = command.env("PYTHONPATH", tools().join("python")).stdin(Stdio::null()).output().expect("python3");
-    let said = [output.stdout, output.stderr].concat();
-    String::from_utf8(said).expect("UTF-8")
+/// As [`template`] for the field's values with these assignments, several at a time; in their order.
+pub(crate) fn template_each(cases: &[Vec<String>]) -> Vec<Rendered> {
+    let render = |set: &Vec<String>| {
+        let all: Vec<&str> = INSTANCE.into_iter().chain(set.iter().map(String::as_str)).collect();
+        template(Some(FIELDS), &all).map_err(|error| format!("{set:?}: {error}")).expect("it renders")
+    };
+    let share = cases.len().div_ceil(AT_ONCE).max(1);
+    thread::scope(|scope| {
+        let shares = cases.chunks(share).map(|share| scope.spawn(move || share.iter().map(render).collect::<Vec<_>>()));
+        let running: Vec<_> = shares.collect();
+        running.into_iter().flat_map(|one| one.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    })
 }

@@ -15,7 +15,7 @@ use retry_testbed::{
 use serde_json::{Value, json};
 
 use super::{
-    helm::{FIELDS, INSTANCE, Rendered, helm, template, validate},
+    helm::{FIELDS, INSTANCE, Rendered, helm, template, template_each, validate},
     rendered,
     start::pod,
     values::variable,
@@ -26,7 +26,7 @@ const OURS: (&str, &str) = ("BPFFS", "/sys/fs/bpf");
 
 fn field_with(set: &[&str]) -> Rendered {
     let all = [&INSTANCE[..], set].concat();
-    template(Some(FIELDS), &all).unwrap_or_else(|error| panic!("{set:?}: {error}"))
+    template(Some(FIELDS), &all).map_err(|error| format!("{set:?}: {error}")).expect("it renders")
 }
 
 #[test]
@@ -57,8 +57,8 @@ fn changed(key: &str, old: &Value) -> (Value, String) {
         (_, Value::Number(old)) => json!(old.as_i64().expect("a whole number") + 3),
         (_, Value::String(old)) => json!(format!("{old}7")),
         (_, Value::Array(_)) => json!(["a", "b"]),
-        (_, Value::Null) => json!(false),
-        _ => panic!("{key}: {old}"),
+        // A switch that is not set.
+        (_, Value::Null | Value::Object(_)) => json!(false),
     };
     let shown = match &new {
         Value::Array(parts) => parts.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","),
@@ -81,33 +81,36 @@ fn every_key_of_config_reaches_its_variable_alone() {
         }
     }
     assert!(keys.len() > 65, "{keys:?}");
-    let (mut all, mut environments) = (Vec::new(), BTreeMap::new());
-    for (key, old) in keys {
-        // What is rendered with another key only.
-        let with: &[&str] = match key.as_str() {
-            "proxyEnabled" => &[],
-            key if key.starts_with("proxy") || key == "upstreamRetryEndpoints" => &["config.proxyEnabled=true"],
-            "aerospikeNamespace" | "aerospikeSet" => &["config.aerospikeHosts=here:3000"],
-            "otlpInterval" => &["config.otlpEndpoint=here:4317"],
-            _ => &[],
-        };
-        let before: &BTreeMap<_, _> = environments
-            .entry(with)
-            .or_insert_with(|| field_with(with).environment().into_iter().collect::<BTreeMap<_, _>>());
-        let (new, shown) = changed(&key, &old);
-        let assignment = format!("config.{key}:={new}");
-        let after = field_with(&[with, &[&assignment]].concat());
-        let environment: BTreeMap<_, _> = after.environment().into_iter().collect();
+    // What is rendered with another key only.
+    let needs = |key: &str| match key {
+        "proxyEnabled" => vec![],
+        key if key.starts_with("proxy") || key == "upstreamRetryEndpoints" => {
+            vec!["config.proxyEnabled=true".to_owned()]
+        }
+        "aerospikeNamespace" | "aerospikeSet" => vec!["config.aerospikeHosts=here:3000".to_owned()],
+        "otlpInterval" => vec!["config.otlpEndpoint=here:4317".to_owned()],
+        _ => vec![],
+    };
+    let by_name = |manifests: &Rendered| manifests.environment().into_iter().collect::<BTreeMap<_, _>>();
+    let without: BTreeSet<Vec<String>> = keys.iter().map(|(key, _)| needs(key)).collect();
+    let without: Vec<_> = without.into_iter().collect();
+    let before: BTreeMap<_, _> = without.iter().zip(template_each(&without).iter().map(by_name)).collect();
+    let cases: Vec<Vec<String>> = keys
+        .iter()
+        .map(|(key, old)| [needs(key), vec![format!("config.{key}:={}", changed(key, old).0)]].concat())
+        .collect();
+    let all = template_each(&cases);
+    for ((key, old), after) in keys.iter().zip(all.iter().map(by_name)) {
+        let before = &before[&needs(key)];
         let differing: BTreeSet<&String> =
-            before.keys().chain(environment.keys()).filter(|name| before.get(*name) != environment.get(*name)).collect();
+            before.keys().chain(after.keys()).filter(|name| before.get(*name) != after.get(*name)).collect();
         let name = key.split('.').map(variable).collect::<Vec<_>>().join("_");
         match key.as_str() {
             // They bring others along.
             "proxyEnabled" | "aerospikeHosts" | "otlpEndpoint" => assert!(differing.contains(&name), "{differing:?}"),
             _ => assert_eq!(differing, BTreeSet::from([&name]), "{key}"),
         }
-        assert_eq!(environment.get(&name), Some(&shown), "{key}");
-        all.push(after);
+        assert_eq!(after.get(&name), Some(&changed(key, old).1), "{key}");
     }
     validate(&all);
 }
@@ -202,7 +205,12 @@ fn rows() -> Vec<Row> {
         ("service.metricsPort=9500", service, "/spec/ports/0/port".into(), json!(9500)),
         ("service.metricsPort=9500", deployment, container("/ports/2/containerPort"), json!(9500)),
         ("metrics.enabled=false,metrics.podMonitor.enabled=true", pods, String::new(), Value::Null),
-        ("metrics.podMonitor.enabled=true,metrics.path=/m", pods, "/spec/podMetricsEndpoints/0/path".into(), json!("/m")),
+        (
+            "metrics.podMonitor.enabled=true,metrics.path=/m",
+            pods,
+            "/spec/podMetricsEndpoints/0/path".into(),
+            json!("/m"),
+        ),
         ("metrics.podMonitor.enabled=true", pods, "/spec/podMetricsEndpoints/0/port".into(), json!("metrics")),
         (
             "metrics.podMonitor.enabled=true,metrics.podMonitor.interval=7s",
@@ -216,12 +224,7 @@ fn rows() -> Vec<Row> {
             "/spec/podMetricsEndpoints/0/scrapeTimeout".into(),
             json!("7s"),
         ),
-        (
-            r#"metrics.podMonitor:={"enabled":true,"labels":{"a":"b"}}"#,
-            pods,
-            "/metadata/labels/a".into(),
-            json!("b"),
-        ),
+        (r#"metrics.podMonitor:={"enabled":true,"labels":{"a":"b"}}"#, pods, "/metadata/labels/a".into(), json!("b")),
         (
             r#"metrics.podMonitor:={"enabled":true,"relabelings":[{"action":"drop"}]}"#,
             pods,
@@ -324,8 +327,18 @@ fn rows() -> Vec<Row> {
             pod("/topologySpreadConstraints/0/topologyKey"),
             json!("zone"),
         ),
-        ("updateStrategy.type=Recreate,updateStrategy.rollingUpdate=null", deployment, "/spec/strategy".into(), json!({"type": "Recreate"})),
-        ("updateStrategy.rollingUpdate.maxSurge=1", deployment, "/spec/strategy/rollingUpdate/maxSurge".into(), json!(1)),
+        (
+            "updateStrategy.type=Recreate,updateStrategy.rollingUpdate=null",
+            deployment,
+            "/spec/strategy".into(),
+            json!({"type": "Recreate"}),
+        ),
+        (
+            "updateStrategy.rollingUpdate.maxSurge=1",
+            deployment,
+            "/spec/strategy/rollingUpdate/maxSurge".into(),
+            json!(1),
+        ),
         (
             "updateStrategy.rollingUpdate.maxUnavailable=2",
             deployment,
@@ -374,7 +387,12 @@ fn rows() -> Vec<Row> {
             json!(7),
         ),
         (r#"extraEnv:=[{"name":"A","value":"b"}]"#, deployment, container("/env/52/name"), json!("A")),
-        (r#"extraEnvFrom:=[{"secretRef":{"name":"s"}}]"#, deployment, container("/envFrom/0/secretRef/name"), json!("s")),
+        (
+            r#"extraEnvFrom:=[{"secretRef":{"name":"s"}}]"#,
+            deployment,
+            container("/envFrom/0/secretRef/name"),
+            json!("s"),
+        ),
         (
             r#"extraVolumes:=[{"name":"v","emptyDir":{}}]"#,
             deployment,
@@ -408,17 +426,18 @@ fn leaves(path: &str, value: &Value, found: &mut BTreeSet<String>) {
 #[test]
 fn every_other_key_has_its_effect() {
     let mut left = BTreeSet::new();
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/helm/retry-endpoint/values.yaml"));
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/helm/retry-endpoint/values.yaml"));
     leaves("", &serde_saphyr::from_str(&text.expect("values")).expect("YAML"), &mut left);
     left.retain(|key| !key.starts_with("config."));
-    let (mut all, mut wrong) = (Vec::new(), Vec::new());
-    for (set, kind, pointer, value) in rows() {
-        let manifests = field_with(&[set]);
+    let cases: Vec<Vec<String>> = rows().iter().map(|(set, ..)| vec![(*set).to_owned()]).collect();
+    let all = template_each(&cases);
+    let mut wrong = Vec::new();
+    for ((set, kind, pointer, value), manifests) in rows().into_iter().zip(&all) {
         let found = manifests.at(kind, &pointer);
         if found != value {
             wrong.push(format!("{set}: {kind}{pointer} is {found}, not {value}"));
         }
-        all.push(manifests);
         for one in set.split(":=").next().expect("a key").split(',') {
             let key = one.split('=').next().expect("a key");
             left.retain(|leaf| leaf != key && !(set.contains(":=") && leaf.starts_with(&format!("{key}."))));
@@ -464,7 +483,8 @@ fn every_setting_of_ours_is_a_key() {
     // The volume has it, and the bootstrap's three are keys of an object.
     let elsewhere = ["BPFFS"];
     let ours = retry_userspace::parts::settings::all().map(|flag| flag.env);
-    let ours: Vec<&str> = ours.filter(|name| !fields.iter().any(|one| one == name) && !elsewhere.contains(name)).collect();
+    let ours: Vec<&str> =
+        ours.filter(|name| !fields.iter().any(|one| one == name) && !elsewhere.contains(name)).collect();
     let missing: Vec<_> = ours.iter().map(|name| camel_case(name)).filter(|key| !keys.contains_key(key)).collect();
     assert!(missing.is_empty(), "values.schema.json lacks these keys of config: {missing:?}");
     // Numbers and sizes where the schema asks for them; the others are texts that the daemon judges.
@@ -479,12 +499,13 @@ fn every_setting_of_ours_is_a_key() {
 /// Memory, for caches of several sizes: what the daemon takes by its own account, and no more than a tenth and 80 MiB beyond.
 #[test]
 fn the_memory_limit_follows_from_the_cache() {
-    for (short, long, entries) in [("16m", "16m", 1024_usize), ("256m", "64m", 65_536), ("1g", "0.5g", 65_536), ("8g", "256m", 1 << 20)] {
+    for (short, long, entries) in
+        [("16m", "16m", 1024_usize), ("256m", "64m", 65_536), ("1g", "0.5g", 65_536), ("8g", "256m", 1 << 20)]
+    {
         let bytes = |size: &str| {
-            let (number, factor) = size.strip_suffix('g').map_or_else(
-                || (size.trim_end_matches('m'), 1 << 20),
-                |number| (number, 1 << 30),
-            );
+            let (number, factor) = size
+                .strip_suffix('g')
+                .map_or_else(|| (size.trim_end_matches('m'), 1 << 20), |number| (number, 1 << 30));
             number.parse::<f64>().map(|number| number * f64::from(factor)).expect("a number")
         };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "sizes from above")]
@@ -496,7 +517,8 @@ fn the_memory_limit_follows_from_the_cache() {
             format!("config.limitTableEntries={entries}"),
         ];
         let manifests = template(None, &set.each_ref().map(String::as_str)).expect("it renders");
-        let limit = manifests.container()["resources"]["limits"]["memory"].as_str().map(str::to_owned).expect("a limit");
+        let limit =
+            manifests.container()["resources"]["limits"]["memory"].as_str().map(str::to_owned).expect("a limit");
         let limit: usize = limit.trim_end_matches("Mi").parse().expect("MiB");
         let tables = (40 * entries).div_ceil(65_536);
         assert_eq!(limit, log + tables + 64, "{short} {long} {entries}");
