@@ -461,6 +461,7 @@ fn what_cannot_work_is_refused() {
         ("networking.mode=bridge", "/networking/mode"),
         ("xdp.on=true", "/xdp"),
         ("terminationGracePeriodSeconds=-1", "/terminationGracePeriodSeconds"),
+        ("securityContext.allowPrivilegeEscalation=false", "leave it out, or set xdp.enabled to false"),
         ("config.cacheMemory=1g", "resources.limits.memory 512Mi is less than the 1322Mi that the cache takes"),
     ] {
         let refusal = template(Some(FIELDS), &[&INSTANCE[..], &[set]].concat()).expect_err(set);

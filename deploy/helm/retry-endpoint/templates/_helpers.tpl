@@ -161,6 +161,9 @@ The variables of the Go program's chart, as a list of rows: variable, key of `co
 {{- define "retry-endpoint.securityContext" -}}
 {{- $context := deepCopy .Values.securityContext -}}
 {{- if .Values.xdp.enabled -}}
+{{- if and (eq "false" (toString $context.allowPrivilegeEscalation)) (ne 0 (int .Values.podSecurityContext.runAsUser)) -}}
+{{- fail "securityContext.allowPrivilegeEscalation false keeps the capabilities that XDP needs from a user other than root: leave it out, or set xdp.enabled to false" -}}
+{{- end -}}
 {{- $capabilities := $context.capabilities | default dict -}}
 {{- $added := concat ($capabilities.add | default list) .Values.xdp.capabilities | uniq -}}
 {{- $_ := set $context "capabilities" (set $capabilities "add" $added) -}}
