@@ -49,7 +49,7 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
 fn become_holder(interface: &str) -> io::Result<Socket> {
     // The daemon's descriptors are all closed at exec, but for those that it inherited open.
     // SAFETY: takes three numbers; nothing of this process has opened a descriptor above 2 yet.
-    let closed = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
     if closed != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -120,9 +120,11 @@ impl Batch {
         self.received = 0;
         self.prepare();
         let count = libc::c_uint::try_from(self.headers.len()).unwrap_or(0);
+        let (fd, headers) = (socket.as_fd().as_raw_fd(), self.headers.as_mut_ptr());
+        // The types of the C libraries' functions differ, those of the system call do not.
         // SAFETY: `prepare` has pointed each of the `count` headers at buffers of this value, with their lengths; they outlive the call.
         let result = unsafe {
-            libc::recvmmsg(socket.as_fd().as_raw_fd(), self.headers.as_mut_ptr(), count, flags, std::ptr::null_mut())
+            libc::syscall(libc::SYS_recvmmsg, fd, headers, count, flags, std::ptr::null_mut::<libc::timespec>())
         };
         if let Ok(received) = usize::try_from(result) {
             self.received = received;
@@ -152,7 +154,7 @@ impl Batch {
             header.msg_hdr.msg_iov = vector;
             header.msg_hdr.msg_iovlen = 1;
             header.msg_hdr.msg_control = control.as_mut_ptr().cast();
-            header.msg_hdr.msg_controllen = CONTROL;
+            header.msg_hdr.msg_controllen = message::length(CONTROL);
             header.msg_hdr.msg_flags = 0;
         }
     }
@@ -171,7 +173,7 @@ impl Batch {
             truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
             dropped: 0,
         };
-        let written = header.msg_hdr.msg_controllen.min(CONTROL);
+        let written = message::length_of(header.msg_hdr.msg_controllen).min(CONTROL);
         for control in controls(&self.controls[at][..written]) {
             match (control.level, control.kind) {
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {

@@ -10,6 +10,10 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::{InterfaceFlags, if_indextoname};
 use thiserror::Error;
 
+/// Requests of ioctl(2) in the type that the C library gives them.
+const SIOCETHTOOL: libc::Ioctl = libc::SIOCETHTOOL as libc::Ioctl;
+const SIOCGIFMTU: libc::Ioctl = libc::SIOCGIFMTU as libc::Ioctl;
+
 /// Why an interface could not be used.
 #[derive(Debug, Error)]
 pub enum InterfaceError {
@@ -282,7 +286,7 @@ pub(crate) fn driver(name: &str) -> io::Result<String> {
     let mut request = request(name, libc::__c_anonymous_ifr_ifru { ifru_data: place });
     // SAFETY: the descriptor is open; SIOCETHTOOL reads one ifreq and, by its command, writes one ethtool_drvinfo where its
     // data points; both outlive the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -293,7 +297,7 @@ fn mtu(socket: &OwnedFd, name: &str) -> Result<u32, InterfaceError> {
     let fail = |source| InterfaceError::Property { name: name.to_owned(), what: "MTU", source };
     let mut request = request(name, libc::__c_anonymous_ifr_ifru { ifru_mtu: 0 });
     // SAFETY: the descriptor is open and SIOCGIFMTU reads and writes one ifreq, which outlives the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGIFMTU, &raw mut request) };
     if result != 0 {
         return Err(fail(io::Error::last_os_error()));
     }

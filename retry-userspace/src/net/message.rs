@@ -18,6 +18,17 @@ pub(super) const fn space(data: usize) -> usize {
     HEADER + data.next_multiple_of(ALIGN)
 }
 
+/// A length of control messages in the type that the C library gives it: glibc's has 64 bits, musl's 32 and padding.
+pub(super) fn length<T: TryFrom<usize> + Default>(bytes: usize) -> T {
+    // No buffer of control messages comes near 4 GiB.
+    T::try_from(bytes).unwrap_or_default()
+}
+
+/// What [`length`] has made.
+pub(super) fn length_of(length: impl TryInto<usize>) -> usize {
+    length.try_into().unwrap_or(usize::MAX)
+}
+
 /// The kernel's form of `address`.
 pub(super) fn to_raw(address: SocketAddrV6) -> libc::sockaddr_in6 {
     libc::sockaddr_in6 {

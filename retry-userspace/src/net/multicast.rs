@@ -41,7 +41,7 @@ pub(crate) fn send(socket: &impl AsFd, egress: &Egress, group: Ipv6Addr, bytes: 
     header.msg_iov = &raw mut vector;
     header.msg_iovlen = 1;
     header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = control.len();
+    header.msg_controllen = message::length(control.len());
     loop {
         // SAFETY: the header points at an address, a vector of `bytes` and control messages, which outlive the call and are only read.
         let result = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const header, libc::MSG_DONTWAIT) };
