@@ -14,15 +14,15 @@
 //! 8. `interfaces` are watched, and the daemon follows what changes on the host.
 //! 9. `verify_log` checks the log of a running daemon, from another process; `handover` shows and ends what outlives one.
 //! 10. `ask` asks an endpoint for a frame as a listener does, and tells what came.
-//! 11. `fdstore` keeps memberships and the NACK socket while no daemon runs.
+//! 11. `fdstore` keeps memberships and the NACK socket while no daemon runs; `service` tells the service manager how the daemon is.
 //!
-//! `net` has the sockets, `clock` the time, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
+//! `net` has the sockets, `clock` the time, `privileges` the capabilities, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
 //!
 //! # What imports what
 //!
 //! A module imports modules of earlier lines only; its tests may import any. The test `layers` holds the code to this list.
 //!
-//! 1. `clock`, `command_line`, `settings`, `shutdown`
+//! 1. `clock`, `command_line`, `privileges`, `service`, `settings`, `shutdown`
 //! 2. `dedup`, `framelog`, `stop_flag`
 //! 3. `backoff`, `counters`, `latency`, `limits`
 //! 4. `net`
@@ -74,9 +74,11 @@ mod metrics;
 mod nack;
 mod net;
 pub mod parts;
+mod privileges;
 mod recovery;
 mod repair;
 mod run;
+mod service;
 mod settings;
 mod shutdown;
 mod stop_flag;
@@ -87,6 +89,7 @@ mod verify_log;
 pub use ask::main as nack;
 pub use fdstore::{has_hold_verb, hold};
 pub use handover::{detach, status};
+pub use privileges::raise as raise_capabilities;
 pub use recovery::probe::main as probe;
 pub use run::{StartError, run};
 pub use settings::{Settings, Stop};

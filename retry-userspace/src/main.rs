@@ -7,11 +7,12 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use retry_userspace::{
-    LogConfig, Settings, Stop, detach, has_hold_verb, hold, nack, probe, run, shutdown_signal, start_log, status,
-    verify_log,
+    LogConfig, Settings, Stop, detach, has_hold_verb, hold, nack, probe, raise_capabilities, run, shutdown_signal,
+    start_log, status, verify_log,
 };
 
 fn main() -> ExitCode {
+    raise_capabilities();
     match std::env::args_os().nth(1) {
         Some(verb) if verb == "probe" => return probe(std::env::args_os().skip(2)),
         Some(verb) if verb == "nack" => return nack(std::env::args_os().skip(2)),

@@ -135,7 +135,7 @@ fn open_root(root: &Path) -> Result<Option<Directory>, DatapathError> {
     if !root.exists() {
         return Ok(None);
     }
-    let directory = Directory::walk(root)?;
+    let directory = Directory::walk_to_inspect(root)?;
     other_file_system_of(&directory, root)?;
     Ok(Some(directory))
 }

@@ -72,6 +72,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::ingress::fill::Fill;
+use crate::service;
 use crate::settings::Settings;
 use crate::telemetry::LogLevel;
 use build::{Built, Parts, build};
@@ -154,8 +155,10 @@ async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let mut running = spawn(settings, log_level, http, parts).await?;
+    service::tell(service::State::Ready);
     let hurry = CancellationToken::new();
     let ended = supervise(settings, log_level, hangups, &mut running, shutdown, &hurry).await;
+    service::tell(service::State::Stopping);
     // A part that has failed may be the one that is waited for.
     let grace = if ended.is_ok() { settings.admin.shutdown_grace } else { Duration::ZERO };
     drain(running, settings, grace, hurry).await;

@@ -13,6 +13,7 @@ use super::StartError;
 use super::spawn::Running;
 use super::state::State;
 use crate::beacon::BeaconSender;
+use crate::service;
 use crate::settings::Settings;
 use crate::telemetry::LogLevel;
 
@@ -43,6 +44,8 @@ pub(super) async fn supervise(
     let mut lease = tokio::time::interval(settings.xdp.daemon_lease.min(settings.xdp.bpf_lease) / 4);
     let mut review = tokio::time::interval(LOOK);
     let mut announce = Announce::new(settings.beacon.interval);
+    let mut watchdog = service::watchdog_interval().map(tokio::time::interval);
+    let patience = settings.xdp.daemon_lease.max(LEAST_PATIENCE);
     let mut is_signalled = false;
     // None until the drain begins, then when it ends.
     let mut drained: Option<Pin<Box<Sleep>>> = None;
@@ -65,10 +68,15 @@ pub(super) async fn supervise(
             () = state.announce.notified() => announce.now(beacon, state),
             // A thread that hangs is a dead daemon: the kernel is to leave nothing to it.
             _ = lease.tick() => {
-                let patience = settings.xdp.daemon_lease.max(LEAST_PATIENCE);
                 let hung = workers.hung(patience).or_else(|| finishers.hung(patience));
                 if state.set_hung(hung) {
                     state.renew_leases(&settings.xdp);
+                }
+            }
+            // The service manager ends and starts anew what has a thread that hangs.
+            () = due(watchdog.as_mut()) => {
+                if workers.hung(patience).or_else(|| finishers.hung(patience)).is_none() {
+                    service::tell(service::State::Progress);
                 }
             }
             _ = review.tick() => {
@@ -97,6 +105,16 @@ fn hurry_at_signal(first: usize, hurry: &CancellationToken) {
         }
         hurry.cancel();
     });
+}
+
+/// Completes with each tick; never without a timer.
+async fn due(timer: Option<&mut Interval>) {
+    match timer {
+        Some(timer) => {
+            timer.tick().await;
+        }
+        None => std::future::pending().await,
+    }
 }
 
 /// Completes when the time to drain is over; never while it has not begun.

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -28,6 +29,8 @@ pub(in crate::datapath) struct Directory {
     fd: OwnedFd,
     /// As told in errors.
     path: PathBuf,
+    /// The user whose directories are taken for the daemon's.
+    owner: Uid,
 }
 
 impl AsFd for Directory {
@@ -49,9 +52,20 @@ impl Directory {
     /// Opens `path`, and makes what is missing of it. Each directory on the way belongs to root or to the daemon's user and
     /// cannot be changed by others; the last is the daemon's own and closed to others.
     pub(in crate::datapath) fn walk(path: &Path) -> Result<Self, DatapathError> {
+        Self::walk_as(path, Uid::effective())
+    }
+
+    /// As [`Directory::walk`], for another process than the daemon: root's takes the pins of a daemon of any user.
+    pub(in crate::datapath) fn walk_to_inspect(path: &Path) -> Result<Self, DatapathError> {
+        let found = fs::metadata(path).map_err(|error| pin_error(path, &error))?;
+        let own = Uid::effective();
+        Self::walk_as(path, if own.is_root() { Uid::from_raw(found.uid()) } else { own })
+    }
+
+    fn walk_as(path: &Path, owner: Uid) -> Result<Self, DatapathError> {
         let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
             .map_err(|error| pin_error(Path::new("/"), &error))?;
-        let mut here = Self { fd: root, path: PathBuf::from("/") };
+        let mut here = Self { fd: root, path: PathBuf::from("/"), owner };
         let mut steps = path.components().filter(|step| matches!(step, Component::Normal(_) | Component::ParentDir));
         let mut next = steps.next();
         while let Some(step) = next {
@@ -84,7 +98,7 @@ impl Directory {
     pub(in crate::datapath) fn existing(&self, name: &str) -> io::Result<Option<Self>> {
         match self.open(OsStr::new(name), OFlag::O_RDONLY) {
             Ok(directory) => {
-                let is_ours = fstat(&directory).map_err(from_errno)?.st_uid == Uid::effective().as_raw();
+                let is_ours = fstat(&directory).map_err(from_errno)?.st_uid == self.owner.as_raw();
                 Ok(is_ours.then_some(directory))
             }
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
@@ -142,7 +156,7 @@ impl Directory {
     fn open(&self, name: &OsStr, kind: OFlag) -> nix::Result<Self> {
         let flags = kind | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(self, name, flags, Mode::empty())?;
-        Ok(Self { fd, path: self.path.join(name) })
+        Ok(Self { fd, path: self.path.join(name), owner: self.owner })
     }
 
     /// Opens the directory `name` in this one, which it makes if need be.
@@ -170,7 +184,7 @@ impl Directory {
     /// Makes sure that no other user can put another directory in the place of one in this.
     fn check_ancestor(&self, found: &FileStat, bpffs: &Path) -> Result<(), DatapathError> {
         let is_sticky = found.st_mode & Mode::S_ISVTX.bits() != 0;
-        if found.st_uid != 0 && found.st_uid != Uid::effective().as_raw() {
+        if found.st_uid != 0 && found.st_uid != self.owner.as_raw() {
             let why = format!("belongs to user {}, who could change what is in it", found.st_uid);
             return Err(refused(bpffs, &self.path, why, "name another directory"));
         }
@@ -189,7 +203,7 @@ impl Directory {
     /// Makes sure that it belongs to the daemon's user and that no other user can open it: also not to lock it.
     fn close_to_others(&self, bpffs: &Path) -> Result<(), DatapathError> {
         let found = self.stat()?;
-        let own = Uid::effective().as_raw();
+        let own = self.owner.as_raw();
         if found.st_uid != own {
             let why = format!("belongs to user {} and not to the daemon's, {own}", found.st_uid);
             return Err(refused(bpffs, &self.path, why, "remove it, or name another directory"));
