@@ -1,7 +1,8 @@
 //! Finds the kernel object that the daemon embeds: `RETRY_EBPF_OBJECT`, else where `cargo xtask build-ebpf` puts it.
 //! Without one an empty file is embedded, and the daemon says so when asked for XDP.
 //!
-//! Finds the commit too: `RETRY_COMMIT`, else what git says, else `unknown`.
+//! Finds the commit too: `RETRY_COMMIT`, else what git says, else `unknown`; and the build date, so that a build from the same
+//! commit is the same: `SOURCE_DATE_EPOCH` (seconds of Unix time), else the commit's date, else `unknown`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,7 +22,17 @@ fn main() -> io::Result<()> {
     }
     println!("cargo::rustc-env=RETRY_EBPF_EMBED={}", embedded.display());
     println!("cargo::rustc-env=RETRY_COMMIT={}", commit());
+    println!("cargo::rustc-env=RETRY_BUILD_DATE={}", build_date());
     Ok(())
+}
+
+/// `2026-11-29`, in UTC.
+fn build_date() -> String {
+    println!("cargo::rerun-if-env-changed=SOURCE_DATE_EPOCH");
+    let seconds = env::var("SOURCE_DATE_EPOCH").ok().or_else(|| git(&["show", "-s", "--format=%ct", "HEAD"]));
+    seconds
+        .and_then(|seconds| line(Command::new("date").args(["--utc", "--date", &format!("@{seconds}"), "+%F"])))
+        .unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// The commit that is built. A build from an archive, or without git, has none.
@@ -40,7 +51,12 @@ fn commit() -> String {
 }
 
 fn git(arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+    line(Command::new("git").args(arguments))
+}
+
+/// What a command prints, if it succeeds and prints something.
+fn line(command: &mut Command) -> Option<String> {
+    let output = command.output().ok().filter(|output| output.status.success())?;
     let line = String::from_utf8(output.stdout).ok()?.trim().to_owned();
     (!line.is_empty()).then_some(line)
 }

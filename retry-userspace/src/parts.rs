@@ -15,6 +15,18 @@ pub mod admin {
     }
 }
 
+/// The command lines, as manual pages and completions show them: the daemon's, and then that of each verb, by its whole name
+/// (`retry-endpoint status`).
+pub fn command_lines() -> Vec<clap::Command> {
+    vec![
+        crate::settings::command(),
+        crate::handover::detach::arguments(),
+        crate::recovery::probe::command(),
+        crate::handover::status::arguments(),
+        crate::verify_log::command(),
+    ]
+}
+
 /// Endpoints heard by ADVERT.
 pub mod beacon {
     /// Their list.
@@ -68,7 +80,9 @@ pub mod metrics {
 
 /// The settings.
 pub mod settings {
-    pub use crate::settings::{AdminToken, Described, Redis, RedisNode, Retry, RetryPolicy, Settings, all, reference};
+    pub use crate::settings::{
+        AdminToken, Described, Redis, RedisNode, Retry, RetryPolicy, Settings, all, default_file, reference,
+    };
 }
 
 /// The shared store.

@@ -87,6 +87,11 @@ impl Context {
         self.target.join("release/retry-endpoint")
     }
 
+    /// What operators install.
+    pub(crate) fn dist(&self) -> PathBuf {
+        self.target.join("dist")
+    }
+
     /// The release testbed: demo and bench.
     pub(crate) fn testbed(&self) -> PathBuf {
         self.target.join("release/retry-testbed")
@@ -101,6 +106,7 @@ impl Context {
             ("RETRY_BENCH_OBJECT", self.bench_object()),
             ("RETRY_BENCH_DIRECTORY", self.target.join("bench")),
             ("RETRY_TOOLS", self.target.join("tools")),
+            ("RETRY_DIST_DIRECTORY", self.dist()),
         ]
     }
 

@@ -80,8 +80,8 @@ pub(crate) fn install(context: &Context, missing: &[&Tool]) -> Result<()> {
     for arguments in rustup {
         let mut command = Command::new("rustup");
         forget_toolchain(&mut command);
-        // A component belongs to the toolchain in use, a toolchain to none.
-        if arguments.first() == Some(&"component")
+        // A component and a target belong to the toolchain in use, a toolchain to none.
+        if matches!(arguments.first(), Some(&("component" | "target")))
             && let Some(toolchain) = std::env::var_os("RUSTUP_TOOLCHAIN")
         {
             command.env("RUSTUP_TOOLCHAIN", toolchain);

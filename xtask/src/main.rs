@@ -7,6 +7,7 @@ mod check;
 mod cluster;
 mod context;
 mod demo;
+mod dist;
 mod docs;
 mod ebpf_toolchain;
 mod install;
@@ -50,6 +51,8 @@ enum Verb {
     Test(test::Options),
     /// Formatting, words, lints of host and eBPF code as errors, documentation, and whether what is generated is current.
     Check,
+    /// Builds what operators install, in target/dist: a static daemon, packages, an image, checksums and an SBOM.
+    Dist,
     /// Writes what is generated in docs/: the tables of configuration.md, from the rows of retry-userspace/src/settings/table.
     Docs,
 }
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Verb::Cluster(PassedOn { arguments }) => cluster::run(&context, &arguments),
         Verb::Test(options) => test::run(&context, &options),
         Verb::Check => check::run(&context),
+        Verb::Dist => dist::run(&context).map(|()| ExitCode::SUCCESS),
         Verb::Docs => docs::run(&context).map(|()| ExitCode::SUCCESS),
     });
     done.unwrap_or_else(|error| {

@@ -19,7 +19,7 @@ use clap::builder::PossibleValuesParser;
 use crate::{
     build, check,
     context::{Context, Privilege, say, step},
-    kernels,
+    dist, kernels,
     test::{
         binaries::Binary,
         pool::{Ended, Job},
@@ -91,6 +91,9 @@ pub(crate) fn run(context: &Context, options: &Options) -> Result<ExitCode> {
         build::build_daemon(context)?;
     } else if uses.contains(&Use::Ebpf) {
         crate::build_ebpf::build(context)?;
+    }
+    if running.iter().any(|suite| suite.needs_dist()) {
+        dist::build(context)?;
     }
     let binaries = Binaries::build(context, options, &running)?;
     let mut tally = Tally::default();

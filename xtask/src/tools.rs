@@ -33,6 +33,10 @@ pub(crate) enum Use {
     Check,
     /// Read captures with the dissector.
     Wireshark,
+    /// Build what operators install.
+    Dist,
+    /// Install and run it.
+    Install,
 }
 
 /// How presence is told.
@@ -60,6 +64,8 @@ enum Probe {
     Marked(&'static str),
     /// A file of a Debian package that is unpacked below `target/tools`, by its path there.
     Unpacked(&'static str),
+    /// The standard library for this target, of the compiler in use.
+    Std(&'static str),
 }
 
 /// Where else it comes from than from a Debian package.
@@ -158,6 +164,13 @@ const TOOLS: &[Tool] = &[
     // 1.12 and later ask for a newer rustc than the workspace.
     from_crates_io("cargo-shear", "1.11.2"),
     from_crates_io("cargo-deny", "0.20.2"),
+    Tool {
+        name: "Rust's standard library for musl",
+        probe: Probe::Std(crate::dist::TARGET),
+        packages: &[],
+        elsewhere: Elsewhere::Rustup(&["target", "add", crate::dist::TARGET]),
+        uses: &[Use::Dist],
+    },
     program("ip", &["iproute2"], &[Use::Fabric]),
     program("nft", &["nftables"], &[Use::Fabric]),
     program("ethtool", &["ethtool"], &[Use::Fabric]),
@@ -206,8 +219,12 @@ const TOOLS: &[Tool] = &[
     program("qemu-system-x86_64", &["qemu-system-x86"], &[Use::Kernels]),
     program("xz", &["xz-utils"], &[Use::Kernels]),
     program("ldd", &["libc-bin"], &[Use::Kernels]),
-    program("strip", &["binutils"], &[Use::Kernels]),
-    program("dpkg-deb", &["dpkg"], &[Use::Kernels]),
+    program("strip", &["binutils"], &[Use::Kernels, Use::Dist]),
+    program("dpkg-deb", &["dpkg"], &[Use::Kernels, Use::Dist]),
+    program("rpmbuild", &["rpm"], &[Use::Dist]),
+    program("gzip", &["gzip"], &[Use::Dist]),
+    program("systemctl", &["systemd"], &[Use::Install]),
+    program("crun", &["crun"], &[Use::Install]),
     Tool {
         name: "a busybox without shared libraries",
         probe: Probe::StaticBusybox,
@@ -246,6 +263,12 @@ impl Tool {
             Probe::EbpfCompiler => Toolchain::find().is_some(),
             Probe::EbpfClippy => Toolchain::find().is_some_and(|toolchain| toolchain.has_clippy()),
             Probe::BpfLinker => ebpf_toolchain::linker_works(context),
+            Probe::Std(target) => {
+                let mut command = Command::new("rustc");
+                forget_outer_cargo(&mut command);
+                command.args(["--print", "target-libdir", "--target", target]);
+                output(&mut command).is_ok_and(|directory| Path::new(directory.trim()).is_dir())
+            }
             Probe::Installed(version) => install::is_installed(context, self.name, version),
             Probe::Pip => output(Command::new("python3").args(["-m", "pip", "--version"])).is_ok(),
             Probe::Python(directory) => context.target.join("tools/python").join(directory).is_dir(),
@@ -264,17 +287,15 @@ impl Tool {
             Elsewhere::Unpacked => format!("apt-get download {}, then dpkg-deb --extract", self.packages.join(" ")),
             Elsewhere::Shipped(shipped) => format!("the program {} of {} (PyPI)", self.name, shipped.requirement),
             // cargo finds its subcommands beside itself: rustup's cargo needs rustup's component.
-            Elsewhere::Rustup(arguments) if matches!(self.probe, Probe::CargoCommand(_)) && install::has_rustup() => {
-                rustup(arguments)
-            }
+            Elsewhere::Rustup(arguments) if self.by_rustup() => rustup(arguments),
             Elsewhere::Rustup(arguments) if !install::packages_known(self.packages) => rustup(arguments),
             Elsewhere::System | Elsewhere::Rustup(_) => format!("apt-get install {}", self.packages.join(" ")),
         }
     }
 
-    /// Whether rustup is the way here, although Debian has packages.
+    /// Whether rustup is the way here: Debian has no packages, or they are not for the cargo in use.
     pub(crate) fn by_rustup(&self) -> bool {
-        matches!(self.probe, Probe::CargoCommand(_)) && install::has_rustup()
+        self.packages.is_empty() || matches!(self.probe, Probe::CargoCommand(_)) && install::has_rustup()
     }
 }
 
@@ -284,7 +305,7 @@ pub(crate) fn static_busybox() -> Option<std::path::PathBuf> {
 }
 
 /// A dynamic ELF file names its interpreter near its start.
-fn is_static(file: &Path) -> bool {
+pub(crate) fn is_static(file: &Path) -> bool {
     fs::read(file).is_ok_and(|bytes| {
         let start = &bytes[..bytes.len().min(4096)];
         start.starts_with(b"\x7fELF") && !start.windows(7).any(|window| window == b"/ld-lin" || window == b"ld-musl")
@@ -337,7 +358,8 @@ mod tests {
             assert!(seen.insert(tool.name), "{} stands twice", tool.name);
             assert!(!tool.uses.is_empty(), "{} is for nothing", tool.name);
             let from_crates_io = matches!(tool.elsewhere, Elsewhere::Linker | Elsewhere::CratesIo(_));
-            assert!(!tool.packages.is_empty() || from_crates_io, "{}", tool.name);
+            let from_rustup = matches!(tool.probe, Probe::Std(_));
+            assert!(!tool.packages.is_empty() || from_crates_io || from_rustup, "{}", tool.name);
         }
     }
 

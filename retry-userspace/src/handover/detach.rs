@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{Arg, ArgAction};
+use clap::{Arg, ArgAction, Command};
 
 use super::{UNREADABLE, command, read};
 use crate::datapath::DatapathError;
@@ -14,19 +14,7 @@ use crate::fdstore;
 /// Runs the subcommand; `args` begins behind the word `detach`. Exit code 0 when nothing is left of what was meant, 1 when a
 /// daemon runs there, 2 when the pins or the command line cannot be read.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let command = command("retry-endpoint detach")
-        .about(
-            "Ends what daemons that are gone have left: detaches the kernel program and removes frames, counters and \
-             settings from the kernel, and leaves the groups that they had joined. A daemon that runs is left alone.",
-        )
-        .after_help("Exit code 0: nothing is left; 1: a daemon runs there: stop it first; 2: the pins cannot be read.")
-        .arg(
-            Arg::new("stale")
-                .long("stale")
-                .action(ArgAction::SetTrue)
-                .help("Only what is attached to no interface any more, of every network namespace."),
-        );
-    let (matches, root) = match read(command, args) {
+    let (matches, root) = match read(arguments(), args) {
         Ok(read) => read,
         Err(code) => return code,
     };
@@ -48,6 +36,22 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
             ExitCode::from(UNREADABLE)
         }
     }
+}
+
+/// The command line.
+pub(crate) fn arguments() -> Command {
+    command("retry-endpoint detach")
+        .about(
+            "Ends what daemons that are gone have left: detaches the kernel program and removes frames, counters and \
+             settings from the kernel, and leaves the groups that they had joined. A daemon that runs is left alone.",
+        )
+        .after_help("Exit code 0: nothing is left; 1: a daemon runs there: stop it first; 2: the pins cannot be read.")
+        .arg(
+            Arg::new("stale")
+                .long("stale")
+                .action(ArgAction::SetTrue)
+                .help("Only what is attached to no interface any more, of every network namespace."),
+        )
 }
 
 /// Those that the command line means: of this network namespace, or those that are stale.

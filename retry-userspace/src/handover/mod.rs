@@ -1,7 +1,7 @@
 //! What outlives a daemon, seen and ended from another process: `retry-endpoint status` and `retry-endpoint detach`.
 
-mod detach;
-mod status;
+pub(crate) mod detach;
+pub(crate) mod status;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

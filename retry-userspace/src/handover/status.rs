@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use clap::{Arg, ArgAction};
+use clap::{Arg, ArgAction, Command};
 
 use super::{UNREADABLE, command, read};
 use crate::clock::{monotonic_ns, nanoseconds};
@@ -15,13 +15,7 @@ use crate::datapath::inspect::{self, PinnedState};
 /// Runs the subcommand; `args` begins behind the word `status`. Exit code 0 when a daemon or a kernel program without one is
 /// there, 1 when nothing is pinned, 2 when the pins or the command line cannot be read.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let command = command("retry-endpoint status")
-        .about("Tells what daemons have pinned: build, start, leases, attached interfaces. Changes nothing.")
-        .after_help("Exit code 0: something is pinned; 1: nothing is; 2: the pins cannot be read.")
-        .arg(
-            Arg::new("json").long("json").action(ArgAction::SetTrue).help("One JSON object per daemon, one line each."),
-        );
-    let (matches, root) = match read(command, args) {
+    let (matches, root) = match read(arguments(), args) {
         Ok(read) => read,
         Err(code) => return code,
     };
@@ -48,6 +42,16 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         };
     }
     if states.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// The command line.
+pub(crate) fn arguments() -> Command {
+    command("retry-endpoint status")
+        .about("Tells what daemons have pinned: build, start, leases, attached interfaces. Changes nothing.")
+        .after_help("Exit code 0: something is pinned; 1: nothing is; 2: the pins cannot be read.")
+        .arg(
+            Arg::new("json").long("json").action(ArgAction::SetTrue).help("One JSON object per daemon, one line each."),
+        )
 }
 
 /// What is left of a lease that ends at `until_ns` of the monotonic clock.

@@ -118,7 +118,8 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn command() -> Command {
+/// The command line.
+pub(crate) fn command() -> Command {
     Command::new("retry-endpoint probe")
         .about("Sends NACKs to an endpoint, for frames that do not exist or for a real one, and tells how it answers.")
         .arg(

@@ -8,6 +8,7 @@
 
 mod accepts;
 mod checks;
+mod default_file;
 mod duration;
 mod error;
 mod hosts;
@@ -22,6 +23,7 @@ mod values;
 
 use std::ffi::OsString;
 
+pub use default_file::default_file;
 pub(crate) use duration::parse as parse_duration;
 pub use error::Stop;
 pub use hosts::RedisNode;
@@ -31,6 +33,7 @@ pub use reference::reference;
 pub use rows::all;
 pub(crate) use source::SetBy;
 use source::Values;
+pub(crate) use source::command;
 pub use table::*;
 
 impl Settings {

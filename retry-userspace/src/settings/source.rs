@@ -10,6 +10,10 @@ use clap::{Arg, ArgAction, Command};
 use super::error::{SettingsError, Stop, shown};
 use super::rows::{self, Flag, groups};
 
+/// What `-version` says behind the program's name: version, commit and build date.
+const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (commit ", env!("RETRY_COMMIT"), ", built ", env!("RETRY_BUILD_DATE"), ")");
+
 /// Who set a value.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SetBy {
@@ -113,9 +117,10 @@ impl Values {
     }
 }
 
-fn command() -> Command {
+/// The command line of the daemon.
+pub(crate) fn command() -> Command {
     let command = Command::new("retry-endpoint")
-        .version(env!("CARGO_PKG_VERSION"))
+        .version(VERSION)
         .about("Keeps the recent frames of a multicast fabric and answers NACKs for them, in the kernel where it can.")
         .override_usage("retry-endpoint [-name value | -name=value | -switch]...")
         .after_help(

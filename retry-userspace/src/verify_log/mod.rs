@@ -164,7 +164,8 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn command() -> Command {
+/// The command line.
+pub(crate) fn command() -> Command {
     Command::new("retry-endpoint verify-log")
         .about(
             "Checks every index entry and every record in the frame log of a daemon that runs with XDP, through its pins. \

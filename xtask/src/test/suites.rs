@@ -39,6 +39,7 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "runbook", kind: Kind::Testbed("runbook"), uses: RUNBOOK },
     Suite { name: "chart", kind: Kind::Testbed("chart"), uses: CHART },
     Suite { name: "alerts", kind: Kind::Testbed("alerts"), uses: ALERTS },
+    Suite { name: "dist", kind: Kind::Testbed("dist"), uses: DIST },
     Suite { name: "redis", kind: Kind::Testbed("redis"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis] },
     Suite { name: "shared", kind: Kind::Testbed("shared"), uses: &[Use::Ebpf, Use::Fabric, Use::Redis] },
     Suite { name: "stress", kind: Kind::Testbed("stress"), uses: FABRIC },
@@ -52,6 +53,7 @@ const ALONE: &[(&str, &str)] = &[("testbed", ""), ("handover", "restarts::"), ("
 const FABRIC: &[Use] = &[Use::Ebpf, Use::Fabric];
 const ALERTS: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Redis, Use::Prometheus];
 const CHART: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Chart];
+const DIST: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Operator, Use::Dist, Use::Install];
 const RUNBOOK: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Maps, Use::Redis, Use::Operator];
 
 impl Suite {
@@ -65,9 +67,14 @@ impl Suite {
         ALONE.iter().any(|(suite, start)| *suite == self.name && test.starts_with(start))
     }
 
+    /// Whether it installs what operators install.
+    pub(crate) fn needs_dist(&self) -> bool {
+        self.uses.contains(&Use::Dist)
+    }
+
     /// Whether it starts the daemon.
     pub(crate) fn needs_daemon(&self) -> bool {
-        self.privileged() && self.uses.contains(&Use::Fabric)
+        self.privileged() && self.uses.contains(&Use::Fabric) && !self.needs_dist()
     }
 }
 

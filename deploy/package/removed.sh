@@ -1,0 +1,4 @@
+# After the files went.
+if [ -d /run/systemd/system ]; then
+    systemctl daemon-reload
+fi
