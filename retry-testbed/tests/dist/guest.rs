@@ -4,10 +4,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use retry_testbed::net::netns::{ChildGuard, Netns};
+
+/// How many guests this process has booted.
+static BOOTS: AtomicU32 = AtomicU32::new(0);
 
 /// How long systemd may take to start, on a busy machine.
 const BOOTED: Duration = Duration::from_secs(60);
@@ -40,6 +44,7 @@ exec unshare -p -C -u -i -f --kill-child sh -ec '
 /// Removes the control group.
 const REMOVE: &str = r#"
 mount -t cgroup2 none "$1" && find "$1/$2" -depth -type d -exec rmdir {} ';'
+! test -e "$1/$2"
 "#;
 
 /// The host.
@@ -57,7 +62,7 @@ impl Guest {
         let over = directory.path().join("over");
         fs::create_dir(&over).expect("a directory");
         let console = directory.path().join("console");
-        let name = format!("retry-dist-{}", std::process::id());
+        let name = format!("retry-dist-{}-{}", std::process::id(), BOOTS.fetch_add(1, Ordering::Relaxed));
         let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-ec", BOOT, "sh"]).arg(&over).args([&name, &files.join(" ")]);

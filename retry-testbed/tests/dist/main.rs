@@ -4,9 +4,10 @@
 //! The suite's host is this machine's file system below an overlay, in namespaces of its own. The commands of docs/install.md run
 //! on it as they stand there.
 
-#![expect(clippy::print_stdout, reason = "the test runner reads skips there")]
-
 mod artifacts;
 mod document;
 mod guest;
+mod image;
 mod package;
+mod scene;
+mod thread;
