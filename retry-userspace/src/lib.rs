@@ -14,7 +14,8 @@
 //! 8. `interfaces` are watched, and the daemon follows what changes on the host.
 //! 9. `verify_log` checks the log of a running daemon, from another process; `handover` shows and ends what outlives one.
 //! 10. `ask` asks an endpoint for a frame as a listener does, and tells what came.
-//! 11. `fdstore` keeps memberships and the NACK socket while no daemon runs; `service` tells the service manager how the daemon is.
+//! 11. `check` looks at a host before a daemon starts there.
+//! 12. `fdstore` keeps memberships and the NACK socket while no daemon runs; `service` tells the service manager how the daemon is.
 //!
 //! `net` has the sockets, `clock` the time, `privileges` the capabilities, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
 //!
@@ -32,6 +33,7 @@
 //! 8. `ask`, `interfaces`, `repair`, `telemetry`
 //! 9. `admin`, `nack`
 //! 10. `parts`, `run`, which imports every part
+//! 11. `check`
 //!
 //! `datapath` alone knows aya and the names of maps.
 //!
@@ -56,6 +58,7 @@ mod admin;
 mod ask;
 mod backoff;
 mod beacon;
+mod check;
 mod clock;
 mod command_line;
 mod counters;
@@ -87,6 +90,7 @@ mod telemetry;
 mod verify_log;
 
 pub use ask::main as nack;
+pub use check::main as check;
 pub use fdstore::{has_hold_verb, hold};
 pub use handover::{detach, status};
 pub use privileges::raise as raise_capabilities;

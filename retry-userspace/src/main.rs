@@ -1,5 +1,5 @@
 //! `retry-endpoint`: parses the settings, starts the daemon, and turns its end into an exit code. `retry-endpoint probe`
-//! asks another one instead, `nack` asks one for a frame as a listener does, `verify-log` checks the frame log of one that runs, `status` tells what is pinned, and `detach`
+//! asks another one instead, `nack` asks one for a frame as a listener does, `check` looks at the host, `verify-log` checks the frame log of one that runs, `status` tells what is pinned, and `detach`
 //! ends what a daemon that is gone has left. The daemon itself starts `retry-endpoint hold`, which keeps sockets while no daemon
 //! runs.
 
@@ -7,14 +7,15 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use retry_userspace::{
-    LogConfig, Settings, Stop, detach, has_hold_verb, hold, nack, probe, raise_capabilities, run, shutdown_signal,
-    start_log, status, verify_log,
+    LogConfig, Settings, Stop, check, detach, has_hold_verb, hold, nack, probe, raise_capabilities, run,
+    shutdown_signal, start_log, status, verify_log,
 };
 
 fn main() -> ExitCode {
     raise_capabilities();
     match std::env::args_os().nth(1) {
         Some(verb) if verb == "probe" => return probe(std::env::args_os().skip(2)),
+        Some(verb) if verb == "check" => return check(std::env::args_os().skip(2)),
         Some(verb) if verb == "nack" => return nack(std::env::args_os().skip(2)),
         Some(verb) if verb == "status" => return status(std::env::args_os().skip(2)),
         Some(verb) if verb == "detach" => return detach(std::env::args_os().skip(2)),

@@ -113,14 +113,14 @@ fn detach(pin: &Path) {
 }
 
 /// Another program that passes on what it sees.
-fn stranger() -> Ebpf {
+pub(crate) fn stranger() -> Ebpf {
     let object = std::env::var("RETRY_BENCH_OBJECT").expect("xtask names it");
     let mut stranger = Ebpf::load_file(object).expect("an object");
     xdp(&mut stranger).load().expect("it loads");
     stranger
 }
 
-fn xdp(ebpf: &mut Ebpf) -> &mut Xdp {
+pub(crate) fn xdp(ebpf: &mut Ebpf) -> &mut Xdp {
     ebpf.program_mut("bench_count").expect("the object has it").try_into().expect("an XDP program")
 }
 

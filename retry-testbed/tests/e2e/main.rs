@@ -9,6 +9,7 @@ mod alerts;
 mod beacons;
 mod burst;
 mod changes;
+mod check_verb;
 mod delivery;
 mod discovery;
 mod domains;

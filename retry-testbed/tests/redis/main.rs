@@ -2,6 +2,7 @@
 //! behind Sentinels; slow, dead and replaced ones. Needs root, for namespaces.
 
 mod certificates;
+mod check;
 mod kinds;
 mod refusal;
 mod scene;

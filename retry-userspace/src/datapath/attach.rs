@@ -179,6 +179,15 @@ impl Attachments {
     }
 }
 
+/// The longest MTU at which these drivers take a program, bytes.
+const NATIVE_MTU: [(&str, u32); 5] =
+    [("veth", 3520), ("virtio_net", 3506), ("ixgbe", 3050), ("i40e", 3046), ("ice", 3046)];
+
+/// The longest MTU at which the driver of this name takes the program; `None` where it is not known.
+pub(crate) fn native_mtu(driver: &str) -> Option<u32> {
+    NATIVE_MTU.iter().find(|(name, _)| *name == driver).map(|(_, most)| *most)
+}
+
 /// What the system said about an attach, and what to do.
 fn explain(error: &ProgramError) -> String {
     let errno = match error {

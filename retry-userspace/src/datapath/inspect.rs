@@ -71,6 +71,15 @@ pub(crate) fn states(root: &Path) -> Result<Vec<PinnedState>, DatapathError> {
     Ok(names.iter().filter_map(|name| state(&directory, name)).collect())
 }
 
+/// Whether the daemon could pin below `root`: bpffs is there, and this user may write; false where the daemon would have to mount
+/// it. Nothing is made.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn can_pin(root: &Path) -> Result<bool, DatapathError> {
+    super::pins::can_pin(root)
+}
+
 /// Ends what a daemon that is gone left in the directory of this name: detaches the program and removes the pins. False when
 /// a daemon holds it.
 ///

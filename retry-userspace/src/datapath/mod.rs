@@ -35,11 +35,11 @@ use retry_common::latency::{Histogram, Measured};
 
 use crate::clock::nanoseconds;
 use crate::counters::StoredBySource;
-use crate::framelog::{Memory, Pages};
+use crate::framelog::{Memory, Pages, Sizes};
 use crate::limits::{GroupTable, LimitTable};
 pub use adopt::Found;
 use adopt::{Left, NEXT};
-pub(crate) use attach::Attachments;
+pub(crate) use attach::{Attachments, native_mtu};
 pub(crate) use config::kernel_settings;
 pub use config::{Config, EgressInterface, Interfaces};
 pub use error::DatapathError;
@@ -517,6 +517,17 @@ fn load_unless(
             Err(RecvTimeoutError::Disconnected) => return Err(DatapathError::Load("the loader panicked".to_owned())),
         }
     }
+}
+
+/// Whether this kernel takes the programs: loads them with the smallest maps, attaches and pins nothing, and lets them go.
+///
+/// # Errors
+/// [`DatapathError`] says what to do.
+pub(crate) fn try_load(config: &Config) -> Result<(), DatapathError> {
+    let object = object(config)?;
+    let mut config = Config { sizes: Sizes::new(0, 0), ..config.clone() };
+    config.settings.limit_mask = 0;
+    load(&config, &object, None, &[]).map(drop)
 }
 
 /// The object with the programs.

@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, fstatfs, statfs};
+use nix::unistd::{AccessFlags, access};
 
 use super::{DatapathError, adopt};
 use directory::Directory;
@@ -177,6 +178,20 @@ fn mount_bpffs(root: &Path) -> Result<(), DatapathError> {
         }
     }
     Err(other_file_system(root))
+}
+
+/// Whether pins can be made below `root`; false where bpffs has yet to be mounted, as the daemon does at its start.
+///
+/// # Errors
+/// They cannot.
+pub(super) fn can_pin(root: &Path) -> Result<bool, DatapathError> {
+    if !is_bpffs(root) {
+        let is_conventional = root.starts_with(BPFFS) && Path::new(BPFFS).is_dir();
+        return if is_conventional { Ok(false) } else { Err(other_file_system(root)) };
+    }
+    let there = root.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(root);
+    access(there, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| pin_error(there, &error))?;
+    Ok(true)
 }
 
 /// Refuses a directory that is on no BPF file system.

@@ -74,7 +74,7 @@ pub(crate) fn plan(wanted: &Wanted, joined_on: u32, seen: &Seen) -> Plan {
 }
 
 /// What is wrong with the interfaces that the settings name, as far as they are there.
-fn problems(names: &Names, all: &[Interface]) -> Vec<String> {
+pub(crate) fn problems(names: &Names, all: &[Interface]) -> Vec<String> {
     let mut found = Vec::new();
     let holds_nack = |interface: &Interface| names.nack_addr.is_some_and(|address| state(interface, address).is_some());
     for interface in all {

@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, MulticastGroup};
@@ -131,6 +131,63 @@ impl Watch {
         seen.joined = memberships(&table, &names.ingress);
         Ok(seen)
     }
+}
+
+/// What a bridge does about multicast memberships.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct BridgeSettings {
+    /// Its name.
+    pub(crate) name: String,
+    /// It forwards groups only where they are joined.
+    pub(crate) snooping: bool,
+    /// It asks for memberships itself.
+    pub(crate) querier: bool,
+}
+
+impl Watch {
+    /// The bridge that the interface of this name is, or is a port of; `None` where it is neither.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub(crate) async fn bridge_of(&mut self, name: &str) -> Result<Option<BridgeSettings>, WatchError> {
+        let mut all = Vec::new();
+        let mut links = self.requests.link().get().execute();
+        while let Some(link) = links.try_next().await.map_err(|source| WatchError::List { what: "links", source })? {
+            all.push(link);
+        }
+        let own = all.iter().find(|link| interface(link).0.name == name);
+        let master = own.and_then(|link| {
+            link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Controller(index) => Some(*index),
+                _ => None,
+            })
+        });
+        let master = all.iter().find(|link| Some(link.header.index) == master);
+        Ok(own.into_iter().chain(master).find_map(bridge))
+    }
+}
+
+fn bridge(link: &LinkMessage) -> Option<BridgeSettings> {
+    let infos = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    })?;
+    let settings = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Bridge(settings)) => Some(settings),
+        _ => None,
+    })?;
+    let is = |wanted: fn(&InfoBridge) -> Option<bool>| settings.iter().find_map(wanted).unwrap_or(false);
+    Some(BridgeSettings {
+        name: interface(link).0.name,
+        snooping: is(|one| match one {
+            InfoBridge::MulticastSnooping(on) => Some(*on),
+            _ => None,
+        }),
+        querier: is(|one| match one {
+            InfoBridge::MulticastQuerier(on) => Some(*on),
+            _ => None,
+        }),
+    })
 }
 
 /// The MTU of the other end of a veth pair; `None` where we may not look into its network namespace.

@@ -5,7 +5,9 @@
 //! twice.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{Ipv6Addr, SocketAddrV6};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -16,6 +18,8 @@ pub(crate) type Membership = (Ipv6Addr, Option<Vec<Ipv6Addr>>);
 
 /// All MLDv2-capable routers (RFC 3810, section 5.2.14).
 const ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
+/// ICMPv6 type of a query of either version.
+const QUERY: u8 = 130;
 /// ICMPv6 type of a version 1 report (RFC 2710, section 3).
 const VERSION_1_REPORT: u8 = 131;
 /// ICMPv6 type of a version 2 report (RFC 3810, section 5.2).
@@ -55,6 +59,34 @@ pub(crate) fn report(interface: u32, version: Version, memberships: &[Membership
     match version {
         Version::One => memberships.iter().try_for_each(|(group, _)| send(*group, &version_1(*group))),
         Version::Two => version_2(memberships).iter().try_for_each(|bytes| send(ROUTERS, bytes)),
+    }
+}
+
+/// Waits for a query on the interface of this index: its source; `None` when none came within `patience`.
+///
+/// # Errors
+/// What a raw socket returns: EPERM without CAP_NET_RAW.
+pub(crate) fn await_query(interface: u32, patience: Duration) -> io::Result<Option<Ipv6Addr>> {
+    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
+    options::bind_to_interface(&socket, interface)?;
+    let (end, mut bytes) = (Instant::now() + patience, [MaybeUninit::uninit(); 64]);
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        socket.set_read_timeout(Some(left))?;
+        match socket.recv_from(&mut bytes) {
+            Ok((length, from)) => {
+                // SAFETY: the kernel has filled in the first byte of a message that is not empty.
+                let kind = (length > 0).then(|| unsafe { bytes[0].assume_init() });
+                if kind == Some(QUERY) {
+                    return Ok(from.as_socket_ipv6().map(|from| *from.ip()));
+                }
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -27,7 +27,7 @@ pub struct TooLittle {
 ///
 /// # Errors
 /// [`TooLittle`], with the smallest of them. A limit that cannot be read is none.
-pub(super) fn check(settings: &Settings) -> Result<(), TooLittle> {
+pub(crate) fn check(settings: &Settings) -> Result<(), TooLittle> {
     let sizes = Sizes::from(settings);
     let parts = [sizes.ring_len(), sizes.index_len(), sizes.hold_down_len(), sizes.lanes_len()];
     let asked = parts.into_iter().sum::<usize>() as u64;

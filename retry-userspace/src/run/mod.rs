@@ -55,7 +55,7 @@ mod follow;
 mod handover;
 mod kernel;
 mod management;
-mod memory;
+pub(crate) mod memory;
 mod spawn;
 mod state;
 mod supervise;

@@ -49,6 +49,13 @@ impl Settings {
         let mut settings = Self::read(&mut rows::Rows::of(&values))?;
         checks::check(&settings, &values)?;
         settings.described = all().map(|flag| settings.in_force(flag, &values)).collect();
+        if values.check_only() {
+            let set = settings.described.iter().filter(|one| one.set_by != SetBy::Default).count();
+            return Err(Stop::Asked(format!(
+                "the settings can stand: {set} set, {} by default",
+                settings.described.len() - set
+            )));
+        }
         Ok(settings)
     }
 

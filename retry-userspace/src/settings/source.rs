@@ -29,6 +29,8 @@ pub enum SetBy {
 #[derive(Debug)]
 pub(super) struct Values {
     settings: HashMap<&'static str, Value>,
+    /// `-check-config`: the settings are all that is looked at.
+    check_only: bool,
     /// `ADMIN_TOKEN`: a secret has no flag, where every user of the host could read it.
     admin_token: Option<String>,
 }
@@ -40,6 +42,9 @@ struct Value {
     /// The variable that the text comes from.
     variable: Option<&'static str>,
 }
+
+/// The flag that is no setting: all are read and checked, and nothing is started.
+const CHECK_CONFIG: &str = "check-config";
 
 impl Values {
     pub(super) fn collect<E: Into<OsString>>(
@@ -75,7 +80,13 @@ impl Values {
         });
         let settings = values.collect::<Result<_, SettingsError>>()?;
         let admin_token: Option<OsString> = env("ADMIN_TOKEN").map(Into::into).filter(|text| !text.is_empty());
-        Ok(Self { settings, admin_token: admin_token.map(|text| text.to_string_lossy().into_owned()) })
+        let check_only = matches.get_flag(CHECK_CONFIG);
+        Ok(Self { settings, check_only, admin_token: admin_token.map(|text| text.to_string_lossy().into_owned()) })
+    }
+
+    /// True with `-check-config`: the daemon does not start.
+    pub(super) const fn check_only(&self) -> bool {
+        self.check_only
     }
 
     /// The variable `ADMIN_TOKEN`, when it is set.
@@ -125,10 +136,18 @@ pub(crate) fn command() -> Command {
         .override_usage("retry-endpoint [-name value | -name=value | -switch]...")
         .after_help(
             "One dash or two. A flag beats its variable, a variable beats the default; an empty variable is not set.\n\
+             retry-endpoint check: looks at the host and at these settings, starts nothing; check -help tells more.\n\
+             retry-endpoint nack HOST HASHKEY SEQ: asks an endpoint for a frame as a listener does; nack -help tells more.\n\
              retry-endpoint probe ADDR: measures how another endpoint answers; retry-endpoint probe -help tells more.\n\
              retry-endpoint verify-log: checks the frame log of a daemon that runs; verify-log -help tells more.\n\
              retry-endpoint status: tells what is pinned, by which build, and how long the leases run.\n\
              retry-endpoint detach: ends what a daemon that is gone has left in the kernel.",
+        )
+        .arg(
+            Arg::new(CHECK_CONFIG)
+                .long(CHECK_CONFIG)
+                .action(ArgAction::SetTrue)
+                .help("Reads and checks the settings, and ends: 0 when they can stand, 1 or 2 as a start would."),
         );
     groups().iter().fold(command, |command, group| {
         let args = group.flags.iter().map(|flag| arg_of(flag).help_heading(group.title));

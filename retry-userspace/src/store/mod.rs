@@ -92,6 +92,17 @@ pub enum StoreError {
     Client(String),
 }
 
+/// Connects once and asks whether the server answers: its address.
+///
+/// # Errors
+/// Settings that cannot stand, or what the client library or the server says.
+pub(crate) async fn reach(config: &Config) -> Result<String, String> {
+    let target = Target::new(&config.redis).map_err(|error| error.to_string())?;
+    let answer = async { target.connect().await?.send(&redis::cmd("PING")).await };
+    answer.await.map_err(|error| format!("{}: {error}", target.address()))?;
+    Ok(target.address())
+}
+
 /// A frame of the store.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Stored {
