@@ -187,10 +187,17 @@ pub struct Settings {
     /// The kernel leaves NACKs to the daemon until then, nanoseconds of the monotonic clock. The daemon renews it while all of
     /// its threads make progress, or makes it 0. Changes while programs run.
     pub daemon_until_ns: u64,
+    /// Records for `retry-endpoint watch` are written until then, nanoseconds of the monotonic clock. The watcher renews it, and
+    /// makes it 0. Changes while programs run.
+    pub watch_until_ns: u64,
     /// When the daemon that filled this in began to serve, nanoseconds of Unix time.
     pub since_unix_ns: u64,
     /// Its version and commit, text padded with zeros.
     pub build: [u8; BUILD_LEN],
+    /// Of so many NACKs one is watched; 0 and 1: each. The watcher's, as [`Settings::watch_until_ns`].
+    pub watch_one_in: u32,
+    /// [`watch_flag`] bits. The watcher's.
+    pub watch_flags: u32,
 }
 
 /// Bytes of [`Settings::build`].
@@ -332,7 +339,9 @@ pub struct Ticket {
     /// Flags of the ACK.
     pub ack_flags: u8,
     /// Zero.
-    pub reserved: [u8; 10],
+    pub reserved: [u8; 2],
+    /// When the NACK was looked at, for what watches it; nanoseconds of the monotonic clock.
+    pub at_ns: u64,
 }
 
 /// Bits of [`Ticket::roles`].
@@ -345,6 +354,159 @@ pub mod ticket_role {
     pub const MULTICAST_HERE: u8 = 0x04;
     /// The original has room for the frame, so the ACK leads; else the clones carry frames and the ACK comes last.
     pub const ACK_LEADS: u8 = 0x08;
+}
+
+/// Bits of [`Settings::watch_flags`].
+pub mod watch_flag {
+    /// The watcher wants packets as they left.
+    pub const PACKETS: u32 = 0x01;
+}
+
+/// Bytes of a packet in a short record: a NACK with its headers has 126.
+pub const WATCH_SHORT: usize = 128;
+/// Bytes of a packet in a long record: the longest frame that the kernel sends, with its headers, has 3,454.
+pub const WATCH_LONG: usize = 3456;
+
+/// What is told to `retry-endpoint watch`, by the kernel program over a BPF ring buffer and by the daemon over a socket. Packet
+/// bytes follow it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Watched {
+    /// When the NACK was looked at, nanoseconds of the monotonic clock. With the CPU it names the NACK.
+    pub at_ns: u64,
+    /// Time until now, nanoseconds.
+    pub took_ns: u32,
+    /// Interface that the packet came in by, or left by ([`Watched::LEFT`]).
+    pub ifindex: u32,
+    /// The CPU; the daemon's records have [`Watched::DAEMON`].
+    pub cpu: u32,
+    /// Number of the [`crate::counter::Counter`] that says why, plus one; 0: none.
+    pub reason: u16,
+    /// One of the kinds.
+    pub kind: u8,
+    /// [`crate::latency::Measured`] of a [`Watched::DECIDED`].
+    pub verdict: u8,
+    /// What left, as [`ticket_role`] bits.
+    pub sent: u8,
+    /// Flags of the NACK; the daemon's records alone.
+    pub nack_flags: u8,
+    /// Bytes of the packet.
+    pub length: u16,
+    /// Bytes of it that follow.
+    pub captured: u16,
+    /// Port that the NACK came from, big-endian; the daemon's records alone.
+    pub source_port: [u8; 2],
+    /// Address that it came from; the daemon's records alone.
+    pub source: [u8; 16],
+    /// What it asks for; the daemon's records alone.
+    pub key: FrameKey,
+    /// Zero.
+    pub reserved: [u8; 8],
+}
+
+impl Watched {
+    /// A NACK, as it came.
+    pub const ASKED: u8 = 1;
+    /// What was decided on it.
+    pub const DECIDED: u8 = 2;
+    /// A packet that leaves for it.
+    pub const LEFT: u8 = 3;
+    /// A packet to the NACK port that is no NACK.
+    pub const REFUSED: u8 = 4;
+    /// A packet to the NACK port that was left to the stack.
+    pub const PASSED: u8 = 5;
+    /// The daemon: the NACK waits for a backend.
+    pub const WAITS: u8 = 6;
+    /// The daemon: a frame came back from a backend.
+    pub const FETCHED: u8 = 7;
+    /// In the place of a CPU's number.
+    pub const DAEMON: u32 = u32::MAX;
+
+    /// With nothing in it.
+    pub const NONE: Self = Self {
+        at_ns: 0,
+        took_ns: 0,
+        ifindex: 0,
+        cpu: 0,
+        reason: 0,
+        kind: 0,
+        verdict: 0,
+        sent: 0,
+        nack_flags: 0,
+        length: 0,
+        captured: 0,
+        source_port: [0; 2],
+        source: [0; 16],
+        key: FrameKey::new(0, 0),
+        reserved: [0; 8],
+    };
+}
+
+/// Bytes of a [`Watched`].
+pub const WATCHED_LEN: usize = size_of::<Watched>();
+
+impl Watched {
+    /// Its bytes, as they stand in memory.
+    pub fn to_bytes(&self) -> [u8; WATCHED_LEN] {
+        let mut out = [0; WATCHED_LEN];
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| {
+            if let Some(place) = out.get_mut(at..at + bytes.len()) {
+                place.copy_from_slice(bytes);
+            }
+            at += bytes.len();
+        };
+        put(&self.at_ns.to_ne_bytes());
+        put(&self.took_ns.to_ne_bytes());
+        put(&self.ifindex.to_ne_bytes());
+        put(&self.cpu.to_ne_bytes());
+        put(&self.reason.to_ne_bytes());
+        put(&[self.kind, self.verdict, self.sent, self.nack_flags]);
+        put(&self.length.to_ne_bytes());
+        put(&self.captured.to_ne_bytes());
+        put(&self.source_port);
+        put(&self.source);
+        put(&self.key.to_bytes());
+        put(&self.reserved);
+        out
+    }
+
+    /// The record at the start of these bytes, and the bytes of the packet behind it; `None` when they are too few.
+    pub fn parse(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (record, packet) = bytes.split_first_chunk::<WATCHED_LEN>()?;
+        let two = |at: usize| Some(u16::from_ne_bytes(*record.get(at..)?.first_chunk()?));
+        let four = |at: usize| Some(u32::from_ne_bytes(*record.get(at..)?.first_chunk()?));
+        let sixteen = |at: usize| record.get(at..)?.first_chunk::<16>().copied();
+        let one = |at: usize| record.get(at).copied();
+        let parsed = Self {
+            at_ns: u64::from_ne_bytes(*record.first_chunk()?),
+            took_ns: four(8)?,
+            ifindex: four(12)?,
+            cpu: four(16)?,
+            reason: two(20)?,
+            kind: one(22)?,
+            verdict: one(23)?,
+            sent: one(24)?,
+            nack_flags: one(25)?,
+            length: two(26)?,
+            captured: two(28)?,
+            source_port: *record.get(30..)?.first_chunk()?,
+            source: sixteen(32)?,
+            key: FrameKey::from_bytes(sixteen(48)?),
+            reserved: *record.get(64..)?.first_chunk()?,
+        };
+        Some((parsed, packet.get(..usize::from(parsed.captured))?))
+    }
+}
+
+/// A record with room for `N` bytes of a packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct WatchedPacket<const N: usize> {
+    /// The record.
+    pub record: Watched,
+    /// The first bytes of the packet.
+    pub bytes: [u8; N],
 }
 
 /// Packets of one bulk that the role program let through on a CPU, and that the device has not been told to have taken.
@@ -464,7 +626,11 @@ const _: () = {
     assert!(offset_of!(Settings, beef_bits) == 217);
     assert!(offset_of!(Settings, nack_mac) == 218);
     assert!(offset_of!(Settings, daemon_until_ns) == 224);
-    assert!(size_of::<Settings>() == 272);
+    assert!(offset_of!(Settings, watch_until_ns) == 232);
+    assert!(offset_of!(Settings, watch_one_in) == 280);
+    assert!(size_of::<Settings>() == 288);
+    assert!(size_of::<Watched>() == 72 && offset_of!(Watched, key) == 48 && offset_of!(Watched, source) == 32);
+    assert!(size_of::<WatchedPacket<WATCH_SHORT>>() == 200);
     assert!(size_of::<Egress>() == 24);
     assert!(size_of::<Event>() == 48);
     assert!(size_of::<AddressKey>() == 16);

@@ -179,6 +179,7 @@ counters! {
     PassedLength passed_length Kernel = "bre_xdp_passed_total" [reason = "length"] "NACKs passed on because the datagram ends before its IPv6 packet.";
     PassedEventsFull passed_events_full Kernel = "bre_xdp_passed_total" [reason = "events_full"] "NACKs passed on because the event ring was full.";
     HandedOver handed_over Kernel = "bre_xdp_handed_over_total" [] "NACKs that the kernel admitted and gave to the daemon by the event ring: a frame that the daemon alone can send, or a miss to ask the shared store or an upstream for.";
+    WatchDropped watch_dropped Both = "bre_watch_dropped_total" [] "Records for retry-endpoint watch that were dropped because it read too slowly.";
     HandoversAdopted handovers_adopted User = "bre_handovers_total" [result = "adopted"] "Starts that took over the frames of an earlier daemon.";
     HandoversReadOver handovers_read_over User = "bre_handovers_total" [result = "read_over"] "Starts that read over the frames of an earlier daemon, because its log had other sizes.";
     HandoversUnfit handovers_unfit User = "bre_handovers_total" [result = "unfit"] "Starts without the frames of an earlier daemon, because what it left did not fit.";

@@ -10,7 +10,7 @@ pub const BUCKETS: usize = 256;
 /// The longest time that is told from longer ones, nanoseconds: 17 s.
 pub const LONGEST_NS: u64 = 1 << 34;
 /// A NACK that comes sooner than this after the one before on its CPU is measured once in [`ONE_IN`], nanoseconds.
-pub const BUSY_NS: u64 = 1 << 13;
+pub const BUSY_NS: u64 = 1 << 16;
 /// See [`BUSY_NS`].
 pub const ONE_IN: u64 = 16;
 
@@ -106,6 +106,12 @@ impl Histogram {
     }
 }
 
+/// True for one time in `one_in`, by its hash; always for 0 and 1.
+#[inline(always)]
+pub const fn is_drawn(ns: u64, one_in: u32) -> bool {
+    (ns.wrapping_mul(GOLDEN) >> 32) * one_in as u64 <= u32::MAX as u64
+}
+
 /// How often something that began at `now_ns` counts, when the one before began at `last_ns`: 0 when it is not measured.
 ///
 /// To read the clock once more takes some percent of a hit. So where NACKs come densely, one in [`ONE_IN`] is measured, and
@@ -115,7 +121,7 @@ impl Histogram {
 pub const fn weight(now_ns: u64, last_ns: u64) -> u64 {
     if now_ns.wrapping_sub(last_ns) >= BUSY_NS {
         1
-    } else if now_ns.wrapping_mul(GOLDEN) >> (64 - ONE_IN.trailing_zeros()) == 0 {
+    } else if is_drawn(now_ns, ONE_IN as u32) {
         ONE_IN
     } else {
         0

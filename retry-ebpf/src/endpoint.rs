@@ -21,6 +21,8 @@ pub(crate) struct Kernel<'a> {
     pub(crate) hash: u64,
     /// The operator's choices.
     pub(crate) policy: Policy,
+    /// Number of the counter that was last counted, plus one: why the verdict is what it is.
+    pub(crate) reason: u16,
 }
 
 impl Kernel<'_> {
@@ -109,6 +111,7 @@ impl Endpoint for Kernel<'_> {
     #[inline(always)]
     fn count(&mut self, counter: Counter) {
         count::one(counter);
+        self.reason = counter as u16 + 1;
     }
 }
 

@@ -83,6 +83,22 @@ pub(crate) fn daemon_until_ns(settings: &Settings) -> u64 {
     unsafe { (&raw const settings.daemon_until_ns).read_volatile() }
 }
 
+/// Until when NACKs are watched, nanoseconds of the monotonic clock.
+#[inline(always)]
+pub(crate) fn watch_until_ns(settings: &Settings) -> u64 {
+    // SAFETY: as above; a watcher renews it.
+    unsafe { (&raw const settings.watch_until_ns).read_volatile() }
+}
+
+/// Of how many NACKs one is watched, and what of it.
+#[inline(always)]
+pub(crate) fn watch(settings: &Settings) -> (u32, u32) {
+    // SAFETY: as above; a watcher writes it.
+    let one_in = unsafe { (&raw const settings.watch_one_in).read_volatile() };
+    // SAFETY: as above.
+    (one_in, unsafe { (&raw const settings.watch_flags).read_volatile() })
+}
+
 /// Longest frame that the kernel sends, bytes: it follows the interfaces' MTUs.
 #[inline(always)]
 pub(crate) fn max_frame(settings: &Settings) -> u32 {

@@ -27,10 +27,12 @@ mod role;
 mod sample;
 mod sent;
 mod stored;
+mod watch;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::{raw_tracepoint, xdp};
 use aya_ebpf::programs::{RawTracePointContext, XdpContext};
+use retry_common::abi::Watched;
 
 use crate::classify::{NotOurs, classify};
 use crate::reply::Outcome;
@@ -41,8 +43,10 @@ use crate::reply::Outcome;
 fn retry_nack(ctx: XdpContext) -> u32 {
     let way = match classify(&ctx) {
         Ok(request) => {
+            watch::asked(&ctx, request.settings, request.now_ns);
             let done = reply::answer(&ctx, &request);
             latency::took(done.measured, request.settings, request.now_ns);
+            reply::tell(&ctx, &request, &done);
             done.outcome
         }
         Err(NotOurs::Unknown) => {
@@ -51,11 +55,13 @@ fn retry_nack(ctx: XdpContext) -> u32 {
         }
         Err(NotOurs::PassedOn(counter)) => {
             count::one(counter);
+            watch::refused(&ctx, Watched::PASSED, counter);
             Outcome::Pass
         }
         Err(NotOurs::Malformed(counter)) => {
             count::one(counter);
             sample::refused(&ctx, counter);
+            watch::refused(&ctx, Watched::REFUSED, counter);
             Outcome::Drop
         }
     };
@@ -82,7 +88,8 @@ fn retry_fill(ctx: XdpContext) -> u32 {
 #[cfg_attr(feature = "frags", xdp(frags, map = "devmap"))]
 fn retry_role(ctx: XdpContext) -> u32 {
     match role::play(&ctx) {
-        Ok(()) => {
+        Ok(asked_ns) => {
+            watch::left(&ctx, asked_ns);
             // SAFETY: the kernel fills the field for programs of devmap entries.
             sent::note(unsafe { (*ctx.ctx).egress_ifindex });
             xdp_action::XDP_PASS

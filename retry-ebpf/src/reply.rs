@@ -12,7 +12,7 @@ use aya_ebpf::bindings::BPF_F_BROADCAST;
 use aya_ebpf::btf_maps::DevMap;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
-use retry_common::abi::{Event, EventKind, Ticket, setting_flag, ticket_role};
+use retry_common::abi::{Event, EventKind, Ticket, Watched, setting_flag, ticket_role};
 use retry_common::counter::{self, Counter};
 use retry_common::decide::{Policy, Repair, Verdict, decide};
 use retry_common::index;
@@ -24,7 +24,7 @@ use crate::endpoint::Kernel;
 use crate::log::{self, Record};
 use crate::rewrite::{Ends, packet_len, swap_macs, write_answer, write_frame};
 use crate::role::{TICKET, next_nonce};
-use crate::{admit, count, packet, sample};
+use crate::{admit, count, packet, sample, watch};
 
 /// The most entries of a devmap: interfaces for multicast, and the NACK's twice.
 const ENTRIES: usize = 18;
@@ -64,12 +64,21 @@ pub(crate) struct Done {
     pub(crate) outcome: Outcome,
     /// Where its time is counted.
     pub(crate) measured: Measured,
+    /// What left, as [`ticket_role`] bits.
+    sent: u8,
+    /// Number of the counter that says why, plus one.
+    reason: u16,
 }
 
 impl Done {
     #[inline(always)]
     const fn new(outcome: Outcome, measured: Measured) -> Self {
-        Self { outcome, measured }
+        Self { outcome, measured, sent: 0, reason: 0 }
+    }
+
+    #[inline(always)]
+    const fn because(self, reason: u16) -> Self {
+        if self.reason == 0 { Self { reason, ..self } } else { self }
     }
 
     #[inline(always)]
@@ -79,8 +88,25 @@ impl Done {
 
     #[inline(always)]
     const fn failed(counter: Counter) -> Self {
-        Self::new(Outcome::Failed(counter), Measured::Failed)
+        Self { reason: counter as u16 + 1, ..Self::new(Outcome::Failed(counter), Measured::Failed) }
     }
+}
+
+/// Tells a watcher, if there is one.
+#[inline(always)]
+pub(crate) fn tell(ctx: &XdpContext, request: &Request, done: &Done) {
+    let Done { measured, sent, reason, .. } = *done;
+    let record = Watched {
+        kind: Watched::DECIDED,
+        at_ns: request.now_ns,
+        verdict: measured as u8,
+        reason,
+        sent,
+        ..Watched::NONE
+    };
+    let is_in_place =
+        matches!(measured, Measured::InPlace | Measured::Ack | Measured::Miss | Measured::Throttled);
+    watch::decided(ctx, request.settings, &record, is_in_place);
 }
 
 /// Decides on a NACK and rewrites the packet.
@@ -96,8 +122,9 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Done {
     // the limit before it.
     log::touch(hash, request.settings, policy.multicasts());
     admit::touch(hash, request.settings);
-    let mut kernel = Kernel { ctx, request, hash, policy };
-    match decide(&request.nack, policy, &mut kernel) {
+    let mut kernel = Kernel { ctx, request, hash, policy, reason: 0 };
+    let verdict = decide(&request.nack, policy, &mut kernel);
+    let done = match verdict {
         Verdict::Silence => Done::silence(),
         Verdict::Throttled(bucket) => {
             sample::refused(ctx, Counter::ThrottledSent);
@@ -124,7 +151,8 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Done {
         Verdict::AskStore => hand_over(ctx, request, EventKind::Store),
         Verdict::HandOver(_) => hand_over(ctx, request, EventKind::Send),
         Verdict::Repair(record, plan) => repair(ctx, request, &record, plan),
-    }
+    };
+    done.because(kernel.reason)
 }
 
 #[inline(always)]
@@ -147,7 +175,7 @@ fn hand_over(ctx: &XdpContext, request: &Request, kind: EventKind) -> Done {
         Done::new(Outcome::Drop, Measured::HandedOver)
     } else {
         count::one(Counter::PassedEventsFull);
-        Done::new(Outcome::Pass, Measured::PassedOn)
+        Done { reason: Counter::PassedEventsFull as u16 + 1, ..Done::new(Outcome::Pass, Measured::PassedOn) }
     }
 }
 
@@ -185,7 +213,8 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
             | bit(plan.multicast && here, ticket_role::MULTICAST_HERE)
             | bit(has_room, ticket_role::ACK_LEADS),
         ack_flags: ack.unwrap_or(0),
-        reserved: [0; 10],
+        reserved: [0; 2],
+        at_ns: request.now_ns,
     };
     if packet::write(ctx, packet::IP + TICKET, ticket).is_none() {
         return Done::failed(Counter::RetransmitErrors);
@@ -207,7 +236,10 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
             count::one(Counter::DedupEventsFull);
         }
     }
-    Done::new(Outcome::Redirected, Measured::Clones)
+    let sent = bit(ack.is_some(), ticket_role::ACK)
+        | bit(plan.unicast, ticket_role::UNICAST)
+        | bit(plan.multicast, ticket_role::MULTICAST_HERE);
+    Done { sent, ..Done::new(Outcome::Redirected, Measured::Clones) }
 }
 
 /// A 16-byte answer in the NACK's place, back by the way it came.

@@ -27,17 +27,18 @@ pub(crate) const TICKET: usize = IP_UDP_LEN + 32;
 /// Where the NACK's StartSeq stands.
 const START_SEQ: usize = IP_UDP_LEN + 16;
 
-/// Makes a clone what its turn says; the counter to charge when it cannot be.
+/// Makes a clone what its turn says, and returns when its NACK was looked at (0: it has none); the counter to charge when it
+/// cannot be.
 #[inline(always)]
-pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
+pub(crate) fn play(ctx: &XdpContext) -> Result<u64, Counter> {
     let settings = log::settings().ok_or(Counter::RetransmitErrors)?;
     let Some(headers): Option<IpUdp> = packet::read(ctx, packet::IP) else {
         // Shorter than any answer.
-        return if sent::is_probe(ctx) { Ok(()) } else { Err(Counter::RetransmitErrors) };
+        return if sent::is_probe(ctx) { Ok(0) } else { Err(Counter::RetransmitErrors) };
     };
     if headers.destination_port != settings.nack_port || headers.destination != settings.nack_addr {
         // An answer made in place, which left in one bulk with clones: only these still go to us.
-        return Ok(());
+        return Ok(0);
     }
     let ticket: Ticket = packet::read(ctx, packet::IP + TICKET).ok_or(Counter::RetransmitErrors)?;
     // SAFETY: the kernel fills the field for programs of devmap entries.
@@ -46,7 +47,10 @@ pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
     if role == ticket_role::ACK {
         let seq_num: [u8; 8] = packet::read(ctx, packet::IP + START_SEQ).ok_or(Counter::RetransmitErrors)?;
         let answer = Answer::Ack { flags: AckFlags::from_bits(ticket.ack_flags), seq_num: u64::from_be_bytes(seq_num) };
-        return write_answer(ctx, &Ends::back(&headers), settings.unicast_hop_limit, &answer).ok_or(Counter::AckErrors);
+        return match write_answer(ctx, &Ends::back(&headers), settings.unicast_hop_limit, &answer) {
+            Some(()) => Ok(ticket.at_ns),
+            None => Err(Counter::AckErrors),
+        };
     }
     let (record, ..) = log::read(ticket.slot).ok_or(Counter::RepairTorn)?;
     if record.version != ticket.version {
@@ -57,7 +61,10 @@ pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
             return Err(Counter::RetransmitErrors);
         }
         swap_macs(ctx).ok_or(Counter::RetransmitErrors)?;
-        return write_frame(ctx, &Ends::back(&headers), settings.unicast_hop_limit, &record).ok_or(Counter::RepairTorn);
+        return match write_frame(ctx, &Ends::back(&headers), settings.unicast_hop_limit, &record) {
+            Some(()) => Ok(ticket.at_ns),
+            None => Err(Counter::RepairTorn),
+        };
     }
     if role != ticket_role::MULTICAST_HERE {
         return Err(Counter::RetransmitErrors);
@@ -77,7 +84,10 @@ pub(crate) fn play(ctx: &XdpContext) -> Result<(), Counter> {
     };
     packet::write(ctx, 0, group::multicast_mac(&group)).ok_or(Counter::RetransmitErrors)?;
     packet::write(ctx, 6, egress.mac).ok_or(Counter::RetransmitErrors)?;
-    write_frame(ctx, &ends, settings.multicast_hop_limit, &record).ok_or(Counter::RepairTorn)
+    match write_frame(ctx, &ends, settings.multicast_hop_limit, &record) {
+        Some(()) => Ok(ticket.at_ns),
+        None => Err(Counter::RepairTorn),
+    }
 }
 
 /// The role of this packet among those of its ticket that leave by the NACK's interface.

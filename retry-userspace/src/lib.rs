@@ -15,7 +15,8 @@
 //! 9. `verify_log` checks the log of a running daemon, from another process; `handover` shows and ends what outlives one.
 //! 10. `ask` asks an endpoint for a frame as a listener does, and tells what came.
 //! 11. `check` looks at a host before a daemon starts there.
-//! 12. `fdstore` keeps memberships and the NACK socket while no daemon runs; `service` tells the service manager how the daemon is.
+//! 12. `watch` shows NACKs live, from another process; `feed` tells it what the daemon does.
+//! 13. `fdstore` keeps memberships and the NACK socket while no daemon runs; `service` tells the service manager how the daemon is.
 //!
 //! `net` has the sockets, `clock` the time, `privileges` the capabilities, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
 //!
@@ -26,10 +27,10 @@
 //! 1. `clock`, `command_line`, `privileges`, `service`, `settings`, `shutdown`
 //! 2. `dedup`, `framelog`, `stop_flag`
 //! 3. `backoff`, `counters`, `latency`, `limits`
-//! 4. `net`
+//! 4. `feed`, `net`
 //! 5. `engine`, `fabric`, `store`
 //! 6. `beacon`, `datapath`, `fdstore`
-//! 7. `handover`, `ingress`, `metrics`, `recovery`, `verify_log`
+//! 7. `handover`, `ingress`, `metrics`, `recovery`, `verify_log`, `watch`
 //! 8. `ask`, `interfaces`, `repair`, `telemetry`
 //! 9. `admin`, `nack`
 //! 10. `parts`, `run`, which imports every part
@@ -67,6 +68,7 @@ mod dedup;
 mod engine;
 mod fabric;
 mod fdstore;
+mod feed;
 mod framelog;
 mod handover;
 mod ingress;
@@ -88,6 +90,7 @@ mod stop_flag;
 mod store;
 mod telemetry;
 mod verify_log;
+mod watch;
 
 pub use ask::main as nack;
 pub use check::main as check;
@@ -100,3 +103,4 @@ pub use settings::{Settings, Stop};
 pub use shutdown::signal as shutdown_signal;
 pub use telemetry::{Config as LogConfig, LogLevel, init as start_log};
 pub use verify_log::main as verify_log;
+pub use watch::main as watch;

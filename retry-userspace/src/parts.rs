@@ -47,6 +47,11 @@ pub mod datapath {
         Parts,
     };
 
+    /// The records that a running daemon's kernel program writes.
+    pub mod watch {
+        pub use crate::datapath::watch::PinnedWatch;
+    }
+
     /// The maps of a running daemon, from another process.
     pub mod pinned {
         pub use crate::datapath::pinned::{PinnedLog, Words};

@@ -9,7 +9,7 @@ use retry_common::{
 use crate::{
     net::packet::{Packet, PacketBuilder},
     xdp::{
-        fixture::{Loaded, Ran, UNICAST_HOPS},
+        fixture::{Loaded, Ran, UNICAST_HOPS, monotonic_ns},
         testrun::Action,
     },
 };
@@ -95,7 +95,9 @@ pub fn compare(
             assert_ne!(number(0), 0, "{name}: nonce");
             assert!(loaded.holds(slot, number(8), key), "{name}: the ticket names another record");
             assert_eq!(ticket[20..22], [roles, ack_flags], "{name}: roles and flags");
-            assert_eq!(ticket[22..], [0; 10], "{name}: end of the ticket");
+            assert_eq!(ticket[22..24], [0; 2], "{name}: zeros");
+            let age_ns = monotonic_ns().checked_sub(number(24));
+            assert!(age_ns.is_some_and(|age_ns| age_ns < 10_000_000_000), "{name}: {age_ns:?} ns since the look");
             (Action::Redirect, [&bytes[..ip + TICKET], ticket].concat())
         }
         Out::HandOver(kind) => {

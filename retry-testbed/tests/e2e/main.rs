@@ -45,3 +45,4 @@ mod systemd;
 mod tee;
 mod tiers;
 mod verify;
+mod watch;

@@ -10,3 +10,4 @@ mod strangers;
 mod table;
 mod takeover;
 mod verdicts;
+mod watch;

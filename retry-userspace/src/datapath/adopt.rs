@@ -31,11 +31,12 @@ pub(super) const PROGRAM: &str = "retry_nack";
 /// The maps of the frame log, which fit together or not at all.
 const LOG: [&str; 3] = [map::RING, map::INDEX, map::LANES];
 /// The other maps that outlive a daemon, but for those of the limits.
-const KEPT: [&str; 13] = [
+const KEPT: [&str; 14] = [
     map::HOLD_DOWN,
     map::EVENTS,
     map::COUNTERS,
     map::USER_COUNTERS,
+    map::WATCH,
     map::LATENCY,
     map::BEGAN,
     map::USER_LATENCY,

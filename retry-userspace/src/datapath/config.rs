@@ -156,6 +156,9 @@ pub(crate) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
         beef_bits: settings.ingress.beef.unwrap_or_default().get(),
         nack_mac: fabric.nack.mac.unwrap_or_default(),
         daemon_until_ns: 0,
+        watch_until_ns: 0,
+        watch_one_in: 0,
+        watch_flags: 0,
         since_unix_ns: 0,
         build: build(),
     }

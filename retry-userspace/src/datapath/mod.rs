@@ -14,6 +14,7 @@ mod own;
 pub(crate) mod pinned;
 mod pins;
 mod sent;
+pub(crate) mod watch;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -69,6 +70,7 @@ mod map {
     pub(super) const USER_LATENCY: &str = "USER_LATENCY";
     pub(super) const STORED: &str = "STORED";
     pub(super) const USER_STORED: &str = "USER_STORED";
+    pub(super) const WATCH: &str = "WATCH";
     pub(super) const EGRESS: &str = "EGRESS";
     pub(super) const JOINED: &str = "JOINED";
     pub(super) const SOURCES: &str = "SOURCES";

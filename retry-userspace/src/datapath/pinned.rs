@@ -14,7 +14,7 @@ use aya::maps::{MapData, MapType};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use retry_common::abi;
 
-use super::pins::safe;
+use super::pins::{interface_of_name, safe};
 use super::{chain, map};
 
 /// What a mapping of a map is rounded to.
@@ -110,6 +110,11 @@ impl PinnedLog {
 /// This namespace has no name in `/proc`.
 pub(crate) fn pin_directory(root: &Path, interface: &str) -> Result<PathBuf, PinnedError> {
     Ok(root.join(format!("{}{}", safe(interface), suffix(root)?)))
+}
+
+/// The interface of a directory of pins.
+pub(crate) fn interface_of(directory: &Path) -> Option<String> {
+    Some(interface_of_name(directory.file_name()?.to_str()?)?.0)
 }
 
 /// All directories below `root` that hold pins of this network namespace, in order of their names.

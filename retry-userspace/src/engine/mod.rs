@@ -49,7 +49,7 @@ impl Config {
 
 /// Who charged a NACK before it came to wait for an answer from elsewhere.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Admitted {
+pub(crate) enum Admitted {
     /// The daemon's own tables, at the socket.
     Here,
     /// The kernel's.
@@ -68,6 +68,9 @@ impl GroupLimit for GroupTable {
         self.take(source, group, bucket, now_ns)
     }
 }
+
+/// A verdict, and the counter that says why.
+pub(crate) type Judged = (Verdict<Record>, Option<Counter>);
 
 /// Decides on NACKs that the kernel did not answer.
 pub struct Engine {
@@ -93,29 +96,42 @@ impl Engine {
         Ok(Self { config, tables, kernel_groups, log, counters })
     }
 
-    /// What a NACK from `source` gets at `now_ns`.
+    /// What a NACK from `source` gets at `now_ns`, and why: the counter that was counted last.
+    pub(crate) fn judge_nack(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Judged {
+        let mut case = self.case(nack, source, now_ns);
+        (decide::decide(nack, self.config.policy, &mut case), case.last)
+    }
+
+    /// The verdict of [`Engine::judge_nack`] alone.
     pub fn handle_nack(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Verdict<Record> {
-        decide::decide(nack, self.config.policy, &mut self.case(nack, source, now_ns))
+        self.judge_nack(nack, source, now_ns).0
     }
 
     /// What a NACK gets that the kernel admitted, charged for every limit, and cannot send the frame for.
-    pub fn handle_send(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Verdict<Record> {
+    pub(crate) fn judge_send(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Judged {
         let mut case = Case { admitted: Some(Admitted::Kernel), ..self.case(nack, source, now_ns) };
-        match case.look_up() {
+        let verdict = match case.look_up() {
             Some(record) => decide::repair(nack, self.config.policy, record, &mut case),
             // Lapped or expired between the kernel's look-up and ours; it counted a hit.
             None => decide::missed(nack, self.config.policy, &mut case),
-        }
+        };
+        (verdict, case.last)
+    }
+
+    /// The verdict of what the kernel hands over, alone.
+    pub fn handle_send(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Verdict<Record> {
+        self.judge_send(nack, source, now_ns).0
     }
 
     /// What a NACK gets that had to wait for the shared store, now that it has answered: the frame is in the log by now,
     /// or there is no such frame.
-    pub fn handle_asked(&self, nack: &Nack, source: Ipv6Addr, admitted: Admitted, now_ns: u64) -> Verdict<Record> {
+    pub(crate) fn judge_asked(&self, nack: &Nack, source: Ipv6Addr, admitted: Admitted, now_ns: u64) -> Judged {
         let mut case = Case { admitted: Some(admitted), ..self.case(nack, source, now_ns) };
-        match case.look_up() {
+        let verdict = match case.look_up() {
             Some(record) => decide::found(nack, self.config.policy, record, &mut case),
             None => decide::missed(nack, self.config.policy, &mut case),
-        }
+        };
+        (verdict, case.last)
     }
 
     /// What leaves for a frame that an upstream endpoint sent: a repair into our domain, and no ACK, for the MISS was said
@@ -135,7 +151,7 @@ impl Engine {
     }
 
     fn case<'a>(&'a self, nack: &'a Nack, source: Ipv6Addr, now_ns: u64) -> Case<'a> {
-        Case { engine: self, nack, source: source.octets(), now_ns, admitted: None }
+        Case { engine: self, nack, source: source.octets(), now_ns, admitted: None, last: None }
     }
 }
 
@@ -147,6 +163,8 @@ struct Case<'a> {
     now_ns: u64,
     /// Who charged the limits before.
     admitted: Option<Admitted>,
+    /// What was counted last.
+    last: Option<Counter>,
 }
 
 impl Endpoint for Case<'_> {
@@ -197,5 +215,6 @@ impl Endpoint for Case<'_> {
 
     fn count(&mut self, counter: Counter) {
         self.engine.counters.one(counter);
+        self.last = Some(counter);
     }
 }

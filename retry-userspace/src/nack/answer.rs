@@ -3,14 +3,18 @@
 use std::net::SocketAddrV6;
 use std::sync::Arc;
 
+use retry_common::abi::{Watched, ticket_role};
 use retry_common::counter::Counter;
 use retry_common::decide::{Repair, Verdict};
+use retry_common::key::FrameKey;
+use retry_common::latency::Measured;
 use retry_common::wire::answer::Answer;
 
 use super::pending::{Claimed, Pending, PendingNack};
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
-use crate::engine::Engine;
+use crate::engine::{Admitted, Engine, Judged};
+use crate::feed::Feed;
 use crate::framelog::Record;
 use crate::recovery::Job;
 use crate::repair::{Held, Sender};
@@ -28,6 +32,8 @@ pub(crate) struct Server {
     pub tracer: NackTracer,
     /// Counts.
     pub counters: Arc<UserCounters>,
+    /// Tells those that watch.
+    pub feed: Arc<Feed>,
 }
 
 impl Server {
@@ -37,13 +43,52 @@ impl Server {
     }
 
     /// Does what the verdict says, and ends the NACK's trace once it has its answer.
-    pub(super) fn carry_out(&self, asked: &PendingNack, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
+    pub(super) fn carry_out(&self, asked: &PendingNack, (verdict, reason): Judged, frame: &mut Vec<u8>) {
         let PendingNack { nack, to, traced, .. } = *asked;
         let name = name_of(&verdict);
+        let watched = self.feed.is_watched().then(|| record_of(asked, &verdict, reason));
         self.answer(asked, verdict, frame);
+        if let Some(watched) = watched {
+            self.tell(asked, watched);
+        }
         // One that waits for the store is told of when it has its answer.
         if let (Some(traced), Some(name)) = (traced, name) {
             self.tracer.end(traced, &nack, to, name);
+        }
+    }
+
+    /// Tells those that watch of a NACK that has come this far.
+    fn tell(&self, asked: &PendingNack, record: Watched) {
+        let took_ns = u32::try_from(monotonic_ns().saturating_sub(asked.began_ns)).unwrap_or(u32::MAX);
+        self.feed.tell(&Watched { took_ns, ..record });
+    }
+
+    /// Tells those that watch of a datagram that is no NACK.
+    pub(super) fn tell_refused(&self, source: SocketAddrV6, reason: Counter) {
+        if self.feed.is_watched() {
+            self.feed.tell(&Watched {
+                kind: Watched::REFUSED,
+                at_ns: monotonic_ns(),
+                cpu: Watched::DAEMON,
+                reason: reason as u16 + 1,
+                source: source.ip().octets(),
+                source_port: source.port().to_be_bytes(),
+                ..Watched::NONE
+            });
+        }
+    }
+
+    /// Tells those that watch of a frame that a backend had.
+    pub(super) fn tell_fetched(&self, key: &FrameKey, from: Counter) {
+        if self.feed.is_watched() {
+            self.feed.tell(&Watched {
+                kind: Watched::FETCHED,
+                at_ns: monotonic_ns(),
+                cpu: Watched::DAEMON,
+                reason: from as u16 + 1,
+                key: *key,
+                ..Watched::NONE
+            });
         }
     }
 
@@ -84,6 +129,9 @@ impl Server {
             self.go_on(asked, frame);
             return;
         }
+        if self.feed.is_watched() && asked.admitted == Admitted::Kernel {
+            self.tell(asked, record_of(asked, &Verdict::AskStore, None));
+        }
         if !self.pending.ask(asked) {
             self.counters.one(Counter::StoreLate);
             self.go_on(asked, frame);
@@ -92,8 +140,8 @@ impl Server {
 
     /// What a NACK gets now that the store has answered, or is not waited for.
     pub(super) fn go_on(&self, asked: &PendingNack, frame: &mut Vec<u8>) {
-        let verdict = self.engine.handle_asked(&asked.nack, *asked.to.ip(), asked.admitted, monotonic_ns());
-        self.carry_out(asked, verdict, frame);
+        let judged = self.engine.judge_asked(&asked.nack, *asked.to.ip(), asked.admitted, monotonic_ns());
+        self.carry_out(asked, judged, frame);
     }
 
     /// Claims a multicast repair before it is sent. Without an answer it is sent: two repairs are better than none.
@@ -102,6 +150,38 @@ impl Server {
             self.counters.one(Counter::DedupFailedOpen);
             self.sender.repair(&record, plan, to, frame);
         }
+    }
+}
+
+/// What those that watch are told of a verdict.
+fn record_of(asked: &PendingNack, verdict: &Verdict<Record>, reason: Option<Counter>) -> Watched {
+    let bit = |condition: bool, bit: u8| if condition { bit } else { 0 };
+    let (kind, measured, sent) = match verdict {
+        Verdict::Silence => (Watched::DECIDED, Measured::Silence, 0),
+        Verdict::Throttled(_) => (Watched::DECIDED, Measured::Throttled, 0),
+        Verdict::Miss | Verdict::Recover { say: true } => (Watched::DECIDED, Measured::Miss, 0),
+        Verdict::Recover { say: false } => (Watched::DECIDED, Measured::Silence, 0),
+        Verdict::AskStore | Verdict::HandOver(_) => (Watched::WAITS, Measured::Silence, 0),
+        Verdict::Repair(_, plan) => {
+            let sent = bit(plan.unicast, ticket_role::UNICAST)
+                | bit(plan.multicast, ticket_role::MULTICAST_HERE)
+                | bit(plan.ack_flags(plan.multicast, plan.unicast).is_some(), ticket_role::ACK);
+            (Watched::DECIDED, Measured::Clones, sent)
+        }
+    };
+    Watched {
+        kind,
+        at_ns: asked.began_ns,
+        ifindex: asked.ifindex,
+        cpu: Watched::DAEMON,
+        reason: reason.map_or(0, |reason| reason as u16 + 1),
+        verdict: measured as u8,
+        sent,
+        nack_flags: asked.nack.flags,
+        source_port: asked.to.port().to_be_bytes(),
+        source: asked.to.ip().octets(),
+        key: asked.nack.key,
+        ..Watched::NONE
     }
 }
 

@@ -55,11 +55,12 @@ impl Server {
             Some(EventKind::Send | EventKind::Store) => self.tracer.begin(),
             Some(EventKind::Recover | EventKind::Repaired) | None => None,
         };
-        let asked = PendingNack { nack, to, admitted: Admitted::Kernel, traced };
+        let (began_ns, ifindex) = (monotonic_ns(), event.ifindex);
+        let asked = PendingNack { nack, to, admitted: Admitted::Kernel, traced, began_ns, ifindex };
         match EventKind::from_u8(event.kind) {
             Some(EventKind::Send) => {
-                let verdict = self.engine.handle_send(&nack, *to.ip(), monotonic_ns());
-                self.carry_out(&asked, verdict, frame);
+                let judged = self.engine.judge_send(&nack, *to.ip(), monotonic_ns());
+                self.carry_out(&asked, judged, frame);
             }
             Some(EventKind::Store) => self.ask(&asked, frame),
             Some(EventKind::Recover) => self.recover(Job { key: nack.key, asker: to }),

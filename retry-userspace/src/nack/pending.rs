@@ -38,6 +38,10 @@ pub(crate) struct PendingNack {
     pub admitted: Admitted,
     /// Set when it is traced.
     pub traced: Option<Traced>,
+    /// When it was taken up, nanoseconds of the monotonic clock.
+    pub began_ns: u64,
+    /// Interface that it came in by; 0: not known.
+    pub ifindex: u32,
 }
 
 /// What came of a wait.

@@ -53,6 +53,7 @@ impl Server {
         let waiters = self.pending.waiters(key);
         match answer {
             Ok(Some(stored)) => {
+                self.tell_fetched(key, Counter::StoredStore);
                 let life_ms = u32::try_from(stored.life.as_millis()).unwrap_or(u32::MAX);
                 if let Err(refused) = self.pending.fill.put_for(key, &stored.bytes, Some(life_ms), StoredFrom::Store) {
                     tracing::debug!(%refused, "what the shared store holds is not the frame");
@@ -87,6 +88,7 @@ impl Server {
 
     fn recovered(&self, recovered: &Recovered, frame: &mut Vec<u8>) {
         let Recovered { key, askers, frame: bytes } = recovered;
+        self.tell_fetched(key, Counter::StoredUpstream);
         if let Err(refused) = self.pending.fill.put_for(key, bytes, None, StoredFrom::Upstream) {
             tracing::debug!(%refused, "what an upstream endpoint sent is not the frame");
             return;

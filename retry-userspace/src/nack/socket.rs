@@ -38,9 +38,11 @@ impl Server {
             for datagram in batch.datagrams() {
                 if let Some(nack) = self.parse(datagram.bytes, datagram.source) {
                     let traced = self.tracer.begin();
-                    let verdict = self.engine.handle_nack(&nack, *datagram.source.ip(), monotonic_ns());
-                    let asked = PendingNack { nack, to: datagram.source, admitted: Admitted::Here, traced };
-                    self.carry_out(&asked, verdict, &mut frame);
+                    let (began_ns, ifindex) = (monotonic_ns(), datagram.source.scope_id());
+                    let judged = self.engine.judge_nack(&nack, *datagram.source.ip(), began_ns);
+                    let to = datagram.source;
+                    let asked = PendingNack { nack, to, admitted: Admitted::Here, traced, began_ns, ifindex };
+                    self.carry_out(&asked, judged, &mut frame);
                 }
             }
         }
@@ -53,6 +55,7 @@ impl Server {
         // The stack delivers `::` and sends what is for `::` to ::1: a stranger would reach sockets of this host.
         if source.ip().is_unspecified() || source.port() == 0 {
             self.counters.one(Counter::NackUnanswerable);
+            self.tell_refused(source, Counter::NackUnanswerable);
             return None;
         }
         let reason = match Nack::parse(bytes) {
@@ -63,6 +66,7 @@ impl Server {
             Err(NackError::Range) => Counter::NackRange,
         };
         self.counters.one(reason);
+        self.tell_refused(source, reason);
         None
     }
 }

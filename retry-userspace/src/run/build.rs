@@ -28,6 +28,7 @@ use crate::dedup;
 use crate::engine::{self, Engine, GroupLimit};
 use crate::fabric::{Fabric, Names};
 use crate::fdstore::{self, Found};
+use crate::feed::Feed;
 use crate::framelog::{self, Log, Writer};
 use crate::ingress::beacon_listener::{self, BeaconListener};
 use crate::ingress::fill::{self, Fill, OnNumber, OnStored};
@@ -180,6 +181,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         ),
         tracer: common.tracer(exporter.as_ref()),
         counters: common.counters(),
+        feed: common.feed(),
     });
 
     telemetry::inventory::tell(settings, &common.fabric, xdp);
@@ -339,6 +341,15 @@ impl Common<'_> {
             tails.map(|tails| -> OnNumber { Box::new(move |key, life_ms, now_ns| tails.stored(key, life_ms, now_ns)) });
         let fill = Fill::new(config, writer, self.counters(), on_stored);
         Arc::new(fill.measuring(self.latency()).counting_on(stored).telling_numbers(on_number))
+    }
+
+    /// What tells those that watch.
+    fn feed(&self) -> Arc<Feed> {
+        let feed = Arc::new(Feed::new(self.counters()));
+        if let Err(error) = feed.listen(&self.fabric.ingress.name, self.cancel.clone()) {
+            tracing::warn!(%error, "retry-endpoint watch shows nothing of this daemon: the name of its socket is taken");
+        }
+        feed
     }
 
     /// What decides by the same values as the kernel program.
