@@ -104,8 +104,7 @@ pub(crate) fn tell(ctx: &XdpContext, request: &Request, done: &Done) {
         sent,
         ..Watched::NONE
     };
-    let is_in_place =
-        matches!(measured, Measured::InPlace | Measured::Ack | Measured::Miss | Measured::Throttled);
+    let is_in_place = matches!(measured, Measured::InPlace | Measured::Ack | Measured::Miss | Measured::Throttled);
     watch::decided(ctx, request.settings, &record, is_in_place);
 }
 
@@ -139,14 +138,22 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Done {
         }
         Verdict::HandOver(_) if absent != 0 => {
             count::one(Counter::DaemonAbsent);
-            if flags & setting_flag::SUPPRESS_MISS != 0 { Done::silence() } else { back(ctx, request, &Answer::Miss, Measured::Miss) }
+            if flags & setting_flag::SUPPRESS_MISS != 0 {
+                Done::silence()
+            } else {
+                back(ctx, request, &Answer::Miss, Measured::Miss)
+            }
         }
         Verdict::Recover { say } => {
             // A job that finds no room is one that the listener's next NACK brings back; the MISS does not wait for it.
             if log::hand_over(event(ctx, request, EventKind::Recover)) {
                 count::one(Counter::HandedOver);
             }
-            if say { back(ctx, request, &Answer::Miss, Measured::Miss) } else { Done::new(Outcome::Drop, Measured::HandedOver) }
+            if say {
+                back(ctx, request, &Answer::Miss, Measured::Miss)
+            } else {
+                Done::new(Outcome::Drop, Measured::HandedOver)
+            }
         }
         Verdict::AskStore => hand_over(ctx, request, EventKind::Store),
         Verdict::HandOver(_) => hand_over(ctx, request, EventKind::Send),

@@ -54,7 +54,7 @@ pub mod datapath {
 
     /// The maps of a running daemon, from another process.
     pub mod pinned {
-        pub use crate::datapath::pinned::{PinnedLog, Words};
+        pub use crate::datapath::pinned::{PinnedLog, Words, latency};
     }
 }
 

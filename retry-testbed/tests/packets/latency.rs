@@ -52,11 +52,8 @@ fn every_verdict_has_its_histogram() {
             loaded.set(Case { flags: *flags, ..case }.settings(base));
             assert_eq!(ask(&mut Scene::new(loaded, number + 50), *wanted, 0), [], "{flags:#x}, switched off");
         }
-        let limited = Case {
-            flags: flag::UNICAST | flag::THROTTLE_RESPONSE | flag::LATENCY,
-            limits: [2, 0, 1, 0],
-            ..BASE
-        };
+        let limited =
+            Case { flags: flag::UNICAST | flag::THROTTLE_RESPONSE | flag::LATENCY, limits: [2, 0, 1, 0], ..BASE };
         loaded.set(limited.settings(base));
         let mut scene = Scene::new(loaded, 990);
         let seen: Vec<_> = (0..3).flat_map(|_| ask(&mut scene, Ask::Have(0), 0)).collect();

@@ -31,7 +31,15 @@ fn what_is_watched_says_what_was_decided() {
         let base = loaded.settings();
         let limited = [0, 0, 1, 0];
         let table: &[(u32, [u32; 4], u32, Ask, Measured, Option<Counter>, usize)] = &[
-            (flag::UNICAST | flag::SUPPRESS_ACK, [0; 4], 0, Ask::Have(0), Measured::InPlace, Some(Counter::CacheHits), 462),
+            (
+                flag::UNICAST | flag::SUPPRESS_ACK,
+                [0; 4],
+                0,
+                Ask::Have(0),
+                Measured::InPlace,
+                Some(Counter::CacheHits),
+                462,
+            ),
             (flag::UNICAST, [0; 4], 0, Ask::Have(0), Measured::Clones, Some(Counter::CacheHits), 0),
             (flag::UNICAST, [0; 4], 0, Ask::Lack, Measured::Miss, Some(Counter::CacheMisses), 78),
             (flag::UNICAST, limited, 1, Ask::Have(0), Measured::Silence, Some(Counter::LimitedSequence), 0),
@@ -92,10 +100,7 @@ fn what_is_no_nack_is_told_with_its_reason_and_bytes() {
         let number = |counter: Counter| counter as u16 + 1;
         assert_eq!(
             said,
-            [
-                (Watched::REFUSED, number(Counter::NackWrongSize)),
-                (Watched::PASSED, number(Counter::PassedLease))
-            ]
+            [(Watched::REFUSED, number(Counter::NackWrongSize)), (Watched::PASSED, number(Counter::PassedLease))]
         );
         assert!(records.iter().all(|(_, bytes)| bytes == &short));
         // It gives the words back.

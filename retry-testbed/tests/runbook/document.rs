@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use retry_testbed::net::netns::Netns;
 use retry_testbed::scene::binary;
@@ -132,6 +134,23 @@ impl Section {
     /// Runs the section's command that has these words, in a namespace, as it stands in the document.
     pub(crate) fn run(&self, ns: &Netns, words: &str) -> Said {
         self.run_with(ns, words, &[])
+    }
+
+    /// As [`Section::run`], while `asks` is called again and again.
+    #[track_caller]
+    pub(crate) fn run_while(&self, ns: &Netns, words: &str, asks: impl Fn() + Sync) -> Said {
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    asks();
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            });
+            let said = self.run(ns, words);
+            ended.store(true, Ordering::Relaxed);
+            said
+        })
     }
 
     /// As [`Section::run`], with the document's examples (names, addresses, numbers) replaced by those of the test. Where two

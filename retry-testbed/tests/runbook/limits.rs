@@ -42,6 +42,10 @@ fn limit(section: &Section) {
     let last = lines[0]["address"].as_array().and_then(|bytes| bytes.last()).map(ToString::to_string);
     let wanted = client.addr.octets()[15].to_string();
     assert!(last.as_ref().is_some_and(|last| last.trim_matches('"').trim_start_matches("0x") == wanted), "{last:?}");
+    let ask = || drop(socket.send_to(&nack(FrameKey::new(FLOW, 9)), endpoint.nack_address()));
+    let seen = section.run_while(&endpoint.ns, "watch", ask);
+    assert_eq!(seen.out.lines().count(), 20, "{}", seen.out);
+    seen.shows(&[&client.addr.to_string(), "flow=000000000000010b number=9 verdict=silence limit=ip"]);
     let shown = section.run(&endpoint.ns, "bre_rate_limit_drops_total");
     shown.shows(&[r#"level="ip""#, r#"path="xdp""#]);
     assert!(!shown.out.contains("sequence"), "no other limit: {}", shown.out);

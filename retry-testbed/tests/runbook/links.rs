@@ -167,12 +167,19 @@ fn listener(section: &Section) {
     let right = || raw(client.addr, client, endpoint, key);
     let wrong = PacketBuilder { checksum: Checksum::Value(0x1234), ..right() };
     let elsewhere = PacketBuilder { dst_mac: [2, 0, 0, 0, 0, 0x77], ..right() };
-    for packet in [wrong, elsewhere] {
+    for packet in [&wrong, &elsewhere] {
         sender.send(&packet.build()).expect("it leaves");
     }
     counted(&daemon, "bre_nack_dropped_total", &[("reason", "checksum")], 1);
     counted(&daemon, "bre_xdp_passed_total", &[("reason", "mac")], 1);
     section.run(&endpoint.ns, "bre_(nack_dropped").shows(&[r#"reason="checksum""#, r#"reason="mac""#]);
+    let packets = [wrong, elsewhere].map(|packet| packet.build());
+    let seen = section.run_while(&endpoint.ns, "watch", || {
+        for packet in &packets {
+            sender.send(packet).expect("it leaves");
+        }
+    });
+    seen.shows(&["verdict=refused reason=checksum", "verdict=passed reason=mac", "bytes=020000000077"]);
     section.run(&endpoint.ns, "Udp6InCsumErrors").shows(&["Udp6InCsumErrors", "\t0"]);
     section.run(&endpoint.ns, "nack_mac").shows(&["02:00:00:00:00:01"]);
     // The listener finishes its checksums itself, and the endpoint's card leaves tags where they are.

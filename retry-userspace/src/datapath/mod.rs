@@ -441,11 +441,7 @@ impl Datapath {
     /// The kernel refuses.
     pub fn latency(&self) -> Result<Vec<Histogram>, DatapathError> {
         let refused = |error: MapError| DatapathError::Fill { map: map::LATENCY, why: error.to_string() };
-        let of = |one: &Measured| {
-            let cpus = self.latency.get(&(*one as u32), 0).map_err(refused)?;
-            Ok(cpus.iter().fold(Histogram::default(), |sum, cpu| sum.plus(&cpu.0)))
-        };
-        Measured::ALL.iter().map(of).collect()
+        Measured::ALL.iter().map(|one| summed(&self.latency, *one).map_err(refused)).collect()
     }
 
     /// Frames that the kernel stored, all CPUs added to `sum` by source.
@@ -663,6 +659,12 @@ fn fill_egress(map: &mut HashMap<MapData, u32, EgressValue>, interfaces: &Interf
         map.insert(egress.ifindex, EgressValue(egress.egress), 0).map_err(refused)?;
     }
     Ok(())
+}
+
+/// One histogram, all CPUs summed.
+fn summed(map: &PerCpuArray<MapData, LatencyHistogram>, measured: Measured) -> Result<Histogram, MapError> {
+    let cpus = map.get(&(measured as u32), 0)?;
+    Ok(cpus.iter().fold(Histogram::default(), |sum, cpu| sum.plus(&cpu.0)))
 }
 
 /// An error with its causes, in one line.

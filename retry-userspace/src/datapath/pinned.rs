@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aya::maps::{MapData, MapType};
+use aya::maps::{Map, MapData, MapError, MapType, PerCpuArray};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use retry_common::abi;
+use retry_common::latency::{Histogram, Measured};
 
 use super::pins::{interface_of_name, safe};
 use super::{chain, map};
@@ -110,6 +111,20 @@ impl PinnedLog {
 /// This namespace has no name in `/proc`.
 pub(crate) fn pin_directory(root: &Path, interface: &str) -> Result<PathBuf, PinnedError> {
     Ok(root.join(format!("{}{}", safe(interface), suffix(root)?)))
+}
+
+/// How long the kernel program of the daemon with these pins took, in the order of [`Measured::ALL`], all CPUs summed.
+///
+/// # Errors
+/// The pin is not there, may not be read, or is another map.
+pub fn latency(directory: &Path) -> Result<Vec<Histogram>, PinnedError> {
+    let path = directory.join(map::LATENCY);
+    let shown = || path.display().to_string();
+    let foreign = |error: MapError| PinnedError::Foreign { path: shown(), why: chain(&error) };
+    let data = MapData::from_pin(&path).map_err(|error| PinnedError::Open { path: shown(), why: chain(&error) })?;
+    let map = PerCpuArray::try_from(Map::PerCpuArray(data)).map_err(foreign)?;
+    let of = |one: &Measured| super::summed(&map, *one).map_err(foreign);
+    Measured::ALL.iter().map(of).collect()
 }
 
 /// The interface of a directory of pins.

@@ -45,7 +45,8 @@ impl PinnedWatch {
             .map_err(|error| PinnedError::Open { path: shown(map::SETTINGS), why: format!("mmap: {error}") })?;
         let there: Settings = memory.read(0);
         if there.layout != abi::LAYOUT {
-            let why = format!("it has layout {}, this program {}; use the program that runs", there.layout, abi::LAYOUT);
+            let why =
+                format!("it has layout {}, this program {}; use the program that runs", there.layout, abi::LAYOUT);
             return Err(foreign(map::SETTINGS, why));
         }
         let ids = [settings_info.id(), ring_info.id()];

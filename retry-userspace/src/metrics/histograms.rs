@@ -58,7 +58,8 @@ impl Series {
 /// All histograms, those of one name together.
 pub(crate) fn families(latency: &Latency) -> Vec<Family> {
     let kernel = |one: &Measured| latency.kernel.get(*one as usize).copied().unwrap_or_default();
-    let user = |what: Wait| latency.user.iter().find(|(one, _)| *one == what).map_or_else(Histogram::default, |(_, h)| *h);
+    let user =
+        |what: Wait| latency.user.iter().find(|(one, _)| *one == what).map_or_else(Histogram::default, |(_, h)| *h);
     let series = |labels: &[(&'static str, &'static str)], path, histogram, powers| {
         let labels = labels.iter().copied().chain(path).collect();
         Series { labels, histogram, powers }

@@ -200,10 +200,11 @@ mod tests {
         let line = |line: &str| -> (String, Vec<String>, String) {
             let (series, value) = line.rsplit_once(' ').expect("series and value");
             let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-            let label = |label: &str| match label.strip_prefix("le=\"").map(|le| le.trim_end_matches('"').parse::<f64>()) {
-                Some(bound) => format!("le={}", bound.expect("a number")),
-                None => label.to_owned(),
-            };
+            let label =
+                |label: &str| match label.strip_prefix("le=\"").map(|le| le.trim_end_matches('"').parse::<f64>()) {
+                    Some(bound) => format!("le={}", bound.expect("a number")),
+                    None => label.to_owned(),
+                };
             let mut labels: Vec<String> = labels.trim_end_matches('}').split(',').map(label).collect();
             labels.sort();
             (name.to_owned(), labels, value.to_owned())

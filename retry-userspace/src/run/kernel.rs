@@ -103,8 +103,19 @@ impl Kernel {
     }
 
     fn on(mode: Mode, parts: Parts, log: Opened) -> Self {
-        let Parts { datapath, hash_seed, counters, latency, sources_stored, events, groups, sources, fill, log_lines, .. } =
-            parts;
+        let Parts {
+            datapath,
+            hash_seed,
+            counters,
+            latency,
+            sources_stored,
+            events,
+            groups,
+            sources,
+            fill,
+            log_lines,
+            ..
+        } = parts;
         Self {
             mode,
             log,

@@ -208,7 +208,8 @@ fn from_daemon(record: &Watched) -> Event {
 mod tests {
     use super::*;
 
-    const ASKED: Watched = Watched { at_ns: 50, cpu: 1, kind: Watched::ASKED, ifindex: 3, length: 126, ..Watched::NONE };
+    const ASKED: Watched =
+        Watched { at_ns: 50, cpu: 1, kind: Watched::ASKED, ifindex: 3, length: 126, ..Watched::NONE };
 
     fn packet(key: FrameKey) -> Vec<u8> {
         let mut packet = vec![0; PAYLOAD];
@@ -239,7 +240,10 @@ mod tests {
         };
         assert_eq!(join.take(&Watched { cpu: 2, ..decided }, &[1; 78]), Joined::Nothing);
         let Joined::Event(event) = join.take(&decided, &[1; 78]) else { panic!("an event") };
-        assert_eq!((event.source.map(|source| source.to_string()).as_deref(), event.key), (Some("[::9]:40000"), Some(key)));
+        assert_eq!(
+            (event.source.map(|source| source.to_string()).as_deref(), event.key),
+            (Some("[::9]:40000"), Some(key))
+        );
         assert_eq!((event.verdict, event.answer, event.took_ns), ("miss", Some("miss"), 600));
         let bytes: Vec<_> = event.packets.iter().map(|packet| packet.bytes.len()).collect();
         assert_eq!(bytes, [126, 78]);

@@ -45,7 +45,9 @@ enum WatchError {
     #[error(transparent)]
     Pinned(#[from] PinnedError),
     /// There is no daemon.
-    #[error("no daemon runs in this network namespace, with pins below {0} or without: run this where it runs (nsenter --net=…)")]
+    #[error(
+        "no daemon runs in this network namespace, with pins below {0} or without: run this where it runs (nsenter --net=…)"
+    )]
     NoDaemon(String),
     /// There are several.
     #[error("daemons run on {0}: name one")]
@@ -280,7 +282,9 @@ impl Sources {
 
     /// The interfaces of an event, by their names.
     fn names(&self, event: &Event) -> Names {
-        let name = |index: u32| if_indextoname(index).map_or_else(|_| index.to_string(), |name| name.to_string_lossy().into_owned());
+        let name = |index: u32| {
+            if_indextoname(index).map_or_else(|_| index.to_string(), |name| name.to_string_lossy().into_owned())
+        };
         let kernel = self.kernel.as_ref();
         Names {
             came: (event.ifindex != 0).then(|| name(event.ifindex)),

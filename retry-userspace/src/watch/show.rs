@@ -34,7 +34,9 @@ pub(super) fn reason_word(counter: Counter) -> Option<&'static str> {
         Counter::RetransmitDedup => Some("dedup"),
         Counter::DaemonAbsent => Some("daemon_absent"),
         Counter::RepairTorn => Some("torn"),
-        Counter::RetransmitErrors | Counter::AckErrors | Counter::MissErrors | Counter::ThrottledErrors => Some("send_error"),
+        Counter::RetransmitErrors | Counter::AckErrors | Counter::MissErrors | Counter::ThrottledErrors => {
+            Some("send_error")
+        }
         other => other.series().labels.last().map(|(_, word)| *word),
     }
 }
@@ -47,7 +49,9 @@ fn limit(counter: Counter) -> Option<&'static str> {
 
 /// What left, and by which interfaces as far as it is known.
 fn sent(event: &Event, names: &Names) -> Vec<String> {
-    let by = |what: &str, interface: Option<&String>| interface.map_or_else(|| what.to_owned(), |one| format!("{what}@{one}"));
+    let by = |what: &str, interface: Option<&String>| {
+        interface.map_or_else(|| what.to_owned(), |one| format!("{what}@{one}"))
+    };
     let answer = event.answer.or((event.sent & ticket_role::ACK != 0).then_some("ack"));
     let mut sent: Vec<String> = answer.iter().map(|answer| by(answer, names.nack.as_ref())).collect();
     if event.sent & ticket_role::UNICAST != 0 {

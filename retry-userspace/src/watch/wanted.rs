@@ -73,7 +73,8 @@ fn prefix(text: &str) -> Result<(Ipv6Addr, u8), String> {
 
 fn flow(text: &str) -> Result<u64, String> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
-    u64::from_str_radix(digits, 16).map_err(|_| format!("`{text}` is no HashKey: 1 to 16 hexadecimal digits are accepted"))
+    u64::from_str_radix(digits, 16)
+        .map_err(|_| format!("`{text}` is no HashKey: 1 to 16 hexadecimal digits are accepted"))
 }
 
 #[cfg(test)]

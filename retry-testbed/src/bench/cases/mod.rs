@@ -2,6 +2,7 @@
 
 mod fill;
 mod flood;
+mod inside;
 mod latency;
 mod memory;
 mod rates;
@@ -47,6 +48,11 @@ static CASES: &[Entry] = &[
     entry("miss", "MISS in place", Work::Rate(&rates::MISS)),
     entry("limited", "over the limit of the address: dropped", Work::Rate(&rates::LIMITED)),
     entry("latency", "p50 and p99 of a hit at 1 k and 10 k NACK/s", Work::Own(latency::measure)),
+    entry(
+        "inside",
+        "p50, p99 and p99.9 of a hit inside the kernel program, and its histograms' cost",
+        Work::Own(inside::measure),
+    ),
     entry("flood", "honest NACKs amid a flood from spoofed addresses", Work::Own(flood::measure)),
     entry("table-frames", "CPU time of a hit by frames in the cache", Work::Own(tables::frames)),
     entry("table-sources", "CPU time of a hit by addresses that ask", Work::Own(tables::sources)),
