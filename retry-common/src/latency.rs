@@ -12,7 +12,7 @@ pub const LONGEST_NS: u64 = 1 << 34;
 /// A NACK that comes sooner than this after the one before on its CPU is measured once in [`ONE_IN`], nanoseconds.
 pub const BUSY_NS: u64 = 1 << 16;
 /// See [`BUSY_NS`].
-pub const ONE_IN: u64 = 16;
+pub const ONE_IN: u32 = 16;
 
 /// Odd multiplier of Fibonacci hashing: 2^64 divided by the golden ratio.
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -121,8 +121,8 @@ pub const fn is_drawn(ns: u64, one_in: u32) -> bool {
 pub const fn weight(now_ns: u64, last_ns: u64) -> u64 {
     if now_ns.wrapping_sub(last_ns) >= BUSY_NS {
         1
-    } else if is_drawn(now_ns, ONE_IN as u32) {
-        ONE_IN
+    } else if is_drawn(now_ns, ONE_IN) {
+        ONE_IN as u64
     } else {
         0
     }
