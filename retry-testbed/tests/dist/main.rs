@@ -4,6 +4,8 @@
 //! The suite's host is this machine's file system below an overlay, in namespaces of its own. The commands of docs/install.md run
 //! on it as they stand there.
 
+#![expect(clippy::panic, reason = "a test's panic is its message")]
+
 mod artifacts;
 mod document;
 mod guest;
