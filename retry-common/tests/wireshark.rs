@@ -413,7 +413,7 @@ fn manifests() -> Vec<Vec<u8>> {
         plain(),
         with(manifest::FLAG_SHUTDOWN, Groups::List(&list), &[][..], None, &[][..]),
         with(manifest::FLAG_SSM, Groups::Bitmap(&[0b1010, 0xFF, 1]), &sources, None, &[]),
-        with(0xFF & !0x51, Groups::List(&list), &sources, Some(successor), b"planes"),
+        with(!0x51, Groups::List(&list), &sources, Some(successor), b"planes"),
         Manifest { shard_bits: 3, ..with(0, Groups::Bitmap(&[0xFF, 0xFF]), &[], Some(successor), &[]) },
         Manifest { shard_bits: 200, ..with(0, Groups::Bitmap(&[0, 0x80]), &[], None, b"x") },
     ];

@@ -33,6 +33,10 @@ fn begin(section: &Section) {
     let more = ["-admin-addr", "[::1]:9401", "-drain-timeout", "3s", "-fill", "kernel", "-instance", "here"];
     let mut daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &more)).expect("a daemon");
     section.run(&endpoint.ns, "readyz").shows(&[r#""status":"ready""#, "native"]);
+    let checked = section.run(&endpoint.ns, "retry-endpoint check");
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    checked.shows(&["green    xdp_program", "that of a daemon that runs"]);
+    section.run(&endpoint.ns, "-check-config").shows(&["the settings can stand"]);
     section.run(&endpoint.ns, "grep '^bre_'").shows(&["bre_ready 1\n"]);
     let config = section.run(&endpoint.ns, "v1/config");
     config.shows(&["cache-memory", "drain-timeout"]);
@@ -45,6 +49,11 @@ fn begin(section: &Section) {
         section.run_with(&endpoint.ns, "seen", &[("seen 10", "seen 1")])
     });
     seen.shows(&["fd10::2\tff05::b:9\t9001"]);
+    let held = FrameKey::new(0x0123_4567_89ab_cdef, 42);
+    publish.send(group(0), &frame(held, 300, 1)).expect("a frame leaves");
+    let here = endpoint.addr.to_string();
+    eventually("the frame", || section.run_with(&client.ns, " nack ", &[("fd10::20", &here)]).code == Some(0));
+    section.run_with(&client.ns, " nack ", &[("fd10::20", &here)]).shows(&["ACK  ", "frame      by multicast", "ok: "]);
     assert_eq!(seen.out.lines().count(), 1, "what XDP takes is not seen: {}", seen.out);
     section.run(&endpoint.ns, "members");
     section.run(&endpoint.ns, "v1/drain");
@@ -114,6 +123,9 @@ fn not_ready(section: &Section) {
     eventually("the reason", || section.run(&endpoint.ns, "readyz").out.contains("is down"));
     section.run(&endpoint.ns, "readyz").shows(&["not_ready"]);
     section.run(&endpoint.ns, "ip -d link").shows(&["state DOWN"]);
+    let checked = section.run(&endpoint.ns, "retry-endpoint check");
+    assert_eq!(checked.code, Some(2), "{checked:?}");
+    checked.shows(&["red      fabric", "#the-daemon-is-not-ready"]);
     for key in ["accept_dad", "dad_transmits"] {
         endpoint.ns.sysctl(&format!("net/ipv6/conf/eth0/{key}"), "1").expect("a sysctl");
     }

@@ -189,6 +189,12 @@ fn listener(section: &Section) {
     assert_eq!(section.run(&endpoint.ns, "rxvlan off").code, Some(0));
     strips().shows(&["rx-vlan-offload: off"]);
     let here = endpoint.addr.to_string();
+    let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
+    publish.send(group(0), &frame(FrameKey::new(0x0123_4567_89ab_cdef, 42), 300, 1)).expect("a frame leaves");
+    counted(&daemon, "bre_frames_cached_total", &[], 1);
+    let asked = section.run_with(&client.ns, " nack ", &[("fd10::20", &here)]);
+    assert_eq!(asked.code, Some(0), "{asked:?}");
+    asked.shows(&["ACK        sent by unicast", "frame      by unicast", "ok: "]);
     let probe = section.run_with(&client.ns, "probe", &[("fd10::20", &here)]);
     assert_eq!(probe.code, Some(0), "{probe:?}");
     probe.shows(&["ok"]);

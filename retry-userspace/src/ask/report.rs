@@ -241,7 +241,9 @@ impl Report {
             missing.push("the unicast copy that the ACK promises did not come");
         }
         if has(flags, AckFlags::MULTICAST) && self.joined.is_some() && self.frames(Via::Multicast) == 0 {
-            missing.push("the multicast repair that the ACK promises did not come");
+            missing.push(
+                "the multicast repair that the ACK promises did not come: it is lost, or left before, within -repair-holddown",
+            );
         }
         missing
     }
@@ -261,12 +263,9 @@ impl Report {
             Some(Answer::Miss | Answer::Throttled { .. }) if frames > 0 => {
                 problems.push("a frame came beside an answer that says none does".to_owned());
             }
-            Some(Answer::Ack { flags, .. }) => {
-                if !has(flags, AckFlags::UNICAST) && self.frames(Via::Unicast) > 0 {
-                    problems.push("a unicast copy came that the ACK does not name".to_owned());
-                }
+            Some(Answer::Ack { flags, .. }) if !has(flags, AckFlags::UNICAST) && self.frames(Via::Unicast) > 0 => {
+                problems.push("a unicast copy came that the ACK does not name".to_owned());
             }
-            None if frames > 0 => problems.push("the frame came without an ACK".to_owned()),
             _ => {}
         }
         if self.checksum_errors > 0 {
@@ -294,6 +293,9 @@ impl Report {
 
     fn verdict(&self) -> String {
         match self.outcome() {
+            Outcome::Frame if self.answer().is_none() => {
+                "ok: the frame came, and its bytes are a valid frame of this key; no ACK did (-suppress-ack)".to_owned()
+            }
             Outcome::Frame => "ok: the frame came, and its bytes are a valid frame of this key".to_owned(),
             Outcome::Miss => "MISS: the endpoint does not have the frame".to_owned(),
             Outcome::Throttled => "THROTTLED: a limit of the endpoint, ask later".to_owned(),
