@@ -383,8 +383,7 @@ mod tests {
     #[test]
     fn no_package_starts_a_server_of_its_own() {
         let is_server = |package: &&str| package.ends_with("-server") || *package == "prometheus";
-        let servers =
-            |tool: &&Tool| tool.elsewhere != Elsewhere::Unpacked && tool.packages.iter().any(|one| is_server(one));
+        let servers = |tool: &&Tool| tool.elsewhere != Elsewhere::Unpacked && tool.packages.iter().any(is_server);
         assert_eq!(TOOLS.iter().find(servers).map(|tool| tool.name), None);
     }
 
