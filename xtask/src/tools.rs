@@ -357,9 +357,9 @@ mod tests {
         for tool in TOOLS {
             assert!(seen.insert(tool.name), "{} stands twice", tool.name);
             assert!(!tool.uses.is_empty(), "{} is for nothing", tool.name);
-            let from_crates_io = matches!(tool.elsewhere, Elsewhere::Linker | Elsewhere::CratesIo(_));
             let from_rustup = matches!(tool.probe, Probe::Std(_));
-            assert!(!tool.packages.is_empty() || from_crates_io || from_rustup, "{}", tool.name);
+            let is_debians = matches!(tool.elsewhere, Elsewhere::System | Elsewhere::Rustup(_) | Elsewhere::Unpacked);
+            assert_eq!(!tool.packages.is_empty(), is_debians && !from_rustup, "{}", tool.name);
         }
     }
 
