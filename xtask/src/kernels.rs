@@ -24,9 +24,8 @@ use crate::{
     tools::static_busybox,
 };
 
-/// A boot takes seconds, all tables of packets on an emulated processor three minutes; more where the machine is slow or busy
-/// with the other suites, after which it comes.
-const TIME_LIMIT: Duration = Duration::from_secs(1_800);
+/// A boot takes seconds, all tables of packets on an emulated processor three minutes; more where the machine is slow or busy.
+const TIME_LIMIT: Duration = Duration::from_secs(900);
 /// Drivers that the tests use and that are modules there.
 const MODULES: [&str; 1] = ["veth"];
 /// The host's, because busybox has none or one that cannot make a pair of links.
@@ -112,9 +111,7 @@ fn boot(context: &Context, image: &Image, test: &Path, filter: &[String], work: 
     for log in [&console, &tests] {
         fs::write(log, "")?;
     }
-    // After the tests that run meanwhile: they measure how long the daemon takes, and the guests only compute.
-    let mut command = Command::new("nice");
-    command.args(["-n", "10", "qemu-system-x86_64"]);
+    let mut command = Command::new("qemu-system-x86_64");
     // Emulated, so that it is the same on every machine: one with /dev/kvm may yet be unable to nest.
     command.args(["-machine", "accel=tcg", "-cpu", "max", "-m", "2G", "-display", "none", "-monitor", "none"]);
     command.args(["-nodefaults", "-no-reboot", "-kernel"]).arg(image.vmlinuz()?).arg("-initrd").arg(&archive);
@@ -122,7 +119,8 @@ fn boot(context: &Context, image: &Image, test: &Path, filter: &[String], work: 
     for log in [&console, &tests] {
         command.arg("-serial").arg(format!("file:{}", log.display()));
     }
-    command.args(["-append", "console=ttyS0 panic=-1 rdinit=/init"]);
+    // On a busy machine the emulated timer is late, and the kernel would end its start because of that.
+    command.args(["-append", "console=ttyS0 panic=-1 no_timer_check rdinit=/init"]);
     wait(&mut command)?;
     fs::remove_file(archive)?;
     let text = |file: &Path| Ok::<_, std::io::Error>(String::from_utf8_lossy(&fs::read(file)?).into_owned());

@@ -251,7 +251,7 @@ fn covered(mut spans: Vec<(Instant, Instant)>) -> Duration {
     covered
 }
 
-/// Runs the suites of the testbed, and meanwhile the guests of the suite `kernels`.
+/// Runs the suites of the testbed, and then the guests of the suite `kernels`.
 fn run_together(
     context: &Context,
     options: &Options,
@@ -276,7 +276,6 @@ fn run_together(
         }));
         suites.push(progress);
     }
-    let start = Instant::now();
     let (alone, together): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.alone);
     let mut ended = |ended: Ended| {
         let progress = &mut suites[ended.job.suite];
@@ -291,19 +290,20 @@ fn run_together(
         pool::run(context, &options.filter, alone, 1, &mut ended)?;
     }
     let at_a_time = options.at_a_time();
-    let guests = thread::scope(|scope| {
-        let kernels = running.iter().find_map(|suite| match suite.kind {
-            Kind::Kernels(test) => Some((suite, scope.spawn(move || guests(context, options, binaries, test)))),
-            _ => None,
-        });
-        if !together.is_empty() {
-            step(format_args!("{} tests, {at_a_time} at a time", together.len()));
-            pool::run(context, &options.filter, together, at_a_time, &mut ended)?;
-        }
-        let Some((suite, kernels)) = kernels else { return Ok(None) };
-        Ok::<_, anyhow::Error>(Some((suite, kernels.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))))
-    })?;
-    let Some((suite, verdicts)) = guests else { return Ok(()) };
+    if !together.is_empty() {
+        step(format_args!("{} tests, {at_a_time} at a time", together.len()));
+        pool::run(context, &options.filter, together, at_a_time, &mut ended)?;
+    }
+    // They compute all the time: beside the others each would hold up the other.
+    let Some((suite, test)) = running.iter().find_map(|suite| match suite.kind {
+        Kind::Kernels(test) => Some((suite, test)),
+        _ => None,
+    }) else {
+        return Ok(());
+    };
+    step(format_args!("suite {}", suite.name));
+    let start = Instant::now();
+    let verdicts = guests(context, options, binaries, test);
     let before = tally.counts();
     match verdicts {
         Ok(verdicts) => {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::{Fabric, Host};
-use retry_testbed::scene::{await_detached, binary, flags, is_root, two_hosts};
+use retry_testbed::scene::{await_detached, binary, eventually, flags, is_root, two_hosts};
 
 /// What the daemon said last, which ended with a failure and left nothing.
 fn refused(endpoint: &Host, more: &[&str]) -> String {
@@ -91,6 +91,14 @@ fn more_memory_than_there_is_is_refused_at_once() {
 }
 
 /// SIGTERM while the rings' memory is taken ends the daemon then, and not when it has been.
+/// Whether a process has a handler for a signal.
+fn handles(pid: u32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("a mask");
+    let mask = u64::from_str_radix(caught.trim(), 16).expect("hexadecimal");
+    mask >> (signal as i32 - 1) & 1 == 1
+}
+
 #[test]
 fn a_signal_is_heeded_while_memory_is_taken() {
     if !is_root("a_signal_is_heeded_while_memory_is_taken") {
@@ -101,6 +109,8 @@ fn a_signal_is_heeded_while_memory_is_taken() {
     let all = flags("native", &["-cache-memory", "2g"]);
     for delay in [50, 150, 300] {
         let mut daemon = Daemon::launch(&binary(), &endpoint.ns, &all).expect("a process");
+        // Before that the kernel ends it: a busy machine may take longer to come to it than any delay here.
+        eventually("it handles signals", || handles(daemon.pid(), Signal::SIGTERM));
         std::thread::sleep(Duration::from_millis(delay));
         let told = Instant::now();
         daemon.child().signal(Signal::SIGTERM).expect("it is told");
