@@ -6,6 +6,11 @@
 pub mod admin {
     pub use crate::admin::{router, routes, serve::serve};
 
+    /// What the status page shows beside the numbers.
+    pub mod status {
+        pub use crate::admin::status::{Details, Handover, InterfaceUse, Peer, StatusSource};
+    }
+
     /// The management API.
     pub mod manage {
         pub use crate::admin::manage::{
@@ -70,7 +75,7 @@ pub mod framelog {
 
 /// The numbers that the daemon shows.
 pub mod metrics {
-    pub use crate::metrics::{Snapshot, Source, Upstream, XdpReason};
+    pub use crate::metrics::{Snapshot, Source, StoreUse, Upstream, XdpReason};
 
     /// As Prometheus text, or OpenMetrics.
     pub mod prometheus {

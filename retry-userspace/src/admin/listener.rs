@@ -9,9 +9,9 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::router;
+use super::routed;
 use super::serve::serve;
-use crate::metrics::Source;
+use super::status::{self, History, StatusSource};
 use crate::settings::{AdminToken, Settings};
 use crate::telemetry::LogLevel;
 
@@ -46,9 +46,15 @@ impl Listener {
         Ok(Self { socket: TcpListener::bind(config.address).await?, token: config.token })
     }
 
-    /// Serves the numbers of `source` and the log level, in a task that goes on until it is aborted.
-    pub(crate) fn serve(self, source: Arc<dyn Source>, log_level: LogLevel) -> JoinHandle<io::Result<()>> {
-        let router = router(source, log_level, self.token);
-        tokio::spawn(serve(self.socket, router, CancellationToken::new(), Duration::ZERO))
+    /// Serves the numbers of `source`, its status page and the log level, in a task that goes on until it is aborted.
+    pub(crate) fn serve(self, source: Arc<dyn StatusSource>, log_level: LogLevel) -> JoinHandle<io::Result<()>> {
+        let history = Arc::<History>::default();
+        let router = routed(Arc::clone(&source), Arc::clone(&history), log_level, self.token);
+        tokio::spawn(async move {
+            tokio::select! {
+                ended = serve(self.socket, router, CancellationToken::new(), Duration::ZERO) => ended,
+                () = status::keep(history, source) => Ok(()),
+            }
+        })
     }
 }

@@ -1,8 +1,9 @@
-//! HTTP on `-metrics-addr`: metrics, health, readiness, log level. Reads, and decides nothing.
+//! HTTP on `-metrics-addr`: metrics, health, readiness, log level, status page. Reads, and decides nothing.
 
 mod listener;
 pub(crate) mod manage;
 pub(crate) mod serve;
+pub(crate) mod status;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,17 +18,19 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::metrics::Source;
 use crate::metrics::prometheus::{self, Format};
 use crate::settings::AdminToken;
 use crate::telemetry::LogLevel;
 
 use manage::auth::{Token, carries};
 
+use status::{History, StatusSource};
+
 pub(crate) use listener::{Config, Listener};
 
 struct Admin {
-    source: Arc<dyn Source>,
+    source: Arc<dyn StatusSource>,
+    history: Arc<History>,
     log_level: LogLevel,
     token: Option<Token>,
     started: Instant,
@@ -44,6 +47,10 @@ const ROUTES: &[Route] = &[
     Route { method: Method::GET, path: "/metrics", handler: || get(scrape) },
     Route { method: Method::GET, path: "/healthz", handler: || get(health) },
     Route { method: Method::GET, path: "/readyz", handler: || get(ready) },
+    Route { method: Method::GET, path: "/", handler: || get(status::show) },
+    Route { method: Method::GET, path: "/status.css", handler: || get(status::style) },
+    Route { method: Method::GET, path: "/status.js", handler: || get(status::script) },
+    Route { method: Method::GET, path: "/v1/status", handler: || get(status::status) },
     Route { method: Method::POST, path: "/loglevel", handler: || post(log_level_route) },
 ];
 
@@ -53,9 +60,19 @@ pub fn routes() -> impl Iterator<Item = (Method, &'static str)> {
 }
 
 /// The routes. A client on another host changes the log level only with `token`.
-pub fn router(source: Arc<dyn Source>, log_level: LogLevel, token: Option<AdminToken>) -> Router {
+pub fn router(source: Arc<dyn StatusSource>, log_level: LogLevel, token: Option<AdminToken>) -> Router {
+    routed(source, Arc::default(), log_level, token)
+}
+
+/// As [`router`], with what was counted before.
+fn routed(
+    source: Arc<dyn StatusSource>,
+    history: Arc<History>,
+    log_level: LogLevel,
+    token: Option<AdminToken>,
+) -> Router {
     let token = token.as_ref().map(Token::new);
-    let admin = Arc::new(Admin { source, log_level, token, started: Instant::now() });
+    let admin = Arc::new(Admin { source, history, log_level, token, started: Instant::now() });
     ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, (route.handler)())).with_state(admin)
 }
 

@@ -11,8 +11,8 @@ mod xdp;
 
 pub(crate) use host::{COMMIT, Host};
 pub(crate) use process::Process;
-pub(crate) use snapshot::{ClassUse, Latency, StoreUse};
-pub use snapshot::{Snapshot, Source, Upstream};
+pub(crate) use snapshot::{ClassUse, Latency};
+pub use snapshot::{Snapshot, Source, StoreUse, Upstream};
 pub use xdp::XdpReason;
 
 /// Names of the lanes of the frame log, in their order: the label `ring`.

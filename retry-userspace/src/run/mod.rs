@@ -40,6 +40,7 @@
 //! a quarter of the lease        (supervise)       State: Datapath                lease in the kernel's settings
 //! membership and NACK sockets   fdstore           Keeping: descriptors           service manager, or holder
 //! all counters: State           (HTTP), exporter  Source                         /metrics, /readyz, collector
+//! State, Store, SharedRegistry  (HTTP)            StatusSource                   status page, /v1/status
 //!
 //! The end
 //! signal, order to drain        (supervise)       AtomicBool of the workers      threads that take something new
@@ -58,6 +59,7 @@ mod management;
 pub(crate) mod memory;
 mod spawn;
 mod state;
+mod status;
 mod supervise;
 #[cfg(test)]
 mod tests;

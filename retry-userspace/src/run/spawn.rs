@@ -14,6 +14,7 @@ use super::build::{Outlives, Parts, Work};
 use super::fill_switch::{self, FillSwitch, NackPortWatch};
 use super::follow::Follower;
 use super::state::State;
+use super::status::StatusPage;
 use super::workers::Workers;
 use crate::admin::{self, manage};
 use crate::beacon::{self, BeaconSender};
@@ -21,7 +22,6 @@ use crate::fdstore::Keeping;
 use crate::ingress::fill::Fill;
 use crate::ingress::rejoin;
 use crate::ingress::subscription::{Rejoin, Subscription, data_groups};
-use crate::metrics::Source;
 use crate::nack::{self, Server};
 use crate::net::nack_socket::NackSocket;
 use crate::settings::Settings;
@@ -108,7 +108,7 @@ pub(super) async fn spawn(
         let cancel = cancel.clone();
         tokio::spawn(async move { cancel.run_until_cancelled(rejoin::keep(interval, joined)).await });
     }
-    let metrics = metrics.serve(Arc::clone(&state) as Arc<dyn Source>, log_level.clone());
+    let metrics = metrics.serve(Arc::new(StatusPage::new(settings, &management)), log_level.clone());
     let manage_until = CancellationToken::new();
     let management = managed.map(|listener| listener.serve(Arc::new(management), manage_until.clone()));
     tracing::info!(

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::StartError;
 use super::handover::StartMode;
+use crate::admin::status::InterfaceUse;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::{SourceCounts, StoredBySource, UserCounters};
 use crate::datapath::{Datapath, Delivered};
@@ -88,6 +89,8 @@ pub(super) struct State {
     xdp: Mutex<Mode>,
     /// Addresses that repairs leave from.
     own_sources: Mutex<Vec<Ipv6Addr>>,
+    /// The interfaces in use.
+    interfaces: Mutex<Vec<InterfaceUse>>,
     /// What keeps the daemon from serving.
     problems: Mutex<Vec<String>>,
     /// A thread that makes no progress.
@@ -102,6 +105,20 @@ pub(super) struct State {
 
 fn upstream(status: UpstreamStatus) -> Upstream {
     Upstream { name: status.name, up: status.healthy, rtt: status.rtt }
+}
+
+/// What each interface is used for.
+fn uses(fabric: &Fabric) -> Vec<InterfaceUse> {
+    let with_role = |(name, index): (String, u32)| {
+        let is_egress = fabric.egress.iter().any(|egress| egress.interface.index == index);
+        let roles = [
+            (fabric.ingress.index == index, "frames"),
+            (fabric.nack.index == index, "NACKs"),
+            (is_egress, "repairs"),
+        ];
+        InterfaceUse { name, roles: roles.into_iter().filter_map(|(is, role)| is.then_some(role)).collect() }
+    };
+    fabric.attach_to().into_iter().map(with_role).collect()
 }
 
 impl State {
@@ -126,6 +143,7 @@ impl State {
             warnings: Mutex::default(),
             xdp: Mutex::new(mode),
             own_sources: Mutex::default(),
+            interfaces: Mutex::default(),
             problems: Mutex::default(),
             hung: Mutex::default(),
             announce: Notify::new(),
@@ -157,10 +175,16 @@ impl State {
 
     /// Repairs leave by the interfaces of `fabric` from now on.
     pub(super) fn leave_from(&self, fabric: &Fabric) {
+        *self.interfaces.lock().unwrap_or_else(PoisonError::into_inner) = uses(fabric);
         let mut sources: Vec<Ipv6Addr> = fabric.egress.iter().map(|egress| egress.source).collect();
         sources.sort_unstable();
         sources.dedup();
         *self.own_sources.lock().unwrap_or_else(PoisonError::into_inner) = sources;
+    }
+
+    /// The interfaces in use: those of the last fabric that was whole.
+    pub(super) fn interfaces(&self) -> Vec<InterfaceUse> {
+        self.interfaces.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Frames stored, by source.

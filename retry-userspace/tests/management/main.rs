@@ -7,6 +7,7 @@ mod contract;
 mod daemon;
 mod ends;
 mod rig;
+mod status;
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
