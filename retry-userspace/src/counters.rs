@@ -251,7 +251,7 @@ mod tests {
         assert_eq!((last.sources, last.other), (wanted.into(), 3));
     }
 
-    /// Which sources have a series is kept too, whoever stores their frames: the next daemon hears of them in another order.
+    /// Which sources have a series is kept too, also of those whose frames the kernel stores: the next daemon hears of them in another order.
     #[test]
     fn kept_sources_keep_their_series() {
         let counts = SourceCounts::over(Memory::plain(size_of::<SourceTable>()).expect("memory"));

@@ -111,11 +111,8 @@ fn upstream(status: UpstreamStatus) -> Upstream {
 fn uses(fabric: &Fabric) -> Vec<InterfaceUse> {
     let with_role = |(name, index): (String, u32)| {
         let is_egress = fabric.egress.iter().any(|egress| egress.interface.index == index);
-        let roles = [
-            (fabric.ingress.index == index, "frames"),
-            (fabric.nack.index == index, "NACKs"),
-            (is_egress, "repairs"),
-        ];
+        let roles =
+            [(fabric.ingress.index == index, "frames"), (fabric.nack.index == index, "NACKs"), (is_egress, "repairs")];
         InterfaceUse { name, roles: roles.into_iter().filter_map(|(is, role)| is.then_some(role)).collect() }
     };
     fabric.attach_to().into_iter().map(with_role).collect()

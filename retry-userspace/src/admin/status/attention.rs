@@ -81,11 +81,7 @@ const GROWING: &[(&[Counter], Section, &str)] = &[
         "recoveries from upstream failed",
     ),
     (&[Counter::PassedLease], Section::FELL_BACK, "NACKs were passed on because the lease was over"),
-    (
-        &[Counter::FrameSocketOverflow],
-        Section::OVERFLOW,
-        "frames were lost because a receive buffer was full",
-    ),
+    (&[Counter::FrameSocketOverflow], Section::OVERFLOW, "frames were lost because a receive buffer was full"),
     (
         &[Counter::FrameNotJoined, Counter::FrameOtherGroup],
         Section::REFUSED,

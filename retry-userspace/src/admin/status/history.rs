@@ -102,7 +102,8 @@ pub(super) mod tests {
     #[test]
     fn five_minutes_are_kept_and_growth_is_since_the_oldest() {
         let history = History::default();
-        let counted = |hits| Snapshot { user: Counters { cache_hits: hits, ..Counters::default() }, ..Snapshot::default() };
+        let counted =
+            |hits| Snapshot { user: Counters { cache_hits: hits, ..Counters::default() }, ..Snapshot::default() };
         assert_eq!(history.growth(&counted(7)).of(Counter::CacheHits), 0, "nothing is known of before");
         let start = Instant::now();
         for step in 0..=40_u32 {

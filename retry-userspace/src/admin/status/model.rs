@@ -136,10 +136,7 @@ const NACKS: [(&str, &[Counter]); 5] = [
     ("asked", &[Counter::NackRequests]),
     ("hit", &[Counter::CacheHits]),
     ("miss", &[Counter::CacheMisses]),
-    (
-        "over_limit",
-        &[Counter::LimitedAddress, Counter::LimitedChain, Counter::LimitedSequence, Counter::LimitedGroup],
-    ),
+    ("over_limit", &[Counter::LimitedAddress, Counter::LimitedChain, Counter::LimitedSequence, Counter::LimitedGroup]),
     (
         "dropped",
         &[
@@ -165,10 +162,7 @@ const ANSWERS: [(&str, &[Counter]); 8] = [
     ("unicast", &[Counter::UnicastRetransmits]),
     ("held_down", &[Counter::RetransmitHeldDown]),
     ("other_instance", &[Counter::RetransmitDedup]),
-    (
-        "failed",
-        &[Counter::RetransmitErrors, Counter::AckErrors, Counter::MissErrors, Counter::ThrottledErrors],
-    ),
+    ("failed", &[Counter::RetransmitErrors, Counter::AckErrors, Counter::MissErrors, Counter::ThrottledErrors]),
 ];
 
 /// Levels of limits, the settings of each, and its counter.
