@@ -48,7 +48,14 @@ pub(crate) const SUITES: &[Suite] = &[
 
 /// The tests that run while no other does, because they measure what the host has only once: processor time, rates, memory, or
 /// how long something takes. Each by its suite and how its name begins; nothing is the whole suite.
-const ALONE: &[(&str, &str)] = &[("testbed", ""), ("handover", "restarts::"), ("stress", "")];
+const ALONE: &[(&str, &str)] = &[
+    ("testbed", ""),
+    ("e2e", "suppression::two_hundred_at_once"),
+    ("handover", "restarts::"),
+    ("runbook", "limits::the_event_ring_is_full"),
+    ("redis", "trouble::a_stopped_one_delays_no_caller"),
+    ("stress", ""),
+];
 
 const FABRIC: &[Use] = &[Use::Ebpf, Use::Fabric];
 const ALERTS: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Redis, Use::Prometheus];
