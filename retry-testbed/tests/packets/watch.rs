@@ -13,6 +13,9 @@ use crate::verdicts::{BASE, with_program};
 
 const HOUR_NS: u64 = 3_600_000_000_000;
 
+/// Flags, limits, NACKs before, what is asked for; then verdict, reason, and length of the answer in place.
+type Row = (u32, [u32; 4], u32, Ask, Measured, Option<Counter>, usize);
+
 fn open(loaded: &Loaded) -> PinnedWatch {
     PinnedWatch::open(loaded.pins()).expect("the pins are this build's")
 }
@@ -30,7 +33,7 @@ fn what_is_watched_says_what_was_decided() {
     with_program("what_is_watched_says_what_was_decided", |loaded| {
         let base = loaded.settings();
         let limited = [0, 0, 1, 0];
-        let table: &[(u32, [u32; 4], u32, Ask, Measured, Option<Counter>, usize)] = &[
+        let table: &[Row] = &[
             (
                 flag::UNICAST | flag::SUPPRESS_ACK,
                 [0; 4],
@@ -133,6 +136,6 @@ fn a_slow_watcher_misses_records_and_one_in_some_is_drawn() {
         }
         let drawn = take(&mut watch).len();
         // Both records of a NACK, or neither.
-        assert!(drawn % 2 == 0 && (300..750).contains(&drawn), "{drawn} records of 2000 NACKs, one in 8");
+        assert!(drawn.is_multiple_of(2) && (300..750).contains(&drawn), "{drawn} records of 2000 NACKs, one in 8");
     });
 }
