@@ -4,6 +4,8 @@
 //! watcher joins them, so that nothing has to be kept on the stack of the program in between. Clones leave later: the ticket
 //! carries the time to [`left`]. Records are written in the memory of the ring.
 
+use core::hint::black_box;
+
 use aya_ebpf::btf_maps::RingBuf;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
@@ -104,12 +106,27 @@ fn write<const N: usize>(ctx: &XdpContext, record: &Watched, has_packet: bool) {
     fields.verdict = record.verdict;
     fields.sent = record.sent;
     fields.length = length as u16;
-    // The helper takes one byte at least, and the verifier wants to see both bounds.
-    let part = core::hint::black_box(if length < N as u64 { length } else { N as u64 });
-    let part = part & (N as u64).next_power_of_two().wrapping_mul(2).wrapping_sub(1);
-    let has_room = has_packet && part >= 1 && part <= N as u64;
-    // SAFETY: `part` bytes at most, of an array of `N`.
-    let is_read = has_room && unsafe { packet::load(ctx, 0, (&raw mut (*to).bytes).cast(), part) };
-    fields.captured = if is_read { part as u16 } else { 0 };
+    let part = if length < N as u64 { length } else { N as u64 };
+    // SAFETY: the bytes of the reserved record.
+    let bytes = unsafe { (&raw mut (*to).bytes).cast::<u8>() };
+    fields.captured = if has_packet && copy::<N>(ctx, bytes, part) { part as u16 } else { 0 };
     place.submit(0);
+}
+
+/// Copies the first `part` bytes of the packet to an array of `N`.
+#[inline(always)]
+fn copy<const N: usize>(ctx: &XdpContext, to: *mut u8, part: u64) -> bool {
+    // As in `log::copy_in`: LLVM would make one compare of the two checks, and the verifier wants to see both bounds.
+    let part = black_box(part & 0xfff);
+    if part > N as u64 {
+        return false;
+    }
+    let part = black_box(part);
+    // Not `== 0`, of which the verifier of Linux 6.1 learns nothing. No packet is shorter than its Ethernet header.
+    if part < packet::ETHERNET_LEN as u64 {
+        return false;
+    }
+    let part = black_box(part);
+    // SAFETY: `part` bytes of an array of `N`.
+    unsafe { packet::load(ctx, 0, to, part) }
 }
