@@ -38,6 +38,7 @@ pub(crate) fn asked(ctx: &XdpContext, settings: &Settings, at_ns: u64) {
 
 /// Tells what was decided on it.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "no program runs for four seconds")]
 pub(crate) fn decided(ctx: &XdpContext, settings: &Settings, record: &Watched, is_in_place: bool) {
     if !is_watched(settings, record.at_ns) {
         return;
@@ -76,6 +77,7 @@ pub(crate) fn refused(ctx: &XdpContext, kind: u8, counter: Counter) {
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "128")]
 fn whole(ctx: &XdpContext, record: &Watched, has_packet: bool) {
     if has_packet && packet::length(ctx) > WATCH_SHORT as i32 {
         write::<WATCH_LONG>(ctx, record, true);
