@@ -24,8 +24,8 @@ struct Told {
 
 impl Told {
     fn of(output: &Output) -> Self {
-        let told: Value = serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+        let told = serde_json::from_slice(&output.stdout).map_err(|error| (error, output));
+        let told: Value = told.expect("one JSON object");
         let worst = match output.status.code() {
             Some(0) => "green",
             Some(1) => "yellow",
@@ -80,7 +80,7 @@ fn fabric(name: &str) -> Option<Fabric> {
 
 fn ip(host: &Host, words: &str) {
     let all: Vec<&str> = ["ip"].into_iter().chain(words.split(' ')).collect();
-    host.ns.run(&all).unwrap_or_else(|error| panic!("ip {words}: {error:#}"));
+    host.ns.run(&all).expect("ip does it");
 }
 
 /// Nothing is wrong: nothing is yellow. Nothing was attached, joined or pinned by the look.

@@ -32,8 +32,8 @@ fn asked(host: &Host, to: &str, key: FrameKey, more: &[&str]) -> (i32, Value) {
     let (flow, number) = (format!("{:x}", key.hash_key()), key.seq_num().to_string());
     let output = run(host, &[&[to, &flow, &number, "-json"], more].concat());
     let code = output.status.code().expect("it ends by itself");
-    let told = serde_json::from_slice(&output.stdout);
-    (code, told.unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr))))
+    let told = serde_json::from_slice(&output.stdout).map_err(|error| (error, output));
+    (code, told.expect("one JSON object"))
 }
 
 /// The events of one type, and of one way where one is named.
@@ -263,7 +263,7 @@ fn a_wrong_checksum_is_told(endpoint: &Host, client: &Host) {
             endpoint.ns.enter(|| UdpSocket::bind(SocketAddrV6::new(endpoint.addr, 9300, 0, 0)).expect("bound"));
         scope.spawn(move || {
             let (_, asker) = socket.recv_from(&mut [0; 64]).expect("a NACK");
-            let std::net::SocketAddr::V6(asker) = asker else { panic!("not IPv6") };
+            let asker = SocketAddrV6::new(client.addr, asker.port(), 0, 0);
             let mut packet = PacketBuilder::udp(endpoint.nack_address(), asker, &frame(KEY, 300, 1));
             (packet.src_mac, packet.dst_mac, packet.checksum) = (endpoint.mac, client.mac, Checksum::Value(0x1234));
             let sender = RawSender::open(&endpoint.ns, INTERFACE).expect("root");

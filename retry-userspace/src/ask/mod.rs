@@ -28,8 +28,8 @@ const GROUP_ID: u16 = 0x000B;
 /// All bits of a NACK's flags.
 const ANY_FLAGS: std::ops::RangeInclusive<i64> = 0..=255;
 
-/// Runs the subcommand; `args` begins behind the word `nack`. The exit code is that of
-/// [`Outcome`](report::Outcome), or 2 for a command line that cannot be read or a NACK that cannot be sent.
+/// Runs the subcommand; `args` begins behind the word `nack`. The exit code tells what came, as `-help` lists it; it is 2 for a
+/// command line that cannot be read, and when no NACK can leave.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let matches = match command_line::matches(command(), args) {
         Ok(matches) => matches,
