@@ -44,7 +44,7 @@ struct Value {
 }
 
 /// The flag that is no setting: all are read and checked, and nothing is started.
-const CHECK_CONFIG: &str = "check-config";
+pub(super) const CHECK_CONFIG: &str = "check-config";
 
 impl Values {
     pub(super) fn collect<E: Into<OsString>>(
