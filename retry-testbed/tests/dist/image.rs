@@ -189,7 +189,7 @@ fn each_capability_is_needed() {
     for (missing, says) in [
         ("CAP_BPF", "it needs CAP_BPF"),
         ("CAP_NET_ADMIN", "it needs CAP_BPF, CAP_NET_ADMIN"),
-        ("CAP_PERFMON", "retry_role: the BPF_PROG_LOAD syscall returned Permission denied"),
+        ("CAP_PERFMON", "the BPF_PROG_LOAD syscall returned Permission denied"),
         ("CAP_NET_RAW", "it needs CAP_NET_RAW"),
     ] {
         let pins = pins("capability");
