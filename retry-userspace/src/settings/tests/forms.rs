@@ -96,6 +96,8 @@ fn help_and_version_are_asked_for() {
     for arg in ["-version", "--version"] {
         let stop = start(&[arg], &[]).expect_err("version");
         assert_eq!((stop.code(), stop.to_stdout()), (0, true), "{arg}");
-        assert_eq!(stop.to_string(), format!("retry-endpoint {}", env!("CARGO_PKG_VERSION")));
+        let says = stop.to_string();
+        assert!(says.starts_with(concat!("retry-endpoint ", env!("CARGO_PKG_VERSION"), " (commit ")), "{says}");
+        assert!(says.contains(", built ") && says.lines().count() == 1, "{says}");
     }
 }
