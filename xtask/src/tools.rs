@@ -27,6 +27,8 @@ pub(crate) enum Use {
     Chart,
     /// Run Prometheus, and read dashboards.
     Prometheus,
+    /// Look at pages.
+    Browser,
     /// Boot other kernels.
     Kernels,
     /// Format and lint.
@@ -216,6 +218,8 @@ const TOOLS: &[Tool] = &[
         elsewhere: Elsewhere::Unpacked,
         uses: &[Use::Prometheus],
     },
+    program("chromium", &["chromium"], &[Use::Browser]),
+    program("chromedriver", &["chromium-driver"], &[Use::Browser]),
     program("qemu-system-x86_64", &["qemu-system-x86"], &[Use::Kernels]),
     program("xz", &["xz-utils"], &[Use::Kernels]),
     program("ldd", &["libc-bin"], &[Use::Kernels]),
@@ -372,6 +376,7 @@ mod tests {
         assert_eq!(names(&[Use::Redis]), ["redis-check-rdb"]);
         assert_eq!(names(&[Use::Chart]), ["python3 with pip", "kubernetes-validate", "helm"]);
         assert_eq!(names(&[Use::Prometheus]), ["python3 with pip", "grafana-foundation-sdk", "prometheus"]);
+        assert_eq!(names(&[Use::Browser]), ["chromium", "chromedriver"]);
         assert!(names(&[Use::Kernels]).contains(&"qemu-system-x86_64"));
         assert!(!names(&[Use::Ebpf]).contains(&"ip"));
         assert!(names(&[Use::Ebpf]).contains(&"bpf-linker"));

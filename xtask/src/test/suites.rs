@@ -37,6 +37,7 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC },
     Suite { name: "handover", kind: Kind::Testbed("handover"), uses: FABRIC },
     Suite { name: "runbook", kind: Kind::Testbed("runbook"), uses: RUNBOOK },
+    Suite { name: "page", kind: Kind::Testbed("page"), uses: PAGE },
     Suite { name: "chart", kind: Kind::Testbed("chart"), uses: CHART },
     Suite { name: "alerts", kind: Kind::Testbed("alerts"), uses: ALERTS },
     Suite { name: "dist", kind: Kind::Testbed("dist"), uses: DIST },
@@ -61,6 +62,7 @@ const FABRIC: &[Use] = &[Use::Ebpf, Use::Fabric];
 const ALERTS: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Redis, Use::Prometheus];
 const CHART: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Chart];
 const DIST: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Operator, Use::Dist, Use::Install];
+const PAGE: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Redis, Use::Browser];
 const RUNBOOK: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Maps, Use::Redis, Use::Operator];
 
 impl Suite {

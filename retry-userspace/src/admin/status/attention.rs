@@ -63,7 +63,7 @@ pub(super) struct Attention {
     pub(super) link: String,
 }
 
-/// Counters that are to stand still, the section for when they do not, and what to say after their number.
+/// Counters that are to stand still, the section for when they do not, and what to say before their number.
 const GROWING: &[(&[Counter], Section, &str)] = &[
     (&[Counter::EvictedLapShort, Counter::EvictedLapLong], Section::CACHE_SHORT, "live frames were overwritten"),
     (&[Counter::LimitedAddress], Section::LIMIT, "NACKs were over the limit of their address"),
@@ -171,7 +171,7 @@ pub(super) fn attention(snapshot: &Snapshot, details: &Details, growth: &Growth,
 }
 
 fn since(count: u64, what: &str, growth: &Growth) -> String {
-    format!("{count} {what} in the last {} s", growth.window().as_secs().max(1))
+    format!("{what}: {count} in the last {} s", growth.window().as_secs().max(1))
 }
 
 #[cfg(test)]
@@ -196,7 +196,7 @@ mod tests {
             let all = told(&quiet, &now);
             assert_eq!(all.len(), 1, "{counter:?}: {all:?}");
             assert_eq!(all[0].section, section.title(), "{counter:?}");
-            assert!(all[0].what.starts_with("7 ") && all[0].what.ends_with(" in the last 60 s"), "{}", all[0].what);
+            assert!(all[0].what.ends_with(": 7 in the last 60 s"), "{}", all[0].what);
             assert!(runbook.contains(&format!("\n## {}\n", section.title())), "no section {}", section.title());
             // What was counted before, and stands still, is over.
             assert_eq!(told(&now, &now), [], "{counter:?}");

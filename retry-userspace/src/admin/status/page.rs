@@ -99,9 +99,10 @@ fn table(id: &str, title: &str, caption: &str, rows: &str, none: &str, head: Mar
     html! {
         section aria-labelledby=(id) {
             h2 id=(id) { (title) }
+            p.note { (caption) }
             div.scroll role="group" tabindex="0" aria-labelledby=(id) {
                 table {
-                    caption { (caption) }
+                    caption { (title) }
                     thead { tr { (head) } }
                     tbody data-rows=(rows) data-none=(none) { (body) }
                 }
@@ -278,8 +279,8 @@ fn limits(status: &Status) -> Markup {
     let head = html! {
         (column("level", "level", "text"))
         (column("settings in force", "settings", "text"))
-        (column("refused by the kernel", "kernel", "count"))
-        (column("refused by the daemon", "daemon", "count"))
+        (column("kernel", "kernel", "count"))
+        (column("daemon", "daemon", "count"))
     };
     let body = html! {
         @for one in &status.limits {
@@ -291,7 +292,7 @@ fn limits(status: &Status) -> Markup {
             }
         }
     };
-    let caption = "A rate or maximum of 0 is no limit.";
+    let caption = "NACKs over each limit, by path. A rate or maximum of 0 is no limit.";
     table("limits", "Limits", caption, "limits", "None.", head, body)
 }
 

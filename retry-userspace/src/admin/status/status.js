@@ -47,7 +47,10 @@
   const fill = (body, rows) => {
     const heads = [...body.parentElement.tHead.rows[0].cells];
     if (rows.length === 0) {
-      if (body.rows.length === 1 && body.rows[0].cells.length === 1) return;
+      if (body.rows.length === 1 && body.rows[0].cells.length === 1) {
+        say(body.rows[0].cells[0], body.dataset.none);
+        return;
+      }
       const cell = document.createElement("td");
       cell.colSpan = heads.length;
       cell.textContent = body.dataset.none;
@@ -93,7 +96,9 @@
     const most = Math.max(...points);
     const scale = most > 0 ? 18 / most : 0;
     const first = POINTS - points.length;
-    const line = points.map((rate, i) => `${first + i},${(19 - rate * scale).toFixed(1)}`).join(" ");
+    // The first rate is a line too: it was taken over one interval.
+    const drawn = [points[0], ...points];
+    const line = drawn.map((rate, i) => `${first + i - 1},${(19 - rate * scale).toFixed(1)}`).join(" ");
     svg.firstElementChild.setAttribute("points", line);
     svg.setAttribute("aria-label", `${name}: ${rounded(points.at(-1))} per second now, at most ${rounded(most)} in the last two minutes`);
   };
