@@ -26,9 +26,11 @@ pub fn command_lines() -> Vec<clap::Command> {
     vec![
         crate::settings::command(),
         crate::handover::detach::arguments(),
+        crate::ask::command(),
         crate::recovery::probe::command(),
         crate::handover::status::arguments(),
         crate::verify_log::command(),
+        crate::watch::command(),
     ]
 }
 

@@ -95,7 +95,8 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn command() -> Command {
+/// The command line.
+pub(crate) fn command() -> Command {
     let number = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name("N").value_parser(value_parser!(u32).range(1..)).help(help)
     };
