@@ -31,6 +31,14 @@ pub(super) const NAME: &str = "handover";
 const NACKS: u32 = 20_000;
 /// The same from the kernel's generator, during upgrades.
 const FLOOD: f64 = 500e3;
+/// A log of which 4 GiB can be full: the rest is kept free for what the kernel stores while no daemon runs.
+const LARGE: &str = "4800m";
+/// Frames of 400 bytes, 448 with their headers: 4 GiB.
+const LARGE_FRAMES: u32 = 9_500_000;
+/// Frames per second.
+const LARGE_RATE: f64 = 400e3;
+/// Starts of each kind.
+const LARGE_STARTS: usize = 5;
 /// What the endpoint counts of them.
 const REQUESTS: &str = "bre_nack_requests_total";
 /// Upgrades during it.
@@ -111,7 +119,12 @@ pub(super) fn run(settings: &Settings, json: bool) -> Result<ExitCode> {
         eprintln!("bench: handover, {}: {:?}", stage.name, rows.last());
     }
     rows.extend(flood(settings)?);
-    say(&if json { serde_json::to_string(&rows)? } else { shown(&rows) });
+    let starts = starts(settings)?;
+    say(&if json {
+        serde_json::to_string(&serde_json::json!({ "stages": rows, "starts": starts }))?
+    } else {
+        format!("{}\n\n{}", shown(&rows), shown_starts(&starts))
+    });
     Ok(if rows.iter().all(Row::is_gapless) { ExitCode::SUCCESS } else { ExitCode::from(WRONG) })
 }
 
@@ -218,6 +231,59 @@ fn flood(settings: &Settings) -> Result<[Row; 2]> {
     let rows = [of("500 k NACK/s, no hand-over", 0)?, of("500 k NACK/s", FLOOD_UPGRADES)?];
     relay.end()?;
     Ok(rows)
+}
+
+/// How long starts took that took over a log of one size.
+#[derive(Debug, Serialize)]
+struct Starts {
+    log: &'static str,
+    frames: u64,
+    /// From the command to ready, milliseconds; the quickest, and the slowest.
+    quickest_ms: f64,
+    slowest_ms: f64,
+}
+
+/// Starts that take over a log of [`LARGE`] bytes while it is empty, and when it is full.
+fn starts(settings: &Settings) -> Result<[Starts; 2]> {
+    let mut rig = Rig::new()?;
+    let fabric = rig.fabric();
+    let flags = flags(&[UNICAST, &["-cache-memory", LARGE, "-cache-ttl-tx", "1h"]], None);
+    let mut relay = Relay::start(&settings.binary, fabric.host("endpoint")?, &flags)?;
+    let mut of = |relay: &mut Relay<'_>, log| -> Result<Starts> {
+        let mut taken = Vec::new();
+        for _ in 0..LARGE_STARTS {
+            let (_, took) = relay.hand_over_timed(End::Told, &flags)?;
+            taken.push(took.as_secs_f64() * 1e3);
+        }
+        taken.sort_by(f64::total_cmp);
+        let frames = relay.daemon().metrics()?.count("bre_cache_size", &[]);
+        Ok(Starts { log, frames, quickest_ms: taken[0], slowest_ms: taken[LARGE_STARTS - 1] })
+    };
+    let empty = of(&mut relay, "empty")?;
+    let frames = if settings.quick { LARGE_FRAMES / 10 } else { LARGE_FRAMES };
+    rig.send_frames(1, frames, 400, Some(LARGE_RATE))?;
+    std::thread::sleep(PAUSE);
+    let full = of(&mut relay, "full")?;
+    relay.end()?;
+    Ok([empty, full])
+}
+
+fn shown_starts(starts: &[Starts]) -> String {
+    let columns = [
+        table::words("log that is taken over", 0),
+        table::figures("frames", 0),
+        table::figures("quickest start, ms", 0),
+        table::figures("slowest start, ms", 0),
+    ];
+    let cells = |one: &Starts| {
+        vec![
+            format!("{LARGE}, {}", one.log),
+            one.frames.to_string(),
+            format!("{:.0}", one.quickest_ms),
+            format!("{:.0}", one.slowest_ms),
+        ]
+    };
+    table::lines(&columns, starts.iter().map(cells)).join("\n")
 }
 
 fn shown(rows: &[Row]) -> String {

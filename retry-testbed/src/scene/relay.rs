@@ -1,6 +1,7 @@
 //! Daemons that follow one another on one host: each is ended or killed, and the next one takes over.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
@@ -51,11 +52,21 @@ impl<'a> Relay<'a> {
     /// # Errors
     /// It is otherwise.
     pub fn hand_over(&mut self, end: End, flags: &[&str]) -> Result<Metrics> {
+        self.hand_over_timed(end, flags).map(|(metrics, _)| metrics)
+    }
+
+    /// As [`Relay::hand_over`]; tells how long the next one took from its start until it was ready, too.
+    ///
+    /// # Errors
+    /// As [`Relay::hand_over`].
+    pub fn hand_over_timed(&mut self, end: End, flags: &[&str]) -> Result<(Metrics, Duration)> {
         let before = self.daemon.metrics()?;
         self.daemon.child().signal(if end == End::Told { Signal::SIGTERM } else { Signal::SIGKILL })?;
         let status = self.daemon.wait()?;
         ensure!(status.success() == (end == End::Told), "{end:?}: {status}\n{}", self.daemon.log());
+        let began = Instant::now();
         let mut next = Daemon::start(&self.binary, &self.host.ns, flags)?;
+        let took = began.elapsed();
         next.leave();
         self.daemon = next;
         self.takeovers += 1;
@@ -68,7 +79,7 @@ impl<'a> Relay<'a> {
             let now = after.get(series);
             ensure!(now.is_some_and(|now| now >= value), "{series} fell from {value} to {now:?} ({end:?})");
         }
-        Ok(after)
+        Ok((after, took))
     }
 
     /// Ends the last daemon and what it left.
