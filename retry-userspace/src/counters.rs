@@ -247,7 +247,7 @@ mod tests {
         assert_eq!(next.with_kernel(&StoredBySource::default()), first);
         next.add_all(&[(Some(source(1)), 1), (Some(source(3)), 4)]);
         let last = SourceCounts::over(next.kept.expect("kept").table).with_kernel(&StoredBySource::default());
-        let wanted = [(source(1), 2), (source(2), 7), (source(3), 4)];
+        let wanted = [(source(1), 2), (source(2), 7), (source(3), 4), (source(9), 0)];
         assert_eq!((last.sources, last.other), (wanted.into(), 3));
     }
 

@@ -4,14 +4,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use retry_testbed::net::netns::{ChildGuard, Netns};
-
-/// How many guests this process has booted.
-static BOOTS: AtomicU32 = AtomicU32::new(0);
 
 /// How long systemd may take to start, on a busy machine.
 const BOOTED: Duration = Duration::from_secs(60);
@@ -62,7 +58,8 @@ impl Guest {
         let over = directory.path().join("over");
         fs::create_dir(&over).expect("a directory");
         let console = directory.path().join("console");
-        let name = format!("retry-dist-{}-{}", std::process::id(), BOOTS.fetch_add(1, Ordering::Relaxed));
+        // Not by a process id: tests that run at the same time have namespaces of processes of their own.
+        let name = format!("retry-dist{}", directory.path().file_name().unwrap_or_default().display());
         let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-ec", BOOT, "sh"]).arg(&over).args([&name, &files.join(" ")]);

@@ -97,7 +97,7 @@ impl Container {
             "linux": { "namespaces": namespaces },
         });
         fs::write(directory.path().join("config.json"), bundle.to_string()).expect("written");
-        let name = format!("retry-dist-{}-{}", std::process::id(), rights.len());
+        let name = format!("retry-dist{}", directory.path().file_name().unwrap_or_default().display());
         let mut command = crun(directory.path());
         command.args(["run", "--bundle"]).arg(directory.path()).arg(&name);
         let log = fs::File::create(directory.path().join("log")).expect("a file");

@@ -48,7 +48,8 @@ impl Systemd {
         let log = directory.path().join("log");
         let unit = format!("{unit}\nStandardOutput=append:{0}\nStandardError=append:{0}\n", log.display());
         fs::write(units.join("retry.service"), unit).expect("written");
-        let name = format!("retry-test-{}", std::process::id());
+        // Not by a process id: tests that run at the same time have namespaces of processes of their own.
+        let name = format!("retry-test{}", directory.path().file_name().unwrap_or_default().display());
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-ec", BOOT, "sh"]).arg(directory.path()).args([&name, SYSTEMD]);
         command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());

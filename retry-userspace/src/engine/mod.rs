@@ -102,7 +102,7 @@ impl Engine {
         (decide::decide(nack, self.config.policy, &mut case), case.last)
     }
 
-    /// The verdict of [`Engine::judge_nack`] alone.
+    /// What is decided on a NACK from `source`.
     pub fn handle_nack(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Verdict<Record> {
         self.judge_nack(nack, source, now_ns).0
     }
