@@ -93,6 +93,10 @@ struct Row {
     restarts: usize,
     kills: usize,
     upgrades: usize,
+    /// Frames that were published.
+    frames: u64,
+    /// Of these, what did not come to the endpoint: the queue of its link was full. NACKs for them are MISSes.
+    frames_lost: u64,
     nacks: u64,
     /// Of these, what the interface's queue had no room for; of a flood alone.
     not_admitted: u64,
@@ -167,10 +171,14 @@ fn steady(settings: &Settings, stage: &Stage) -> Result<Row> {
     if rounds == 0 {
         std::thread::sleep(Duration::from_secs(15));
     }
+    let published = traffic.published();
     let account = traffic.stop();
+    // What the link lost was never held.
+    let received = relay.daemon().metrics()?.count("bre_frames_received_total", &[]);
     relay.end()?;
     let [restarts, kills, upgrades] = counts;
-    Ok(row(stage.name, &account, restarts, kills, upgrades))
+    let row = row(stage.name, &account, restarts, kills, upgrades);
+    Ok(Row { frames: published, frames_lost: published.saturating_sub(received), ..row })
 }
 
 fn row(stage: &'static str, account: &Account, restarts: usize, kills: usize, upgrades: usize) -> Row {
@@ -180,6 +188,8 @@ fn row(stage: &'static str, account: &Account, restarts: usize, kills: usize, up
         kills,
         upgrades,
         nacks: account.asked,
+        frames: 0,
+        frames_lost: 0,
         not_admitted: 0,
         unanswered: account.unanswered,
         missed: account.missed + account.throttled,
@@ -249,7 +259,7 @@ fn starts(settings: &Settings) -> Result<[Starts; 2]> {
     let fabric = rig.fabric();
     let flags = flags(&[UNICAST, &["-cache-memory", LARGE, "-cache-ttl-tx", "1h"]], None);
     let mut relay = Relay::start(&settings.binary, fabric.host("endpoint")?, &flags)?;
-    let mut of = |relay: &mut Relay<'_>, log| -> Result<Starts> {
+    let of = |relay: &mut Relay<'_>, log| -> Result<Starts> {
         let mut taken = Vec::new();
         for _ in 0..LARGE_STARTS {
             let (_, took) = relay.hand_over_timed(End::Told, &flags)?;
@@ -292,6 +302,8 @@ fn shown(rows: &[Row]) -> String {
         table::figures("restarts", 0),
         table::figures("kill -9", 0),
         table::figures("upgrades", 0),
+        table::figures("frames", 0),
+        table::figures("lost by the link", 0),
         table::figures("NACKs", 0),
         table::figures("not admitted", 0),
         table::figures("unanswered", 0),
@@ -307,6 +319,8 @@ fn shown(rows: &[Row]) -> String {
             row.restarts.to_string(),
             row.kills.to_string(),
             row.upgrades.to_string(),
+            row.frames.to_string(),
+            row.frames_lost.to_string(),
             row.nacks.to_string(),
             row.not_admitted.to_string(),
             row.unanswered.to_string(),
