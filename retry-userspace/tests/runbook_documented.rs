@@ -137,10 +137,10 @@ fn every_option_is_the_programs() {
         .flat_map(|flag| flag.aliases.iter().map(|alias| alias.flag).chain([flag.name]))
         .map(str::to_owned)
         .collect();
-    // Options of verbs, and the flag in place of one.
+    // Options of verbs (those of `check` stand before settings), and the flag in place of one.
     let commands = command_lines();
     let options = commands.iter().flat_map(clap::Command::get_arguments).filter_map(clap::Arg::get_long);
-    names.extend(options.map(str::to_owned).chain(["check-config".to_owned()]));
+    names.extend(options.map(str::to_owned).chain(["check-config", "json", "listen"].map(str::to_owned)));
     let mut found = 0;
     for span in spans() {
         let Some(flag) = span.strip_prefix('-').filter(|flag| flag.starts_with(|c: char| c.is_ascii_lowercase()))
