@@ -122,8 +122,9 @@ pub(super) fn run(settings: &Settings, json: bool) -> Result<ExitCode> {
         rows.push(steady(settings, stage)?);
         eprintln!("bench: handover, {}: {:?}", stage.name, rows.last());
     }
-    rows.extend(flood(settings)?);
     let starts = starts(settings)?;
+    eprintln!("bench: handover, starts: {starts:?}");
+    rows.extend(flood(settings)?);
     say(&if json {
         serde_json::to_string(&serde_json::json!({ "stages": rows, "starts": starts }))?
     } else {

@@ -23,6 +23,8 @@ use crate::net::{
     netns::{ChildGuard, Netns},
 };
 
+/// How long a start may take.
+const READY: Duration = Duration::from_secs(10);
 /// Environment variable with the path of the daemon's binary.
 pub const BINARY_VARIABLE: &str = "RETRY_ENDPOINT_BIN";
 /// Where bpffs belongs.
@@ -89,12 +91,20 @@ impl<'a> Daemon<'a> {
     /// # Errors
     /// It cannot be started, ends, or is not ready in ten seconds: the message holds its log.
     pub fn start(binary: &Path, ns: &'a Netns, flags: &[impl AsRef<str>]) -> Result<Self> {
-        Self::launch(binary, ns, flags)?.ready()
+        Self::start_within(READY, binary, ns, flags)
+    }
+
+    /// As [`Daemon::start`], for a start that takes longer: the kernel clears the memory of a large log.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_within(patience: Duration, binary: &Path, ns: &'a Netns, flags: &[impl AsRef<str>]) -> Result<Self> {
+        Self::launch(binary, ns, flags)?.ready(patience)
     }
 
     /// Waits until `/readyz` says 200.
-    fn ready(mut self) -> Result<Self> {
-        let deadline = Instant::now() + Duration::from_secs(10);
+    fn ready(mut self, patience: Duration) -> Result<Self> {
+        let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 self.read_to_the_end();
@@ -126,7 +136,7 @@ impl<'a> Daemon<'a> {
     /// # Errors
     /// As [`Daemon::start`].
     pub fn start_by(command: Command, binary: &Path, ns: &'a Netns, flags: &[impl AsRef<str>]) -> Result<Self> {
-        Self::launch_by(command, binary, ns, flags)?.ready()
+        Self::launch_by(command, binary, ns, flags)?.ready(READY)
     }
 
     fn launch_by(mut command: Command, binary: &Path, ns: &'a Netns, flags: &[impl AsRef<str>]) -> Result<Self> {

@@ -11,6 +11,9 @@ use crate::{
     net::fabric::Host,
 };
 
+/// How long the first daemon may take: it has the memory of its log cleared.
+const FIRST: Duration = Duration::from_secs(60);
+
 /// How a daemon ends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum End {
@@ -35,7 +38,7 @@ impl<'a> Relay<'a> {
     /// # Errors
     /// It is not ready in time, or it found what an earlier one left.
     pub fn start(binary: &Path, host: &'a Host, flags: &[&str]) -> Result<Self> {
-        let mut daemon = Daemon::start(binary, &host.ns, flags)?;
+        let mut daemon = Daemon::start_within(FIRST, binary, &host.ns, flags)?;
         daemon.leave();
         let mode = daemon.metrics()?.state("bre_start_mode", "mode");
         ensure!(mode.as_deref() == Some("fresh"), "the first daemon starts {mode:?}\n{}", daemon.log());
