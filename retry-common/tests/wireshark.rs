@@ -1,5 +1,7 @@
 //! `deploy/wireshark/retry-endpoint.lua` reads every datagram as this crate does: each field of each golden and made datagram
 //! is compared, and each refusal of cut and changed ones, by the words. tshark loads it; a Lua error fails the test.
+//!
+//! Longer than most files: what each kind of datagram has to show stands beside how tshark is asked for it.
 #![expect(clippy::print_stdout, reason = "a test that cannot run says so")]
 
 mod support;

@@ -1,9 +1,10 @@
 //! The command line of a verb, such as `retry-endpoint nack`.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command, value_parser};
 
 /// The exit code of a command line that cannot be read.
 pub(crate) const UNREADABLE: u8 = 2;
@@ -26,4 +27,14 @@ pub(crate) fn matches(command: Command, args: impl Iterator<Item = OsString>) ->
         let _ = error.print();
         if error.use_stderr() { ExitCode::from(UNREADABLE) } else { ExitCode::SUCCESS }
     })
+}
+
+/// The option of a verb that reads pins.
+pub(crate) fn bpffs() -> Arg {
+    Arg::new("bpffs")
+        .long("bpffs")
+        .value_name("DIR")
+        .default_value("/sys/fs/bpf/retry-endpoint")
+        .value_parser(value_parser!(PathBuf))
+        .help("The daemon's -bpffs.")
 }

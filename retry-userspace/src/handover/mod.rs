@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgMatches, Command};
 
 use crate::command_line::{self, UNREADABLE};
 
@@ -25,12 +25,5 @@ fn read(command: Command, args: impl Iterator<Item = OsString>) -> Result<(ArgMa
 fn command(name: &'static str) -> Command {
     Command::new(name)
         .arg(Arg::new("INTERFACE").help("The daemon's -mc-iface, in this network namespace. Without it: all."))
-        .arg(
-            Arg::new("bpffs")
-                .long("bpffs")
-                .value_name("DIR")
-                .default_value("/sys/fs/bpf/retry-endpoint")
-                .value_parser(value_parser!(PathBuf))
-                .help("The daemon's -bpffs."),
-        )
+        .arg(command_line::bpffs())
 }

@@ -17,6 +17,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use retry_common::abi::{LAYOUT, Lane, Settings};
 use retry_common::index;
 
+use crate::command_line::{self, UNREADABLE};
 use crate::datapath::pinned::{self, PinnedError, PinnedLog, Words};
 pub(crate) use check::LogView;
 #[cfg(test)]
@@ -25,8 +26,6 @@ pub use report::Report;
 
 /// How long a daemon that starts may take from its pins to its lanes.
 const START: Duration = Duration::from_secs(2);
-/// The exit code of a log that cannot be read.
-const UNREADABLE: u8 = 2;
 
 /// Why a frame log cannot be checked.
 #[derive(Debug, thiserror::Error)]
@@ -126,18 +125,9 @@ fn soon(is_so: impl Fn() -> bool) -> bool {
 /// Runs the subcommand; `args` begins behind the word `verify-log`. Exit code 0 when nothing is wrong, 1 when something is, 2
 /// when a log or the command line cannot be read.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    // Go's one dash, as everywhere.
-    let args = args.map(|arg| match arg.to_str() {
-        Some(text) if text.starts_with('-') && !text.starts_with("--") && text.len() > 2 => format!("-{text}").into(),
-        _ => arg,
-    });
-    let name = OsString::from("retry-endpoint verify-log");
-    let matches = match command().try_get_matches_from([name].into_iter().chain(args)) {
+    let matches = match command_line::matches(command(), args) {
         Ok(matches) => matches,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(UNREADABLE) } else { ExitCode::SUCCESS };
-        }
+        Err(code) => return code,
     };
     let (json, sums) = (matches.get_flag("json"), matches.get_flag("sums"));
     let directories = match directories(&matches) {
@@ -175,14 +165,7 @@ pub(crate) fn command() -> Command {
         .arg(Arg::new("LOG").value_parser(value_parser!(OsString)).help(
             "The daemon's -mc-iface, or the directory of its pins. Without it: every daemon of this network namespace.",
         ))
-        .arg(
-            Arg::new("bpffs")
-                .long("bpffs")
-                .value_name("DIR")
-                .default_value("/sys/fs/bpf/retry-endpoint")
-                .value_parser(value_parser!(PathBuf))
-                .help("The daemon's -bpffs."),
-        )
+        .arg(command_line::bpffs())
         .arg(
             Arg::new("sums")
                 .long("sums")

@@ -22,6 +22,7 @@ use retry_common::abi::{WATCHED_LEN, Watched, watch_flag};
 use socket2::Socket;
 
 use crate::clock::{monotonic_ns, nanoseconds};
+use crate::command_line::{self, UNREADABLE};
 use crate::datapath::pinned::{self, PinnedError};
 use crate::datapath::watch::PinnedWatch;
 use crate::feed;
@@ -35,8 +36,6 @@ const LEASE: Duration = Duration::from_secs(1);
 const RENEWAL: Duration = Duration::from_millis(200);
 /// Records taken between two renewals at most, so that a flood does not end the lease.
 const ROUND: usize = 4_096;
-/// The exit code of a command line, or of a daemon, that cannot be read.
-const UNREADABLE: u8 = 2;
 
 /// Why nothing can be watched.
 #[derive(Debug, thiserror::Error)]
@@ -71,18 +70,9 @@ enum WatchError {
 /// Runs the subcommand; `args` begins behind the word `watch`. Exit code 0 when it ended as it was asked to, 2 when a daemon or the
 /// command line cannot be read.
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
-    // Go's one dash, as everywhere.
-    let args = args.map(|arg| match arg.to_str() {
-        Some(text) if text.starts_with('-') && !text.starts_with("--") && text.len() > 2 => format!("-{text}").into(),
-        _ => arg,
-    });
-    let name = OsString::from("retry-endpoint watch");
-    let matches = match command().try_get_matches_from([name].into_iter().chain(args)) {
+    let matches = match command_line::matches(command(), args) {
         Ok(matches) => matches,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(UNREADABLE) } else { ExitCode::SUCCESS };
-        }
+        Err(code) => return code,
     };
     match watch(&matches) {
         Ok(()) => ExitCode::SUCCESS,
@@ -107,14 +97,7 @@ pub(crate) fn command() -> Command {
         )
         .after_help("Exit code 0: it ended as asked; 2: a daemon or the command line cannot be read.")
         .arg(Arg::new("INTERFACE").help("The daemon's -mc-iface. Without it: the only one of this network namespace."))
-        .arg(
-            Arg::new("bpffs")
-                .long("bpffs")
-                .value_name("DIR")
-                .default_value("/sys/fs/bpf/retry-endpoint")
-                .value_parser(value_parser!(PathBuf))
-                .help("The daemon's -bpffs."),
-        )
+        .arg(command_line::bpffs())
         .args(wanted::arguments())
         .arg(number("sample", "Watch one NACK in N, by a hash of its time."))
         .arg(number("count", "End after N events."))
