@@ -25,6 +25,8 @@ fn endpoint<'a>(host: &'a Host, store: &str) -> Daemon<'a> {
     let more = ["-instance", "one", "-beacon-enabled=false", "-cache-backend", "redis", "-redis-addr", store];
     let daemon = Daemon::start(&binary(), &host.ns, &flags("native", &more)).expect("a daemon");
     eventually("a connection", || told(&daemon, "connected to the shared store") == 1);
+    // The last line of a start, which comes after the connection where the machine is busy.
+    eventually("a start", || told(&daemon, "serving nack=") == 1);
     daemon
 }
 
