@@ -115,7 +115,10 @@ pub(crate) fn store(ctx: &XdpContext) -> Option<()> {
             None
         }
         Appended::Wrong => {
-            count::one(Counter::FillRefused);
+            // Not wrong but unfinished, left for hardware to compute: the stack knows that the bytes are right.
+            if !seems_unfinished(&headers, length) {
+                count::one(Counter::FillRefused);
+            }
             None
         }
         Appended::TooLate => {
@@ -242,12 +245,16 @@ fn admit(ctx: &XdpContext, headers: &IpUdp, settings: &Settings) -> Option<u16> 
     {
         return None;
     }
-    // What a virtual interface left for hardware to compute: the stack knows that it is right.
+    // RFC 8200, section 8.1: no checksum is no UDP over IPv6.
+    if headers.checksum == [0, 0] { None } else { Some(length) }
+}
+
+/// Whether the checksum is what stands where a virtual interface leaves it for hardware to compute. One right checksum in
+/// 65,536 is the same; so such a frame is summed like any other, and stored if it is right.
+#[inline(always)]
+fn seems_unfinished(headers: &IpUdp, length: u16) -> bool {
     let unfinished = checksum::udp_ipv6_unfinished(&headers.source, &headers.destination, length);
-    if headers.checksum == unfinished.to_be_bytes() || headers.checksum == [0, 0] {
-        return None;
-    }
-    Some(length)
+    headers.checksum == unfinished.to_be_bytes()
 }
 
 /// The index of one of our groups.
