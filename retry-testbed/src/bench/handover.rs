@@ -41,6 +41,8 @@ const LARGE_RATE: f64 = 400e3;
 const LARGE_STARTS: usize = 5;
 /// What the endpoint counts of them.
 const REQUESTS: &str = "bre_nack_requests_total";
+/// Packets that the driver did not take.
+const NOT_TAKEN: &str = "bre_xdp_xmit_drops_total";
 /// Upgrades during it.
 const FLOOD_UPGRADES: usize = 3;
 /// How long it asks where there is none: about as long as an upgrade takes.
@@ -100,7 +102,9 @@ struct Row {
     nacks: u64,
     /// Of these, what the interface's queue had no room for; of a flood alone.
     not_admitted: u64,
-    /// Of those admitted.
+    /// Packets of answers for which the listener's queue had no room, as the endpoint's driver told it; of a flood alone.
+    queue_full: u64,
+    /// Of the NACKs admitted, those that got no answer, but for what the listener's queue had no room for.
     unanswered: u64,
     missed: u64,
     wrong: u64,
@@ -192,6 +196,7 @@ fn row(stage: &'static str, account: &Account, restarts: usize, kills: usize, up
         frames: 0,
         frames_lost: 0,
         not_admitted: 0,
+        queue_full: 0,
         unanswered: account.unanswered,
         missed: account.missed + account.throttled,
         wrong: account.wrong,
@@ -203,8 +208,8 @@ fn row(stage: &'static str, account: &Account, restarts: usize, kills: usize, up
 
 /// Three upgrades while the kernel's generator asks, and as long without any.
 ///
-/// What the interface's queue does not admit is told apart: NACKs that the endpoint's program has not counted. The counters go
-/// on over an upgrade.
+/// What the queues do not admit is told apart: NACKs that the endpoint's program has not counted, and packets of answers
+/// that its driver could not give to the listener's side. The counters go on over an upgrade.
 fn flood(settings: &Settings) -> Result<[Row; 2]> {
     let mut rig = Rig::new()?;
     let fabric = rig.fabric();
@@ -217,8 +222,11 @@ fn flood(settings: &Settings) -> Result<[Row; 2]> {
     let stretch = Stretch { ask, rate: Some(FLOOD), time: Duration::from_millis(500), length: 400, ack_leads: true };
     let mut of = |stage, upgrades: usize| -> Result<Row> {
         let mut found = Row { stage, upgrades, ..Row::default() };
-        let received = |relay: &mut Relay<'_>| Ok::<_, anyhow::Error>(relay.daemon().metrics()?.count(REQUESTS, &[]));
-        let before = received(&mut relay)?;
+        let counted = |relay: &mut Relay<'_>| {
+            let metrics = relay.daemon().metrics()?;
+            Ok::<_, anyhow::Error>((metrics.count(REQUESTS, &[]), metrics.count(NOT_TAKEN, &[])))
+        };
+        let before = counted(&mut relay)?;
         let (mut acks, mut copies) = (0, 0);
         for turn in 0..FLOOD_UPGRADES {
             let (load, ()) = rig.load_while(&stretch, || {
@@ -233,10 +241,13 @@ fn flood(settings: &Settings) -> Result<[Row; 2]> {
             found.wrong += load.answers.other;
             (acks, copies) = (acks + load.answers.acks, copies + load.answers.unicast_frames);
         }
-        let received = received(&mut relay)? - before;
+        let after = counted(&mut relay)?;
+        let received = after.0 - before.0;
         found.not_admitted = found.nacks.saturating_sub(received);
-        found.unanswered = received.saturating_sub(acks + found.missed);
-        found.without_copy = acks.saturating_sub(copies);
+        found.queue_full = after.1 - before.1;
+        // A hit leaves as an ACK and a copy. More than were asked for would be wrong as well.
+        let missing = (2 * received.saturating_sub(found.missed)).abs_diff(acks + copies + found.queue_full);
+        found.unanswered = missing.div_ceil(2);
         Ok(found)
     };
     let rows = [of("500 k NACK/s, no hand-over", 0)?, of("500 k NACK/s", FLOOD_UPGRADES)?];
@@ -307,6 +318,7 @@ fn shown(rows: &[Row]) -> String {
         table::figures("lost by the link", 0),
         table::figures("NACKs", 0),
         table::figures("not admitted", 0),
+        table::figures("listener's queue full", 0),
         table::figures("unanswered", 0),
         table::figures("MISS", 0),
         table::figures("wrong", 0),
@@ -324,6 +336,7 @@ fn shown(rows: &[Row]) -> String {
             row.frames_lost.to_string(),
             row.nacks.to_string(),
             row.not_admitted.to_string(),
+            row.queue_full.to_string(),
             row.unanswered.to_string(),
             row.missed.to_string(),
             row.wrong.to_string(),
