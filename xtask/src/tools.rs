@@ -180,6 +180,7 @@ const TOOLS: &[Tool] = &[
     program("jq", &["jq"], &[Use::Maps]),
     program("curl", &["curl"], &[Use::Operator]),
     program("sysctl", &["procps"], &[Use::Operator]),
+    program("python3", &["python3"], &[Use::Operator]),
     // The server under another name: the package redis-server would start one of its own on this machine.
     program("redis-check-rdb", &["redis-tools"], &[Use::Redis]),
     program("tshark", &["tshark"], &[Use::Wireshark]),
@@ -371,7 +372,7 @@ mod tests {
     fn each_use_asks_for_its_own_tools_only() {
         assert_eq!(names(&[Use::Fabric]), ["ip", "nft", "ethtool"]);
         assert_eq!(names(&[Use::Maps]), ["bpftool", "jq"]);
-        assert_eq!(names(&[Use::Operator]), ["curl", "sysctl"]);
+        assert_eq!(names(&[Use::Operator]), ["curl", "sysctl", "python3"]);
         assert_eq!(names(&[Use::Wireshark]), ["tshark"]);
         assert_eq!(names(&[Use::Redis]), ["redis-check-rdb"]);
         assert_eq!(names(&[Use::Chart]), ["python3 with pip", "kubernetes-validate", "helm"]);

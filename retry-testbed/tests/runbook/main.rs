@@ -7,6 +7,7 @@
 mod document;
 
 mod daemon;
+mod guides;
 mod instances;
 mod limits;
 mod links;

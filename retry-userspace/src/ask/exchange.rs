@@ -38,6 +38,8 @@ pub(super) struct Request {
     pub(super) listening: Option<Listening>,
     /// How long to wait for all of it.
     pub(super) wait: Duration,
+    /// How long to wait after a MISS for a frame that the endpoint recovers from upstream.
+    pub(super) recovery: Duration,
 }
 
 /// Where multicast repairs are listened for.
@@ -106,10 +108,18 @@ pub(super) fn ask(request: &Request) -> Result<Report, AskError> {
         Err(error) => return Err(error.into()),
     }
     let mut deadline = start + request.wait;
-    let mut is_whole = false;
+    let (mut is_whole, mut is_recovering) = (false, false);
     loop {
         if !is_whole && report.is_whole() {
             is_whole = true;
+            deadline = deadline.min(Instant::now() + DRAIN);
+            if report.may_be_recovered() {
+                is_recovering = true;
+                deadline = deadline.max(Instant::now() + request.recovery);
+            }
+        }
+        if is_recovering && !report.may_be_recovered() {
+            is_recovering = false;
             deadline = deadline.min(Instant::now() + DRAIN);
         }
         let left = deadline.saturating_duration_since(Instant::now());

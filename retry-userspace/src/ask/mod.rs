@@ -123,6 +123,11 @@ pub(crate) fn command() -> Command {
                 .default_value("1s")
                 .value_parser(|text: &str| parse_duration(text).map_err(|why| why.to_string())),
         )
+        .arg(
+            text("recovery", "TIME", "How long to wait after a MISS for a frame that the endpoint recovers from upstream.")
+                .default_value("0s")
+                .value_parser(|text: &str| parse_duration(text).map_err(|why| why.to_string())),
+        )
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("One JSON object."))
 }
 
@@ -149,7 +154,8 @@ fn request(matches: &ArgMatches) -> Result<Request, String> {
         shard: ShardBits::new(bits("shard-bits")).ok_or("-shard-bits: 1 to 12 is accepted")?,
         beef: BeefBits::new(bits("beef-shard-bits")).ok_or("-beef-shard-bits: 0 to 12 is accepted")?,
     };
-    let wait = matches.get_one::<Duration>("wait").copied().unwrap_or_default();
+    let time = |name: &str| matches.get_one::<Duration>(name).copied().unwrap_or_default();
+    let (wait, recovery) = (time("wait"), time("recovery"));
     let listening = match matches.get_one::<String>("iface") {
         None if matches.contains_id("group") || matches.contains_id("source") => {
             return Err("-group and -source say what to join: name the interface with -iface".to_owned());
@@ -183,7 +189,7 @@ fn request(matches: &ArgMatches) -> Result<Request, String> {
             Some(Listening { iface: iface.clone(), groups, source, port })
         }
     };
-    Ok(Request { to, from, nack, sharding, listening, wait })
+    Ok(Request { to, from, nack, sharding, listening, wait, recovery })
 }
 
 /// The group of `-group`.

@@ -248,6 +248,17 @@ impl Report {
         missing
     }
 
+    /// A unicast copy came first.
+    fn came_before_the_answer(&self) -> bool {
+        let before = self.events.iter().take_while(|event| !matches!(event.came, Came::Answer(_)));
+        before.into_iter().any(|event| event.via == Via::Unicast && matches!(event.came, Came::Frame { .. }))
+    }
+
+    /// The answer was a MISS, and no frame has come yet.
+    pub(super) fn may_be_recovered(&self) -> bool {
+        self.answer() == Some(Answer::Miss) && self.frames(Via::Unicast) + self.frames(Via::Multicast) == 0
+    }
+
     /// True when there is nothing more to wait for.
     pub(super) fn is_whole(&self) -> bool {
         self.answer().is_some() && self.missing().is_empty()
@@ -258,10 +269,13 @@ impl Report {
     fn all_problems(&self) -> Vec<String> {
         let mut problems = self.problems.clone();
         problems.extend(self.missing().into_iter().map(str::to_owned));
-        let frames = self.frames(Via::Unicast) + self.frames(Via::Multicast);
         match self.answer() {
-            Some(Answer::Miss | Answer::Throttled { .. }) if frames > 0 => {
-                problems.push("a frame came beside an answer that says none does".to_owned());
+            // By multicast it may be for others, and what comes after a MISS has been recovered.
+            Some(Answer::Miss) if self.came_before_the_answer() => {
+                problems.push("a unicast copy came before the MISS".to_owned());
+            }
+            Some(Answer::Throttled { .. }) if self.frames(Via::Unicast) > 0 => {
+                problems.push("a unicast copy came beside a THROTTLED".to_owned());
             }
             Some(Answer::Ack { flags, .. }) if !has(flags, AckFlags::UNICAST) && self.frames(Via::Unicast) > 0 => {
                 problems.push("a unicast copy came that the ACK does not name".to_owned());
@@ -295,6 +309,9 @@ impl Report {
         match self.outcome() {
             Outcome::Frame if self.answer().is_none() => {
                 "ok: the frame came, and its bytes are a valid frame of this key; no ACK did (-suppress-ack)".to_owned()
+            }
+            Outcome::Frame if self.answer() == Some(Answer::Miss) => {
+                "ok: the frame came after the MISS: recovered from upstream, or repaired by another endpoint".to_owned()
             }
             Outcome::Frame => "ok: the frame came, and its bytes are a valid frame of this key".to_owned(),
             Outcome::Miss => "MISS: the endpoint does not have the frame".to_owned(),

@@ -85,6 +85,30 @@ fn it_is_whole_when_nothing_promised_is_missing() {
 }
 
 #[test]
+fn a_frame_after_a_miss_has_been_recovered() {
+    let copy = |report: &mut Report| {
+        report.hear(Duration::ZERO, Heard::Unicast(&golden(42), "[fd10::20]:9300".parse().expect("an address")));
+    };
+    let mut recovered = report(false);
+    hear(&mut recovered, Answer::Miss);
+    assert!(recovered.may_be_recovered());
+    copy(&mut recovered);
+    assert_eq!((recovered.may_be_recovered(), recovered.outcome()), (false, Outcome::Frame));
+    assert!(recovered.to_string().contains("recovered from upstream"), "{recovered}");
+    let mut before = report(false);
+    copy(&mut before);
+    hear(&mut before, Answer::Miss);
+    assert_eq!(before.outcome(), Outcome::Wrong);
+    let mut throttled = report(true);
+    hear(&mut throttled, Answer::Throttled { bucket: 0, seq_num: 42 });
+    let (from, group) = ("[fd10::9]:9300".parse().expect("an address"), "ff05::b:0".parse().expect("a group"));
+    throttled.hear(Duration::ZERO, Heard::Multicast(&golden(42), from, group));
+    assert_eq!(throttled.outcome(), Outcome::Frame, "another listener's repair");
+    copy(&mut throttled);
+    assert_eq!(throttled.outcome(), Outcome::Wrong);
+}
+
+#[test]
 fn other_frames_of_the_fabric_are_nothing() {
     let mut report = report(true);
     let from = "[fd10::9]:9001".parse().expect("an address");
