@@ -13,7 +13,10 @@ use crate::latency::Histogram;
 use crate::limits::{TokenBucket, Window, table};
 
 /// Version of everything in this file. Raised by any change that makes old maps unreadable.
-pub const LAYOUT: u32 = 8;
+pub const LAYOUT: u32 = 9;
+
+/// Most known listeners: those that the window of a frame, which all who ask share, does not keep from an answer.
+pub const KNOWN_LISTENERS: usize = 65_536;
 
 /// Bytes of one entry of the ring map. No record straddles two segments.
 pub const SEGMENT_LEN: usize = 1 << 24;
@@ -259,6 +262,8 @@ pub enum EventKind {
     Recover = 3,
     /// No NACK to answer: the kernel multicast this frame, and other instances are to be told.
     Repaired = 4,
+    /// The window of the frame is full, and the source is a known listener. Its address is charged, and nothing else.
+    Known = 5,
 }
 
 impl EventKind {
@@ -269,6 +274,7 @@ impl EventKind {
             2 => Some(Self::Store),
             3 => Some(Self::Recover),
             4 => Some(Self::Repaired),
+            5 => Some(Self::Known),
             _ => None,
         }
     }

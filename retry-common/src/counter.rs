@@ -130,6 +130,7 @@ counters! {
     SendsCrowded sends_crowded User = "bre_sends_dropped_total" [reason = "crowded"] "Answers, unicast copies and recoveries given up because too many others waited for neighbours.";
     LimitedAddress limited_address Both = "bre_rate_limit_drops_total" [level = "ip"] "NACKs over the limit of their address.";
     LimitedSequence limited_sequence Both = "bre_rate_limit_drops_total" [level = "sequence"] "NACKs over the limit of their frame.";
+    Relieved relieved Both = "bre_rate_limit_relieved_total" [] "NACKs of known listeners that were served although the limit of their frame was used up.";
     LimitedChain limited_chain Both = "bre_rate_limit_drops_total" [level = "chain"] "NACKs over the limit of their address and flow.";
     LimitedGroup limited_group Both = "bre_rate_limit_drops_total" [level = "group"] "NACKs over the limit of their address and group.";
     TeeEncap tee_encap User = "bre_tee_datagrams_total" [form = "encap"] "Datagrams on the tee socket in an envelope that tells their source.";

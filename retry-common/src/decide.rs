@@ -19,6 +19,9 @@ pub mod throttle_bucket {
     pub const GROUP: u8 = 4;
 }
 
+/// No [`setting_flag`]: the window of the frame does not hold for this NACK.
+const RELIEVED: u32 = 1 << 31;
+
 /// The operator's choices that shape an answer, as [`setting_flag`] bits.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Policy(u32);
@@ -28,6 +31,17 @@ impl Policy {
     #[inline(always)]
     pub const fn new(flags: u32) -> Self {
         Self(flags)
+    }
+
+    /// The same, for a NACK that the window of its frame does not hold for.
+    #[inline(always)]
+    const fn relieved(self) -> Self {
+        Self(self.0 | RELIEVED)
+    }
+
+    #[inline(always)]
+    const fn is_relieved(self) -> bool {
+        self.has(RELIEVED)
     }
 
     #[inline(always)]
@@ -82,14 +96,16 @@ pub trait Endpoint {
     fn sequence_is_over(&mut self) -> bool;
     /// Charges the window of the frame; false when it is full, because others charged it since it was looked at.
     fn take_sequence(&mut self) -> bool;
+    /// True when the source is a known listener. Asked only when the window of the frame is full.
+    fn is_known(&mut self) -> bool;
     /// Charges the window of (source, HashKey); false when it is full.
     fn take_chain(&mut self) -> bool;
     /// The frame, if the log has it.
     fn look_up(&mut self) -> Option<Self::Frame>;
     /// Takes a token of (source, group).
     fn take_group(&mut self, group: u16) -> bool;
-    /// True when this path can send the frame itself; `multicast` when that is among the ways.
-    fn can_send(&mut self, frame: &Self::Frame, multicast: bool) -> bool;
+    /// True when this path can send the frame itself; `multicast` when that is among the ways, `ack` when an ACK goes with it.
+    fn can_send(&mut self, frame: &Self::Frame, multicast: bool, ack: bool) -> bool;
     /// Claims the multicast of the frame.
     fn claim_multicast(&mut self) -> Multicast;
     /// What a claim would say, without making it: [`Multicast::Claimed`] when no instance holds the frame.
@@ -148,6 +164,9 @@ pub enum Verdict<F> {
     Repair(F, Repair),
     /// The frame, which this path cannot send.
     HandOver(F),
+    /// The window of its frame is full, and its source is known: [`relieve`] goes on. The kernel program leaves that to the
+    /// daemon, for it is rare.
+    Relieve,
 }
 
 /// Decides on a NACK: steps 2 to 10 of docs/nack-decision.md.
@@ -158,10 +177,22 @@ pub fn decide<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Ver
         endpoint.count(Counter::LimitedAddress);
         return Verdict::Silence;
     }
-    // Step 3.
+    // Step 3. The window is shared by all who ask, so strangers could use it up for those who are known.
     if endpoint.sequence_is_over() {
-        return over_sequence(policy, endpoint);
+        return if endpoint.is_known() { Verdict::Relieve } else { over_sequence(policy, endpoint) };
     }
+    within(nack, policy, endpoint)
+}
+
+/// Decides on a NACK of [`Verdict::Relieve`]: steps 4 to 10, without the window of its frame.
+pub fn relieve<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
+    endpoint.count(Counter::Relieved);
+    within(nack, policy.relieved(), endpoint)
+}
+
+/// Steps 4 to 10.
+#[inline(always)]
+fn within<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
     // Step 4.
     if nack.key.hash_key() != 0 && !endpoint.take_chain() {
         endpoint.count(Counter::LimitedChain);
@@ -172,7 +203,7 @@ pub fn decide<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Ver
         Some(frame) => found(nack, policy, frame, endpoint),
         None if policy.has(setting_flag::STORE) => {
             // The backend's answer comes without a window to charge, so it is charged now.
-            if endpoint.take_sequence() { Verdict::AskStore } else { over_sequence(policy, endpoint) }
+            if charge(policy, endpoint) { Verdict::AskStore } else { over_sequence(policy, endpoint) }
         }
         None => missed(nack, policy, endpoint),
     }
@@ -183,7 +214,7 @@ pub fn decide<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Ver
 pub fn missed<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
     endpoint.count(Counter::CacheMisses);
     let say = !policy.has(setting_flag::SUPPRESS_MISS);
-    if say && !endpoint.take_sequence() {
+    if say && !charge(policy, endpoint) {
         return over_sequence(policy, endpoint);
     }
     if policy.has(setting_flag::RECOVERY) && !nack.proxied() {
@@ -209,18 +240,20 @@ pub fn found<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoint
 /// Steps 8 to 10 for a NACK that every limit admitted.
 #[inline(always)]
 pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoint: &mut E) -> Verdict<E::Frame> {
-    let unicast = policy.unicasts() || nack.proxied();
     let multicast = policy.has(setting_flag::MULTICAST);
     let holder = if multicast { Some(endpoint.peek_multicast()) } else { None };
+    let is_due = matches!(holder, Some(Multicast::Claimed));
     // What is held down needs no frame and costs nothing: the path that looks at it answers.
-    let repairs = matches!(holder, Some(Multicast::Claimed));
+    let repairs = is_due && !policy.is_relieved();
+    // Who is relieved has a copy in the place of a multicast: one more of these would be everyone's.
+    let unicast = policy.unicasts() || nack.proxied() || (policy.is_relieved() && is_due);
     if repairs || unicast {
         // Also when the frame is handed over: the daemon does not charge this window again. And before the packet is
         // grown: an atomic step waits until all that was written before has reached the cache.
-        if !endpoint.take_sequence() {
+        if !charge(policy, endpoint) {
             return over_sequence(policy, endpoint);
         }
-        if !endpoint.can_send(&frame, repairs) {
+        if !endpoint.can_send(&frame, repairs, policy.acks()) {
             return Verdict::HandOver(frame);
         }
     }
@@ -229,7 +262,7 @@ pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoin
     let claim = if repairs { Some(endpoint.claim_multicast()) } else { holder };
     match claim {
         None => {}
-        Some(Multicast::Claimed) => plan.multicast = true,
+        Some(Multicast::Claimed) => plan.multicast = repairs,
         Some(Multicast::HeldByUs) => {
             plan.held = true;
             endpoint.count(Counter::RetransmitHeldDown);
@@ -240,6 +273,12 @@ pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoin
         }
     }
     Verdict::Repair(frame, plan)
+}
+
+/// Charges the window of the frame, of who is not relieved of it; false when it is full.
+#[inline(always)]
+fn charge<E: Endpoint>(policy: Policy, endpoint: &mut E) -> bool {
+    policy.is_relieved() || endpoint.take_sequence()
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use retry_common::abi::setting_flag as set;
 use retry_common::counter::Counter;
 use retry_common::decide::{
-    CachedFrame, Endpoint, Multicast, Policy, Repair, Verdict, decide, found, missed, repair, throttle_bucket,
+    CachedFrame, Endpoint, Multicast, Policy, Repair, Verdict, decide, found, missed, relieve, repair, throttle_bucket,
 };
 use retry_common::key::FrameKey;
 use retry_common::wire::nack::Nack;
@@ -15,6 +15,7 @@ enum Step {
     Address,
     SequenceCheck,
     SequenceCharge,
+    Known,
     Chain,
     LookUp,
     Group(u16),
@@ -23,7 +24,7 @@ enum Step {
     Peek,
     Count(Counter),
 }
-use Step::{Address, CanSend, Chain, Claim, Count, Group, LookUp, Peek, SequenceCharge, SequenceCheck};
+use Step::{Address, CanSend, Chain, Claim, Count, Group, Known, LookUp, Peek, SequenceCharge, SequenceCheck};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Frame(u16);
@@ -41,6 +42,8 @@ struct World {
     sequence_over: bool,
     /// Others have taken the last of the window since it was looked at.
     sequence_taken: bool,
+    /// The source is a known listener.
+    known: bool,
     chain: bool,
     frame: Option<Frame>,
     group: bool,
@@ -55,6 +58,7 @@ const HIT: World = World {
     address: true,
     sequence_over: false,
     sequence_taken: false,
+    known: false,
     chain: true,
     frame: Some(Frame(7)),
     group: true,
@@ -79,6 +83,10 @@ impl Endpoint for World {
         self.steps.push(SequenceCharge);
         !self.sequence_taken
     }
+    fn is_known(&mut self) -> bool {
+        self.steps.push(Known);
+        self.known
+    }
     fn take_chain(&mut self) -> bool {
         self.steps.push(Chain);
         self.chain
@@ -91,7 +99,7 @@ impl Endpoint for World {
         self.steps.push(Group(group));
         self.group
     }
-    fn can_send(&mut self, _frame: &Frame, multicast: bool) -> bool {
+    fn can_send(&mut self, _frame: &Frame, multicast: bool, _ack: bool) -> bool {
         self.wanted = Some(multicast);
         self.steps.push(CanSend);
         self.can_send
@@ -137,7 +145,7 @@ fn over_the_address_limit_is_silence_always() {
 #[test]
 fn over_the_other_limits_is_silence_or_throttled() {
     let cases: [(World, u8, Vec<Step>); 3] = [
-        (World { sequence_over: true, ..HIT }, 2, vec![Address, SequenceCheck, Count(Counter::LimitedSequence)]),
+        (World { sequence_over: true, ..HIT }, 2, vec![Address, SequenceCheck, Known, Count(Counter::LimitedSequence)]),
         (World { chain: false, ..HIT }, 3, vec![Address, SequenceCheck, Chain, Count(Counter::LimitedChain)]),
         (World { group: false, ..HIT }, 4, after(&[Count(Counter::CacheHits), Group(7), Count(Counter::LimitedGroup)])),
     ];
@@ -168,6 +176,38 @@ fn who_comes_too_late_for_the_window_is_over_it() {
         let said = Verdict::Throttled(throttle_bucket::SEQUENCE);
         assert_eq!(run(world.clone(), flags | set::THROTTLE_RESPONSE, &nack(0, 1)), (said, expected));
     }
+}
+
+/// Strangers have used up the frame's window: who is known is served all the same, by its own limits, and never by one more
+/// multicast for all.
+#[test]
+fn a_known_listener_is_served_although_the_window_is_used_up() {
+    let full = World { sequence_over: true, sequence_taken: true, known: true, ..HIT };
+    assert_eq!(run(full.clone(), BOTH, &nack(0, 1)), (Verdict::Relieve, vec![Address, SequenceCheck, Known]));
+    let got = |world: &World, flags: u32| {
+        let mut world = world.clone();
+        let verdict = relieve(&nack(0, 1), Policy::new(flags), &mut world);
+        assert!(world.steps.starts_with(&[Count(Counter::Relieved), Chain]), "{:?}", world.steps);
+        let charged = [SequenceCheck, SequenceCharge, Claim];
+        assert!(!world.steps.iter().any(|step| charged.contains(step)), "{:?}", world.steps);
+        verdict
+    };
+    let plan = |unicast: bool, held: bool| Repair { multicast: false, unicast, held, ack: true, bare: false };
+    for flags in [set::MULTICAST, set::UNICAST, BOTH] {
+        assert_eq!(got(&full, flags), Verdict::Repair(Frame(7), plan(true, false)), "{flags:#x}");
+    }
+    // It has just left by multicast.
+    let held = World { multicast: Multicast::HeldByUs, ..full.clone() };
+    assert_eq!(got(&held, set::MULTICAST), Verdict::Repair(Frame(7), plan(false, true)));
+    assert_eq!(got(&held, BOTH), Verdict::Repair(Frame(7), plan(true, true)));
+    let missing = World { frame: None, ..full.clone() };
+    assert_eq!(got(&missing, BOTH), Verdict::Miss);
+    assert_eq!(got(&missing, BOTH | set::STORE), Verdict::AskStore);
+    assert_eq!(got(&missing, BOTH | set::RECOVERY), Verdict::Recover { say: true });
+    // Its own limits hold.
+    assert_eq!(got(&World { chain: false, ..full.clone() }, BOTH), Verdict::Silence);
+    assert_eq!(got(&World { group: false, ..full.clone() }, BOTH), Verdict::Silence);
+    assert_eq!(run(World { address: false, ..full }, BOTH, &nack(0, 1)).0, Verdict::Silence);
 }
 
 #[test]
@@ -334,16 +374,23 @@ fn table(world: &World, flags: u32, nack: &Nack) -> (Verdict<Frame>, Vec<Step>) 
     let on = |flag: u32| flags & flag != 0;
     let has_chain = nack.key.hash_key() != 0;
     let hit = world.frame;
+    let relieved = world.sequence_over && world.known;
     // Who refuses, in the order of the table: the counter, and the backoff bucket where there is one.
     let refusals = [
         (!world.address, Counter::LimitedAddress, None),
-        (world.sequence_over, Counter::LimitedSequence, Some(2)),
+        (world.sequence_over && !world.known, Counter::LimitedSequence, Some(2)),
         (has_chain && !world.chain, Counter::LimitedChain, Some(3)),
         (hit.is_some() && !world.group, Counter::LimitedGroup, Some(4)),
     ];
     let refusal = refusals.iter().position(|(refuses, ..)| *refuses);
 
-    let mut asked = vec![vec![Address], vec![SequenceCheck], if has_chain { vec![Chain] } else { vec![] }];
+    let check = match (world.sequence_over, relieved) {
+        (false, _) => vec![SequenceCheck],
+        (true, false) => vec![SequenceCheck, Known],
+        (true, true) if world.address => return (Verdict::Relieve, vec![Address, SequenceCheck, Known]),
+        (true, true) => vec![SequenceCheck],
+    };
+    let mut asked = vec![vec![Address], check, if has_chain { vec![Chain] } else { vec![] }];
     let look_up = match hit {
         Some(Frame(group)) => vec![LookUp, Count(Counter::CacheHits), Group(group)],
         None => vec![LookUp],
@@ -405,10 +452,11 @@ proptest! {
         // A limit mostly admits, or few cases would come as far as the repair.
         limits in prop::array::uniform4(prop::bool::weighted(0.85)), frame in prop::option::weighted(0.7, any::<u16>()),
         can_send in prop::bool::weighted(0.8), multicast in any_multicast(), flags in 0u32..0x400, nack_flags: u8, hash_key in 0u64..3,
+        known: bool,
     ) {
         let [address, under_sequence, chain, group] = limits;
         let frame = frame.map(Frame);
-        let mut world = World { address, sequence_over: !under_sequence, chain, group, can_send, multicast, frame, ..HIT };
+        let mut world = World { address, sequence_over: !under_sequence, chain, group, can_send, multicast, frame, known, ..HIT };
         let nack = nack(nack_flags, hash_key);
         let expected = table(&world, flags, &nack);
         let verdict = decide(&nack, Policy::new(flags), &mut world);

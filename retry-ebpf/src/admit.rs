@@ -5,9 +5,9 @@
 
 use core::hint::black_box;
 
-use aya_ebpf::btf_maps::Array;
+use aya_ebpf::btf_maps::{Array, HashMap};
 use aya_ebpf::macros::btf_map;
-use retry_common::abi::{AddressKey, ChainKey, GroupKey, LimitBucket, Settings};
+use retry_common::abi::{AddressKey, ChainKey, GroupKey, KNOWN_LISTENERS, LimitBucket, Settings};
 use retry_common::index;
 use retry_common::key::FrameKey;
 use retry_common::limits::table::{self, WAYS};
@@ -29,6 +29,13 @@ static SEQUENCE_LIMIT: Table<FrameKey> = Table::new();
 static CHAIN_LIMIT: Table<ChainKey> = Table::new();
 #[btf_map]
 static GROUP_LIMIT: Table<GroupKey> = Table::new();
+
+/// Allocated as the daemon inserts (`BPF_F_NO_PREALLOC`, linux/bpf.h).
+const NO_PREALLOC: usize = 1;
+
+/// The known listeners. The daemon decides who is known, from the table of addresses.
+#[btf_map]
+static KNOWN: HashMap<[u8; 16], u8, { KNOWN_LISTENERS }, NO_PREALLOC> = HashMap::new();
 
 /// Who asks, in hashes.
 #[derive(Clone, Copy)]
@@ -108,6 +115,13 @@ pub(crate) fn sequence_is_over(hash: u64, settings: &Settings, now_ns: u64) -> b
         Some(state) => window.is_over(state, now_ns),
         None => false,
     }
+}
+
+/// True when the source is a known listener.
+#[inline(always)]
+pub(crate) fn is_known(address: [u8; 16]) -> bool {
+    // SAFETY: the value is not looked at; an entry that goes meanwhile has just been known.
+    unsafe { KNOWN.get(address) }.is_some()
 }
 
 /// Counts in the frame's window; true when there was room.

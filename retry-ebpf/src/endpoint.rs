@@ -3,7 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use retry_common::abi::setting_flag;
 use retry_common::counter::Counter;
-use retry_common::decide::{Endpoint, Multicast, Policy};
+use retry_common::decide::{Endpoint, Multicast};
 use retry_common::holddown::Claim;
 
 use crate::classify::Request;
@@ -19,8 +19,6 @@ pub(crate) struct Kernel<'a> {
     pub(crate) request: &'a Request,
     /// Hash of its key.
     pub(crate) hash: u64,
-    /// The operator's choices.
-    pub(crate) policy: Policy,
     /// Number of the counter that was last counted, plus one: why the verdict is what it is.
     pub(crate) reason: u16,
 }
@@ -53,6 +51,13 @@ impl Endpoint for Kernel<'_> {
     }
 
     #[inline(always)]
+    fn is_known(&mut self) -> bool {
+        let Request { headers, settings, now_ns, .. } = self.request;
+        // The daemon goes on with it.
+        log::daemon_until_ns(settings) > *now_ns && admit::is_known(headers.source)
+    }
+
+    #[inline(always)]
     fn take_chain(&mut self) -> bool {
         admit::take_chain(&self.source(), self.request.nack.key.hash_key())
     }
@@ -71,7 +76,7 @@ impl Endpoint for Kernel<'_> {
     /// A frame without an ACK leaves in the packet itself, whose room is proved by taking it. With an ACK there is a clone,
     /// which always has room.
     #[inline(always)]
-    fn can_send(&mut self, record: &Record, multicast: bool) -> bool {
+    fn can_send(&mut self, record: &Record, multicast: bool, ack: bool) -> bool {
         let settings = self.request.settings;
         if !record.fits(log::max_frame(settings))
             || settings.flags & setting_flag::DAEMON_FRAMES != 0
@@ -79,7 +84,7 @@ impl Endpoint for Kernel<'_> {
         {
             return false;
         }
-        if self.policy.acks() {
+        if ack {
             return true;
         }
         let before = packet::length(self.ctx);

@@ -121,7 +121,7 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Done {
     // the limit before it.
     log::touch(hash, request.settings, policy.multicasts());
     admit::touch(hash, request.settings);
-    let mut kernel = Kernel { ctx, request, hash, policy, reason: 0 };
+    let mut kernel = Kernel { ctx, request, hash, reason: 0 };
     let verdict = decide(&request.nack, policy, &mut kernel);
     let done = match verdict {
         Verdict::Silence => Done::silence(),
@@ -157,6 +157,7 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Done {
         }
         Verdict::AskStore => hand_over(ctx, request, EventKind::Store),
         Verdict::HandOver(_) => hand_over(ctx, request, EventKind::Send),
+        Verdict::Relieve => hand_over(ctx, request, EventKind::Known),
         Verdict::Repair(record, plan) => repair(ctx, request, &record, plan),
     };
     done.because(kernel.reason)

@@ -250,6 +250,7 @@ fn kernel_does(verdict: &Verdict<Frame>, flags: u32) -> (Out, Vec<Counter>) {
         Verdict::Recover { say: true } => (Out::MissAndHandOver, vec![Counter::MissesSent, Counter::HandedOver]),
         Verdict::Recover { say: false } => (Out::HandOver(EventKind::Recover), vec![Counter::HandedOver]),
         Verdict::AskStore => (Out::HandOver(EventKind::Store), vec![Counter::HandedOver]),
+        Verdict::Relieve => (Out::HandOver(EventKind::Known), vec![Counter::HandedOver]),
         Verdict::HandOver(_) => (Out::HandOver(EventKind::Send), vec![Counter::HandedOver]),
         Verdict::Repair(_, plan) => repair(&plan, flags),
     }
@@ -364,6 +365,7 @@ impl Seen {
             Out::Clones(..) => "clones",
             Out::ClonesAndEvent(..) | Out::HandOver(EventKind::Repaired) => "announced",
             Out::HandOver(EventKind::Send) => "handed over",
+            Out::HandOver(EventKind::Known) => "known",
             Out::HandOver(EventKind::Store) => "store",
             Out::HandOver(EventKind::Recover) | Out::MissAndHandOver => "recover",
         };

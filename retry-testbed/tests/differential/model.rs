@@ -117,6 +117,11 @@ impl Endpoint for At<'_> {
         self.admitted || take(&mut self.model.sequences, self.key, self.model.most.sequence)
     }
 
+    /// No listener of this suite is known.
+    fn is_known(&mut self) -> bool {
+        false
+    }
+
     fn take_chain(&mut self) -> bool {
         take(&mut self.model.chains, (self.listener, self.key.hash_key()), self.model.most.chain)
     }
@@ -129,7 +134,7 @@ impl Endpoint for At<'_> {
         take(&mut self.model.groups, (self.listener, group), self.model.most.group)
     }
 
-    fn can_send(&mut self, frame: &Frame, multicast: bool) -> bool {
+    fn can_send(&mut self, frame: &Frame, multicast: bool, _ack: bool) -> bool {
         match self.sends {
             Sends::All => true,
             Sends::None => false,

@@ -20,6 +20,7 @@ mod identities;
 mod ingress;
 mod interfaces;
 mod intruders;
+mod known;
 mod latency;
 mod lifecycle;
 mod limits;

@@ -31,7 +31,8 @@ pub(super) const PROGRAM: &str = "retry_nack";
 /// The maps of the frame log, which fit together or not at all.
 const LOG: [&str; 3] = [map::RING, map::INDEX, map::LANES];
 /// The other maps that outlive a daemon, but for those of the limits.
-const KEPT: [&str; 14] = [
+const KEPT: [&str; 15] = [
+    map::KNOWN,
     map::HOLD_DOWN,
     map::EVENTS,
     map::COUNTERS,

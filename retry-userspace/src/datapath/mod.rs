@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod fill;
 pub(crate) mod inspect;
+mod known;
 mod log_lines;
 mod own;
 pub(crate) mod pinned;
@@ -37,7 +38,7 @@ use retry_common::latency::{Histogram, Measured};
 use crate::clock::nanoseconds;
 use crate::counters::StoredBySource;
 use crate::framelog::{Memory, Pages, Sizes};
-use crate::limits::{GroupTable, LimitTable};
+use crate::limits::{AddressTable, GroupTable, LimitTable};
 pub use adopt::Found;
 use adopt::{Left, NEXT};
 pub(crate) use attach::{Attachments, native_mtu};
@@ -46,6 +47,7 @@ pub use config::{Config, EgressInterface, Interfaces};
 pub use error::DatapathError;
 pub use events::Events;
 pub use fill::{KernelFill, KernelSources};
+pub(crate) use known::KernelKnown;
 pub(crate) use log_lines::LogLines;
 use own::OwnAddresses;
 use pins::Pins;
@@ -74,6 +76,7 @@ mod map {
     pub(super) const EGRESS: &str = "EGRESS";
     pub(super) const JOINED: &str = "JOINED";
     pub(super) const SOURCES: &str = "SOURCES";
+    pub(super) const KNOWN: &str = "KNOWN";
     pub(super) const OWN: &str = "OWN";
     pub(super) const OWN_FILTER: &str = "OWN_FILTER";
     pub(super) const FILL: &str = "FILL";
@@ -82,8 +85,9 @@ mod map {
     pub(super) const BULK: &str = "BULK";
     pub(super) const ROLE_STATE: &str = "ROLE_STATE";
     pub(super) const PROBE: &str = "PROBE";
+    pub(super) const ADDRESS_LIMIT: &str = "ADDRESS_LIMIT";
     pub(super) const GROUP_LIMIT: &str = "GROUP_LIMIT";
-    pub(super) const LIMITS: [&str; 4] = ["ADDRESS_LIMIT", "SEQUENCE_LIMIT", "CHAIN_LIMIT", GROUP_LIMIT];
+    pub(super) const LIMITS: [&str; 4] = [ADDRESS_LIMIT, "SEQUENCE_LIMIT", "CHAIN_LIMIT", GROUP_LIMIT];
     /// Answers in place, by the NACK's interface. With the role program as all others: a device sends what comes in one poll
     /// in one bulk, through the program of the first packet.
     pub(super) const BACK: &str = "BACK";
@@ -144,6 +148,10 @@ pub struct Parts {
     pub events: Events,
     /// The kernel's limit of (source, group), for NACKs that it admitted up to there.
     pub groups: GroupTable,
+    /// The kernel's limit of addresses, for who looks who has asked.
+    pub(crate) addresses: AddressTable,
+    /// The kernel's known listeners.
+    pub(crate) known: KernelKnown,
     /// The sources whose frames the kernel stores, where sources are named.
     pub sources: KernelSources,
     /// The switch of the kernel's fill, which is off; where the kernel is to store frames.
@@ -261,6 +269,9 @@ impl Datapath {
         let events = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?).map_err(|_| DatapathError::Map(map::EVENTS))?;
         let groups = mapped(&ebpf, map::GROUP_LIMIT, LimitTable::<abi::GroupKey>::len(asked.limit_mask))?;
         let groups = GroupTable::new(LimitTable::new(groups, asked.limit_mask), asked.hash_seed);
+        let addresses = mapped(&ebpf, map::ADDRESS_LIMIT, LimitTable::<abi::AddressKey>::len(asked.limit_mask))?;
+        let addresses = AddressTable::new(LimitTable::new(addresses, asked.limit_mask), asked.hash_seed);
+        let known = KernelKnown::open(&mut ebpf)?;
         let sources =
             HashMap::try_from(taken(&mut ebpf, map::SOURCES)?).map_err(|_| DatapathError::Map(map::SOURCES))?;
         let mut own_addresses = OwnAddresses::new(&mut ebpf, asked.hash_seed)?;
@@ -301,6 +312,8 @@ impl Datapath {
             sources_stored,
             events,
             groups,
+            addresses,
+            known,
             sources,
             fill,
             log_lines,

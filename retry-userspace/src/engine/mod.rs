@@ -15,7 +15,7 @@ use retry_common::wire::nack::Nack;
 
 use crate::counters::UserCounters;
 use crate::framelog::{Log, Record};
-use crate::limits::{GroupTable, LimitTables};
+use crate::limits::{AddressTable, GroupTable, KnownListeners, LimitTables};
 use crate::settings::Settings;
 
 /// What shapes the answers.
@@ -79,6 +79,7 @@ pub struct Engine {
     kernel_groups: Option<Box<dyn GroupLimit>>,
     log: Log,
     counters: Arc<UserCounters>,
+    known: Arc<KnownListeners>,
 }
 
 impl Engine {
@@ -93,13 +94,35 @@ impl Engine {
         kernel_groups: Option<Box<dyn GroupLimit>>,
     ) -> io::Result<Self> {
         let tables = LimitTables::new(config.limit_entries, config.hash_seed)?;
-        Ok(Self { config, tables, kernel_groups, log, counters })
+        Ok(Self { config, tables, kernel_groups, log, counters, known: Arc::default() })
+    }
+
+    /// Serves these listeners although the window of a frame is used up.
+    pub(crate) fn knowing(mut self, known: Arc<KnownListeners>) -> Self {
+        self.known = known;
+        self
+    }
+
+    /// The table of addresses, for who looks who has asked.
+    pub(crate) fn addresses(&self) -> AddressTable {
+        self.tables.addresses()
     }
 
     /// What a NACK from `source` gets at `now_ns`, and why: the counter that was counted last.
     pub(crate) fn judge_nack(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Judged {
         let mut case = self.case(nack, source, now_ns);
-        (decide::decide(nack, self.config.policy, &mut case), case.last)
+        let verdict = match decide::decide(nack, self.config.policy, &mut case) {
+            Verdict::Relieve => decide::relieve(nack, self.config.policy, &mut case),
+            verdict => verdict,
+        };
+        (verdict, case.last)
+    }
+
+    /// What a NACK of a known listener gets that the kernel leaves to the daemon because the window of its frame is full. All
+    /// other limits are the daemon's own.
+    pub(crate) fn judge_known(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Judged {
+        let mut case = self.case(nack, source, now_ns);
+        (decide::relieve(nack, self.config.policy, &mut case), case.last)
     }
 
     /// What is decided on a NACK from `source`.
@@ -183,6 +206,10 @@ impl Endpoint for Case<'_> {
             || self.engine.tables.take_sequence(self.nack.key, &self.engine.config.limits.sequence, self.now_ns)
     }
 
+    fn is_known(&mut self) -> bool {
+        self.engine.known.is_known(&self.source)
+    }
+
     fn take_chain(&mut self) -> bool {
         let hash_key = self.nack.key.hash_key();
         self.engine.tables.take_chain(self.source, hash_key, &self.engine.config.limits.chain, self.now_ns)
@@ -201,7 +228,7 @@ impl Endpoint for Case<'_> {
     }
 
     /// A socket sends any frame; one that fails shows when it does.
-    fn can_send(&mut self, _frame: &Record, _multicast: bool) -> bool {
+    fn can_send(&mut self, _frame: &Record, _multicast: bool, _ack: bool) -> bool {
         true
     }
 

@@ -3,6 +3,7 @@
 //!
 //! What a limit means is [`retry_common::limits`]; the kernel program charges its tables in `retry-ebpf/src/admit.rs`.
 
+mod known;
 mod table;
 
 use std::io;
@@ -13,6 +14,7 @@ use retry_common::key::FrameKey;
 use retry_common::limits::table::{address_hash, join};
 use retry_common::limits::{TokenBucket, Window};
 
+pub(crate) use known::{AddressTable, Change, KnownListeners, OnChange, Review};
 pub(crate) use table::GroupTable;
 pub(crate) use table::LimitTable;
 
@@ -20,7 +22,7 @@ pub(crate) use table::LimitTable;
 #[derive(Debug)]
 pub(crate) struct LimitTables {
     seed: u64,
-    address: LimitTable<AddressKey>,
+    address: AddressTable,
     sequence: LimitTable<FrameKey>,
     chain: LimitTable<ChainKey>,
     group: GroupTable,
@@ -34,17 +36,22 @@ impl LimitTables {
     pub(crate) fn new(entries: u32, seed: u64) -> io::Result<Self> {
         Ok(Self {
             seed,
-            address: LimitTable::plain(entries)?,
+            address: AddressTable::new(LimitTable::plain(entries)?, seed),
             sequence: LimitTable::plain(entries)?,
             chain: LimitTable::plain(entries)?,
             group: GroupTable::new(LimitTable::plain(entries)?, seed),
         })
     }
 
+    /// The table of addresses, for who looks who has asked.
+    pub(crate) fn addresses(&self) -> AddressTable {
+        self.address.clone()
+    }
+
     /// Takes a token of the source address; true when there was one.
     pub(crate) fn take_address(&self, address: [u8; 16], bucket: &TokenBucket, now_ns: u64) -> bool {
         let hash = address_hash(&address, self.seed);
-        self.address.take_token(AddressKey { address }, hash, bucket, now_ns)
+        self.address.table.take_token(AddressKey { address }, hash, bucket, now_ns)
     }
 
     /// Takes a token of the source address and group; true when there was one.

@@ -63,6 +63,20 @@ impl<K: Copy> LimitTable<K> {
         table::state(&self.there(key, hash), hash)
     }
 
+    /// How many buckets there are.
+    pub(crate) const fn buckets(&self) -> usize {
+        self.mask as usize + 1
+    }
+
+    /// A way of a bucket, and whose it is. Others write it at the same time: the key is the tag's only if its hash is.
+    pub(crate) fn way(&self, bucket: usize, way: usize) -> (LimitWay, K) {
+        let there = BucketRef { memory: &self.memory, offset: bucket * size_of::<LimitBucket<K>>(), key: () };
+        let key = offset_of!(LimitBucket<K>, keys) + way * size_of::<K>();
+        let tag = there.tag_word(way).load(Ordering::SeqCst);
+        let state = there.state_word(way).load(Ordering::SeqCst);
+        (LimitWay { tag, state }, self.memory.read(there.offset + key))
+    }
+
     fn there(&self, key: K, hash: u64) -> BucketRef<'_, K> {
         let offset = index::bucket(hash, self.mask) as usize * size_of::<LimitBucket<K>>();
         BucketRef { memory: &self.memory, offset, key }

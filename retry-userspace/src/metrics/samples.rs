@@ -138,6 +138,11 @@ pub fn samples(snapshot: &Snapshot) -> Vec<Sample> {
         }
     }
     let ssm = [
+        (
+            "bre_known_listeners",
+            "Known listeners: those that are served although others have used up the limit of a frame.",
+            snapshot.known_listeners,
+        ),
         ("bre_ssm_sources", "Sources that the data groups are joined from; 0 with any source.", snapshot.ssm_sources),
         ("bre_ingress_sockets", "Sockets that frames are received on.", snapshot.ingress_sockets),
     ];

@@ -56,6 +56,8 @@ pub struct Snapshot {
     pub upstreams: Vec<Upstream>,
     /// Sources that the data groups are joined from; 0 with any source.
     pub ssm_sources: usize,
+    /// Known listeners.
+    pub known_listeners: usize,
     /// Sockets that frames are received on.
     pub ingress_sockets: usize,
     /// The host.

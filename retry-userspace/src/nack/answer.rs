@@ -111,7 +111,7 @@ impl Server {
                 self.claim(record, plan, to, frame);
             }
             Verdict::Repair(record, plan) => self.sender.repair(&record, plan, to, frame),
-            Verdict::HandOver(_) => tracing::trace!("a socket hands nothing over"),
+            Verdict::HandOver(_) | Verdict::Relieve => tracing::trace!("a socket hands nothing over"),
         }
     }
 
@@ -161,7 +161,7 @@ fn record_of(asked: &PendingNack, verdict: &Verdict<Record>, reason: Option<Coun
         Verdict::Throttled(_) => (Watched::DECIDED, Measured::Throttled, 0),
         Verdict::Miss | Verdict::Recover { say: true } => (Watched::DECIDED, Measured::Miss, 0),
         Verdict::Recover { say: false } => (Watched::DECIDED, Measured::Silence, 0),
-        Verdict::AskStore | Verdict::HandOver(_) => (Watched::WAITS, Measured::Silence, 0),
+        Verdict::AskStore | Verdict::HandOver(_) | Verdict::Relieve => (Watched::WAITS, Measured::Silence, 0),
         Verdict::Repair(_, plan) => {
             let sent = bit(plan.unicast, ticket_role::UNICAST)
                 | bit(plan.multicast, ticket_role::MULTICAST_HERE)
@@ -193,6 +193,6 @@ const fn name_of(verdict: &Verdict<Record>) -> Option<&'static str> {
         Verdict::Miss => Some("miss"),
         Verdict::Recover { .. } => Some("recover"),
         Verdict::Repair(..) => Some("repair"),
-        Verdict::AskStore | Verdict::HandOver(_) => None,
+        Verdict::AskStore | Verdict::HandOver(_) | Verdict::Relieve => None,
     }
 }

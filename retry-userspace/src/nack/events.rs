@@ -52,7 +52,7 @@ impl Server {
         let to = SocketAddrV6::new(event.source.into(), u16::from_be_bytes(event.source_port), 0, scope);
         // A job and an announcement are no NACK that waits for an answer.
         let traced = match EventKind::from_u8(event.kind) {
-            Some(EventKind::Send | EventKind::Store) => self.tracer.begin(),
+            Some(EventKind::Send | EventKind::Store | EventKind::Known) => self.tracer.begin(),
             Some(EventKind::Recover | EventKind::Repaired) | None => None,
         };
         let (began_ns, ifindex) = (monotonic_ns(), event.ifindex);
@@ -61,6 +61,11 @@ impl Server {
             Some(EventKind::Send) => {
                 let judged = self.engine.judge_send(&nack, *to.ip(), monotonic_ns());
                 self.carry_out(&asked, judged, frame);
+            }
+            Some(EventKind::Known) => {
+                let judged = self.engine.judge_known(&nack, *to.ip(), monotonic_ns());
+                // What a store is asked for later is charged in the daemon's tables too.
+                self.carry_out(&PendingNack { admitted: Admitted::Here, ..asked }, judged, frame);
             }
             Some(EventKind::Store) => self.ask(&asked, frame),
             Some(EventKind::Recover) => self.recover(Job { key: nack.key, asker: to }),

@@ -23,7 +23,7 @@ use super::workers::Workers;
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::{SourceCounts, UserCounters};
-use crate::datapath::{Events, KernelFill, KernelSources, LogLines, kernel_settings};
+use crate::datapath::{Events, KernelFill, KernelKnown, KernelSources, LogLines, kernel_settings};
 use crate::dedup;
 use crate::engine::{self, Engine, GroupLimit};
 use crate::fabric::{Fabric, Names};
@@ -37,7 +37,7 @@ use crate::ingress::source_discovery::{self, Control};
 use crate::ingress::subscription::{self, OnJoined, Subscription};
 use crate::ingress::tee::{self, TeeSocket};
 use crate::latency::UserLatency;
-use crate::limits::GroupTable;
+use crate::limits::{AddressTable, GroupTable, OnChange, Review};
 use crate::metrics::Source;
 use crate::nack::pending::{Backends, Pending, Reply};
 use crate::nack::{self, Server};
@@ -86,6 +86,7 @@ pub(super) struct Work {
     pub(super) joins: Vec<Subscription>,
     pub(super) beacons: BeaconListener,
     pub(super) tee: Option<TeeSocket>,
+    pub(super) known: Review,
     pub(super) kernel_fill: Option<KernelFill>,
     pub(super) events: Option<Events>,
     pub(super) log_lines: Option<LogLines>,
@@ -146,6 +147,9 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         tracing::info!(frames = old.read_over(&fill), "the frames of an earlier daemon are read over");
     }
     let workers = Workers::default();
+    let engine = common.engine(&answers, kernel.groups)?;
+    let known = common.known(&engine, kernel.known);
+    let engine = engine.knowing(known.known());
     let observed = Observed {
         counters: common.counters(),
         latency: common.latency(),
@@ -159,6 +163,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         store: store.clone(),
         joined: joins.first().map(Subscription::status).unwrap_or_default(),
         tee_sockets: usize::from(tee.is_some()),
+        known: known.known(),
         instance: settings.telemetry.instance.clone(),
         start,
     };
@@ -170,7 +175,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         .transpose()?;
     let beacons = common.beacon_groups(control, data_sources, &registry)?;
     let server = Arc::new(Server {
-        engine: common.engine(&answers, kernel.groups)?,
+        engine,
         sender: common.sender(&socket, &gate, store.as_ref()),
         pending: Pending::new(
             nack::Config::from(settings),
@@ -195,8 +200,21 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         instance: settings.telemetry.instance.clone(),
     };
     let (kernel_fill, events, log_lines) = (kernel.fill, kernel.events, kernel.log_lines);
-    let work =
-        Work { server, socket, gate, fill, joins, beacons, tee, kernel_fill, events, log_lines, replies, old_log: old };
+    let work = Work {
+        server,
+        socket,
+        gate,
+        fill,
+        joins,
+        beacons,
+        tee,
+        known,
+        kernel_fill,
+        events,
+        log_lines,
+        replies,
+        old_log: old,
+    };
     let Common { fabric, cancel, .. } = common;
     let outlives = Outlives { config: kept, found };
     let kept = Kept { state: Arc::clone(&state), exporter, _cancel };
@@ -358,6 +376,19 @@ impl Common<'_> {
         let groups = groups.map(|groups| -> Box<dyn GroupLimit> { Box::new(groups) });
         Engine::new(config, self.log.clone(), self.counters(), groups)
             .map_err(|source| StartError::Limits { entries: config.limit_entries, source })
+    }
+
+    /// What finds out which listeners are known; those of an earlier daemon still are.
+    fn known(&self, engine: &Engine, kernel: Option<(AddressTable, KernelKnown)>) -> Review {
+        let (tables, already, tell) = match kernel {
+            None => (vec![engine.addresses()], Vec::new(), None),
+            Some((addresses, mut kernel)) => {
+                let already = kernel.listeners();
+                let tell: OnChange = Box::new(move |change| kernel.take(change));
+                (vec![addresses, engine.addresses()], already, Some(tell))
+            }
+        };
+        Review::new(self.settings.limits.known_listeners, tables, already, tell, monotonic_ns())
     }
 
     /// What sends, and tells other instances of multicast repairs where they are told afterwards.

@@ -12,12 +12,12 @@ use super::handover::{self, Opened, StartMode};
 use super::state::Mode;
 use crate::counters::{SourceCounts, UserCounters};
 use crate::datapath::{
-    self, Datapath, DatapathError, Events, Found, KernelFill, KernelSources, LogLines, Parts, inspect,
+    self, Datapath, DatapathError, Events, Found, KernelFill, KernelKnown, KernelSources, LogLines, Parts, inspect,
 };
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{self, Pages, Sizes};
 use crate::latency::UserLatency;
-use crate::limits::GroupTable;
+use crate::limits::{AddressTable, GroupTable};
 use crate::metrics::XdpReason;
 use crate::net::interface;
 use crate::settings::{FillMode, Settings, XdpMode};
@@ -38,6 +38,8 @@ pub(super) struct Kernel {
     pub(super) datapath: Option<Datapath>,
     pub(super) events: Option<Events>,
     pub(super) groups: Option<GroupTable>,
+    /// Who has asked, as the kernel has it, and its table of known listeners.
+    pub(super) known: Option<(AddressTable, KernelKnown)>,
     pub(super) sources: Option<KernelSources>,
     pub(super) fill: Option<KernelFill>,
     pub(super) log_lines: Option<LogLines>,
@@ -111,6 +113,8 @@ impl Kernel {
             sources_stored,
             events,
             groups,
+            addresses,
+            known,
             sources,
             fill,
             log_lines,
@@ -126,6 +130,7 @@ impl Kernel {
             datapath: Some(datapath),
             events: Some(events),
             groups: Some(groups),
+            known: Some((addresses, known)),
             // Where the daemon stores all frames, their sources are its sockets' matter.
             sources: fill.is_some().then_some(sources),
             fill,
@@ -155,6 +160,7 @@ impl Kernel {
             datapath: None,
             events: None,
             groups: None,
+            known: None,
             sources: None,
             fill: None,
             log_lines: None,

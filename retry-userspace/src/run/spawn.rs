@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -18,13 +18,16 @@ use super::status::StatusPage;
 use super::workers::Workers;
 use crate::admin::{self, manage};
 use crate::beacon::{self, BeaconSender};
+use crate::clock::monotonic_ns;
 use crate::fdstore::Keeping;
 use crate::ingress::fill::Fill;
 use crate::ingress::rejoin;
 use crate::ingress::subscription::{Rejoin, Subscription, data_groups};
+use crate::limits::Review;
 use crate::nack::{self, Server};
 use crate::net::nack_socket::NackSocket;
 use crate::settings::Settings;
+use crate::stop_flag::StopFlag;
 use crate::telemetry::LogLevel;
 
 /// Between two looks for log lines of the kernel program.
@@ -59,6 +62,23 @@ pub(super) struct Running {
 pub(super) struct Http {
     metrics: admin::Listener,
     management: Option<manage::Listener>,
+}
+
+/// Between two looks who has asked.
+const REVIEW_PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks whether to stop.
+const STOP_PAUSE: Duration = Duration::from_millis(100);
+
+/// Looks every second who has become known, until `stop`.
+fn keep_known(mut known: Review, stop: &StopFlag) {
+    let mut next = Instant::now() + REVIEW_PAUSE;
+    while !stop.is_asked() {
+        std::thread::sleep(STOP_PAUSE);
+        if Instant::now() >= next {
+            known.review(monotonic_ns());
+            next = Instant::now() + REVIEW_PAUSE;
+        }
+    }
 }
 
 /// Binds the addresses of HTTP: what they refuse ends the start before anything is attached or joined.
@@ -167,7 +187,9 @@ fn start_workers(
     finishers: &mut Workers,
     work: Work,
 ) -> Result<(), StartError> {
-    let Work { server, socket, gate, fill, joins, beacons, tee, kernel_fill, events, log_lines, replies, .. } = work;
+    let Work {
+        server, socket, gate, fill, joins, beacons, tee, known, kernel_fill, events, log_lines, replies, ..
+    } = work;
     for (number, mut joins) in joins.into_iter().enumerate() {
         let fill = Arc::clone(&fill);
         workers.start(&format!("ingress-{number}"), move |stop| fill.run(&mut joins, stop))?;
@@ -184,6 +206,10 @@ fn start_workers(
     let nack_port = NackPortWatch::new(socket.local_addr(), Arc::clone(&server.counters));
     workers.start("ports", move |stop| {
         fill_switch::watch(nack_port, fill_switch, stop);
+        Ok(())
+    })?;
+    workers.start("known", move |stop| {
+        keep_known(known, stop);
         Ok(())
     })?;
     let (sweeping, swept) = (Arc::clone(&fill), Arc::clone(state));

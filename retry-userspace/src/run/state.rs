@@ -23,6 +23,7 @@ use crate::ingress::fill::LogUse;
 use crate::ingress::subscription;
 use crate::interfaces::delivery::{Ledger, Part};
 use crate::latency::{UserLatency, Wait};
+use crate::limits::KnownListeners;
 use crate::metrics::{ClassUse, Host, Latency, Process, Snapshot, Source, StoreUse, Upstream, XdpReason};
 use crate::net::nack_socket::NackSocket;
 use crate::recovery::{Recovery, UpstreamStatus};
@@ -50,6 +51,8 @@ pub(super) struct Observed {
     /// What the data groups hold: sources and sockets come and go.
     pub(super) joined: Arc<subscription::Status>,
     pub(super) tee_sockets: usize,
+    /// Who is served although others have used up a frame's window.
+    pub(super) known: Arc<KnownListeners>,
     pub(super) instance: String,
     /// What the log held at the start.
     pub(super) start: StartMode,
@@ -480,6 +483,7 @@ impl Source for State {
                 .map(upstream)
                 .collect(),
             ssm_sources: self.observed.joined.sources(),
+            known_listeners: self.observed.known.count(),
             ingress_sockets: self.observed.joined.sockets() + self.observed.tee_sockets,
             host: Host::here(&self.observed.instance),
             process: Process::here(),

@@ -29,6 +29,8 @@ pub struct Limits {
     pub group_burst: u32,
     /// Say THROTTLED; never for the limit of an address.
     pub throttle_response: bool,
+    /// Most known listeners; 0: nobody is known.
+    pub known_listeners: u32,
     /// Entries of each limit table. When full, the entry that has used least of its limit goes.
     pub table_entries: u32,
 }
@@ -123,6 +125,14 @@ impl Limits {
                 meaning: "Say THROTTLED instead of nothing.",
                 consequence: "Listeners hold back for the time it tells; never said for the limit of an address.",
             })?,
+            known_listeners: rows.read(Row {
+                flag: "known-listeners",
+                env: "KNOWN_LISTENERS",
+                default: "16384",
+                accepts: whole(0..=KNOWN_LISTENERS),
+                meaning: "Most known listeners: addresses that asked again later, within -rl-ip-rate; 0: nobody is known.",
+                consequence: "They are served by their own limits when others have used up -rl-sequence-max of a frame. With -rl-ip-rate 0 nobody becomes known.",
+            })?,
             table_entries: rows.read(Row {
                 flag: "limit-table-entries",
                 env: "LIMIT_TABLE_ENTRIES",
@@ -147,6 +157,8 @@ fn events() -> Accepts<u64> {
     })
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "65,536")]
+const KNOWN_LISTENERS: u32 = retry_common::abi::KNOWN_LISTENERS as u32;
 const MILLION: u64 = 1_000_000;
 
 /// A limit of whole events, as many as can be counted, in a window that is as much longer or shorter than `window`: 0.5 per

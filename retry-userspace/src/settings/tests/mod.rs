@@ -102,6 +102,7 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("rl-group-rate", "2000", &[]),
     ("rl-group-burst", "500", &[]),
     ("rl-throttle-response", "true", &[]),
+    ("known-listeners", "1000", &[]),
     ("limit-table-entries", "4096", &[]),
     ("redis-addr", "r:6379", &[]),
     ("cache-dial-timeout", "2s", &[]),
@@ -265,6 +266,7 @@ fn defaults_are_the_field_programs() {
     assert_eq!((s.limits.chain_rate, s.limits.chain_window), (500, secs(60)));
     assert_eq!((s.limits.sequence_max, s.limits.sequence_window), (100, secs(60)));
     assert_eq!((s.limits.throttle_response, s.limits.table_entries), (false, 65_536));
+    assert_eq!(s.limits.known_listeners, 16_384);
     assert_eq!((s.dedup.window, s.dedup.mode, s.dedup.repeat_after), (secs(60), DedupMode::Eventual, secs(1)));
     assert_eq!((s.proxy.enabled, s.proxy.upstreams.len(), s.proxy.timeout), (false, 0, Duration::from_millis(300)));
     assert_eq!((s.proxy.max_endpoints, s.proxy.dedup_window, s.proxy.workers, s.proxy.queue), (0, secs(60), 4, 1024));

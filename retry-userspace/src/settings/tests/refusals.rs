@@ -89,6 +89,7 @@ fn a_value_out_of_bounds() {
         ("rl-group-rate", "4294967296", rate),
         ("rl-group-burst", "1.5", &burst),
         ("rl-throttle-response", "y", truth),
+        ("known-listeners", "65537", &number(0, 65_536)),
         ("limit-table-entries", "1023", &number(1024, 16_777_216)),
         ("dedup-window", "8761h", "0 to 8760h is accepted"),
         ("dedup-mode", "sometimes", "eventual, strict is accepted"),
@@ -255,8 +256,8 @@ fn settings_that_do_not_fit_together() {
 #[test]
 fn a_command_line_that_is_none() {
     for (args, expected) in [
-        (&["-nonsense"][..], "-nonsense: there is no such setting"),
-        (&["--nonsense=1"], "-nonsense: there is no such setting"),
+        (&["-qqq"][..], "-qqq: there is no such setting"),
+        (&["--qqq=1"], "-qqq: there is no such setting"),
         (&["-nack-prot", "1"], "-nack-prot: there is no such setting; did you mean -nack-port?"),
         (&["-nack-port"], "-nack-port: a value is missing"),
         (&["-debug", "--shard-bits"], "-shard-bits: a value is missing"),
