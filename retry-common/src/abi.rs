@@ -7,6 +7,7 @@
 
 use core::mem::offset_of;
 
+use crate::acl;
 use crate::holddown::HoldDown;
 use crate::key::FrameKey;
 use crate::latency::Histogram;
@@ -201,6 +202,12 @@ pub struct Settings {
     pub watch_one_in: u32,
     /// [`watch_flag`] bits. The watcher's.
     pub watch_flags: u32,
+    /// Which table says who may ask ([`crate::acl`]): its number plus one; 0: everybody may. Changes while programs run.
+    pub acl: u64,
+    /// NACKs with a lower hop limit are dropped; 0: none.
+    pub hop_limit_min: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
 }
 
 /// Bytes of [`Settings::build`].
@@ -634,7 +641,10 @@ const _: () = {
     assert!(offset_of!(Settings, daemon_until_ns) == 224);
     assert!(offset_of!(Settings, watch_until_ns) == 232);
     assert!(offset_of!(Settings, watch_one_in) == 280);
-    assert!(size_of::<Settings>() == 288);
+    assert!(offset_of!(Settings, acl) == 288);
+    assert!(size_of::<Settings>() == 304);
+    assert!(size_of::<acl::Head>() == 448 && offset_of!(acl::Head, seed) == 384);
+    assert!(size_of::<acl::AclBucket>() == 64);
     assert!(size_of::<Watched>() == 72 && offset_of!(Watched, key) == 48 && offset_of!(Watched, source) == 32);
     assert!(size_of::<WatchedPacket<WATCH_SHORT>>() == 200);
     assert!(size_of::<Egress>() == 24);

@@ -106,6 +106,10 @@ counters! {
     NackRange nack_range Both = "bre_nack_dropped_total" [reason = "range"] "NACKs whose EndSeq differs from StartSeq.";
     NackWrongLength nack_wrong_length Both = "bre_nack_dropped_total" [reason = "length"] "Datagrams to the NACK port that are shorter than their IPv6 or UDP length says.";
     NackWrongChecksum nack_wrong_checksum Kernel = "bre_nack_dropped_total" [reason = "checksum"] "Datagrams of a NACK's size to the NACK port whose UDP checksum is wrong or absent. On the socket path the host's stack drops them before the daemon: Udp6InCsumErrors of /proc/net/snmp6.";
+    NackDenied nack_denied Both = "bre_nack_refused_total" [reason = "denied"] "Datagrams to the NACK port that were dropped unread because a deny list names their source.";
+    NackNotListed nack_not_listed Both = "bre_nack_refused_total" [reason = "not_listed"] "Datagrams to the NACK port that were dropped unread because there is an allow list and it does not name their source.";
+    NackHopLimit nack_hop_limit Both = "bre_nack_refused_total" [reason = "hop_limit"] "Datagrams to the NACK port that were dropped unread because their hop limit was below hop-limit-min.";
+    NackNoPeer nack_no_peer Both = "bre_nack_no_peer_total" [] "Proxied NACKs from a source that proxied-from does not name: served as a listener's, without a copy of their own.";
     NackUnanswerable nack_unanswerable User = "bre_nack_dropped_total" [reason = "source"] "NACKs from the unspecified address or from port 0: an answer would reach this host or no host.";
     NackStale nack_stale User = "bre_nack_dropped_total" [reason = "stale"] "Datagrams to the NACK port that had waited in the socket while no daemon ran, for more than a second: their listeners have asked another endpoint.";
     NackSocketOverflow nack_socket_overflow User = "bre_nack_dropped_total" [reason = "socket_overflow"] "Datagrams to the NACK port that the kernel dropped at the daemon's socket: its receive buffer was full, or the UDP checksum was wrong.";
@@ -170,6 +174,11 @@ counters! {
     ManifestsForeign manifests_foreign User = "bre_manifests_dropped_total" [reason = "source"] "Shard manifests from a source that is not configured.";
     ManifestsStale manifests_stale User = "bre_manifests_dropped_total" [reason = "stale"] "Shard manifests older than one heard before.";
     ManifestsFull manifests_full User = "bre_manifests_dropped_total" [reason = "too_many_sources"] "Shard manifests with more sources, or from more instances, than are kept.";
+    AdvertsDenied adverts_denied User = "bre_control_refused_total" [kind = "advert"] "ADVERTs that were dropped unread because the lists of who may ask refuse their source.";
+    ManifestsDenied manifests_denied User = "bre_control_refused_total" [kind = "manifest"] "Shard manifests that were dropped unread because the lists of who may ask refuse their source.";
+    UpstreamDenied upstream_denied User = "bre_control_refused_total" [kind = "upstream"] "Answers and frames of upstream endpoints that were dropped unread because the lists of who may ask refuse their source.";
+    AclLoaded acl_loaded User = "bre_acl_loads_total" [result = "loaded"] "Lists of who may ask that were put in force, that of the start included.";
+    AclRefused acl_refused User = "bre_acl_loads_total" [result = "refused"] "Lists of who may ask that cannot be read or stand: those before stay in force.";
     ResolveErrors resolve_errors User = "bre_resolve_errors_total" [] "DNS names that could not be resolved: the last answer stands.";
     PassedNoSettings passed_no_settings Kernel = "bre_xdp_passed_total" [reason = "no_settings"] "UDP packets passed on because the settings map is not filled.";
     PassedLease passed_lease Kernel = "bre_xdp_passed_total" [reason = "lease"] "NACKs passed on because the daemon stopped renewing its lease.";
@@ -208,6 +217,9 @@ const FAMILIES: &[(&str, &str)] = &[
     ("bre_log_repairs_total", "What was found wrong in the frame log and mended, by kind."),
     ("bre_fill_kernel_left_total", "Plain frames heard by multicast that the kernel left to the daemon, by reason."),
     ("bre_nack_dropped_total", "Datagrams to the NACK port that are no NACK, by reason."),
+    ("bre_nack_refused_total", "Datagrams to the NACK port that were dropped unread because of who sent them, by reason."),
+    ("bre_control_refused_total", "Datagrams of other endpoints, publishers and upstreams that were dropped unread because of who sent them, by kind."),
+    ("bre_acl_loads_total", "Times that the lists of who may ask were read, by what became of them."),
     ("bre_responses_sent_total", "Answers sent, by type."),
     ("bre_response_send_errors_total", "Answers that could not be sent, by type."),
     ("bre_rate_limit_drops_total", "NACKs over a limit, by level."),

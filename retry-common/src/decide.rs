@@ -246,7 +246,7 @@ pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoin
     // What is held down needs no frame and costs nothing: the path that looks at it answers.
     let repairs = is_due && !policy.is_relieved();
     // Who is relieved has a copy in the place of a multicast: one more of these would be everyone's.
-    let unicast = policy.unicasts() || nack.proxied() || (policy.is_relieved() && is_due);
+    let unicast = policy.unicasts() || nack.is_peers() || (policy.is_relieved() && is_due);
     if repairs || unicast {
         // Also when the frame is handed over: the daemon does not charge this window again. And before the packet is
         // grown: an atomic step waits until all that was written before has reached the cache.

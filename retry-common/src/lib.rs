@@ -6,7 +6,7 @@
 //! * [`holddown`]: the same for multicast repairs of one frame
 //! * [`index`], [`position`], [`abi`]: the frame log's layout; [`framelog`]: its protocol
 //! * [`counter`]: every verdict's counter and metric; [`latency`]: how long it took
-//! * [`decide`]: what a NACK gets
+//! * [`acl`]: whose NACK is looked at; [`decide`]: what it gets
 //!
 //! A listener asks for frame 7 of a flow, and reads the answer:
 //!
@@ -32,6 +32,7 @@
 extern crate std;
 
 pub mod abi;
+pub mod acl;
 pub mod checksum;
 pub mod counter;
 pub mod crc32c;

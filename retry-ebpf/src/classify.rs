@@ -12,7 +12,7 @@ use retry_common::limits::table::{self, OWN_BITS};
 use retry_common::wire::nack::{NACK_LEN, Nack, NackError};
 
 use crate::packet::{self, IP_UDP_LEN, IpUdp};
-use crate::{count, log};
+use crate::{acl, count, log};
 
 /// Every address of this host that a NACK by the NACK interface could claim as its source.
 #[btf_map]
@@ -49,8 +49,8 @@ pub(crate) enum NotOurs {
     Unknown,
     /// Ours, but for the stack and the daemon's socket, which counts it.
     PassedOn(Counter),
-    /// To our port, and no NACK.
-    Malformed(Counter),
+    /// To our port: no NACK, or one that is not looked at because of who sent it.
+    Refused(Counter),
 }
 
 /// Finds the NACK in a packet.
@@ -89,11 +89,17 @@ pub(crate) fn classify(ctx: &XdpContext) -> Result<Request, NotOurs> {
     if now_ns >= log::lease_until_ns(settings) {
         return Err(NotOurs::PassedOn(Counter::PassedLease));
     }
+    // Before anything of the datagram is looked at, and in the order in which the daemon's socket asks.
+    let is_peer = acl::admit(&headers, settings).map_err(NotOurs::Refused)?;
     let source_hash = table::address_hash(&headers.source, settings.hash_seed);
     if !can_be_answered(&headers, source_hash) {
         return Err(NotOurs::PassedOn(Counter::PassedSource));
     }
-    let nack = nack(ctx, &headers)?;
+    let mut nack = nack(ctx, &headers)?;
+    if nack.proxied() && !is_peer {
+        count::one(Counter::NackNoPeer);
+        nack = nack.of_no_peer();
+    }
     Ok(Request { nack, headers, now_ns, source_hash, settings })
 }
 
@@ -124,23 +130,23 @@ fn nack(ctx: &XdpContext, headers: &IpUdp) -> Result<Nack, NotOurs> {
         || ip_length < UDP_LEN
         || (udp_length != 0 && udp_length < UDP_LEN)
     {
-        return Err(NotOurs::Malformed(Counter::NackWrongLength));
+        return Err(NotOurs::Refused(Counter::NackWrongLength));
     }
     // The stack cuts off what lies behind the datagram, and takes the length 0 for the packet's.
     if udp_length != ip_length {
         return Err(NotOurs::PassedOn(Counter::PassedLength));
     }
     if usize::from(udp_length) != NACK_LEN + 8 {
-        return Err(NotOurs::Malformed(Counter::NackWrongSize));
+        return Err(NotOurs::Refused(Counter::NackWrongSize));
     }
     let bytes: [u8; NACK_LEN] =
-        packet::read(ctx, packet::IP + IP_UDP_LEN).ok_or(NotOurs::Malformed(Counter::NackWrongLength))?;
+        packet::read(ctx, packet::IP + IP_UDP_LEN).ok_or(NotOurs::Refused(Counter::NackWrongLength))?;
     if !has_right_checksum(headers, &bytes) {
-        return Err(NotOurs::Malformed(Counter::NackWrongChecksum));
+        return Err(NotOurs::Refused(Counter::NackWrongChecksum));
     }
     count::one(Counter::NackRequests);
     let nack = Nack::from_array(&bytes).map_err(|error| {
-        NotOurs::Malformed(match error {
+        NotOurs::Refused(match error {
             NackError::Size => Counter::NackWrongSize,
             NackError::Magic => Counter::NackWrongMagic,
             NackError::Type => Counter::NackWrongType,

@@ -99,6 +99,13 @@ pub(crate) fn watch(settings: &Settings) -> (u32, u32) {
     (one_in, unsafe { (&raw const settings.watch_flags).read_volatile() })
 }
 
+/// Which table says who may ask: its number plus one; 0: none.
+#[inline(always)]
+pub(crate) fn acl(settings: &Settings) -> u64 {
+    // SAFETY: as above; the daemon changes the word when the other table is filled.
+    unsafe { (&raw const settings.acl).read_volatile() }
+}
+
 /// Longest frame that the kernel sends, bytes: it follows the interfaces' MTUs.
 #[inline(always)]
 pub(crate) fn max_frame(settings: &Settings) -> u32 {

@@ -12,6 +12,7 @@
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "see above"))]
 #![cfg_attr(not(target_arch = "bpf"), allow(dead_code, reason = "the entries exist on the BPF target only"))]
 
+mod acl;
 mod admit;
 mod atomic;
 mod classify;
@@ -58,7 +59,7 @@ fn retry_nack(ctx: XdpContext) -> u32 {
             watch::refused(&ctx, Watched::PASSED, counter);
             Outcome::Pass
         }
-        Err(NotOurs::Malformed(counter)) => {
+        Err(NotOurs::Refused(counter)) => {
             count::one(counter);
             sample::refused(&ctx, counter);
             watch::refused(&ctx, Watched::REFUSED, counter);

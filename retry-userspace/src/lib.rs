@@ -6,7 +6,7 @@
 //! 2. `datapath` loads the XDP programs and gives the pages of the `framelog`; without BPF they are plain memory.
 //! 3. `ingress` joins the groups and appends every frame to the log.
 //! 4. The kernel program answers hits. What it does not take reaches `nack`, by socket or by event.
-//! 5. `engine` decides as the kernel program does, with `limits` of its own; `repair` sends.
+//! 5. `acl` says whose NACKs are looked at; `engine` decides as the kernel program does, with `limits` of its own; `repair` sends.
 //! 6. What this endpoint does not have comes from the shared `store` or by `recovery` from upstream endpoints; `backoff`
 //!    paces both. `dedup` says how instances that share a store avoid sending the same repair twice.
 //! 7. `beacon` announces this endpoint and hears of others; `counters` counts and `latency` measures, `metrics` makes samples of all numbers;
@@ -15,8 +15,9 @@
 //! 9. `verify_log` checks the log of a running daemon, from another process; `handover` shows and ends what outlives one.
 //! 10. `ask` asks an endpoint for a frame as a listener does, and tells what came.
 //! 11. `check` looks at a host before a daemon starts there.
-//! 12. `watch` shows NACKs live, from another process; `feed` tells it what the daemon does.
-//! 13. `fdstore` keeps memberships and the NACK socket while no daemon runs; `service` tells the service manager how the daemon is.
+//! 12. `firewall` makes lists of who may ask of the host's nftables rules.
+//! 13. `watch` shows NACKs live, from another process; `feed` tells it what the daemon does.
+//! 14. `fdstore` keeps memberships and the NACK socket while no daemon runs; `service` tells the service manager how the daemon is.
 //!
 //! `net` has the sockets, `clock` the time, `privileges` the capabilities, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
 //!
@@ -25,9 +26,9 @@
 //! A module imports modules of earlier lines only; its tests may import any. The test `layers` holds the code to this list.
 //!
 //! 1. `clock`, `command_line`, `privileges`, `service`, `settings`, `shutdown`
-//! 2. `dedup`, `framelog`, `stop_flag`
+//! 2. `dedup`, `firewall`, `framelog`, `stop_flag`
 //! 3. `backoff`, `counters`, `latency`, `limits`
-//! 4. `feed`, `net`
+//! 4. `acl`, `feed`, `net`
 //! 5. `engine`, `fabric`, `store`
 //! 6. `beacon`, `datapath`, `fdstore`
 //! 7. `handover`, `ingress`, `metrics`, `recovery`, `verify_log`, `watch`
@@ -55,6 +56,7 @@
 //! # }
 //! ```
 
+mod acl;
 mod admin;
 mod ask;
 mod backoff;
@@ -69,6 +71,7 @@ mod engine;
 mod fabric;
 mod fdstore;
 mod feed;
+mod firewall;
 mod framelog;
 mod handover;
 mod ingress;
@@ -95,6 +98,7 @@ mod watch;
 pub use ask::main as nack;
 pub use check::main as check;
 pub use fdstore::{has_hold_verb, hold};
+pub use firewall::main as firewall;
 pub use handover::{detach, status};
 pub use privileges::raise as raise_capabilities;
 pub use recovery::probe::main as probe;

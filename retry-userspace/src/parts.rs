@@ -2,6 +2,11 @@
 //!
 //! Nothing here is an interface for other programs: it changes with the parts.
 
+/// Who may ask: the tables of the lists.
+pub mod acl {
+    pub use crate::acl::{Acl, Rules, RulesError, Size, Tables};
+}
+
 /// HTTP on `-metrics-addr` and `-admin-addr`.
 pub mod admin {
     pub use crate::admin::{router, routes, serve::serve};
@@ -31,6 +36,7 @@ pub fn command_lines() -> Vec<clap::Command> {
         crate::handover::status::arguments(),
         crate::verify_log::command(),
         crate::watch::command(),
+        crate::firewall::command(),
     ]
 }
 

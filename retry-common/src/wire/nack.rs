@@ -9,6 +9,8 @@ pub const NACK_LEN: usize = 64;
 const TYPE: u8 = 0x10;
 /// Flag of a NACK that an endpoint sends: to be served from the own cache only, with a unicast copy.
 pub const FLAG_PROXIED: u8 = 0x01;
+/// Mark of a NACK whose sender is no peer, see [`Nack::of_no_peer`]. Not of the wire: there the bit says nothing.
+const MARK_NO_PEER: u8 = 0x80;
 
 /// A request for one frame.
 ///
@@ -26,7 +28,7 @@ pub const FLAG_PROXIED: u8 = 0x01;
 /// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Nack {
-    /// Bit 0 is Proxied; other bits are ignored.
+    /// Bit 0 is Proxied; the highest bit is a mark of ours; other bits are ignored.
     pub flags: u8,
     /// The frame.
     pub key: FrameKey,
@@ -81,14 +83,14 @@ impl Nack {
             return Err(NackError::Range);
         }
         let hash_key = u64::from_be_bytes([h0, h1, h2, h3, h4, h5, h6, h7]);
-        Ok(Self { flags, key: FrameKey::new(hash_key, start_seq), subtree_id })
+        Ok(Self { flags: flags & !MARK_NO_PEER, key: FrameKey::new(hash_key, start_seq), subtree_id })
     }
 
     /// The datagram of this NACK.
     pub fn to_bytes(&self) -> [u8; NACK_LEN] {
         let key = self.key.to_bytes();
         let seq_num = self.key.seq_num().to_be_bytes();
-        let kind = [TYPE, self.flags];
+        let kind = [TYPE, self.flags & !MARK_NO_PEER];
         let parts = HEAD.iter().chain(&kind).chain(&key).chain(&seq_num).chain(&self.subtree_id);
         let mut bytes = [0; NACK_LEN];
         for (to, from) in bytes.iter_mut().zip(parts) {
@@ -97,9 +99,22 @@ impl Nack {
         bytes
     }
 
-    /// True when another endpoint asks: it is served from our own cache only, and always with a unicast copy.
+    /// True when another endpoint asks: it is served from our own cache only, and with a unicast copy if it is a peer.
     #[inline(always)]
     pub const fn proxied(&self) -> bool {
         self.flags & FLAG_PROXIED != 0
+    }
+
+    /// The same NACK from a sender that is no peer: what it gets is what a listener gets.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_no_peer(self) -> Self {
+        Self { flags: self.flags | MARK_NO_PEER, ..self }
+    }
+
+    /// True when the sender gets a unicast copy whatever listeners get: another endpoint, and a peer.
+    #[inline(always)]
+    pub const fn is_peers(&self) -> bool {
+        self.flags & (FLAG_PROXIED | MARK_NO_PEER) == FLAG_PROXIED
     }
 }

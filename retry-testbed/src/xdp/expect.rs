@@ -124,7 +124,8 @@ pub fn compare(
             source: nack.src.ip().octets(),
             source_port: nack.src.port().to_be_bytes(),
             kind: kind as u8,
-            nack_flags: nack.payload[7],
+            // The highest bit is not of the wire.
+            nack_flags: nack.payload[7] & 0x7F,
             ifindex,
             at_ns: 0,
         })

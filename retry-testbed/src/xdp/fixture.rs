@@ -32,6 +32,7 @@ use retry_common::{
     wire::frame::Class,
 };
 use retry_userspace::parts::{
+    acl::{Acl, Rules, Size},
     counters::StoredBySource,
     datapath::{self, Datapath, EgressInterface, Events, Found, Interfaces, KernelFill, KernelSources, Mode, Parts},
     framelog::{self, Log, Memory, NewFrame, Pages, Put, Sizes, Writer},
@@ -70,6 +71,8 @@ pub const FRAME_PORT: u16 = 9_001;
 pub const LIFE_MS: [u32; 5] = [60_001, 60_002, 60_003, 60_004, 60_005];
 /// No test takes as long.
 const LEASE: Duration = Duration::from_secs(3_600);
+/// A test run has ended by then.
+const REST: Duration = Duration::from_millis(200);
 /// A page less headroom, as veth allows with native XDP on every kernel that we run on.
 const MTU: &str = "3500";
 
@@ -157,6 +160,7 @@ pub struct Ran {
 /// The kernel side at work. Dropping it detaches and unpins.
 pub struct Loaded {
     datapath: Datapath,
+    acl: Acl,
     _fill: KernelFill,
     pages: Arc<Pages>,
     writer: Writer,
@@ -222,6 +226,7 @@ impl Loaded {
             sizes,
             fill: Some(JOINED.to_vec()),
             settings,
+            acl: Size::most(),
             debug: false,
             handover: false,
         };
@@ -253,7 +258,7 @@ impl Loaded {
 
     fn open_as(config: datapath::Config, root: Root, until_ns: u64) -> Result<Self> {
         let own = OWN_ADDRESSES.into_iter().chain([*NACK_ADDRESS.ip()]).collect();
-        let Parts { mut datapath, pages, found, events, sources, fill, hash_seed, .. } =
+        let Parts { mut datapath, acl, pages, found, events, sources, fill, hash_seed, .. } =
             Datapath::open(&config, &own, &|| false)?;
         let settings = Settings { lease_until_ns: until_ns, daemon_until_ns: until_ns, ..config.settings };
         ensure!(hash_seed == HASH_SEED, "another seed");
@@ -278,6 +283,7 @@ impl Loaded {
             sources: Some(sources),
             program: Xdp::from_pin(pins.join("retry_nack"), XdpAttachType::Interface)?,
             memory: Memory::of_map(map.fd().as_fd(), size_of::<Settings>())?,
+            acl: Acl::new(acl, 0).resting(REST),
             datapath,
             pages,
             writer,
@@ -305,6 +311,22 @@ impl Loaded {
     /// Tells the program the MAC of the NACK interface, as the daemon does when it has changed.
     pub fn set_nack_mac(&mut self, mac: Option<[u8; 6]>) {
         self.datapath.set_nack_mac(mac);
+    }
+
+    /// The lists of who may ask, as the daemon reads them.
+    #[must_use]
+    pub const fn acl(&self) -> &Acl {
+        &self.acl
+    }
+
+    /// Puts lists of who may ask in force, as the daemon does.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn set_acl(&mut self, rules: &Rules) -> Result<()> {
+        self.acl.replace(rules)?;
+        self.settings.acl = self.memory.word(std::mem::offset_of!(Settings, acl)).load(Ordering::Relaxed);
+        Ok(())
     }
 
     /// Tells the program the addresses of this host, as the daemon does when one has come or gone.

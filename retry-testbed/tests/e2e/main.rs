@@ -47,3 +47,4 @@ mod tee;
 mod tiers;
 mod verify;
 mod watch;
+mod who;

@@ -11,3 +11,4 @@ mod table;
 mod takeover;
 mod verdicts;
 mod watch;
+mod who;

@@ -8,6 +8,7 @@ use retry_common::holddown::HoldDown;
 use retry_common::limits::{TokenBucket, Window, table};
 
 use super::Mode;
+use crate::acl;
 use crate::clock::nanoseconds;
 use crate::dedup;
 use crate::fabric::{Egress, Fabric};
@@ -33,6 +34,8 @@ pub struct Config {
     pub fill: Option<Vec<u16>>,
     /// The settings; the leases in them are replaced by [`super::Datapath::renew_leases`].
     pub settings: abi::Settings,
+    /// Room for the lists of who may ask.
+    pub acl: acl::Size,
     /// True for log lines from the kernel.
     pub debug: bool,
     /// True when what an earlier daemon left is gone on with, and left to the next one.
@@ -59,6 +62,7 @@ impl Config {
             sizes: Sizes::from(settings),
             fill: kernel_fills(settings).then(groups),
             settings: answers,
+            acl: acl::Size::from(settings),
             debug: settings.telemetry.debug,
             handover: settings.xdp.handover,
         })
@@ -161,6 +165,9 @@ pub(crate) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
         watch_flags: 0,
         since_unix_ns: 0,
         build: build(),
+        acl: 0,
+        hop_limit_min: settings.acl.hop_limit_min,
+        reserved: [0; 7],
     }
 }
 

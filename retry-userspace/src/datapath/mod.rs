@@ -35,6 +35,7 @@ use retry_common::abi;
 use retry_common::counter::Counters;
 use retry_common::latency::{Histogram, Measured};
 
+use crate::acl;
 use crate::clock::nanoseconds;
 use crate::counters::StoredBySource;
 use crate::framelog::{Memory, Pages, Sizes};
@@ -86,6 +87,9 @@ mod map {
     pub(super) const ROLE_STATE: &str = "ROLE_STATE";
     pub(super) const PROBE: &str = "PROBE";
     pub(super) const ADDRESS_LIMIT: &str = "ADDRESS_LIMIT";
+    pub(super) const ACL_HEADS: &str = "ACL_HEADS";
+    pub(super) const ACL_BUCKETS: &str = "ACL_BUCKETS";
+    pub(super) const ACL_KEYS: &str = "ACL_KEYS";
     pub(super) const GROUP_LIMIT: &str = "GROUP_LIMIT";
     pub(super) const LIMITS: [&str; 4] = [ADDRESS_LIMIT, "SEQUENCE_LIMIT", "CHAIN_LIMIT", GROUP_LIMIT];
     /// Answers in place, by the NACK's interface. With the role program as all others: a device sends what comes in one poll
@@ -144,6 +148,8 @@ pub struct Parts {
     pub latency: Memory,
     /// The table of the frames that the daemon stored, by source.
     pub sources_stored: Memory,
+    /// The tables of who may ask; none is in force.
+    pub acl: acl::Tables,
     /// The NACKs that the kernel hands over.
     pub events: Events,
     /// The kernel's limit of (source, group), for NACKs that it admitted up to there.
@@ -274,6 +280,7 @@ impl Datapath {
         let known = KernelKnown::open(&mut ebpf)?;
         let sources =
             HashMap::try_from(taken(&mut ebpf, map::SOURCES)?).map_err(|_| DatapathError::Map(map::SOURCES))?;
+        let acl = acl_tables(&ebpf, config.acl)?;
         let mut own_addresses = OwnAddresses::new(&mut ebpf, asked.hash_seed)?;
         own_addresses.set(own)?;
         let fill = config.fill.as_ref().map(|groups| fill::prepare(&mut ebpf, groups)).transpose()?;
@@ -310,6 +317,7 @@ impl Datapath {
             counters: counted,
             latency: measured,
             sources_stored,
+            acl,
             events,
             groups,
             addresses,
@@ -536,7 +544,7 @@ fn load_unless(
 /// [`DatapathError`] says what to do.
 pub(crate) fn try_load(config: &Config) -> Result<(), DatapathError> {
     let object = object(config)?;
-    let mut config = Config { sizes: Sizes::new(0, 0), ..config.clone() };
+    let mut config = Config { sizes: Sizes::new(0, 0), acl: acl::Size::default(), ..config.clone() };
     config.settings.limit_mask = 0;
     load(&config, &object, None, &[]).map(drop)
 }
@@ -559,7 +567,9 @@ fn map_entries(config: &Config) -> Vec<(&'static str, u32)> {
         (map::INDEX, config.sizes.all_buckets()),
         (map::HOLD_DOWN, config.sizes.hold_down_words),
     ];
-    log.into_iter().chain(map::LIMITS.map(|name| (name, config.settings.limit_mask + 1))).collect()
+    let (buckets, keys) = config.acl.entries();
+    let acl = [(map::ACL_BUCKETS, buckets), (map::ACL_KEYS, keys)];
+    log.into_iter().chain(acl).chain(map::LIMITS.map(|name| (name, config.settings.limit_mask + 1))).collect()
 }
 
 /// Loads the object, with the maps of these names as they are pinned.
@@ -627,6 +637,18 @@ fn mapped(ebpf: &Ebpf, name: &'static str, len: usize) -> Result<Memory, Datapat
         return Err(DatapathError::Map(name));
     };
     Memory::of_map(data.fd().as_fd(), len).map_err(|error| DatapathError::Fill { map: name, why: error.to_string() })
+}
+
+/// The tables of who may ask.
+fn acl_tables(ebpf: &Ebpf, size: acl::Size) -> Result<acl::Tables, DatapathError> {
+    let [heads, buckets, keys] = size.bytes();
+    let memory = [
+        mapped(ebpf, map::ACL_HEADS, heads)?,
+        mapped(ebpf, map::ACL_BUCKETS, buckets)?,
+        mapped(ebpf, map::ACL_KEYS, keys)?,
+        mapped(ebpf, map::SETTINGS, size_of::<abi::Settings>())?,
+    ];
+    Ok(acl::Tables::new(size, memory))
 }
 
 fn taken(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DatapathError> {

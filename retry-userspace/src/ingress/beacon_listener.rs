@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddrV6};
+use std::net::{IpAddr, Ipv6Addr, SocketAddrV6};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use retry_common::wire::manifest::{Manifest, ManifestError};
 use super::joins::{Delivery, JoinError};
 use super::source_discovery::Control;
 use super::subscription::{GroupSet, Subscription};
+use crate::acl::Acl;
 use crate::beacon::{self, BEACON_PORT};
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
@@ -70,6 +71,8 @@ pub(crate) struct BeaconListener {
     on_advert: OnAdvert,
     /// Takes manifests.
     control: Arc<Control>,
+    /// Whose are believed.
+    acl: Arc<Acl>,
     counters: Arc<UserCounters>,
 }
 
@@ -83,10 +86,11 @@ impl BeaconListener {
         wanted: Receiver<BTreeSet<Ipv6Addr>>,
         on_advert: OnAdvert,
         control: Arc<Control>,
+        acl: Arc<Acl>,
         counters: Arc<UserCounters>,
     ) -> Result<Self, JoinError> {
         let subscription = Subscription::open(config.groups, &BTreeSet::new(), wanted)?;
-        Ok(Self { subscription, on_advert, control, counters })
+        Ok(Self { subscription, on_advert, control, acl, counters })
     }
 
     /// Listens until `stop`.
@@ -119,6 +123,11 @@ impl BeaconListener {
     }
 
     fn take(&self, bytes: &[u8], from: SocketAddrV6) {
+        if self.acl.refuses(IpAddr::V6(*from.ip())) {
+            let is_manifest = bytes.get(6) == Some(&MANIFEST);
+            self.counters.one(if is_manifest { Counter::ManifestsDenied } else { Counter::AdvertsDenied });
+            return;
+        }
         if Advert::parse(bytes).is_ok() {
             (self.on_advert)(bytes, from);
             return;

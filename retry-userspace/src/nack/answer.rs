@@ -11,6 +11,7 @@ use retry_common::latency::Measured;
 use retry_common::wire::answer::Answer;
 
 use super::pending::{Claimed, Pending, PendingNack};
+use crate::acl::Acl;
 use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
 use crate::engine::{Admitted, Engine, Judged};
@@ -34,6 +35,8 @@ pub(crate) struct Server {
     pub counters: Arc<UserCounters>,
     /// Tells those that watch.
     pub feed: Arc<Feed>,
+    /// Whose NACKs are looked at.
+    pub acl: Arc<Acl>,
 }
 
 impl Server {

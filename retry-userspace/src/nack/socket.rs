@@ -1,7 +1,6 @@
 //! NACKs from the socket of the NACK port: those that the kernel program passed on.
 
 use std::io;
-use std::net::SocketAddrV6;
 
 use retry_common::counter::Counter;
 use retry_common::wire::nack::{NACK_LEN, Nack, NackError};
@@ -10,7 +9,7 @@ use super::Server;
 use super::pending::PendingNack;
 use crate::clock::monotonic_ns;
 use crate::engine::Admitted;
-use crate::net::batch::Batch;
+use crate::net::batch::{Batch, Datagram};
 use crate::net::nack_socket::NackSocket;
 use crate::stop_flag::StopFlag;
 
@@ -36,7 +35,7 @@ impl Server {
                 return Ok(());
             }
             for datagram in batch.datagrams() {
-                if let Some(nack) = self.parse(datagram.bytes, datagram.source) {
+                if let Some(nack) = self.parse(&datagram) {
                     let traced = self.tracer.begin();
                     let (began_ns, ifindex) = (monotonic_ns(), datagram.source.scope_id());
                     let judged = self.engine.judge_nack(&nack, *datagram.source.ip(), began_ns);
@@ -48,7 +47,16 @@ impl Server {
         }
     }
 
-    fn parse(&self, bytes: &[u8], source: SocketAddrV6) -> Option<Nack> {
+    fn parse(&self, datagram: &Datagram<'_>) -> Option<Nack> {
+        let Datagram { bytes, source, hop_limit, .. } = *datagram;
+        let is_peer = match self.acl.admit(*source.ip(), hop_limit) {
+            Ok(is_peer) => is_peer,
+            Err(reason) => {
+                self.counters.one(reason);
+                self.tell_refused(source, reason);
+                return None;
+            }
+        };
         if bytes.len() == NACK_LEN {
             self.counters.one(Counter::NackRequests);
         }
@@ -59,6 +67,10 @@ impl Server {
             return None;
         }
         let reason = match Nack::parse(bytes) {
+            Ok(nack) if nack.proxied() && !is_peer => {
+                self.counters.one(Counter::NackNoPeer);
+                return Some(nack.of_no_peer());
+            }
             Ok(nack) => return Some(nack),
             Err(NackError::Size) => Counter::NackWrongSize,
             Err(NackError::Magic) => Counter::NackWrongMagic,

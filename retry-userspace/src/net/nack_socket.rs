@@ -197,6 +197,7 @@ fn bind(socket: &Socket, address: SocketAddrV6, shared: bool) -> Result<SocketAd
 /// Everything but the address.
 fn set_up(socket: &Socket, config: &Config) -> io::Result<()> {
     options::tell_destination(socket)?;
+    options::tell_hop_limit(socket)?;
     options::tell_dropped(socket)?;
     options::allow_fragments(socket)?;
     socket.set_multicast_loop_v6(config.multicast_loop)?;

@@ -90,7 +90,6 @@ pub(crate) fn tell_destination(socket: &impl AsFd) -> io::Result<()> {
 }
 
 /// Each datagram brings its hop limit (RFC 3542, section 6.3).
-#[cfg(test)]
 pub(crate) fn tell_hop_limit(socket: &impl AsFd) -> io::Result<()> {
     set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)
 }

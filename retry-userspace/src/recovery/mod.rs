@@ -33,6 +33,7 @@ use thiserror::Error;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::acl::Acl;
 use crate::backoff::Retry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::UserCounters;
@@ -164,6 +165,8 @@ struct Shared {
     holding: Semaphore,
     counters: Arc<UserCounters>,
     latency: Arc<UserLatency>,
+    /// Whose answers are believed.
+    acl: Arc<Acl>,
     claims: Arc<dyn Claims>,
     on_frame: OnFrame,
     cancel: CancellationToken,
@@ -204,7 +207,7 @@ impl Recovery {
     /// [`ProxyError`]: no socket. Upstreams that do not resolve are no error: their names are asked for again.
     pub(crate) fn start(
         config: Config,
-        (counters, latency): (Arc<UserCounters>, Arc<UserLatency>),
+        (counters, latency, acl): (Arc<UserCounters>, Arc<UserLatency>, Arc<Acl>),
         claims: Arc<dyn Claims>,
         discover: Discover,
         tails: Arc<Tails>,
@@ -223,6 +226,7 @@ impl Recovery {
             config,
             counters: Arc::clone(&counters),
             latency,
+            acl,
             claims,
             on_frame,
             cancel: cancel.clone(),
@@ -313,6 +317,10 @@ impl Shared {
                 return;
             }
         };
+        if self.acl.refuses(from.ip()) {
+            self.counters.one(Counter::UpstreamDenied);
+            return;
+        }
         if !self.upstreams().has(from) {
             tracing::trace!(%from, "a datagram from a host that is no upstream");
             return;

@@ -20,6 +20,7 @@ use super::management::Management;
 use super::memory;
 use super::state::{Observed, State};
 use super::workers::Workers;
+use crate::acl::{self, Acl};
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::{SourceCounts, UserCounters};
@@ -125,11 +126,15 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     let hash_seed = kernel.hash_seed;
     let (counters, cancel) = (Arc::new(kernel.counters), CancellationToken::new());
     let latency = Arc::new(kernel.latency.switched(settings.telemetry.latency_histograms));
+    let acl = Arc::new(Acl::new(kernel.acl, settings.acl.hop_limit_min));
+    let may_ask = acl::Source::from(settings);
+    // Before anything is answered: by the socket, or by this daemon's program in the place of an earlier one's.
+    let acl_read = acl::load(&acl, &may_ask, &counters)?;
     let Opened { writer, log, start, mut old } = kernel.log;
     start.count(&counters);
     counters.add(Counter::NackStale, stale);
     let _cancel = cancel.clone().drop_guard();
-    let common = Common { settings, fabric, log, counters, latency, cancel };
+    let common = Common { settings, fabric, log, counters, latency, acl, cancel };
 
     let gate = Arc::new(Gate::new().map_err(nack_socket::OpenError::Setup)?);
     let (data_sources, wanted) = channel();
@@ -187,6 +192,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         tracer: common.tracer(exporter.as_ref()),
         counters: common.counters(),
         feed: common.feed(),
+        acl: Arc::clone(&common.acl),
     });
 
     telemetry::inventory::tell(settings, &common.fabric, xdp);
@@ -215,6 +221,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         replies,
         old_log: old,
     };
+    tokio::spawn(acl::follow(Arc::clone(&common.acl), may_ask, acl_read, common.counters(), common.cancel.clone()));
     let Common { fabric, cancel, .. } = common;
     let outlives = Outlives { config: kept, found };
     let kept = Kept { state: Arc::clone(&state), exporter, _cancel };
@@ -247,6 +254,7 @@ struct Common<'a> {
     log: Log,
     counters: Arc<UserCounters>,
     latency: Arc<UserLatency>,
+    acl: Arc<Acl>,
     cancel: CancellationToken,
 }
 
@@ -293,6 +301,7 @@ impl Common<'_> {
             wanted,
             Box::new(move |bytes, from| registry.hear(bytes, from)),
             Arc::clone(&control),
+            Arc::clone(&self.acl),
             self.counters(),
         )?;
         tokio::spawn(control.keep(data, beacons, self.cancel.clone()));
@@ -339,7 +348,7 @@ impl Common<'_> {
             let _ = reply.send(Reply::Recovered(recovered));
         };
         let (discover, on_frame, tails) = (Arc::new(discover), Arc::new(on_frame), Arc::clone(tails));
-        let (counters, cancel) = ((self.counters(), self.latency()), self.cancel.clone());
+        let (counters, cancel) = ((self.counters(), self.latency(), Arc::clone(&self.acl)), self.cancel.clone());
         Ok(Some(Recovery::start(config, counters, claims, discover, tails, on_frame, cancel)?))
     }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use super::memory::TooLittle;
+use crate::acl::RulesError;
 use crate::datapath::DatapathError;
 use crate::fabric::FabricError;
 use crate::ingress::joins::JoinError;
@@ -46,6 +47,9 @@ pub enum StartError {
         /// The system's words.
         source: io::Error,
     },
+    /// The lists of who may ask cannot stand.
+    #[error(transparent)]
+    Acl(#[from] RulesError),
     /// The groups cannot be joined.
     #[error(transparent)]
     Join(#[from] JoinError),

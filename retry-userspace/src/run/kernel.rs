@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::StartError;
 use super::handover::{self, Opened, StartMode};
 use super::state::Mode;
+use crate::acl;
 use crate::counters::{SourceCounts, UserCounters};
 use crate::datapath::{
     self, Datapath, DatapathError, Events, Found, KernelFill, KernelKnown, KernelSources, LogLines, Parts, inspect,
@@ -35,6 +36,8 @@ pub(super) struct Kernel {
     pub(super) latency: UserLatency,
     /// Frames that the daemon stored.
     pub(super) stored: SourceCounts,
+    /// The tables of who may ask; none is in force.
+    pub(super) acl: acl::Tables,
     pub(super) datapath: Option<Datapath>,
     pub(super) events: Option<Events>,
     pub(super) groups: Option<GroupTable>,
@@ -64,6 +67,10 @@ impl Kernel {
             Ok((parts, log)) => {
                 let mode = Mode { name: config.mode.name(), reason, why: format!("-xdp {asked}") };
                 tracing::info!(xdp = mode.name, reason = mode.why, "the kernel answers NACKs");
+                tracing::info!(
+                    "NACKs that the kernel program answers do not come to the host's firewall: -acl-deny, -acl-allow and \
+                     -acl-file refuse sources, and `retry-endpoint firewall` makes such a file of nftables' rules"
+                );
                 Ok(Self::on(mode, parts, log))
             }
             Err(source @ DatapathError::GivenUp) => Err(StartError::Datapath { mode: asked, source }),
@@ -111,6 +118,7 @@ impl Kernel {
             counters,
             latency,
             sources_stored,
+            acl,
             events,
             groups,
             addresses,
@@ -127,6 +135,7 @@ impl Kernel {
             counters: UserCounters::over(counters),
             latency: UserLatency::over(latency),
             stored: SourceCounts::over(sources_stored),
+            acl,
             datapath: Some(datapath),
             events: Some(events),
             groups: Some(groups),
@@ -157,6 +166,7 @@ impl Kernel {
             counters: UserCounters::default(),
             latency: UserLatency::default(),
             stored: SourceCounts::default(),
+            acl: acl::Tables::plain(acl::Size::from(settings)).map_err(acl::RulesError::Memory)?,
             datapath: None,
             events: None,
             groups: None,

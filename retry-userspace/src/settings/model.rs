@@ -4,7 +4,7 @@ use super::error::SettingsError;
 use super::rows::{Flag, Rows};
 use super::source::{SetBy, Values};
 use super::table::{
-    Admin, Beacon, Cache, Dedup, Egress, Ingress, Limits, Nack, Proxy, Redis, Repair, Ssm, Telemetry, Xdp,
+    Acl, Admin, Beacon, Cache, Dedup, Egress, Ingress, Limits, Nack, Proxy, Redis, Repair, Ssm, Telemetry, Xdp,
 };
 
 /// All settings, checked one by one and together. Each part stands in a file of its name in `settings/table/`, and each
@@ -19,6 +19,8 @@ pub struct Settings {
     pub cache: Cache,
     /// How NACKs are taken.
     pub nack: Nack,
+    /// Whose datagrams are looked at.
+    pub acl: Acl,
     /// How multicast leaves.
     pub egress: Egress,
     /// What a hit gets.
@@ -62,6 +64,7 @@ impl Settings {
             ssm: Ssm::read(rows)?,
             cache: Cache::read(rows)?,
             nack: Nack::read(rows)?,
+            acl: Acl::read(rows)?,
             egress: Egress::read(rows)?,
             repair: Repair::read(rows)?,
             limits: Limits::read(rows)?,

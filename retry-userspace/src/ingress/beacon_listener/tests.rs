@@ -4,6 +4,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use super::*;
+use crate::acl::testing::everybody;
 use crate::beacon::BEACON_PORT;
 use crate::ingress::joins::Delivery;
 use crate::ingress::source_discovery;
@@ -63,7 +64,7 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
         let heard = Arc::clone(&adverts);
         let on_advert: OnAdvert = Box::new(move |_, from| heard.lock().expect("no panic").push(from));
         let config = Config { groups: group_set };
-        let beacons = BeaconListener::open(config, sets, on_advert, Arc::clone(&control), Arc::clone(&counters));
+        let beacons = BeaconListener::open(config, sets, on_advert, Arc::clone(&control), everybody(), Arc::clone(&counters));
         let beacons = beacons.expect("joined");
         let scene = Scene { control, counters, adverts, wanted, status: beacons.subscription.status() };
         let stop = StopFlag::default();

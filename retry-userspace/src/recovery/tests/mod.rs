@@ -18,6 +18,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::timeout;
 
 use super::*;
+use crate::acl::testing::everybody;
 use crate::net::testing::SOON;
 use crate::settings::{HostPort, ProxySelect, Retry as RetrySettings, RetryPolicy};
 
@@ -105,7 +106,7 @@ impl Rig {
         let (sender, frames) = mpsc::unbounded_channel();
         let recovery = Recovery::start(
             Config { proxy, source: Ipv6Addr::UNSPECIFIED, unicast: true },
-            (Arc::clone(&counters), Arc::default()),
+            (Arc::clone(&counters), Arc::default(), everybody()),
             Arc::clone(&claims) as Arc<dyn Claims>,
             discover,
             Arc::new(tails),

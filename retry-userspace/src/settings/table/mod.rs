@@ -1,6 +1,7 @@
 //! Every setting once: one file per part of [`Settings`](super::Settings), and in it the part's fields and their rows. A
 //! row stands at the field that it fills.
 
+mod acl;
 mod admin;
 mod beacon;
 mod cache;
@@ -17,6 +18,7 @@ mod ssm;
 mod telemetry;
 mod xdp;
 
+pub(crate) use acl::Acl;
 pub(crate) use admin::Admin;
 pub use admin::AdminToken;
 pub(crate) use beacon::{Beacon, ControlGroupCompat};

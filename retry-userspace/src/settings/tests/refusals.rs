@@ -18,6 +18,8 @@ fn a_value_out_of_bounds() {
     let burst = number(0, u32::MAX.into());
     let listen = ":port, address:port or name:port is accepted, IPv6 addresses in brackets";
     let ring = "16m to 64g is accepted (k, m, g, or bytes)";
+    let prefixes =
+        "an IPv6 address, or address/length with no bit set behind the length, such as fd10::/64, is accepted";
     let truth = "true or false is accepted";
     let unicast = "an IPv6 unicast address such as fd10::20 is accepted";
     let hosts = "IPv6 unicast addresses and DNS names, comma separated, are accepted";
@@ -73,6 +75,12 @@ fn a_value_out_of_bounds() {
         ("nack-port-shared", "some", truth),
         ("suppress-ack", "on", truth),
         ("suppress-miss", "off", truth),
+        ("acl-allow", "fd10::/129", prefixes),
+        ("acl-deny", "fd10::/16,10.0.0.1", prefixes),
+        ("acl-deny", "fd10::1/16", &format!("{prefixes}; perhaps fd10::/16 is meant")),
+        ("acl-file", "a\tb", "the path of a file is accepted"),
+        ("proxied-from", "host", prefixes),
+        ("hop-limit-min", "256", &number(0, 255)),
         ("egress-iface", "", interfaces),
         ("egress-iface", "eth0,eth1,eth0", interfaces),
         ("egress-port", "0", &port),

@@ -1,0 +1,108 @@
+//! Who may ask: the lists of the settings and of `-acl-file`, in tables that the kernel program reads too.
+//!
+//! * `rules`: the lists, and how a file says them
+//! * `table`: writes them where [`retry_common::acl`] looks them up
+//! * [`follow`]: reads the file again
+//!
+//! There are two tables. A new list is written to the one that is not in force, and one store of a word changes them: no datagram
+//! meets half of a list, and none meets no list.
+
+mod follow;
+mod rules;
+mod table;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use retry_common::acl::{self, Head};
+use retry_common::counter::Counter;
+
+pub(crate) use follow::{follow, load};
+pub(crate) use rules::Source;
+pub use rules::{Rules, RulesError};
+pub use table::{Size, Tables};
+
+/// How long a table that was in force is left as it is, if [`Acl::resting`] says nothing else: longer than any datagram is looked
+/// at.
+const REST: Duration = Duration::from_secs(1);
+
+/// The lists in force. Threads share it.
+#[derive(Debug)]
+pub struct Acl {
+    tables: Tables,
+    hop_limit_min: u8,
+    rest: Duration,
+    /// The table to write to next, and when it was last in force.
+    next: Mutex<(u32, Option<Instant>)>,
+}
+
+impl Acl {
+    /// Over these tables, of which none is in force: everybody may ask.
+    #[must_use]
+    pub fn new(tables: Tables, hop_limit_min: u8) -> Self {
+        Self { tables, hop_limit_min, rest: REST, next: Mutex::new((0, None)) }
+    }
+
+    /// The same where a table that was in force is left as it is for `rest`.
+    #[must_use]
+    pub fn resting(self, rest: Duration) -> Self {
+        Self { rest, ..self }
+    }
+
+    /// Whether a datagram to the NACK port is looked at, as the kernel program asks; true when its source is served as a peer. A
+    /// hop limit that the host does not tell is the lowest.
+    ///
+    /// # Errors
+    /// The counter of one that is dropped unread.
+    pub fn admit(&self, source: Ipv6Addr, hop_limit: Option<u8>) -> Result<bool, Counter> {
+        loop {
+            let word = self.tables.word().load(Ordering::Acquire);
+            let table = self.tables.in_force(word);
+            let admitted = acl::admit(table.as_ref(), source.to_bits(), hop_limit.unwrap_or(0), self.hop_limit_min);
+            // The lists may have changed twice meanwhile.
+            if self.tables.word().load(Ordering::Acquire) == word {
+                return admitted;
+            }
+        }
+    }
+
+    /// True when no datagram of this source is to be believed, whatever it is. An IPv4 address is looked up as `::ffff:a.b.c.d`.
+    #[must_use]
+    pub fn refuses(&self, source: IpAddr) -> bool {
+        let source = match source {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        self.admit(source, Some(u8::MAX)).is_err()
+    }
+
+    /// Puts other lists in force, all of them at once. Waits for up to a second when the change before the last is
+    /// younger than that.
+    ///
+    /// # Errors
+    /// They have no place in the tables; those before stay in force.
+    pub fn replace(&self, rules: &Rules) -> Result<(), RulesError> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let (number, rested) = *next;
+        if rules.is_empty() {
+            self.tables.word().store(0, Ordering::Release);
+        } else {
+            if let Some(rested) = rested {
+                thread::sleep(self.rest.saturating_sub(rested.elapsed()));
+            }
+            let head: Head = self.tables.write(number, rules)?;
+            self.tables.put_head(number, &head);
+            self.tables.word().store(u64::from(number) + 1, Ordering::Release);
+        }
+        // Also where the lists are empty: the table before may still be looked at.
+        *next = (number ^ 1, Some(Instant::now()));
+        Ok(())
+    }
+}
