@@ -6,8 +6,11 @@
 //!
 //! The NACK is one for a frame that is not there, whose MISS is suppressed: the packet stays as it is, so one call runs the
 //! whole way from the headers through the limits to the look-up as often as it likes. Everything is hot in the cache.
+//!
+//! With `--acl` instead of objects the one that the daemon would load runs with lists of who may ask, beside itself without:
+//! the source is in none of their prefixes, so that each length is tried.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use aya::{
@@ -17,6 +20,7 @@ use aya::{
 };
 use retry_common::{
     abi::{self, LAYOUT, setting_flag},
+    acl::Prefix,
     key::FrameKey,
     limits::{TokenBucket, Window},
 };
@@ -24,10 +28,11 @@ use retry_testbed::{
     net::packet::PacketBuilder,
     peers::answer::nack,
     xdp::{
-        fixture::{NACK_ADDRESS, NACK_MAC},
+        fixture::{Interface, Loaded, NACK_ADDRESS, NACK_MAC, in_new_namespace},
         testrun::{self, Action},
     },
 };
+use retry_userspace::parts::acl::Rules;
 
 const ROUNDS: usize = 15;
 const REPEATS: u32 = 1_000_000;
@@ -43,6 +48,9 @@ unsafe impl Pod for Settings {}
 #[expect(clippy::print_stdout, reason = "a command line tool")]
 fn main() -> Result<()> {
     let objects: Vec<String> = std::env::args().skip(1).collect();
+    if objects == ["--acl"] {
+        return in_new_namespace(with_lists);
+    }
     ensure!(!objects.is_empty(), "name the object files to compare");
     let mut loaded = objects.iter().map(|path| load(path)).collect::<Result<Vec<_>>>()?;
     let source = "[fd10::2]:40000".parse()?;
@@ -62,6 +70,59 @@ fn main() -> Result<()> {
         println!("{object}: {median} ns a NACK, {least} to {most}");
     }
     ensure!(times.iter().flatten().all(|time| *time > Duration::ZERO), "the kernel measured nothing");
+    Ok(())
+}
+
+/// Lists of who may ask, each in turns with none.
+#[expect(clippy::print_stdout, reason = "a command line tool")]
+fn with_lists() -> Result<()> {
+    let mut loaded = Loaded::open(&Interface::veth("rt0")?, &[], true)?;
+    let base = loaded.settings();
+    let limits = Settings(all_limits()).0.limits;
+    loaded.set(abi::Settings { limits, flags: base.flags | setting_flag::SUPPRESS_MISS, ..base });
+    let source = "[fd10::2]:40000".parse()?;
+    let packet = PacketBuilder::udp(source, NACK_ADDRESS, &nack(FrameKey::new(1, 1))).build();
+    let four = &[128u8, 64, 56, 48][..];
+    let many: Vec<u8> = (113..=128).rev().collect();
+    for (name, count, lengths, is_listed) in [
+        ("1 prefix", 1, &[64][..], false),
+        ("16 prefixes of 1 length", 16, &[64], false),
+        ("16 prefixes of 4 lengths", 16, four, false),
+        ("16 prefixes of 16 lengths", 16, &many, false),
+        ("1,000 prefixes of 4 lengths", 1_000, four, false),
+        ("100,000 prefixes of 1 length", 100_000, &[128], false),
+        ("100,000 prefixes of 4 lengths", 100_000, four, false),
+        ("100,000 prefixes of 4 lengths, allowed by the shortest", 100_000, four, true),
+        ("100,000 prefixes of 16 lengths", 100_000, &many, false),
+    ] {
+        // Elsewhere than the source, and all apart.
+        let prefix = |number: usize| {
+            let number = u128::try_from(number).unwrap_or(0);
+            let bits = (0xFD11 << 112) | (number << 80) | (number << 15);
+            Prefix::of(bits.into(), lengths[usize::try_from(number).unwrap_or(0) % lengths.len()])
+        };
+        let deny: BTreeSet<Prefix> = (0..count).map(prefix).collect();
+        ensure!(deny.len() == count, "{name}: {} prefixes", deny.len());
+        let source = Prefix::of("fd10::".parse()?, *lengths.iter().min().unwrap_or(&128));
+        let allow = is_listed.then_some(source).into_iter().collect();
+        let rules = Rules { allow, deny, peers: None };
+        loaded.set_acl(&rules)?;
+        let with = loaded.settings().acl;
+        let (mut without, mut looked) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            for (acl, times) in [(0, &mut without), (with, &mut looked)] {
+                loaded.set(abi::Settings { acl, ..loaded.settings() });
+                let outcome = testrun::run_repeated(loaded.program(), &packet, Some(base.nack_ifindex), REPEATS)?;
+                ensure!(outcome.action == Action::Drop, "{:?} and not silence", outcome.action);
+                times.push(outcome.duration);
+            }
+        }
+        without.sort_unstable();
+        looked.sort_unstable();
+        let median = |times: &[Duration]| times[ROUNDS / 2].as_nanos();
+        let (without, looked) = (median(&without), median(&looked));
+        println!("{name}: {looked} ns a NACK, {without} without: {} ns", looked.saturating_sub(without));
+    }
     Ok(())
 }
 

@@ -313,6 +313,12 @@ impl Loaded {
         self.datapath.set_nack_mac(mac);
     }
 
+    /// The program.
+    #[must_use]
+    pub const fn program(&self) -> &Xdp {
+        &self.program
+    }
+
     /// The lists of who may ask, as the daemon reads them.
     #[must_use]
     pub const fn acl(&self) -> &Acl {

@@ -92,7 +92,9 @@ fn lists(xdp: &str) {
     assert_eq!(warns, xdp != "off", "{}", daemon.log());
 }
 
-both_paths!(lists: lists_native, lists_off;);
+both_paths! {
+    lists: lists_native, lists_off;
+}
 
 #[test]
 fn lists_skb() {
@@ -116,7 +118,9 @@ fn hops(xdp: &str) {
     counted(&daemon, "bre_nack_refused_total", &[("reason", "hop_limit"), ("path", path(xdp))], 2);
 }
 
-both_paths!(hops: hops_native, hops_off;);
+both_paths! {
+    hops: hops_native, hops_off;
+}
 
 /// The Proxied flag brings a copy to peers alone.
 fn peers(xdp: &str) {
@@ -135,7 +139,9 @@ fn peers(xdp: &str) {
     counted(&daemon, "bre_nack_no_peer_total", &[("path", path(xdp))], 1);
 }
 
-both_paths!(peers: peers_native, peers_off;);
+both_paths! {
+    peers: peers_native, peers_off;
+}
 
 /// Puts a file in the place of another in one step.
 fn write(file: &Path, text: &str) {
@@ -225,7 +231,9 @@ fn file(xdp: &str) {
     });
 }
 
-both_paths!(file: file_native, file_off;);
+both_paths! {
+    file: file_native, file_off;
+}
 
 /// A restart with the same list opens no gap, and one with another list applies it before the daemon says that it is ready.
 #[test]

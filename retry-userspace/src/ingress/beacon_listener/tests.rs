@@ -4,7 +4,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use super::*;
-use crate::acl::testing::everybody;
+use crate::acl::testing::{deny, everybody};
+use crate::acl::Acl;
 use crate::beacon::BEACON_PORT;
 use crate::ingress::joins::Delivery;
 use crate::ingress::source_discovery;
@@ -23,6 +24,7 @@ type Heard = Arc<Mutex<Vec<SocketAddrV6>>>;
 
 struct Scene {
     control: Arc<Control>,
+    acl: Arc<Acl>,
     counters: Arc<UserCounters>,
     adverts: Heard,
     wanted: Sender<BTreeSet<Ipv6Addr>>,
@@ -59,14 +61,15 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
             any_source: vec![ASM],
             by_source: vec![SSM, SUBTREES],
         };
+        let acl = everybody();
         let (wanted, sets) = channel();
         let adverts = Heard::default();
         let heard = Arc::clone(&adverts);
         let on_advert: OnAdvert = Box::new(move |_, from| heard.lock().expect("no panic").push(from));
         let config = Config { groups: group_set };
-        let beacons = BeaconListener::open(config, sets, on_advert, Arc::clone(&control), everybody(), Arc::clone(&counters));
+        let beacons = BeaconListener::open(config, sets, on_advert, Arc::clone(&control), Arc::clone(&acl), Arc::clone(&counters));
         let beacons = beacons.expect("joined");
-        let scene = Scene { control, counters, adverts, wanted, status: beacons.subscription.status() };
+        let scene = Scene { control, acl, counters, adverts, wanted, status: beacons.subscription.status() };
         let stop = StopFlag::default();
         let stopped = stop.clone();
         let listener = thread::spawn(move || beacons.run(&stopped));
@@ -123,6 +126,21 @@ fn each_datagram_goes_where_it_belongs() {
         }
         eventually("three of another kind", || scene.count(Counter::AdvertsRefused) == 3);
         assert_eq!((scene.control.wanted(), scene.adverts().len()), (BTreeSet::from([source(2)]), 1));
+    });
+}
+
+#[test]
+fn refused_sources_are_not_heard() {
+    with_ear("refused_sources_are_not_heard", |_, publisher, scene| {
+        deny(&scene.acl, &[source(1)]);
+        publisher.send(source(1), ASM, &advert());
+        publisher.send(source(1), ASM, &manifest(10));
+        publisher.send(source(2), ASM, &advert());
+        eventually("an ADVERT of the other", || scene.adverts().len() == 1);
+        assert_eq!(*scene.adverts()[0].ip(), source(2));
+        assert_eq!((scene.count(Counter::AdvertsDenied), scene.count(Counter::ManifestsDenied)), (1, 1));
+        assert_eq!(scene.count(Counter::ManifestsHeard), 0);
+        assert_eq!(scene.control.wanted(), BTreeSet::new());
     });
 }
 

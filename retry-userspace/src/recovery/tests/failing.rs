@@ -1,6 +1,7 @@
 //! What is given up, when, and what is left of it.
 
 use super::*;
+use crate::acl::testing::deny;
 
 fn three_attempts(proxy: Proxy) -> Proxy {
     let retry = RetrySettings { policy: RetryPolicy::Exponential, attempts: 3, ..proxy.retry };
@@ -106,6 +107,22 @@ async fn what_is_not_the_frame_is_not_taken() {
     upstream.send_frame(&got).await;
     assert_eq!(rig.recovered().await, 1);
     assert_eq!(rig.count(Counter::ProxyRecovered), 1);
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_refused_is_not_believed() {
+    let ([upstream], addresses) = upstreams().await;
+    let mut rig = Rig::start(settings(&addresses));
+    rig.ask(1);
+    let got = upstream.nack().await;
+    deny(&rig.acl, &[Ipv6Addr::LOCALHOST]);
+    upstream.send_frame(&got).await;
+    upstream.miss(&got).await;
+    rig.counts(Counter::UpstreamDenied, 2).await;
+    assert!(rig.frames.try_recv().is_err());
+    deny(&rig.acl, &[]);
+    upstream.send_frame(&got).await;
+    assert_eq!(rig.recovered().await, 1);
 }
 
 #[tokio::test]

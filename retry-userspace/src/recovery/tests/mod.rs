@@ -18,6 +18,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::timeout;
 
 use super::*;
+use crate::acl::Acl;
 use crate::acl::testing::everybody;
 use crate::net::testing::SOON;
 use crate::settings::{HostPort, ProxySelect, Retry as RetrySettings, RetryPolicy};
@@ -74,6 +75,7 @@ impl Claims for Ledger {
 
 /// A recovery at work.
 struct Rig {
+    acl: Arc<Acl>,
     recovery: Recovery,
     frames: UnboundedReceiver<Recovered>,
     counters: Arc<UserCounters>,
@@ -102,11 +104,11 @@ impl Rig {
 
     fn knowing(proxy: Proxy, claims: Ledger, discover: Discover, tails: Tails) -> Self {
         let (counters, claims) = (Arc::new(UserCounters::default()), Arc::new(claims));
-        let cancel = CancellationToken::new();
+        let (acl, cancel) = (everybody(), CancellationToken::new());
         let (sender, frames) = mpsc::unbounded_channel();
         let recovery = Recovery::start(
             Config { proxy, source: Ipv6Addr::UNSPECIFIED, unicast: true },
-            (Arc::clone(&counters), Arc::default(), everybody()),
+            (Arc::clone(&counters), Arc::default(), Arc::clone(&acl)),
             Arc::clone(&claims) as Arc<dyn Claims>,
             discover,
             Arc::new(tails),
@@ -114,7 +116,7 @@ impl Rig {
             cancel.clone(),
         )
         .expect("sockets");
-        Self { recovery, frames, counters, claims, cancel }
+        Self { recovery, acl, frames, counters, claims, cancel }
     }
 
     fn ask(&self, seq_num: u64) {
