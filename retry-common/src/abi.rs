@@ -114,6 +114,10 @@ pub mod setting_flag {
     pub const NAMED_SOURCES: u32 = 0x800;
     /// How long NACKs and frames take is measured.
     pub const LATENCY: u32 = 0x1000;
+
+    /// The bits that an operator changes while programs run.
+    pub const LIVE: u32 =
+        MULTICAST | UNICAST | SUPPRESS_ACK | SUPPRESS_MISS | THROTTLE_RESPONSE | DAEMON_MULTICAST | ANNOUNCE;
 }
 
 /// The four limits.
@@ -142,13 +146,13 @@ pub struct Settings {
     pub lease_until_ns: u64,
     /// Seed of [`crate::index::hash`].
     pub hash_seed: u64,
-    /// The limits.
+    /// The limits. Changes while programs run, word by word.
     pub limits: Limits,
-    /// The hold-down.
+    /// The hold-down. Changes while programs run.
     pub hold_down: HoldDown,
     /// [`LAYOUT`].
     pub layout: u32,
-    /// [`setting_flag`] bits.
+    /// [`setting_flag`] bits. Those of [`setting_flag::LIVE`] change while programs run.
     pub flags: u32,
     /// Interface on which the kernel answers. Changes while programs run.
     pub nack_ifindex: u32,
@@ -165,7 +169,8 @@ pub struct Settings {
     pub nack_port: [u8; 2],
     /// Port of multicast repairs, big-endian.
     pub egress_port: [u8; 2],
-    /// Life of each class in milliseconds, in the order of [`crate::wire::frame::Class`].
+    /// Life of each class in milliseconds, in the order of [`crate::wire::frame::Class`]. Changes while programs run, for frames
+    /// that are stored from then on.
     pub life_ms: [u32; 5],
     /// Interface whose frames the kernel stores. Changes while programs run.
     pub ingress_ifindex: u32,

@@ -14,6 +14,7 @@ use retry_common::limits::table::{self, WAYS};
 use retry_common::limits::{TokenBucket, Window};
 
 use crate::atomic::compare_exchange;
+use crate::log;
 
 /// `BPF_F_MMAPABLE` (linux/bpf.h): the daemon charges the table of groups too.
 const MMAPABLE: usize = 1024;
@@ -86,9 +87,9 @@ pub(crate) fn take_group(source: &Source<'_>, group: u16) -> bool {
 
 #[inline(always)]
 fn take_token<K: Copy>(map: &'static Table<K>, key: K, hash: u64, bucket: &TokenBucket, source: &Source<'_>) -> bool {
-    let now_ns = source.now_ns;
-    bucket.is_off()
-        || take(map, key, hash, source.settings, |state| bucket.weight(state), |state| bucket.take(state, now_ns))
+    let (now_ns, read) = (source.now_ns, || log::token_bucket(bucket));
+    read().is_off()
+        || take(map, key, hash, source.settings, |state| read().weight(state), |state| read().take(state, now_ns))
 }
 
 /// Counts in the window of the source address and flow; true when there was room.
@@ -103,8 +104,8 @@ pub(crate) fn take_chain(source: &Source<'_>, hash_key: u64) -> bool {
 /// True when the window of the frame with this `hash` ([`index::hash`]) is full.
 #[inline(always)]
 pub(crate) fn sequence_is_over(hash: u64, settings: &Settings, now_ns: u64) -> bool {
-    let window = &settings.limits.sequence;
-    if window.is_off() {
+    let window = || log::window(&settings.limits.sequence);
+    if window().is_off() {
         return false;
     }
     let Some(bucket) = SEQUENCE_LIMIT.get_ptr_mut(index::bucket(hash, settings.limit_mask)) else {
@@ -112,7 +113,7 @@ pub(crate) fn sequence_is_over(hash: u64, settings: &Settings, now_ns: u64) -> b
     };
     let there = BucketRef { bucket, key: FrameKey::new(0, 0) };
     match table::state(&there, hash) {
-        Some(state) => window.is_over(state, now_ns),
+        Some(state) => window().is_over(state, now_ns),
         None => false,
     }
 }
@@ -139,8 +140,10 @@ fn take_window<K: Copy>(
     settings: &Settings,
     now_ns: u64,
 ) -> bool {
-    window.is_off()
-        || take(map, key, hash, settings, |state| window.weight(state, now_ns), |state| window.take(state, now_ns))
+    // Read where it is used: kept, it would need its place on the stack.
+    let read = || log::window(window);
+    read().is_off()
+        || take(map, key, hash, settings, |state| read().weight(state, now_ns), |state| read().take(state, now_ns))
 }
 
 #[inline(always)]

@@ -79,8 +79,8 @@ impl Endpoint for Kernel<'_> {
     fn can_send(&mut self, record: &Record, multicast: bool, ack: bool) -> bool {
         let settings = self.request.settings;
         if !record.fits(log::max_frame(settings))
-            || settings.flags & setting_flag::DAEMON_FRAMES != 0
-            || (multicast && settings.flags & setting_flag::DAEMON_MULTICAST != 0)
+            || log::flags(settings) & setting_flag::DAEMON_FRAMES != 0
+            || (multicast && log::flags(settings) & setting_flag::DAEMON_MULTICAST != 0)
         {
             return false;
         }
@@ -98,7 +98,7 @@ impl Endpoint for Kernel<'_> {
     #[inline(always)]
     fn claim_multicast(&mut self) -> Multicast {
         let Request { settings, now_ns, .. } = self.request;
-        if settings.hold_down.is_off() {
+        if log::hold_down(settings).is_off() {
             return Multicast::Claimed;
         }
         who(log::claim(self.hash, settings, *now_ns))
@@ -107,7 +107,7 @@ impl Endpoint for Kernel<'_> {
     #[inline(always)]
     fn peek_multicast(&mut self) -> Multicast {
         let Request { settings, now_ns, .. } = self.request;
-        if settings.hold_down.is_off() {
+        if log::hold_down(settings).is_off() {
             return Multicast::Claimed;
         }
         who(log::peek(self.hash, settings, *now_ns))

@@ -73,7 +73,7 @@ pub(crate) fn store(ctx: &XdpContext) -> Option<()> {
 
     let sharding = Sharding { shard: ShardBits::new(settings.shard_bits)?, beef: BeefBits::new(settings.beef_bits)? };
     let group = head.group_index(&sharding)?;
-    let life_ms = class.of(&settings.life_ms);
+    let life_ms = log::life_ms(settings, class);
     // SAFETY: the helper takes nothing and always succeeds.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     if now_ns >= log::lease_until_ns(settings) {
@@ -234,7 +234,7 @@ fn admit(ctx: &XdpContext, headers: &IpUdp, settings: &Settings) -> Option<u16> 
         return None;
     }
     // SAFETY: the value is not looked at; an entry that goes meanwhile has just been left.
-    if settings.flags & setting_flag::NAMED_SOURCES != 0 && unsafe { SOURCES.get(headers.source) }.is_none() {
+    if log::flags(settings) & setting_flag::NAMED_SOURCES != 0 && unsafe { SOURCES.get(headers.source) }.is_none() {
         return None;
     }
     let udp_length = u16::from_be_bytes(headers.udp_length);

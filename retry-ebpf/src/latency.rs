@@ -6,6 +6,8 @@ use aya_ebpf::macros::btf_map;
 use retry_common::abi::{Settings, UserHistograms, setting_flag};
 use retry_common::latency::{self, Histogram, Measured};
 
+use crate::log;
+
 /// `BPF_F_MMAPABLE` (linux/bpf.h): the daemon counts in its pages.
 const MMAPABLE: usize = 1024;
 /// Entries of the map.
@@ -24,7 +26,7 @@ static USER_LATENCY: Array<UserHistograms, 1, MMAPABLE> = Array::new();
 /// Counts how long something took that began at `began_ns`, if it is one of those that are measured.
 #[inline(always)]
 pub(crate) fn took(measured: Measured, settings: &Settings, began_ns: u64) {
-    if settings.flags & setting_flag::LATENCY == 0 {
+    if log::flags(settings) & setting_flag::LATENCY == 0 {
         return;
     }
     let Some(last) = BEGAN.get_ptr_mut(u32::from(matches!(measured, Measured::Stored))) else {

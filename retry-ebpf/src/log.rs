@@ -22,9 +22,11 @@ use retry_common::abi::{
 };
 use retry_common::checksum;
 use retry_common::framelog;
-use retry_common::holddown::Claim;
+use retry_common::holddown::{Claim, HoldDown};
 use retry_common::index;
 use retry_common::key::FrameKey;
+use retry_common::limits::{TokenBucket, Window};
+use retry_common::wire::frame::Class;
 
 use crate::atomic::compare_exchange;
 use crate::packet;
@@ -63,8 +65,8 @@ static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
 pub(crate) fn settings() -> Option<&'static Settings> {
     let settings = SETTINGS.get_ptr(0)?;
     // SAFETY: array values live as long as the program. The daemon fills the value before it attaches. Afterwards it
-    // changes whole words of the leases, the longest frame and the interfaces' indexes, which are read by the functions
-    // below, and nothing else.
+    // changes whole words of the leases, the longest frame, the interfaces' indexes and what operators change while programs
+    // run, which are read by the functions below, and nothing else.
     let settings = unsafe { &*settings };
     if settings.generation == 0 || settings.layout != LAYOUT { None } else { Some(settings) }
 }
@@ -125,6 +127,47 @@ pub(crate) fn nack_ifindex(settings: &Settings) -> u32 {
 pub(crate) fn ingress_ifindex(settings: &Settings) -> u32 {
     // SAFETY: as above; the daemon changes the word when the interface has come back under another index.
     unsafe { (&raw const settings.ingress_ifindex).read_volatile() }
+}
+
+/// The [`retry_common::abi::setting_flag`] bits.
+#[inline(always)]
+pub(crate) fn flags(settings: &Settings) -> u32 {
+    // SAFETY: as above; the daemon changes the word when an operator changes a policy.
+    unsafe { (&raw const settings.flags).read_volatile() }
+}
+
+/// The token bucket at `bucket`, in the settings. A NACK that meets a change may see the old value of one word beside the new one of
+/// the other; the daemon lets every key of the limit begin anew once such NACKs are over.
+#[inline(always)]
+pub(crate) fn token_bucket(bucket: &TokenBucket) -> TokenBucket {
+    let words = (&raw const *bucket).cast::<[u64; 2]>();
+    // SAFETY: two words of a live value; volatile because the daemon changes them.
+    TokenBucket::from_words(unsafe { words.read_volatile() })
+}
+
+/// The window at `window`, in the settings; a change is met as one of [`token_bucket`] is.
+#[inline(always)]
+pub(crate) fn window(window: &Window) -> Window {
+    let words = (&raw const *window).cast::<[u64; 4]>();
+    // SAFETY: four words of a live value; volatile because the daemon changes them.
+    Window::from_words(unsafe { words.read_volatile() })
+}
+
+/// The hold-down.
+#[inline(always)]
+pub(crate) fn hold_down(settings: &Settings) -> HoldDown {
+    // SAFETY: a field of a live value; volatile because the daemon changes it.
+    let ours_ns = unsafe { (&raw const settings.hold_down.ours_ns).read_volatile() };
+    // SAFETY: as above.
+    HoldDown { ours_ns, others_ns: unsafe { (&raw const settings.hold_down.others_ns).read_volatile() } }
+}
+
+/// Life of a class, in milliseconds.
+#[inline(always)]
+pub(crate) fn life_ms(settings: &Settings, class: Class) -> u32 {
+    let lives = (&raw const settings.life_ms).cast::<[u32; 5]>();
+    // SAFETY: a field of a live value; volatile because the daemon changes its words.
+    class.of(&unsafe { lives.read_volatile() })
 }
 
 /// A record that was valid when it was looked up.
@@ -235,7 +278,7 @@ pub(crate) fn copy_frame(ctx: &XdpContext, record: &Record, offset: usize) -> bo
 /// Claims the multicast of the frame with this `hash`.
 #[inline(always)]
 pub(crate) fn claim(hash: u64, settings: &Settings, now_ns: u64) -> Claim {
-    let hold_down = &settings.hold_down;
+    let hold_down = hold_down(settings);
     let place = HOLD_DOWN.get_ptr_mut(index::bucket(hash, settings.hold_down_mask));
     let Some(place) = place else {
         return Claim::Free(0);
@@ -258,7 +301,7 @@ pub(crate) fn claim(hash: u64, settings: &Settings, now_ns: u64) -> Claim {
 pub(crate) fn peek(hash: u64, settings: &Settings, now_ns: u64) -> Claim {
     match HOLD_DOWN.get_ptr_mut(index::bucket(hash, settings.hold_down_mask)) {
         // SAFETY: a live map value of eight aligned bytes; volatile because other CPUs and the daemon write it.
-        Some(place) => settings.hold_down.claim(unsafe { place.read_volatile() }, hash, now_ns),
+        Some(place) => hold_down(settings).claim(unsafe { place.read_volatile() }, hash, now_ns),
         None => Claim::Free(0),
     }
 }

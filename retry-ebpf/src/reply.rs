@@ -111,7 +111,7 @@ pub(crate) fn tell(ctx: &XdpContext, request: &Request, done: &Done) {
 /// Decides on a NACK and rewrites the packet.
 #[inline(always)]
 pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Done {
-    let flags = request.settings.flags;
+    let flags = log::flags(request.settings);
     // Without a daemon the log is all there is: what would wait for it is a MISS, and listeners ask the next endpoint.
     // Without a branch: the verifier would follow all that comes once more.
     let absent = ones_when_over(log::daemon_until_ns(request.settings), request.now_ns);
@@ -203,7 +203,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
         (None, false, true) => &MULTICAST,
         (None, true, true) => &UNI_MULTI,
     };
-    let here = request.settings.flags & setting_flag::EGRESS_HERE != 0;
+    let here = log::flags(request.settings) & setting_flag::EGRESS_HERE != 0;
     // An ACK must never lead a frame that cannot follow. Packets that a local stack sent over veth have no room: then the
     // clones carry the frames, and the original becomes the ACK.
     let before = packet::length(ctx);
@@ -238,7 +238,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
     }
     if plan.multicast {
         count::one(Counter::Retransmits);
-        if request.settings.flags & setting_flag::ANNOUNCE != 0
+        if log::flags(request.settings) & setting_flag::ANNOUNCE != 0
             && !log::hand_over(event(ctx, request, EventKind::Repaired))
         {
             count::one(Counter::DedupEventsFull);

@@ -65,6 +65,18 @@ impl TokenBucket {
         Self { interval_ns, depth_ns: depth_ns.min(Self::LONGEST_FILL_NS) }
     }
 
+    /// Its words in memory, in their order: each is changed by one store while programs run.
+    pub const fn words(&self) -> [u64; 2] {
+        [self.interval_ns, self.depth_ns]
+    }
+
+    /// The bucket of these words ([`TokenBucket::words`]).
+    #[inline(always)]
+    pub const fn from_words(words: [u64; 2]) -> Self {
+        let [interval_ns, depth_ns] = words;
+        Self { interval_ns, depth_ns }
+    }
+
     /// True when the limit is off.
     #[inline(always)]
     pub const fn is_off(&self) -> bool {
@@ -136,6 +148,22 @@ impl Window {
         }
         let period_ns = window_ns.div_ceil(periods as u64);
         Self { period_ns: if period_ns == 0 { 1 } else { period_ns }, max: max as u64, ones, bits, periods }
+    }
+
+    /// Its words in memory, in their order: each is changed by one store while programs run.
+    pub const fn words(&self) -> [u64; 4] {
+        let [a, b, c, d] = self.bits.to_ne_bytes();
+        let [e, f, g, h] = self.periods.to_ne_bytes();
+        [self.period_ns, self.max, self.ones, u64::from_ne_bytes([a, b, c, d, e, f, g, h])]
+    }
+
+    /// The window of these words ([`Window::words`]).
+    #[inline(always)]
+    pub const fn from_words(words: [u64; 4]) -> Self {
+        let [period_ns, max, ones, last] = words;
+        let [a, b, c, d, e, f, g, h] = last.to_ne_bytes();
+        let (bits, periods) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
+        Self { period_ns, max, ones, bits, periods }
     }
 
     /// True when the limit is off.
