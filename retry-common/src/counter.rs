@@ -193,6 +193,9 @@ counters! {
     HandoversAdopted handovers_adopted User = "bre_handovers_total" [result = "adopted"] "Starts that took over the frames of an earlier daemon.";
     HandoversReadOver handovers_read_over User = "bre_handovers_total" [result = "read_over"] "Starts that read over the frames of an earlier daemon, because its log had other sizes.";
     HandoversUnfit handovers_unfit User = "bre_handovers_total" [result = "unfit"] "Starts without the frames of an earlier daemon, because what it left did not fit.";
+    ConfigReloaded config_reloaded User = "bre_config_reloads_total" [result = "ok"] "Times that settings were read again and something changed, or was found to wait for a restart.";
+    ConfigUnchanged config_unchanged User = "bre_config_reloads_total" [result = "unchanged"] "Times that settings were read again and were as before.";
+    ConfigRefused config_refused User = "bre_config_reloads_total" [result = "refused"] "Times that settings were read again and refused; nothing changed then.";
     EventsStale events_stale User = "bre_xdp_events_stale_total" [] "NACKs and announcements that the kernel gave to the daemon by the event ring and that the daemon came to more than a second later, most often because they were meant for the daemon before it: dropped.";
     DaemonAbsent daemon_absent Kernel = "bre_xdp_daemon_absent_total" [] "NACKs that wait for the daemon, answered with a MISS by the kernel because the daemon's lease was over.";
 }
@@ -233,6 +236,10 @@ const FAMILIES: &[(&str, &str)] = &[
     ("bre_beacon_dropped_total", "Datagrams on the beacon groups that came to nothing, by reason."),
     ("bre_manifests_dropped_total", "Shard manifests that came to nothing, by reason."),
     ("bre_handovers_total", "Starts beside what an earlier daemon had left, by what became of its frames."),
+    (
+        "bre_config_reloads_total",
+        "Times that settings were read again, by SIGHUP or the management API, by what came of it.",
+    ),
     ("bre_xdp_passed_total", "Packets to the NACK port that the kernel passed on to the daemon's socket, by reason."),
 ];
 

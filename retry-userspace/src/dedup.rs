@@ -9,7 +9,7 @@ use crate::settings::{DedupMode, Settings};
 /// Whether they do, and how.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Config {
-    /// `dedup-mode`; `None` where instances keep from nothing: without a shared store, a window or multicast repairs.
+    /// `dedup-mode`; `None` where instances keep from nothing: without a shared store or a window.
     pub mode: Option<DedupMode>,
     /// `dedup-window`: life of a claim; zero without a mode.
     pub window: Duration,
@@ -35,7 +35,8 @@ impl Config {
 impl From<&Settings> for Config {
     fn from(settings: &Settings) -> Self {
         let dedup = &settings.dedup;
-        if settings.redis.nodes.is_empty() || dedup.window.is_zero() || !settings.repair.multicast {
+        // Whether there are multicast repairs changes while the daemon runs.
+        if settings.redis.nodes.is_empty() || dedup.window.is_zero() {
             return Self { mode: None, window: Duration::ZERO, repeat_after: Duration::ZERO };
         }
         let repeat_after = if dedup.repeat_after.is_zero() { dedup.window } else { dedup.repeat_after };
@@ -54,15 +55,11 @@ mod tests {
     }
 
     #[test]
-    fn it_needs_a_store_a_window_and_multicast() {
+    fn it_needs_a_store_and_a_window() {
         let store = "-redis-addr=redis1:6379";
         let on = config(&[store, "-dedup-window=30s", "-dedup-mode=strict"]);
         assert_eq!((on.mode, on.window), (Some(DedupMode::Strict), Duration::from_secs(30)));
-        for flags in [
-            &["-dedup-window=30s"][..],
-            &[store, "-dedup-window=0s"],
-            &[store, "-beacon-flags-multicast=false", "-beacon-flags-unicast"],
-        ] {
+        for flags in [&["-dedup-window=30s"][..], &[store, "-dedup-window=0s"]] {
             let off = config(flags);
             assert_eq!(off, Config { mode: None, window: Duration::ZERO, repeat_after: Duration::ZERO }, "{flags:?}");
         }

@@ -2,7 +2,7 @@
 //!
 //! The modules, in the order in which the daemon uses them:
 //!
-//! 1. `settings` are parsed and checked; `fabric` looks up what they name. `run` builds, starts and ends all parts.
+//! 1. `settings` are parsed and checked; `fabric` looks up what they name. `run` builds, starts and ends all parts, and gives them the settings that change meanwhile.
 //! 2. `datapath` loads the XDP programs and gives the pages of the `framelog`; without BPF they are plain memory.
 //! 3. `ingress` joins the groups and appends every frame to the log.
 //! 4. The kernel program answers hits. What it does not take reaches `nack`, by socket or by event.

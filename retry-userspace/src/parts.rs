@@ -19,8 +19,8 @@ pub mod admin {
     /// The management API.
     pub mod manage {
         pub use crate::admin::manage::{
-            Backend, BackendError, LONGEST_FRAME, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame,
-            Whence, router, routes,
+            Backend, BackendError, ConfigOutcome, ConfigRefused, LONGEST_FRAME, Members, PutError, PutOutcome,
+            RedisMembers, RedisNode, StoredFrame, Whence, router, routes,
         };
     }
 }
@@ -99,7 +99,7 @@ pub mod metrics {
 /// The settings.
 pub mod settings {
     pub use crate::settings::{
-        AdminToken, Described, Redis, RedisNode, Retry, RetryPolicy, Settings, all, default_file, reference,
+        AdminToken, Change, Described, Redis, RedisNode, Retry, RetryPolicy, Settings, all, default_file, reference,
     };
 }
 

@@ -12,6 +12,8 @@ pub(crate) enum State {
     Ready,
     /// Every thread makes progress: the unit's `WatchdogSec` begins anew.
     Progress,
+    /// It reads its settings again; [`State::Ready`] says that it has.
+    Reloading,
     /// It ends.
     Stopping,
 }
@@ -27,6 +29,7 @@ pub(crate) fn tell(state: State) {
     let told = match state {
         State::Ready => NotifyState::Ready,
         State::Progress => NotifyState::Watchdog,
+        State::Reloading => NotifyState::Reloading,
         State::Stopping => NotifyState::Stopping,
     };
     if let Err(error) = sd_notify::notify(&[told]) {

@@ -24,6 +24,7 @@ mod known;
 mod latency;
 mod lifecycle;
 mod limits;
+mod live_settings;
 mod logs;
 mod losses;
 mod memberships;

@@ -30,7 +30,12 @@ sections! {
 fn begin(section: &Section) {
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
-    let more = ["-admin-addr", "[::1]:9401", "-drain-timeout", "3s", "-fill", "kernel", "-instance", "here"];
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("retry.toml");
+    std::fs::write(&file, "suppress-miss = false\n").expect("a file");
+    let name = file.to_str().expect("UTF-8");
+    let more =
+        ["-admin-addr", "[::1]:9401", "-drain-timeout", "3s", "-fill", "kernel", "-instance", "here", "-config", name];
     let mut daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &more)).expect("a daemon");
     section.run(&endpoint.ns, "readyz").shows(&[r#""status":"ready""#, "native"]);
     let checked = section.run(&endpoint.ns, "retry-endpoint check");
@@ -42,6 +47,17 @@ fn begin(section: &Section) {
     config.shows(&["cache-memory", "drain-timeout"]);
     assert!(!config.out.contains("cache-ttl"), "what is the default stays out: {}", config.out);
     assert_eq!(section.run(&endpoint.ns, "loglevel").code, Some(0));
+    std::fs::write(&file, "suppress-miss = true\nnack-port = 9399\n").expect("a file");
+    let read = section.run(&endpoint.ns, "/v1/config\" | jq -c");
+    read.shows(&[
+        r#"{"name":"suppress-miss","from":"false","to":"true"}"#,
+        r#"{"name":"nack-port","from":"9300","to":"9399"}"#,
+    ]);
+    section.run(&endpoint.ns, "-d '{").shows(&[r#"{"name":"rl-ip-burst","from":"10","to":"50"}"#]);
+    section.run(&endpoint.ns, "after_restart").shows(&[r#""after_restart": "9399""#, "nack-port"]);
+    section.run(&endpoint.ns, "^bre_config_").shows(&[r#"bre_config_reloads_total{result="ok"} 2"#, "last_success"]);
+    // The next daemon of this test has the NACK port of the first.
+    std::fs::write(&file, "suppress-miss = false\n").expect("a file");
     let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
     // To a group that is joined, and to one that is not.
     let seen = while_sending(&[(&publish, group(0)), (&publish, group(9))], || {

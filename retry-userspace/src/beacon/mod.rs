@@ -150,7 +150,7 @@ pub(crate) fn advert(config: &Config, draining: bool) -> [u8; ADVERT_LEN] {
 /// Sends ADVERTs; when is up to the caller: at once at start, then every interval, and with `draining` before a shutdown.
 #[derive(Debug)]
 pub(crate) struct BeaconSender {
-    config: Config,
+    config: Mutex<Config>,
     /// Index of the interface that ADVERTs leave by, and their source: both may change.
     way: Mutex<(u32, Ipv6Addr)>,
     groups: Vec<Ipv6Addr>,
@@ -178,7 +178,7 @@ impl BeaconSender {
         }
         let groups = announced(scope, source_mode, control_groups, group_id);
         let way = Mutex::new((config.interface, config.source));
-        Ok(Self { config, way, groups, socket })
+        Ok(Self { config: Mutex::new(config), way, groups, socket })
     }
 
     /// ADVERTs leave by this interface and from this source from now on.
@@ -186,14 +186,33 @@ impl BeaconSender {
         *self.way.lock().unwrap_or_else(PoisonError::into_inner) = (interface, source);
     }
 
+    /// ADVERTs say what these settings have of tier, preference and flags from now on; true when that is something else.
+    pub(crate) fn announce(&self, settings: &Settings) -> bool {
+        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = Config {
+            tier: settings.beacon.tier,
+            preference: settings.beacon.preference,
+            draining: settings.beacon.draining,
+            multicast: settings.repair.multicast,
+            unicast: settings.repair.unicast,
+            ..config.clone()
+        };
+        let is_new = *config != new;
+        *config = new;
+        is_new
+    }
+
     /// Sends one ADVERT to each group and returns how many left.
     ///
     /// # Errors
     /// Those of [`multicast::send`], when none left. Each group is tried; one that fails beside others that do not is logged.
     pub(crate) fn send(&self, draining: bool) -> io::Result<usize> {
-        let bytes = advert(&self.config, draining);
+        let (bytes, hop_limit) = {
+            let config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+            (advert(&config, draining), config.hop_limit)
+        };
         let (interface, source) = *self.way.lock().unwrap_or_else(PoisonError::into_inner);
-        let egress = Egress { interface, source, port: BEACON_PORT, hop_limit: self.config.hop_limit };
+        let egress = Egress { interface, source, port: BEACON_PORT, hop_limit };
         let mut sent = 0;
         let mut failed = None;
         for &group in &self.groups {

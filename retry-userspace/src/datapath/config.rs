@@ -126,21 +126,55 @@ impl From<&Fabric> for Interfaces {
     }
 }
 
+/// What operators change of [`abi::Settings`] while programs run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Changeable {
+    /// The limits.
+    pub limits: abi::Limits,
+    /// The hold-down.
+    pub hold_down: HoldDown,
+    /// Bits of [`setting_flag::LIVE`].
+    pub flags: u32,
+    /// Life of each class in milliseconds.
+    pub life_ms: [u32; 5],
+}
+
+impl Changeable {
+    /// `settings` with this in it.
+    #[must_use]
+    pub(crate) const fn within(&self, settings: abi::Settings) -> abi::Settings {
+        let Self { limits, hold_down, flags, life_ms } = *self;
+        abi::Settings { limits, hold_down, flags: settings.flags & !setting_flag::LIVE | flags, life_ms, ..settings }
+    }
+}
+
+impl From<&Settings> for Changeable {
+    fn from(settings: &Settings) -> Self {
+        let dedup = dedup::Config::from(settings);
+        Self {
+            limits: limits(&settings.limits),
+            hold_down: HoldDown {
+                ours_ns: nanoseconds(settings.repair.holddown),
+                others_ns: nanoseconds(dedup.repeat_after),
+            },
+            flags: changeable_flags(settings, &dedup),
+            life_ms: lives_ms(&settings.cache),
+        }
+    }
+}
+
 /// What the kernel program goes by, and the daemon's engine with it. No lease: the kernel answers nothing yet.
 #[must_use]
 pub(crate) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u64) -> abi::Settings {
-    let (sizes, dedup) = (Sizes::from(settings), dedup::Config::from(settings));
+    let (sizes, changeable) = (Sizes::from(settings), Changeable::from(settings));
     abi::Settings {
         generation: 1,
         lease_until_ns: 0,
         hash_seed,
-        limits: limits(&settings.limits),
-        hold_down: HoldDown {
-            ours_ns: nanoseconds(settings.repair.holddown),
-            others_ns: nanoseconds(dedup.repeat_after),
-        },
+        limits: changeable.limits,
+        hold_down: changeable.hold_down,
         layout: abi::LAYOUT,
-        flags: flags(settings, fabric, &dedup),
+        flags: lasting_flags(settings, fabric) | changeable.flags,
         nack_ifindex: fabric.nack.index,
         bucket_mask: sizes.buckets - 1,
         hold_down_mask: sizes.hold_down_words - 1,
@@ -149,7 +183,7 @@ pub(crate) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
         nack_addr: fabric.nack_addr.octets(),
         nack_port: settings.nack.port.to_be_bytes(),
         egress_port: settings.egress.port.to_be_bytes(),
-        life_ms: lives_ms(&settings.cache),
+        life_ms: changeable.life_ms,
         ingress_ifindex: fabric.ingress.index,
         ingress_port: settings.ingress.listen_port.to_be_bytes(),
         group_prefix: settings.ingress.group_prefix.to_be_bytes(),
@@ -190,24 +224,34 @@ fn limits(limits: &Limits) -> abi::Limits {
     }
 }
 
-fn flags(settings: &Settings, fabric: &Fabric, dedup: &dedup::Config) -> u32 {
-    let here = fabric.egress.iter().any(|egress| egress.interface.index == fabric.nack.index);
-    [
-        (settings.repair.multicast, setting_flag::MULTICAST),
+/// The flags that change while programs run.
+fn changeable_flags(settings: &Settings, dedup: &dedup::Config) -> u32 {
+    let multicasts = settings.repair.multicast;
+    joined([
+        (multicasts, setting_flag::MULTICAST),
         (settings.repair.unicast, setting_flag::UNICAST),
         (settings.nack.suppress_ack, setting_flag::SUPPRESS_ACK),
         (settings.nack.suppress_miss, setting_flag::SUPPRESS_MISS),
         (settings.limits.throttle_response, setting_flag::THROTTLE_RESPONSE),
         // Such repairs go through the stack, which alone can loop them back; and the daemon alone can claim before it sends.
-        (settings.egress.multicast_loop || dedup.is_strict(), setting_flag::DAEMON_MULTICAST),
-        (dedup.announces(), setting_flag::ANNOUNCE),
+        (settings.egress.multicast_loop || multicasts && dedup.is_strict(), setting_flag::DAEMON_MULTICAST),
+        (multicasts && dedup.announces(), setting_flag::ANNOUNCE),
+    ])
+}
+
+/// The flags that last as long as the daemon.
+fn lasting_flags(settings: &Settings, fabric: &Fabric) -> u32 {
+    let here = fabric.egress.iter().any(|egress| egress.interface.index == fabric.nack.index);
+    joined([
         (settings.cache.backend == Backend::Redis, setting_flag::STORE),
         (settings.proxy.enabled, setting_flag::RECOVERY),
         (here, setting_flag::EGRESS_HERE),
         (settings.xdp.mode == XdpMode::Skb, setting_flag::DAEMON_FRAMES),
         (settings.ingress.source_mode == SourceMode::Ssm, setting_flag::NAMED_SOURCES),
         (settings.telemetry.latency_histograms, setting_flag::LATENCY),
-    ]
-    .into_iter()
-    .fold(0, |flags, (on, flag)| if on { flags | flag } else { flags })
+    ])
+}
+
+fn joined<const N: usize>(flags: [(bool, u32); N]) -> u32 {
+    flags.into_iter().fold(0, |flags, (on, flag)| if on { flags | flag } else { flags })
 }

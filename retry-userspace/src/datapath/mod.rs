@@ -33,17 +33,18 @@ use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use retry_common::abi;
 use retry_common::counter::Counters;
+use retry_common::key::FrameKey;
 use retry_common::latency::{Histogram, Measured};
 
 use crate::acl;
 use crate::clock::nanoseconds;
 use crate::counters::StoredBySource;
 use crate::framelog::{Memory, Pages, Sizes};
-use crate::limits::{AddressTable, GroupTable, LimitTable};
+use crate::limits::{AddressTable, Changed, GroupTable, LimitTable};
 pub use adopt::Found;
 use adopt::{Left, NEXT};
 pub(crate) use attach::{Attachments, native_mtu};
-pub(crate) use config::kernel_settings;
+pub(crate) use config::{Changeable, kernel_settings};
 pub use config::{Config, EgressInterface, Interfaces};
 pub use error::DatapathError;
 pub use events::Events;
@@ -411,6 +412,64 @@ impl Datapath {
             self.settings.write(offset, word);
         }
         self.set_nack_mac(interfaces.nack_mac);
+        Ok(())
+    }
+
+    /// Gives the kernel program what operators have changed, word by word; what is as it was is not touched.
+    pub(crate) fn change(&mut self, wanted: &Changeable) {
+        let (old, new) = (self.asked, wanted.within(self.asked));
+        let limits = std::mem::offset_of!(abi::Settings, limits);
+        let mut words = Vec::new();
+        let mut differs = |offset, old: &[u64], new: &[u64]| {
+            let each = (offset..).step_by(size_of::<u64>()).zip(old.iter().zip(new));
+            words.extend(each.filter(|(_, (old, new))| old != new).map(|(offset, (_, new))| (offset, *new)));
+        };
+        for (offset, old, new) in [
+            (std::mem::offset_of!(abi::Limits, address), old.limits.address, new.limits.address),
+            (std::mem::offset_of!(abi::Limits, group), old.limits.group, new.limits.group),
+        ] {
+            differs(limits + offset, &old.words(), &new.words());
+        }
+        for (offset, old, new) in [
+            (std::mem::offset_of!(abi::Limits, sequence), old.limits.sequence, new.limits.sequence),
+            (std::mem::offset_of!(abi::Limits, chain), old.limits.chain, new.limits.chain),
+        ] {
+            differs(limits + offset, &old.words(), &new.words());
+        }
+        let hold_down = |settings: &abi::Settings| [settings.hold_down.ours_ns, settings.hold_down.others_ns];
+        differs(std::mem::offset_of!(abi::Settings, hold_down), &hold_down(&old), &hold_down(&new));
+        for (offset, word) in words {
+            self.settings.word(offset).store(word, Ordering::Relaxed);
+        }
+        let lives = (std::mem::offset_of!(abi::Settings, life_ms)..).step_by(size_of::<u32>());
+        let flags = (std::mem::offset_of!(abi::Settings, flags), (old.flags, new.flags));
+        for (offset, (_, word)) in
+            lives.zip(old.life_ms.into_iter().zip(new.life_ms)).chain([flags]).filter(|(_, (old, new))| old != new)
+        {
+            self.settings.write(offset, word);
+        }
+        self.asked = new;
+    }
+
+    /// Lets every key of these limits begin anew, in the kernel program's tables.
+    pub(crate) fn forget(&self, limits: Changed) {
+        let Changed { address, sequence, chain, group } = limits;
+        let [address_map, sequence_map, chain_map, group_map] = map::LIMITS;
+        let forgotten = [
+            address.then(|| self.forget_in::<abi::AddressKey>(address_map)),
+            sequence.then(|| self.forget_in::<FrameKey>(sequence_map)),
+            chain.then(|| self.forget_in::<abi::ChainKey>(chain_map)),
+            group.then(|| self.forget_in::<abi::GroupKey>(group_map)),
+        ];
+        for error in forgotten.into_iter().flatten().filter_map(Result::err) {
+            tracing::warn!(%error, "a limit that has changed goes on from what was counted before");
+        }
+    }
+
+    fn forget_in<K: Copy>(&self, name: &'static str) -> Result<(), DatapathError> {
+        let mask = self.asked.limit_mask;
+        let memory = mapped(&self.ebpf, name, LimitTable::<K>::len(mask))?;
+        LimitTable::<K>::new(memory, mask).forget();
         Ok(())
     }
 

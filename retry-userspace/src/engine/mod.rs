@@ -5,6 +5,7 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use retry_common::abi::{self, Limits};
 use retry_common::counter::Counter;
 use retry_common::decide::{self, Endpoint, Multicast, Policy, Repair, Verdict};
@@ -15,7 +16,7 @@ use retry_common::wire::nack::Nack;
 
 use crate::counters::UserCounters;
 use crate::framelog::{Log, Record};
-use crate::limits::{AddressTable, GroupTable, KnownListeners, LimitTables};
+use crate::limits::{AddressTable, Changed, GroupTable, KnownListeners, LimitTables};
 use crate::settings::Settings;
 
 /// What shapes the answers.
@@ -74,7 +75,7 @@ pub(crate) type Judged = (Verdict<Record>, Option<Counter>);
 
 /// Decides on NACKs that the kernel did not answer.
 pub struct Engine {
-    config: Config,
+    config: ArcSwap<Config>,
     tables: LimitTables,
     kernel_groups: Option<Box<dyn GroupLimit>>,
     log: Log,
@@ -94,6 +95,7 @@ impl Engine {
         kernel_groups: Option<Box<dyn GroupLimit>>,
     ) -> io::Result<Self> {
         let tables = LimitTables::new(config.limit_entries, config.hash_seed)?;
+        let config = ArcSwap::from_pointee(config);
         Ok(Self { config, tables, kernel_groups, log, counters, known: Arc::default() })
     }
 
@@ -108,11 +110,21 @@ impl Engine {
         self.tables.addresses()
     }
 
+    /// NACKs are judged by this from now on; the tables stay as large as they are.
+    pub(crate) fn change(&self, config: Config) {
+        self.config.store(Arc::new(config));
+    }
+
+    /// Lets every key of these limits begin anew, in the daemon's own tables.
+    pub(crate) fn forget(&self, limits: Changed) {
+        self.tables.forget(limits);
+    }
+
     /// What a NACK from `source` gets at `now_ns`, and why: the counter that was counted last.
     pub(crate) fn judge_nack(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Judged {
         let mut case = self.case(nack, source, now_ns);
-        let verdict = match decide::decide(nack, self.config.policy, &mut case) {
-            Verdict::Relieve => decide::relieve(nack, self.config.policy, &mut case),
+        let verdict = match decide::decide(nack, case.config.policy, &mut case) {
+            Verdict::Relieve => decide::relieve(nack, case.config.policy, &mut case),
             verdict => verdict,
         };
         (verdict, case.last)
@@ -122,7 +134,7 @@ impl Engine {
     /// other limits are the daemon's own.
     pub(crate) fn judge_known(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Judged {
         let mut case = self.case(nack, source, now_ns);
-        (decide::relieve(nack, self.config.policy, &mut case), case.last)
+        (decide::relieve(nack, case.config.policy, &mut case), case.last)
     }
 
     /// What is decided on a NACK from `source`.
@@ -134,9 +146,9 @@ impl Engine {
     pub(crate) fn judge_send(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Judged {
         let mut case = Case { admitted: Some(Admitted::Kernel), ..self.case(nack, source, now_ns) };
         let verdict = match case.look_up() {
-            Some(record) => decide::repair(nack, self.config.policy, record, &mut case),
+            Some(record) => decide::repair(nack, case.config.policy, record, &mut case),
             // Lapped or expired between the kernel's look-up and ours; it counted a hit.
-            None => decide::missed(nack, self.config.policy, &mut case),
+            None => decide::missed(nack, case.config.policy, &mut case),
         };
         (verdict, case.last)
     }
@@ -151,8 +163,8 @@ impl Engine {
     pub(crate) fn judge_asked(&self, nack: &Nack, source: Ipv6Addr, admitted: Admitted, now_ns: u64) -> Judged {
         let mut case = Case { admitted: Some(admitted), ..self.case(nack, source, now_ns) };
         let verdict = match case.look_up() {
-            Some(record) => decide::found(nack, self.config.policy, record, &mut case),
-            None => decide::missed(nack, self.config.policy, &mut case),
+            Some(record) => decide::found(nack, case.config.policy, record, &mut case),
+            None => decide::missed(nack, case.config.policy, &mut case),
         };
         (verdict, case.last)
     }
@@ -161,10 +173,10 @@ impl Engine {
     /// long ago. `None` when there is nothing to send. Each way of repair that is on is used: multicast, and a copy to each
     /// listener that asked.
     pub fn handle_recovered(&self, key: &FrameKey, now_ns: u64) -> Option<(Record, Repair)> {
-        let record = self.log.look_up(key, now_ns)?;
-        let mut plan = Repair { unicast: self.config.policy.unicasts(), ..Repair::default() };
-        if self.config.policy.multicasts() {
-            match self.log.claim(key, &self.config.hold_down, now_ns) {
+        let (record, config) = (self.log.look_up(key, now_ns)?, self.config.load());
+        let mut plan = Repair { unicast: config.policy.unicasts(), ..Repair::default() };
+        if config.policy.multicasts() {
+            match self.log.claim(key, &config.hold_down, now_ns) {
                 Multicast::Claimed => plan.multicast = true,
                 Multicast::HeldByUs => self.counters.one(Counter::RetransmitHeldDown),
                 Multicast::HeldByAnother => self.counters.one(Counter::RetransmitDedup),
@@ -174,13 +186,16 @@ impl Engine {
     }
 
     fn case<'a>(&'a self, nack: &'a Nack, source: Ipv6Addr, now_ns: u64) -> Case<'a> {
-        Case { engine: self, nack, source: source.octets(), now_ns, admitted: None, last: None }
+        let config = **self.config.load();
+        Case { engine: self, config, nack, source: source.octets(), now_ns, admitted: None, last: None }
     }
 }
 
 /// One NACK, as the truth table sees it from here.
 struct Case<'a> {
     engine: &'a Engine,
+    /// As it was when the NACK came to be judged: a change of settings divides no decision.
+    config: Config,
     nack: &'a Nack,
     source: [u8; 16],
     now_ns: u64,
@@ -194,16 +209,16 @@ impl Endpoint for Case<'_> {
     type Frame = Record;
 
     fn take_address(&mut self) -> bool {
-        self.engine.tables.take_address(self.source, &self.engine.config.limits.address, self.now_ns)
+        self.engine.tables.take_address(self.source, &self.config.limits.address, self.now_ns)
     }
 
     fn sequence_is_over(&mut self) -> bool {
-        self.engine.tables.sequence_is_over(self.nack.key, &self.engine.config.limits.sequence, self.now_ns)
+        self.engine.tables.sequence_is_over(self.nack.key, &self.config.limits.sequence, self.now_ns)
     }
 
     fn take_sequence(&mut self) -> bool {
         self.admitted.is_some()
-            || self.engine.tables.take_sequence(self.nack.key, &self.engine.config.limits.sequence, self.now_ns)
+            || self.engine.tables.take_sequence(self.nack.key, &self.config.limits.sequence, self.now_ns)
     }
 
     fn is_known(&mut self) -> bool {
@@ -212,7 +227,7 @@ impl Endpoint for Case<'_> {
 
     fn take_chain(&mut self) -> bool {
         let hash_key = self.nack.key.hash_key();
-        self.engine.tables.take_chain(self.source, hash_key, &self.engine.config.limits.chain, self.now_ns)
+        self.engine.tables.take_chain(self.source, hash_key, &self.config.limits.chain, self.now_ns)
     }
 
     fn look_up(&mut self) -> Option<Record> {
@@ -220,7 +235,7 @@ impl Endpoint for Case<'_> {
     }
 
     fn take_group(&mut self, group: u16) -> bool {
-        let bucket = &self.engine.config.limits.group;
+        let bucket = &self.config.limits.group;
         match (self.admitted, &self.engine.kernel_groups) {
             (Some(Admitted::Kernel), Some(groups)) => groups.take_group(self.source, group, bucket, self.now_ns),
             _ => self.engine.tables.take_group(self.source, group, bucket, self.now_ns),
@@ -233,11 +248,11 @@ impl Endpoint for Case<'_> {
     }
 
     fn claim_multicast(&mut self) -> Multicast {
-        self.engine.log.claim(&self.nack.key, &self.engine.config.hold_down, self.now_ns)
+        self.engine.log.claim(&self.nack.key, &self.config.hold_down, self.now_ns)
     }
 
     fn peek_multicast(&mut self) -> Multicast {
-        self.engine.log.peek(&self.nack.key, &self.engine.config.hold_down, self.now_ns)
+        self.engine.log.peek(&self.nack.key, &self.config.hold_down, self.now_ns)
     }
 
     fn count(&mut self, counter: Counter) {

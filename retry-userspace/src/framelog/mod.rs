@@ -14,6 +14,7 @@ mod writer;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use retry_common::abi::{Bucket, Lane, SEGMENT_LEN, SEGMENT_SLOTS};
 use retry_common::index;
@@ -56,6 +57,29 @@ impl From<&Settings> for Sizes {
 #[must_use]
 pub(crate) fn lives_ms(cache: &Cache) -> [u32; Class::ALL.len()] {
     Class::ALL.map(|class| u32::try_from(cache.ttl(class).as_millis()).unwrap_or(u32::MAX))
+}
+
+/// How long frames are kept that are stored from now on, by class: it changes while the daemon runs.
+#[derive(Debug)]
+pub(crate) struct Lives([AtomicU32; Class::ALL.len()]);
+
+impl Lives {
+    /// These lives in milliseconds, in the order of [`Class::ALL`].
+    pub(crate) fn new(lives_ms: [u32; Class::ALL.len()]) -> Self {
+        Self(lives_ms.map(AtomicU32::new))
+    }
+
+    /// Life of a class in milliseconds.
+    pub(crate) fn of_ms(&self, class: Class) -> u32 {
+        class.of(&self.0.each_ref()).load(Ordering::Relaxed)
+    }
+
+    /// Changes them.
+    pub(crate) fn set(&self, lives_ms: [u32; Class::ALL.len()]) {
+        for (life, new_ms) in self.0.iter().zip(lives_ms) {
+            life.store(new_ms, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Sizes {

@@ -18,7 +18,7 @@ use super::subscription::Subscription;
 use crate::clock::monotonic_ns;
 use crate::counters::{SourceCounts, UserCounters};
 use crate::fabric::Fabric;
-use crate::framelog::{self, Followed, LaneUse, NewFrame, Put, Removed, Writer, lives_ms};
+use crate::framelog::{self, Followed, LaneUse, Lives, NewFrame, Put, Removed, Writer, lives_ms};
 use crate::latency::{UserLatency, Wait};
 use crate::net::batch::{Batch, LONGEST_DATAGRAM, Readiness};
 use crate::settings::Settings;
@@ -51,7 +51,7 @@ const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Config {
     /// How frames map to groups.
     pub sharding: Sharding,
-    /// Life of each class in milliseconds, in the order of `Class::ALL`.
+    /// Life of each class in milliseconds at the start, in the order of `Class::ALL`.
     pub life_ms: [u32; Class::ALL.len()],
     /// The longest frame that the kernel sends; longer ones are the daemon's.
     pub kernel_max: usize,
@@ -176,6 +176,8 @@ pub(crate) struct Fill {
     latency: Arc<UserLatency>,
     /// How old the oldest frame of each class is.
     pub ages: Arc<ClassAges>,
+    /// How long frames are kept that are stored from now on.
+    pub lives: Arc<Lives>,
     on_stored: Option<OnStored>,
     on_number: Option<OnNumber>,
 }
@@ -188,8 +190,10 @@ impl Fill {
         counters: Arc<UserCounters>,
         on_stored: Option<OnStored>,
     ) -> Self {
+        let lives = Arc::new(Lives::new(config.life_ms));
         Self {
             config,
+            lives,
             writer: Arc::new(Mutex::new(writer)),
             counters,
             sources: Arc::default(),
@@ -517,7 +521,7 @@ impl Fill {
         if frame.head().bundle.is_some() && !self.config.sharding.has_shard(group) {
             return Err(Refused::OtherGroup);
         }
-        let life_ms = life_ms.unwrap_or_else(|| class.of(&self.config.life_ms));
+        let life_ms = life_ms.unwrap_or_else(|| self.lives.of_ms(class));
         let daemon_only = bytes.len() > self.config.kernel_max;
         Ok(NewFrame { key, class, group, life_ms, daemon_only, bytes })
     }

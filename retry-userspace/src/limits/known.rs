@@ -199,7 +199,7 @@ impl Look {
             }
             if now.tag != before.tag {
                 replaced += 1;
-            } else if now.state != before.state && tag(address_hash(&key.address, self.of.seed)) == now.tag {
+            } else if now.state > before.state && tag(address_hash(&key.address, self.of.seed)) == now.tag {
                 asked(key.address);
             }
         }

@@ -8,7 +8,7 @@ mod table;
 
 use std::io;
 
-use retry_common::abi::{AddressKey, ChainKey};
+use retry_common::abi::{AddressKey, ChainKey, Limits};
 use retry_common::index;
 use retry_common::key::FrameKey;
 use retry_common::limits::table::{address_hash, join};
@@ -17,6 +17,36 @@ use retry_common::limits::{TokenBucket, Window};
 pub(crate) use known::{AddressTable, Change, KnownListeners, OnChange, Review};
 pub(crate) use table::GroupTable;
 pub(crate) use table::LimitTable;
+
+/// Which limits have changed.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Changed {
+    /// That of the source address.
+    pub address: bool,
+    /// That of the frame.
+    pub sequence: bool,
+    /// That of the source address and flow.
+    pub chain: bool,
+    /// That of the source address and group.
+    pub group: bool,
+}
+
+impl Changed {
+    /// What differs.
+    pub(crate) fn between(old: &Limits, new: &Limits) -> Self {
+        Self {
+            address: old.address != new.address,
+            sequence: old.sequence != new.sequence,
+            chain: old.chain != new.chain,
+            group: old.group != new.group,
+        }
+    }
+
+    /// True when any has.
+    pub(crate) const fn any(self) -> bool {
+        self.address || self.sequence || self.chain || self.group
+    }
+}
 
 /// The four tables of the socket path.
 #[derive(Debug)]
@@ -46,6 +76,23 @@ impl LimitTables {
     /// The table of addresses, for who looks who has asked.
     pub(crate) fn addresses(&self) -> AddressTable {
         self.address.clone()
+    }
+
+    /// Lets every key of these limits begin anew.
+    pub(crate) fn forget(&self, limits: Changed) {
+        let Changed { address, sequence, chain, group } = limits;
+        if address {
+            self.address.table.forget();
+        }
+        if sequence {
+            self.sequence.forget();
+        }
+        if chain {
+            self.chain.forget();
+        }
+        if group {
+            self.group.forget();
+        }
     }
 
     /// Takes a token of the source address; true when there was one.
@@ -80,6 +127,8 @@ impl LimitTables {
 
 #[cfg(test)]
 mod tests {
+    use retry_common::limits::Rate;
+
     use super::*;
 
     const NOW: u64 = 5_000_000_000;
@@ -129,6 +178,25 @@ mod tests {
         });
         let sent: Vec<_> = one.iter().zip(other).map(|(one, other)| one + other).collect();
         assert!(sent.iter().all(|sent| *sent == 5), "{:?} to {:?}", sent.iter().min(), sent.iter().max());
+    }
+
+    /// A bucket that fills in days, and a window whose counts have other places: no new limit may go by what they counted.
+    #[test]
+    fn every_key_of_a_changed_limit_begins_anew() {
+        let tables = tables();
+        let (slow, quick) = (TokenBucket::new(Rate::every(1 << 50), 1), TokenBucket::new(100, 1));
+        let (narrow, wide) = (Window::new(100, 1_000_000_000), Window::new(200, 1_000_000_000));
+        let (one, key) = ([1; 16], FrameKey::new(1, 1));
+        assert!(tables.take_address(one, &slow, NOW) && tables.take_group(one, 1, &slow, NOW));
+        while tables.take_chain(one, 1, &narrow, NOW) && tables.take_sequence(key, &narrow, NOW) {}
+        let old = Limits { address: slow, group: slow, sequence: narrow, chain: narrow };
+        let new = Limits { address: quick, sequence: wide, ..old };
+        let changed = Changed::between(&old, &new);
+        assert_eq!(changed, Changed { address: true, sequence: true, ..Changed::default() });
+        tables.forget(changed);
+        assert!(tables.take_address(one, &quick, NOW));
+        assert_eq!((0..300).filter(|_| tables.take_sequence(key, &wide, NOW)).count(), 200);
+        assert!(!tables.take_group(one, 1, &slow, NOW) && !tables.take_chain(one, 1, &narrow, NOW), "they stay");
     }
 
     #[test]

@@ -77,6 +77,19 @@ impl<K: Copy> LimitTable<K> {
         (LimitWay { tag, state }, self.memory.read(there.offset + key))
     }
 
+    /// Lets every key begin anew. What is not in use stays untouched: memory of the daemon's own is taken as it is used.
+    pub(crate) fn forget(&self) {
+        for bucket in 0..=self.mask as usize {
+            let ways = bucket * size_of::<LimitBucket<K>>() + offset_of!(LimitBucket<K>, ways);
+            for way in 0..table::WAYS {
+                let state = self.memory.word(ways + way * size_of::<LimitWay>() + offset_of!(LimitWay, state));
+                if state.load(Ordering::Relaxed) != 0 {
+                    state.store(0, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
     fn there(&self, key: K, hash: u64) -> BucketRef<'_, K> {
         let offset = index::bucket(hash, self.mask) as usize * size_of::<LimitBucket<K>>();
         BucketRef { memory: &self.memory, offset, key }
@@ -94,6 +107,11 @@ impl GroupTable {
     /// Over `table`, whose hashes begin with `seed`.
     pub(crate) const fn new(table: LimitTable<GroupKey>, seed: u64) -> Self {
         Self { table, seed }
+    }
+
+    /// As [`LimitTable::forget`].
+    pub(crate) fn forget(&self) {
+        self.table.forget();
     }
 
     /// Takes a token of (source, group); true when there was one.

@@ -158,6 +158,12 @@ pub fn samples(snapshot: &Snapshot) -> Vec<Sample> {
         1.0,
     );
     gauge(
+        "bre_config_last_success_timestamp_seconds",
+        "When settings were last read and could stand, at the start or since, in seconds of Unix time.",
+        &[],
+        snapshot.settings_read_s as f64,
+    );
+    gauge(
         "bre_start_mode",
         "1 for what the frame log held at the start: nothing, or the frames of an earlier daemon.",
         &[("mode", snapshot.start_mode)],

@@ -68,6 +68,8 @@ pub struct Snapshot {
     pub draining: bool,
     /// What the frame log held at the start: `fresh`, `unfit`, `adopted` or `read_over`.
     pub start_mode: &'static str,
+    /// When settings were last read and could stand, seconds of Unix time.
+    pub settings_read_s: u64,
 }
 
 impl Snapshot {

@@ -22,6 +22,7 @@ pub(crate) mod upstreams;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
@@ -154,6 +155,8 @@ impl Waiting {
 /// What jobs and sockets share.
 struct Shared {
     config: Config,
+    /// As in the configuration; it changes while the daemon runs.
+    unicast: AtomicBool,
     retry: Retry,
     upstreams: Mutex<Upstreams>,
     flight: Mutex<Flight>,
@@ -223,6 +226,7 @@ impl Recovery {
             tails,
             under_way: Arc::new(Semaphore::new(config.proxy.workers.saturating_mul(jobs::AT_A_TIME))),
             holding: Semaphore::new(jobs::MOST_HOLDING),
+            unicast: AtomicBool::new(config.unicast),
             config,
             counters: Arc::clone(&counters),
             latency,
@@ -264,6 +268,11 @@ impl Recovery {
         }
     }
 
+    /// Whether each listener that asked gets a copy, from now on.
+    pub(crate) fn set_unicast(&self, unicast: bool) {
+        self.shared.unicast.store(unicast, Ordering::Relaxed);
+    }
+
     /// No recovery waits or is under way.
     #[must_use]
     pub(crate) fn is_idle(&self) -> bool {
@@ -272,11 +281,11 @@ impl Recovery {
 
     /// `None`, and counted, where no job is to begin.
     fn begin(&self, job: &Job) -> Option<JobReceiver> {
-        let Shared { config, tails, counters, .. } = &*self.shared;
+        let Shared { unicast, tails, counters, .. } = &*self.shared;
         let mut flight = self.shared.flight();
         if flight.is_under_way(&job.key) {
             counters.one(Counter::ProxyInflightDedup);
-            if config.unicast && flight.join(&job.key, job.asker) == Some(Join::Full) {
+            if unicast.load(Ordering::Relaxed) && flight.join(&job.key, job.asker) == Some(Join::Full) {
                 counters.one(Counter::ProxySkippedAskers);
             }
             return None;

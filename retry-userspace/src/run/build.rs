@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddrV6};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender as Channel, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -18,6 +19,7 @@ use super::handover::{self, OldLog, Opened};
 use super::kernel::Kernel;
 use super::management::Management;
 use super::memory;
+use super::reload::{Reached, Reload};
 use super::state::{Observed, State};
 use super::workers::Workers;
 use crate::acl::{self, Acl};
@@ -30,7 +32,7 @@ use crate::engine::{self, Engine, GroupLimit};
 use crate::fabric::{Fabric, Names};
 use crate::fdstore::{self, Found};
 use crate::feed::Feed;
-use crate::framelog::{self, Log, Writer};
+use crate::framelog::{Log, Writer};
 use crate::ingress::beacon_listener::{self, BeaconListener};
 use crate::ingress::fill::{self, Fill, OnNumber, OnStored};
 use crate::ingress::joins::JoinError;
@@ -49,9 +51,9 @@ use crate::recovery::{self, Claims, Job, NoClaims, Recovery};
 use crate::repair::{self, Held, OnMulticast, Sender};
 use crate::settings::Settings;
 use crate::store::{self, Store};
-use crate::telemetry;
 use crate::telemetry::otlp::{self, Exporter};
 use crate::telemetry::trace::NackTracer;
+use crate::telemetry::{self, LogLevel};
 
 /// All parts.
 pub(super) struct Built {
@@ -106,7 +108,7 @@ pub(super) struct Kept {
 
 /// Opens all parts in their order: what may be refused first, then what is attached, then what is joined. Gives up where it
 /// takes long, with an error, once it is `told`.
-pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Built, StartError> {
+pub(super) fn build(settings: &Settings, log_level: &LogLevel, told: &CancellationToken) -> Result<Built, StartError> {
     memory::check(settings)?;
     if let Some(directory) = &settings.proxy.state_dir {
         recovery::check_directory(directory)?;
@@ -134,7 +136,8 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
     start.count(&counters);
     counters.add(Counter::NackStale, stale);
     let _cancel = cancel.clone().drop_guard();
-    let common = Common { settings, fabric, log, counters, latency, acl, cancel };
+    let claims_per_asker = Arc::new(AtomicBool::new(!settings.repair.multicast));
+    let common = Common { settings, fabric, log, counters, latency, acl, claims_per_asker, cancel };
 
     let gate = Arc::new(Gate::new().map_err(nack_socket::OpenError::Setup)?);
     let (data_sources, wanted) = channel();
@@ -160,7 +163,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         latency: common.latency(),
         sources: Arc::clone(&fill.sources),
         ages: Arc::clone(&fill.ages),
-        life_ms: framelog::lives_ms(&settings.cache),
+        lives: Arc::clone(&fill.lives),
         nack_socket: Arc::clone(&socket),
         writer: Arc::clone(&fill.writer),
         workers_ready: Arc::clone(&workers.ready),
@@ -187,7 +190,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
             Handle::current(),
             Arc::clone(&fill),
             reply,
-            Backends { store: store.clone(), recovery },
+            Backends { store: store.clone(), recovery: recovery.clone() },
         ),
         tracer: common.tracer(exporter.as_ref()),
         counters: common.counters(),
@@ -195,6 +198,16 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         acl: Arc::clone(&common.acl),
     });
 
+    let reached = Reached {
+        state: Arc::clone(&state),
+        server: Arc::clone(&server),
+        lives: Arc::clone(&fill.lives),
+        recovery: recovery.clone(),
+        claims_per_asker: Arc::clone(&common.claims_per_asker),
+        log_level: log_level.clone(),
+        answers,
+        beacon: OnceLock::new(),
+    };
     telemetry::inventory::tell(settings, &common.fabric, xdp);
     let management = Management {
         state: Arc::clone(&state),
@@ -202,7 +215,7 @@ pub(super) fn build(settings: &Settings, told: &CancellationToken) -> Result<Bui
         log: common.log.clone(),
         store,
         registry,
-        described: settings.describe().to_vec(),
+        reload: Arc::new(Reload::new(settings, reached)),
         instance: settings.telemetry.instance.clone(),
     };
     let (kernel_fill, events, log_lines) = (kernel.fill, kernel.events, kernel.log_lines);
@@ -255,6 +268,8 @@ struct Common<'a> {
     counters: Arc<UserCounters>,
     latency: Arc<UserLatency>,
     acl: Arc<Acl>,
+    /// Recoveries are claimed per listener: repairs are not multicast. It changes while the daemon runs.
+    claims_per_asker: Arc<AtomicBool>,
     cancel: CancellationToken,
 }
 
@@ -332,7 +347,9 @@ impl Common<'_> {
             return Ok(None);
         };
         let claims: Arc<dyn Claims> = match store {
-            Some(store) => Arc::new(StoreClaims { store: store.clone(), per_asker: !self.settings.repair.multicast }),
+            Some(store) => {
+                Arc::new(StoreClaims { store: store.clone(), per_asker: Arc::clone(&self.claims_per_asker) })
+            }
             None => Arc::new(NoClaims),
         };
         let (registry, discovers) = (Arc::clone(registry), config.proxy.discover);
@@ -420,12 +437,12 @@ impl Common<'_> {
 struct StoreClaims {
     store: Store,
     /// Nothing is multicast: what another instance recovers reaches only the listeners that asked it.
-    per_asker: bool,
+    per_asker: Arc<AtomicBool>,
 }
 
 impl StoreClaims {
     fn asker(&self, job: &Job) -> Option<Ipv6Addr> {
-        self.per_asker.then_some(*job.asker.ip())
+        self.per_asker.load(Ordering::Relaxed).then_some(*job.asker.ip())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The daemon behind the management API.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +9,11 @@ use futures_util::future::BoxFuture;
 use retry_common::key::FrameKey;
 use retry_common::wire::frame::Frame;
 
+use super::reload::{Outcome, Reload};
 use super::state::State;
 use crate::admin::manage::{
-    Backend, BackendError, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
+    Backend, BackendError, ConfigOutcome, ConfigRefused, Members, PutError, PutOutcome, RedisMembers, RedisNode,
+    StoredFrame, Whence,
 };
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::monotonic_ns;
@@ -27,7 +30,7 @@ pub(super) struct Management {
     pub(super) log: Log,
     pub(super) store: Option<Store>,
     pub(super) registry: Arc<SharedRegistry>,
-    pub(super) described: Vec<Described>,
+    pub(super) reload: Arc<Reload>,
     pub(super) instance: String,
 }
 
@@ -106,7 +109,24 @@ impl Backend for Management {
     }
 
     fn config(&self) -> Vec<Described> {
-        self.described.clone()
+        self.reload.in_force().describe().to_vec()
+    }
+
+    fn set_config(
+        &self,
+        values: Option<BTreeMap<String, Option<String>>>,
+    ) -> BoxFuture<'_, Result<ConfigOutcome, ConfigRefused>> {
+        Box::pin(async move {
+            let reload = Arc::clone(&self.reload);
+            // Files are read, names may be looked up, and NACKs under way are waited for.
+            let done = tokio::task::spawn_blocking(move || match values {
+                None => reload.read_again("the management API"),
+                Some(values) => reload.set(&values),
+            });
+            let done = done.await.map_err(|error| ConfigRefused(error.to_string()))?;
+            let Outcome { changed, waiting } = done.map_err(|error| ConfigRefused(error.to_string()))?;
+            Ok(ConfigOutcome { changed, waiting })
+        })
     }
 
     fn members(&self) -> BoxFuture<'_, Members> {

@@ -35,6 +35,7 @@
 //! interfaces: rtnetlink         (Follower)        handles of the parts           Datapath, Rejoin, Sender, BeaconSender
 //! Follower: ready again         (supervise)       Notify of State                BeaconSender
 //! POST of the order to drain    (supervise)       Notify of State                BeaconSender
+//! SIGHUP, POST of settings      (a blocking one)  Reload                         Engine, Datapath, Fill: what changed
 //! what is joined: Rejoin        (rejoin)          raw socket, at an interval     routers and switches
 //! sockets of other programs     ports             KernelFill                     kernel's fill, on or off
 //! a quarter of the lease        (supervise)       State: Datapath                lease in the kernel's settings
@@ -57,6 +58,7 @@ mod handover;
 mod kernel;
 mod management;
 pub(crate) mod memory;
+mod reload;
 mod spawn;
 mod state;
 mod status;
@@ -107,7 +109,7 @@ async fn run_seen(
     let hangups = signal(SignalKind::hangup()).map_err(StartError::Thread)?;
     let http = bind(settings).await?;
     tokio::pin!(shutdown);
-    let Some((built, is_over)) = build_until(settings, shutdown.as_mut()).await? else {
+    let Some((built, is_over)) = build_until(settings, &log_level, shutdown.as_mut()).await? else {
         tracing::info!("told to end while it started");
         return Ok(());
     };
@@ -129,11 +131,12 @@ async fn run_seen(
 /// built when it came in time.
 async fn build_until(
     settings: &Settings,
+    log_level: &LogLevel,
     mut shutdown: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<Option<(Built, bool)>, StartError> {
     let told = CancellationToken::new();
-    let (settings, heard) = (settings.clone(), told.clone());
-    let mut building = tokio::task::spawn_blocking(move || build(&settings, &heard));
+    let (settings, log_level, heard) = (settings.clone(), log_level.clone(), told.clone());
+    let mut building = tokio::task::spawn_blocking(move || build(&settings, &log_level, &heard));
     let (built, is_over) = tokio::select! {
         built = &mut building => (built, false),
         () = &mut shutdown => {

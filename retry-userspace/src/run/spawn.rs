@@ -13,6 +13,7 @@ use super::StartError;
 use super::build::{Outlives, Parts, Work};
 use super::fill_switch::{self, FillSwitch, NackPortWatch};
 use super::follow::Follower;
+use super::reload::Reload;
 use super::state::State;
 use super::status::StatusPage;
 use super::workers::Workers;
@@ -48,6 +49,8 @@ pub(super) struct Running {
     /// The threads that finish what is in flight.
     pub(super) finishers: Workers,
     pub(super) beacon: Option<Arc<BeaconSender>>,
+    /// Changes settings.
+    pub(super) reload: Arc<Reload>,
     /// Serves the metrics.
     pub(super) metrics: JoinHandle<io::Result<()>>,
     /// Serves the management API.
@@ -98,6 +101,9 @@ pub(super) async fn spawn(
     let (server, mut finishers) = (Arc::clone(&work.server), workers.apart());
     let beacon = beacon::Config::from(settings, &fabric).map(BeaconSender::open).transpose();
     let beacon = beacon.map_err(StartError::Beacon)?.map(Arc::new);
+    if let Some(beacon) = &beacon {
+        management.reload.reach_beacon(beacon);
+    }
     let follower = Follower::new(settings, &fabric, &state, beacon.as_ref(), &work);
     let nack = work.socket.local_addr();
     let joined: Vec<Rejoin> =
@@ -128,6 +134,7 @@ pub(super) async fn spawn(
         let cancel = cancel.clone();
         tokio::spawn(async move { cancel.run_until_cancelled(rejoin::keep(interval, joined)).await });
     }
+    let reload = Arc::clone(&management.reload);
     let metrics = metrics.serve(Arc::new(StatusPage::new(settings, &management)), log_level.clone());
     let manage_until = CancellationToken::new();
     let management = managed.map(|listener| listener.serve(Arc::new(management), manage_until.clone()));
@@ -138,7 +145,7 @@ pub(super) async fn spawn(
         metrics = %settings.admin.metrics_addr,
         "serving"
     );
-    Ok(Running { state, server, fill, workers, finishers, beacon, metrics, management, manage_until, cancel })
+    Ok(Running { state, server, fill, workers, finishers, beacon, reload, metrics, management, manage_until, cancel })
 }
 
 /// Keeps what outlives the daemon, on a thread: thousands of membership sockets' groups take their time to join.

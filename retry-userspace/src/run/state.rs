@@ -1,9 +1,9 @@
 //! What HTTP shows and the timers touch.
 
 use std::net::Ipv6Addr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use retry_common::counter::{Counter, Counters};
 use retry_common::latency::Histogram;
@@ -17,7 +17,7 @@ use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::{SourceCounts, StoredBySource, UserCounters};
 use crate::datapath::{Datapath, Delivered};
 use crate::fabric::Fabric;
-use crate::framelog::{LaneUse, Writer};
+use crate::framelog::{LaneUse, Lives, Writer};
 use crate::ingress::class_ages::ClassAges;
 use crate::ingress::fill::LogUse;
 use crate::ingress::subscription;
@@ -41,8 +41,7 @@ pub(super) struct Observed {
     /// Frames that the daemon stored, by their source.
     pub(super) sources: Arc<SourceCounts>,
     pub(super) ages: Arc<ClassAges>,
-    /// Life of each class in milliseconds, in the order of `Class::ALL`.
-    pub(super) life_ms: [u32; Class::ALL.len()],
+    pub(super) lives: Arc<Lives>,
     pub(super) nack_socket: Arc<NackSocket>,
     pub(super) writer: Arc<Mutex<Writer>>,
     pub(super) workers_ready: Arc<AtomicUsize>,
@@ -102,6 +101,8 @@ pub(super) struct State {
     pub(super) announce: Notify,
     pub(super) workers_total: AtomicUsize,
     draining: AtomicBool,
+    /// When settings were last read and could stand, seconds of Unix time.
+    settings_read_s: AtomicU64,
     /// Told when the order to drain comes.
     pub(super) drain_ordered: Notify,
 }
@@ -149,6 +150,7 @@ impl State {
             announce: Notify::new(),
             workers_total: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
+            settings_read_s: AtomicU64::new(0),
             drain_ordered: Notify::new(),
         }
     }
@@ -219,7 +221,7 @@ impl State {
         Class::ALL.map(|class| {
             let lane_age = Duration::from_millis(lanes[class.lane()].oldest_age_ms);
             ClassUse {
-                life: Duration::from_millis(class.of(&self.observed.life_ms).into()),
+                life: Duration::from_millis(self.observed.lives.of_ms(class).into()),
                 oldest_age: self.observed.ages.oldest(class, lane_age, now_ns),
             }
         })
@@ -340,6 +342,12 @@ impl State {
         let hung = self.hung.lock().unwrap_or_else(PoisonError::into_inner);
         problems.extend(hung.as_ref().map(|thread| format!("the thread {thread} makes no progress")));
         problems
+    }
+
+    /// Settings have been read now, and can stand.
+    pub(super) fn read_settings(&self) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.settings_read_s.store(now.as_secs(), Ordering::Relaxed);
     }
 
     /// Begins to drain; false when it drains already.
@@ -489,6 +497,7 @@ impl Source for State {
             process: Process::here(),
             draining: self.draining.load(Ordering::Relaxed),
             start_mode: self.observed.start.name(),
+            settings_read_s: self.settings_read_s.load(Ordering::Relaxed),
         }
     }
 }

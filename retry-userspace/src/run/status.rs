@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::management::Management;
+use super::reload::Reload;
 use super::state::State;
 use crate::admin::status::{Details, Handover, StatusSource};
 use crate::beacon::registry::SharedRegistry;
@@ -15,19 +16,18 @@ pub(super) struct StatusPage {
     state: Arc<State>,
     store: Option<Store>,
     registry: Arc<SharedRegistry>,
-    limits: Vec<(&'static str, String)>,
+    reload: Arc<Reload>,
     handover: Handover,
 }
 
 impl StatusPage {
     /// Of the parts that the management API reaches too.
     pub(super) fn new(settings: &Settings, management: &Management) -> Self {
-        let limits = management.described.iter().filter(|one| one.flag.name.starts_with("rl-"));
         Self {
             state: Arc::clone(&management.state),
             store: management.store.clone(),
             registry: Arc::clone(&management.registry),
-            limits: limits.map(|one| (one.flag.name, one.value.clone())).collect(),
+            reload: Arc::clone(&management.reload),
             handover: Handover {
                 on: settings.xdp.handover && settings.xdp.mode != XdpMode::Off,
                 bpf_lease: settings.xdp.bpf_lease,
@@ -45,11 +45,16 @@ impl Source for StatusPage {
 
 impl StatusSource for StatusPage {
     fn details(&self) -> Details {
+        let in_force = self.reload.in_force();
+        let limits = in_force.describe().iter();
         Details {
             interfaces: self.state.interfaces(),
             peers: self.registry.endpoints().iter().map(Into::into).collect(),
             store_why: self.store.as_ref().and_then(Store::why),
-            limits: self.limits.clone(),
+            limits: limits
+                .filter(|one| one.flag.name.starts_with("rl-"))
+                .map(|one| (one.flag.name, one.value.clone()))
+                .collect(),
             handover: self.handover,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use retry_common::counter::Counter;
@@ -10,6 +11,7 @@ use tokio::time::{Interval, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::StartError;
+use super::reload::Reload;
 use super::spawn::Running;
 use super::state::State;
 use crate::beacon::BeaconSender;
@@ -38,7 +40,7 @@ pub(super) async fn supervise(
     shutdown: impl Future<Output = ()>,
     hurry: &CancellationToken,
 ) -> Result<(), StartError> {
-    let Running { state, workers, finishers, beacon, .. } = running;
+    let Running { state, workers, finishers, beacon, reload, .. } = running;
     let beacon = beacon.as_deref();
     tokio::pin!(shutdown);
     let mut lease = tokio::time::interval(settings.xdp.daemon_lease.min(settings.xdp.bpf_lease) / 4);
@@ -85,7 +87,12 @@ pub(super) async fn supervise(
                 }
             }
             _ = announce.timer.tick(), if beacon.is_some() => announce.now(beacon, state),
-            _ = hangups.recv() => log_level.toggle_debug(),
+            // Without a file there is nothing to be read again, and it means what it does to the field's program.
+            _ = hangups.recv() => if settings.files.are_named() {
+                read_again(Arc::clone(reload));
+            } else {
+                log_level.toggle_debug();
+            },
         }
     };
     if !is_signalled {
@@ -93,6 +100,16 @@ pub(super) async fn supervise(
         hurry_at_signal(1, hurry);
     }
     ended
+}
+
+/// Reads the settings again, on a thread of its own: it waits for files, and for NACKs under way.
+fn read_again(reload: Arc<Reload>) {
+    tokio::task::spawn_blocking(move || {
+        service::tell(service::State::Reloading);
+        // What was refused is told in the log, and the daemon goes on as it was.
+        let _ = reload.read_again("SIGHUP");
+        service::tell(service::State::Ready);
+    });
 }
 
 /// Cancels `hurry` at a signal, after `first` others.

@@ -9,10 +9,12 @@ const COLUMNS: usize = 100;
 
 const HEAD: &str = "\
 # Settings of retry-endpoint.service. Those that are commented out show the default; the unit sets
-# STATE_DIR and FDSTORE. After a change: systemctl restart retry-endpoint
+# STATE_DIR, FDSTORE and ENV_FILE. After a change: systemctl reload retry-endpoint. Settings that are marked live change
+# then, and the log names those that wait for: systemctl restart retry-endpoint
 #
 # A secret does not belong in a command line: ADMIN_TOKEN, the token of the management API, is a variable
-# without a flag. Where this file is to hold it, close the file to other users (chmod 0600).
+# without a flag. Where this file is to hold it, close the file to other users, and let the service read it again:
+# chgrp retry-endpoint, chmod 0640.
 #ADMIN_TOKEN=
 ";
 
@@ -21,7 +23,8 @@ pub fn default_file() -> String {
     let mut text = HEAD.to_owned();
     for group in groups() {
         let _ = write!(text, "\n## {}\n", group.title);
-        for flag in &group.flags {
+        // The file does not name itself.
+        for flag in group.flags.iter().filter(|flag| flag.name != "env-file") {
             entry(&mut text, flag);
         }
     }
@@ -31,7 +34,9 @@ pub fn default_file() -> String {
 fn entry(text: &mut String, flag: &Flag) {
     text.push_str("\n#");
     let mut column = 1;
-    let said = format!("{} {} Accepted: {}. Flag: -{}.", flag.meaning, flag.consequence, flag.accepted, flag.name);
+    let live = if flag.live { " Live." } else { "" };
+    let said =
+        format!("{} {} Accepted: {}.{live} Flag: -{}.", flag.meaning, flag.consequence, flag.accepted, flag.name);
     for word in said.split_whitespace() {
         if column + 1 + word.chars().count() > COLUMNS {
             text.push_str("\n#");
@@ -60,10 +65,10 @@ mod tests {
             .filter_map(|line| line.strip_prefix('#')?.split_once('='))
             .filter(|(name, _)| !name.contains(' '))
             .collect();
-        for flag in all() {
+        for flag in all().filter(|flag| flag.name != "env-file") {
             assert_eq!(variables.get(flag.env), Some(&flag.default), "{}", flag.name);
         }
-        assert_eq!(variables.len(), all().count() + 1, "ADMIN_TOKEN, and no other variable");
+        assert_eq!(variables.len(), all().count(), "ADMIN_TOKEN in the place of ENV_FILE, and no other variable");
         let settings = Settings::from_args_and_env([OsString::from("retry-endpoint")].into_iter(), |name| {
             variables.get(name).copied()
         });

@@ -3,15 +3,18 @@
 //! Each setting is one row in `table/`: name, variable, default, bounds and text, at the field of [`Settings`] that it
 //! fills. `-help`, the start and docs/configuration.md (`cargo xtask docs`) are made from these rows.
 //!
-//! The way of a value: `source` finds its text (flag, else variable, else default), the row makes it a typed field within
+//! The way of a value: `source` finds its text (flag, else variable, else file, else default), the row makes it a typed field within
 //! its bounds, `checks` holds it against the others.
 
 mod accepts;
 mod checks;
+mod config_file;
 mod default_file;
 mod duration;
+mod env_file;
 mod error;
 mod hosts;
+mod live;
 mod model;
 mod prefixes;
 mod reference;
@@ -20,15 +23,20 @@ mod source;
 mod table;
 #[cfg(test)]
 mod tests;
+mod text_file;
 mod values;
 
 use std::ffi::OsString;
+use std::sync::Arc;
 
 pub use default_file::default_file;
 pub(crate) use duration::parse as parse_duration;
+pub(crate) use error::SettingsError;
 pub use error::Stop;
 pub use hosts::RedisNode;
 pub(crate) use hosts::{Host, HostPort};
+pub use live::Change;
+pub(crate) use live::Reread;
 pub use model::{Described, Settings};
 pub(crate) use prefixes::prefix;
 pub use reference::reference;
@@ -48,9 +56,7 @@ impl Settings {
         env: impl Fn(&str) -> Option<E>,
     ) -> Result<Self, Stop> {
         let values = Values::collect(args, env)?;
-        let mut settings = Self::read(&mut rows::Rows::of(&values))?;
-        checks::check(&settings, &values)?;
-        settings.described = all().map(|flag| settings.in_force(flag, &values)).collect();
+        let settings = Self::of(&values)?;
         if values.check_only() {
             let set = settings.described.iter().filter(|one| one.set_by != SetBy::Default).count();
             return Err(Stop::Asked(format!(
@@ -58,6 +64,15 @@ impl Settings {
                 settings.described.len() - set
             )));
         }
+        Ok(settings)
+    }
+
+    /// The settings of these values, checked one by one and together.
+    fn of(values: &Values) -> Result<Self, SettingsError> {
+        let mut settings = Self::read(&mut rows::Rows::of(values))?;
+        checks::check(&settings, values)?;
+        settings.described = all().map(|flag| settings.in_force(flag, values)).collect();
+        settings.values = Arc::new(values.clone());
         Ok(settings)
     }
 

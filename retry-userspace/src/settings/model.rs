@@ -1,10 +1,13 @@
 //! The settings as the daemon uses them: typed, checked, in the order in which a frame and then a NACK meets them.
 
+use std::sync::Arc;
+
 use super::error::SettingsError;
+use super::live::Change;
 use super::rows::{Flag, Rows};
 use super::source::{SetBy, Values};
 use super::table::{
-    Acl, Admin, Beacon, Cache, Dedup, Egress, Ingress, Limits, Nack, Proxy, Redis, Repair, Ssm, Telemetry, Xdp,
+    Acl, Admin, Beacon, Cache, Dedup, Egress, Files, Ingress, Limits, Nack, Proxy, Redis, Repair, Ssm, Telemetry, Xdp,
 };
 
 /// All settings, checked one by one and together. Each part stands in a file of its name in `settings/table/`, and each
@@ -41,7 +44,13 @@ pub struct Settings {
     pub admin: Admin,
     /// Logs and traces.
     pub telemetry: Telemetry,
+    /// Where settings are written.
+    pub files: Files,
     pub(super) described: Vec<Described>,
+    /// What the next start will use.
+    pub(super) waiting: Vec<Change>,
+    /// What they were read from.
+    pub(super) values: Arc<Values>,
 }
 
 /// One setting as it is in force.
@@ -53,6 +62,8 @@ pub struct Described {
     pub value: String,
     /// Who set it.
     pub set_by: SetBy,
+    /// The value that the files have by now, where that needs a restart.
+    pub after_restart: Option<String>,
 }
 
 impl Settings {
@@ -75,7 +86,10 @@ impl Settings {
             xdp: Xdp::read(rows)?,
             admin: Admin::read(rows)?,
             telemetry: Telemetry::read(rows)?,
+            files: Files::read(rows)?,
             described: Vec::new(),
+            waiting: Vec::new(),
+            values: Arc::default(),
         })
     }
 
@@ -96,6 +110,6 @@ impl Settings {
             "log-level" => self.telemetry.level.as_str().to_ascii_lowercase(),
             _ => super::error::shown(values.text(decides)),
         };
-        Described { flag, value, set_by: values.set_by(decides) }
+        Described { flag, value, set_by: values.set_by(decides), after_restart: None }
     }
 }

@@ -10,8 +10,8 @@ pub fn reference() -> String {
     for group in groups() {
         let _ = write!(
             text,
-            "\n## {}\n\n| flag | variable | default | accepted | meaning | consequence |\n\
-             | --- | --- | --- | --- | --- | --- |\n",
+            "\n## {}\n\n| flag | variable | default | accepted | changes | meaning | consequence |\n\
+             | --- | --- | --- | --- | --- | --- | --- |\n",
             group.title
         );
         for flag in &group.flags {
@@ -30,5 +30,9 @@ fn row(flag: &Flag) -> String {
     let name = code(flag.name) + &also(flag.aliases.iter().map(|alias| code(alias.flag)).collect());
     let env = code(flag.env) + &also(flag.aliases.iter().map(|alias| code(alias.env)).collect());
     let default = if flag.default.is_empty() { "not set".to_owned() } else { code(flag.default) };
-    format!("| {name} | {env} | {default} | {} | {} | {} |\n", flag.accepted, flag.meaning, flag.consequence)
+    let changes = if flag.live { "live" } else { "restart" };
+    format!(
+        "| {name} | {env} | {default} | {} | {changes} | {} | {} |\n",
+        flag.accepted, flag.meaning, flag.consequence
+    )
 }

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use super::accepts::Accepts;
 use super::error::SettingsError;
+use super::live;
 use super::model::Settings;
 use super::source::Values;
 
@@ -55,6 +56,15 @@ pub struct Flag {
     pub meaning: &'static str,
     /// What follows from it.
     pub consequence: &'static str,
+    /// True when it changes while the daemon runs; else a change needs a restart.
+    pub live: bool,
+}
+
+impl Flag {
+    /// True for a comma list.
+    pub(super) fn is_list(&self) -> bool {
+        self.accepted.contains("comma")
+    }
 }
 
 /// Settings that belong together.
@@ -124,7 +134,8 @@ impl<'a> Rows<'a> {
             Some(values) => values.get(name, parse),
             None => {
                 let value = parse(default).map_err(|accepted| self.refusal(name, accepted));
-                let flag = Flag { name, env, aliases, default, is_switch, accepted: words, meaning, consequence };
+                let (accepted, live) = (words, live::is_live(name));
+                let flag = Flag { name, env, aliases, default, is_switch, accepted, meaning, consequence, live };
                 if let Some(group) = self.groups.last_mut() {
                     group.flags.push(flag);
                 }

@@ -87,6 +87,14 @@ pub(super) fn optional_path(text: &str) -> Result<Option<PathBuf>, String> {
     }
 }
 
+/// As [`optional_path`], for a path that is shown.
+pub(super) fn optional_text_path(text: &str) -> Result<Option<String>, String> {
+    match text {
+        "" => Ok(None),
+        text => filled(text, "the path of a file").map(Some),
+    }
+}
+
 /// `0x000B` or `11`.
 pub(super) fn hex_or_decimal(text: &str) -> Result<u16, String> {
     let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {

@@ -1,5 +1,6 @@
 //! A daemon for the API: a real frame log, and the rest made up.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,13 +15,14 @@ use retry_common::wire::PROTO_VER;
 use retry_common::wire::advert;
 use retry_common::wire::frame::{Class, Frame, Head, Version};
 use retry_userspace::parts::admin::manage::{
-    Backend, BackendError, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence,
+    Backend, BackendError, ConfigOutcome, ConfigRefused, Members, PutError, PutOutcome, RedisMembers, RedisNode,
+    StoredFrame, Whence,
 };
 use retry_userspace::parts::admin::status::{Details, StatusSource};
 use retry_userspace::parts::beacon::registry::Endpoint;
 use retry_userspace::parts::framelog::{Log, NewFrame, Pages, Put, Removed, Sizes, Writer, open};
 use retry_userspace::parts::metrics::{Snapshot, Source};
-use retry_userspace::parts::settings::{Described, Settings};
+use retry_userspace::parts::settings::{self, Change, Described, Settings};
 use tokio::sync::Semaphore;
 
 /// Nanoseconds of the monotonic clock, by which the frame log counts lives.
@@ -154,6 +156,26 @@ impl Backend for OverLog {
         let env = |name: &str| (name == "NACK_PORT").then(|| "9301".to_owned());
         let settings = Settings::from_args_and_env(args.into_iter().map(Into::into), env).expect("accepted");
         settings.describe().to_vec()
+    }
+
+    /// It stands for the parts that go by settings: what it is asked for is what it says that it did.
+    fn set_config(
+        &self,
+        values: Option<BTreeMap<String, Option<String>>>,
+    ) -> BoxFuture<'_, Result<ConfigOutcome, ConfigRefused>> {
+        let change = |name, to: &str| Change { name, from: "10".into(), to: to.into() };
+        let outcome = match values {
+            None => Ok(ConfigOutcome { changed: Vec::new(), waiting: vec![change("nack-port", "9302")] }),
+            Some(values) if values.contains_key("nack-port") => {
+                Err(ConfigRefused("-nack-port: it needs a restart".into()))
+            }
+            Some(values) => {
+                let flag = |name: &str| settings::all().find(|flag| flag.name == name).expect("a setting").name;
+                let changed = values.iter().map(|(name, text)| change(flag(name), text.as_deref().unwrap_or("ended")));
+                Ok(ConfigOutcome { changed: changed.collect(), waiting: Vec::new() })
+            }
+        };
+        Box::pin(async { outcome })
     }
 
     fn members(&self) -> BoxFuture<'_, Members> {

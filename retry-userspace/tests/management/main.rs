@@ -176,8 +176,46 @@ fn the_settings_say_who_set_them_and_no_password() {
         ("nack-port", "NACK_PORT", "9301", "env"),
         ("scope", "MC_SCOPE", "site", "default"),
     ] {
-        assert!(settings.contains(&json!({ "name": name, "env": env, "value": value, "set_by": set_by })), "{name}");
+        assert!(
+            settings.contains(&json!({
+                "name": name, "env": env, "value": value, "set_by": set_by, "live": false, "after_restart": null,
+            })),
+            "{name}"
+        );
     }
+    let live = settings.iter().find(|one| one["name"] == "rl-ip-rate").expect("a setting");
+    assert_eq!(live["live"], true);
+}
+
+#[test]
+fn settings_are_set_by_a_body_and_read_again_without_one() {
+    let api = Api::open();
+    let post =
+        |body: &str| api.send(Request { body: body.as_bytes().to_vec(), ..Request::new(Method::POST, "/v1/config") });
+    let again = post("");
+    assert_eq!(
+        (again.status, again.json()),
+        (200, json!({ "changed": [], "needs_restart": [{ "name": "nack-port", "from": "10", "to": "9302" }] }))
+    );
+    let set = post(
+        r#"{"rl-ip-rate": 0.5, "suppress-miss": true, "rl-ip-burst": 7, "cache-ttl": "3s", "log-level": null,
+                       "egress-iface": ["a", "b"]}"#,
+    );
+    let to: Vec<_> = set.json()["changed"].as_array().expect("a list").iter().map(|one| one["to"].clone()).collect();
+    // In the order of their names.
+    assert_eq!(
+        (set.status, to),
+        (200, vec![json!("3s"), json!("a,b"), json!("ended"), json!("7"), json!("0.5"), json!("true")])
+    );
+    assert_eq!(post(r#"{"nack-port": 9302}"#).error(), (422, "refused".into()));
+    for body in ["x", "[]", "{", r#"{"a": {}}"#, r#"{"a": [1]}"#, r#"{"a": 1} x"#] {
+        assert_eq!(post(body).error(), (400, "bad_settings".into()), "{body}");
+    }
+    assert_eq!(post(&format!(r#"{{"a": "{}"}}"#, "x".repeat(LONGEST_FRAME))).error(), (413, "too_large".into()));
+    let foreign = Request::new(Method::POST, "/v1/config").header("Origin", "http://elsewhere");
+    assert_eq!(api.send(foreign).error(), (403, "origin".into()));
+    let guarded = Api::with(Some("secret"), SOON);
+    assert_eq!(guarded.call(Method::POST, "/v1/config").error(), (401, "unauthorized".into()));
 }
 
 #[test]

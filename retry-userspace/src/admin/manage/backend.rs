@@ -1,5 +1,6 @@
 //! What the API shows and does, without HTTP.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use retry_common::wire::frame::Class;
 
 use crate::beacon::registry::Endpoint;
 use crate::metrics::Snapshot;
-use crate::settings::Described;
+use crate::settings::{Change, Described};
 
 /// The daemon behind the API: frame log, shared store, run state.
 pub trait Backend: Send + Sync {
@@ -28,6 +29,13 @@ pub trait Backend: Send + Sync {
 
     /// The settings in force, passwords masked.
     fn config(&self) -> Vec<Described>;
+
+    /// Reads the files of settings again; or sets these values, by flag, until they are read again, and ends what was set so
+    /// where there is no value.
+    fn set_config(
+        &self,
+        values: Option<BTreeMap<String, Option<String>>>,
+    ) -> BoxFuture<'_, Result<ConfigOutcome, ConfigRefused>>;
 
     /// Who else is there.
     fn members(&self) -> BoxFuture<'_, Members>;
@@ -106,6 +114,20 @@ pub enum PutError {
     #[error(transparent)]
     Backend(#[from] BackendError),
 }
+
+/// What a change of settings came to.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ConfigOutcome {
+    /// What has changed.
+    pub changed: Vec<Change>,
+    /// What the files have that needs a restart.
+    pub waiting: Vec<Change>,
+}
+
+/// Why settings were not changed: one line.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigRefused(pub String);
 
 /// What the daemon would ask cannot be reached: what, and why.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]

@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use super::backend::{BackendError, PutError};
+use super::backend::{BackendError, ConfigRefused, PutError};
 
 /// `{"error": …, "reason": …}`: a word for programs, a sentence for people.
 #[derive(Debug)]
@@ -43,6 +43,12 @@ impl IntoResponse for ApiError {
 impl From<BackendError> for ApiError {
     fn from(error: BackendError) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", error.to_string())
+    }
+}
+
+impl From<ConfigRefused> for ApiError {
+    fn from(refused: ConfigRefused) -> Self {
+        Self::unprocessable("refused", refused.to_string())
     }
 }
 

@@ -22,7 +22,10 @@ use crate::settings::AdminToken;
 use auth::Token;
 use error::ApiError;
 
-pub use backend::{Backend, BackendError, Members, PutError, PutOutcome, RedisMembers, RedisNode, StoredFrame, Whence};
+pub use backend::{
+    Backend, BackendError, ConfigOutcome, ConfigRefused, Members, PutError, PutOutcome, RedisMembers, RedisNode,
+    StoredFrame, Whence,
+};
 pub use frames::LONGEST_FRAME;
 pub(crate) use listener::{Config, Listener};
 
@@ -42,6 +45,7 @@ const ROUTES: &[Route] = &[
     Route { method: Method::DELETE, path: "/v1/frames/{hashkey}/{seq}", handler: || delete(frames::remove) },
     Route { method: Method::GET, path: "/v1/stats", handler: || get(overview::stats) },
     Route { method: Method::GET, path: "/v1/config", handler: || get(overview::config) },
+    Route { method: Method::POST, path: "/v1/config", handler: || post(overview::set_config) },
     Route { method: Method::GET, path: "/v1/cluster/members", handler: || get(overview::members) },
     Route { method: Method::POST, path: "/v1/drain", handler: || post(overview::drain) },
 ];

@@ -1,17 +1,22 @@
 //! Numbers, settings, members, and the order to drain.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
 use axum::http::StatusCode;
+use bytes::Bytes;
 use retry_common::counter::{Counter, Side};
 use retry_common::wire::advert;
 use serde_json::{Map, Value, json};
 
 use super::Shared;
 use super::backend::{Members, RedisMembers};
+use super::error::ApiError;
 use crate::beacon::registry::Endpoint;
 use crate::metrics::{RINGS, Snapshot};
-use crate::settings::SetBy;
+use crate::settings::{Change, SetBy};
 
 /// Words for the `FLAG_` bits of an ADVERT.
 const FLAGS: [(u16, &str); 4] = [
@@ -33,12 +38,62 @@ pub(super) async fn config(State(backend): State<Shared>) -> Json<Value> {
             let set_by = match one.set_by {
                 SetBy::Flag => "flag",
                 SetBy::Env => "env",
+                SetBy::File => "file",
+                SetBy::Api => "api",
                 SetBy::Default => "default",
             };
-            json!({ "name": one.flag.name, "env": one.flag.env, "value": one.value, "set_by": set_by })
+            json!({
+                "name": one.flag.name,
+                "env": one.flag.env,
+                "value": one.value,
+                "set_by": set_by,
+                "live": one.flag.live,
+                "after_restart": one.after_restart,
+            })
         })
         .collect();
     Json(json!({ "settings": settings }))
+}
+
+pub(super) async fn set_config(
+    State(backend): State<Shared>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let body = body.map_err(|error| match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::too_large("no body of that length holds settings"),
+        _ => ApiError::bad_request("bad_body", error.body_text()),
+    })?;
+    let values = if body.is_empty() { None } else { Some(values_of(&body)?) };
+    let outcome = backend.set_config(values).await?;
+    let changes = |changes: &[Change]| -> Vec<Value> {
+        changes.iter().map(|one| json!({ "name": one.name, "from": one.from, "to": one.to })).collect()
+    };
+    Ok(Json(json!({ "changed": changes(&outcome.changed), "needs_restart": changes(&outcome.waiting) })))
+}
+
+/// The settings of a body, by flag, as a flag would have them.
+fn values_of(body: &[u8]) -> Result<BTreeMap<String, Option<String>>, ApiError> {
+    let refuse = |reason: String| ApiError::bad_request("bad_settings", reason);
+    let object: Map<String, Value> = serde_json::from_slice(body)
+        .map_err(|error| refuse(format!("no body, or a JSON object of settings, is accepted: {error}")))?;
+    let text_of = |value: &Value| match value {
+        Value::Null => Some(None),
+        Value::String(text) => Some(Some(text.clone())),
+        Value::Number(number) => Some(Some(number.to_string())),
+        Value::Bool(truth) => Some(Some(truth.to_string())),
+        Value::Array(parts) => {
+            let texts: Option<Vec<&str>> = parts.iter().map(Value::as_str).collect();
+            texts.map(|texts| Some(texts.join(",")))
+        }
+        Value::Object(_) => None,
+    };
+    let values = object.into_iter().map(|(name, value)| match text_of(&value) {
+        Some(text) => Ok((name, text)),
+        None => {
+            Err(refuse(format!("{name}: a string, a number, true, false, an array of strings or null is accepted")))
+        }
+    });
+    values.collect()
 }
 
 pub(super) async fn members(State(backend): State<Shared>) -> Json<Value> {

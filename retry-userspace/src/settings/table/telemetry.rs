@@ -24,7 +24,7 @@ pub struct Telemetry {
     pub instance: String,
     /// How a line looks.
     pub format: LogFormat,
-    /// `log-level`, at least debug with `debug`. SIGHUP and POST /loglevel change it later.
+    /// `log-level`, at least debug with `debug`. It changes while the daemon runs.
     pub level: Level,
     /// Log lines of the kernel program too: it is slower with them.
     pub debug: bool,
@@ -76,7 +76,7 @@ impl Telemetry {
                 ("error", Level::ERROR),
             ]),
             meaning: "Least severe level that is logged.",
-            consequence: "SIGHUP and POST /loglevel change it while the daemon runs.",
+            consequence: "POST /loglevel changes it too, and so does SIGHUP where neither -config nor -env-file is set: debug and back.",
         })?;
         let debug = rows.read(Row {
             flag: "debug",

@@ -25,6 +25,6 @@ fn the_tables_have_one_row_per_setting() {
         let rows: Vec<&str> = text.lines().filter(|line| line.starts_with(&begin)).collect();
         let [row] = rows.as_slice() else { panic!("{}: {rows:?}", flag.name) };
         let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
-        assert!(cells.len() == 6 && cells.iter().all(|cell| !cell.is_empty()), "{row}");
+        assert!(cells.len() == 7 && cells.iter().all(|cell| !cell.is_empty()), "{row}");
     }
 }

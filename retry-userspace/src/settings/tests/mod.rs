@@ -1,6 +1,7 @@
 //! The settings as an operator meets them: what is written, what comes of it, and the line when it cannot stand.
 
 mod docs;
+mod files;
 mod forms;
 mod refusals;
 
@@ -171,6 +172,8 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("otlp-endpoint", "http://collector:4317", &[]),
     ("otlp-interval", "10s", &[]),
     ("trace-sampling", "0.1", &[]),
+    ("config", concat!(env!("CARGO_MANIFEST_DIR"), "/src/settings/tests/settings.toml"), &[]),
+    ("env-file", concat!(env!("CARGO_MANIFEST_DIR"), "/src/settings/tests/variables.env"), &[]),
 ];
 
 #[test]
