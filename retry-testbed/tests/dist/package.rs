@@ -81,6 +81,17 @@ fn the_debian_package_is_a_service_until_it_is_removed() {
     guest.run("retry-endpoint verify-log eth0");
     assert!(!guest.succeeds("retry-endpoint detach"), "a daemon that runs is left alone");
 
+    // A setting that is live, one that is not, and a file that only the service's group may read.
+    guest.run("chgrp retry-endpoint /etc/default/retry-endpoint; chmod 0640 /etc/default/retry-endpoint");
+    guest.run("printf 'RL_IP_BURST=50\nLISTEN_PORT=9001\nBEACON_INTERVAL=30s\n' >> /etc/default/retry-endpoint");
+    let pid = guest.value("MainPID");
+    guest.run("systemctl reload retry-endpoint");
+    eventually("it has read them", || listener.metrics().count("bre_config_reloads_total", &[("result", "ok")]) == 1);
+    let journal = guest.journal();
+    assert!(journal.contains("-rl-ip-burst 10 -> 50") && journal.contains("-beacon-interval 60s -> 30s"), "{journal}");
+    eventually("it runs", || guest.value("SubState") == "running");
+    assert_eq!(guest.value("MainPID"), pid, "no restart");
+
     let adopted = || listener.metrics().state("bre_start_mode", "mode");
     guest.run("systemctl restart retry-endpoint");
     assert_eq!(adopted().as_deref(), Some("adopted"), "{}", guest.journal());

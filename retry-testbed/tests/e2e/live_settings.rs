@@ -2,12 +2,15 @@
 //! and the daemon's socket go by them at once, and what cannot stand changes nothing.
 
 use std::fs;
+use std::mem::offset_of;
 use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use retry_common::abi;
+use retry_common::holddown::HoldDown;
 use retry_common::key::FrameKey;
 use retry_testbed::both_paths;
 use retry_testbed::daemon::{Daemon, http};
@@ -16,6 +19,7 @@ use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
 use retry_testbed::scene::{ask, asker, binary, counted, eventually, frame, is_root, path, read_answers, two_hosts};
+use retry_userspace::parts::datapath::pinned::{PinnedLog, Words as _};
 use serde_json::{Value, json};
 
 const FLOW: u64 = 0x77;
@@ -313,53 +317,52 @@ fn variables_of_a_file_are_read_again() {
     assert_eq!(scene.ask(1, 4), [HIT; 4], "the file of settings decides");
 }
 
-/// Two values that belong together are never seen apart, whoever else changes them at that moment.
+/// What is set at the same time is all in force afterwards, and the kernel program's settings are those that are told.
 #[test]
 fn changes_at_the_same_time_are_made_one_after_the_other() {
     if !is_root("changes_at_the_same_time_are_made_one_after_the_other") {
         return;
     }
-    const EACH: usize = 8;
     let fabric = Fabric::flat(1500).expect("a fabric");
-    let mut scene = Scene::start(&fabric, "native", &["rl-sequence-max = 30", "rl-sequence-window = '30m'"], &UNICAST);
-    scene.publish(1);
-    let pairs = [(10, "10m"), (20, "20m"), (30, "30m")];
-    let pid = scene.daemon.pid();
-    let seen = std::thread::scope(|scope| {
-        for (max, window) in &pairs[..2] {
-            let scene = &scene;
-            scope.spawn(move || {
-                for _ in 0..EACH {
-                    let body = json!({ "rl-sequence-max": max, "rl-sequence-window": window }).to_string();
-                    let (status, outcome) = scene.api("POST", &body);
+    let mut scene = Scene::start(&fabric, "native", &["rl-sequence-max = 90", "rl-ip-rate = 90"], &UNICAST);
+    let held_down = |scene: &Scene<'_>| {
+        let log = PinnedLog::open(scene.daemon.pins()).expect("pins");
+        let at = offset_of!(abi::Settings, hold_down) + offset_of!(HoldDown, ours_ns);
+        Duration::from_nanos(log.settings.word(at))
+    };
+    for round in 1..=5 {
+        let bodies = [
+            json!({ "rl-sequence-max": round }),
+            json!({ "rl-ip-rate": round }),
+            json!({ "repair-holddown": format!("{round}s") }),
+        ];
+        std::thread::scope(|scope| {
+            for body in &bodies {
+                let scene = &scene;
+                scope.spawn(move || {
+                    let (status, outcome) = scene.api("POST", &body.to_string());
                     assert_eq!(status, 200, "{outcome}");
-                }
-            });
-        }
-        scope.spawn(move || {
-            for _ in 0..EACH {
-                let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a process id"));
-                nix::sys::signal::kill(pid, Signal::SIGHUP).expect("it is told");
-                std::thread::sleep(Duration::from_millis(10));
+                });
             }
         });
-        let pair = |_| {
-            let (_, all) = scene.api("GET", "");
-            let of = |name: &str| {
-                let all = all["settings"].as_array().expect("settings");
-                all.iter().find(|one| one["name"] == name).expect("a setting")["value"].clone()
-            };
-            (of("rl-sequence-max"), of("rl-sequence-window"))
-        };
-        (0..3 * EACH).map(pair).collect::<Vec<_>>()
-    });
-    let allowed = pairs.map(|(max, window)| (json!(max.to_string()), json!(window)));
-    assert!(seen.iter().all(|pair| allowed.contains(pair)), "{seen:?}");
-    // The last one stands, in the kernel as in what is said.
-    let (status, outcome) = scene.api("POST", r#"{"rl-sequence-max": 3, "rl-sequence-window": "10m"}"#);
-    assert_eq!(status, 200, "{outcome}");
-    assert_eq!(scene.ask(1, 4), [HIT, HIT, HIT, OVER]);
-    assert_eq!(scene.reloads("refused"), 0);
+        for body in bodies {
+            for (name, value) in body.as_object().expect("an object") {
+                let told = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                assert_eq!(scene.setting(name)["value"], told, "{name} in round {round}");
+            }
+        }
+        assert_eq!(held_down(&scene), Duration::from_secs(round));
+    }
+    // Several signals and an order to read at once: the file decides.
+    let before = scene.reloads("ok");
+    for _ in 0..5 {
+        scene.daemon.child().signal(Signal::SIGHUP).expect("it is told");
+        assert_eq!(scene.api("POST", "").0, 200);
+    }
+    eventually("the file's value", || scene.setting("rl-sequence-max")["set_by"] == "file");
+    assert_eq!(scene.setting("repair-holddown")["value"], "10ms");
+    assert_eq!(held_down(&scene), Duration::from_millis(10));
+    assert_eq!((scene.reloads("ok"), scene.reloads("refused")), (before + 1, 0), "the others found nothing new");
 }
 
 /// Of a new daemon the command line and the files decide, whatever stands in the pins of the one before.

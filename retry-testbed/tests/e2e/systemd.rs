@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use retry_testbed::daemon::{METRICS, Metrics, http};
 use retry_testbed::net::capture::Capture;
 use retry_testbed::net::fabric::{Fabric, INTERFACE, group};
 use retry_testbed::net::netns::{ChildGuard, Netns, host_command};
@@ -158,4 +159,62 @@ fn a_unit_that_is_restarted_or_killed_leaves_no_group() {
     systemd.control(&["stop", "retry.service"]).expect("it stops");
     assert!(!members(&endpoint.ns, INTERFACE).contains(&group(1)));
     eventually("the leave is reported", || leaves(&capture).contains(&(group(1), Vec::new())));
+}
+
+/// `systemctl reload`, by the lines of the packages' unit.
+#[test]
+fn a_unit_that_is_reloaded_reads_its_variables_again() {
+    const NAME: &str = "a_unit_that_is_reloaded_reads_its_variables_again";
+    const UNIT: &str = include_str!("../../../deploy/package/retry-endpoint.service");
+    const FILE: &str = "/etc/default/retry-endpoint";
+    if !is_root(NAME) {
+        return;
+    }
+    if !Path::new(SYSTEMD).exists() {
+        println!("SKIP {NAME}: needs systemd (Debian package systemd)");
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("variables");
+    fs::write(&file, "RL_IP_BURST=11\n").expect("a file");
+    let flags = flags("off", &[]).join(" ");
+    let of_package: Vec<String> = UNIT
+        .lines()
+        .filter(|line| {
+            ["Type=", "EnvironmentFile=", "ExecReload=", "Environment=ENV_FILE="]
+                .iter()
+                .any(|key| line.starts_with(key))
+        })
+        .map(|line| line.replace(FILE, &file.display().to_string()))
+        .collect();
+    assert_eq!(of_package.len(), 4, "{of_package:?}");
+    let unit = format!(
+        "[Unit]\nDefaultDependencies=no\n[Service]\nNotifyAccess=main\n{}\nExecStart={} {flags}",
+        of_package.join("\n"),
+        binary().display()
+    );
+    let systemd = Systemd::boot(&endpoint.ns, &unit);
+    systemd.control(&["start", "retry.service"]).expect("it starts");
+    let pid = systemd.value("MainPID");
+    let reloads = |result: &str| {
+        let (_, text) = http::get(&endpoint.ns, METRICS.parse().expect("an address"), "/metrics").expect("a scrape");
+        Metrics::parse(&text).count("bre_config_reloads_total", &[("result", result)])
+    };
+    // The variable has left the file, and is still in the daemon's environment.
+    for (text, result, told) in [
+        ("RL_IP_BURST=12\nLISTEN_PORT=9009\n", "ok", "-listen-port 9001 -> 9009"),
+        ("RL_IP_BURST=0x\n", "refused", "RL_IP_BURST in "),
+        ("# RL_IP_BURST=12\n", "ok", "-rl-ip-burst 12 -> 10"),
+    ] {
+        let before = reloads(result);
+        fs::write(&file, text).expect("a file");
+        systemd.control(&["reload", "retry.service"]).expect("it reloads");
+        eventually("it has read them", || reloads(result) > before);
+        assert!(systemd.log().contains(told), "{told}: {}", systemd.log());
+        eventually("it runs", || systemd.value("SubState") == "running");
+    }
+    assert_eq!(systemd.value("MainPID"), pid, "no restart");
+    systemd.control(&["stop", "retry.service"]).expect("it stops");
 }
