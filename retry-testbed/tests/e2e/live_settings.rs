@@ -4,7 +4,9 @@
 use std::fs;
 use std::mem::offset_of;
 use std::net::UdpSocket;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +20,9 @@ use retry_testbed::net::fabric::{Fabric, Host, group};
 use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
-use retry_testbed::scene::{ask, asker, binary, counted, eventually, frame, is_root, path, read_answers, two_hosts};
+use retry_testbed::scene::{
+    PATIENCE, ask, asker, binary, counted, eventually, flags, frame, is_root, path, read_answers, two_hosts,
+};
 use retry_userspace::parts::datapath::pinned::{PinnedLog, Words as _};
 use serde_json::{Value, json};
 
@@ -391,4 +395,35 @@ fn a_restart_goes_by_flags_and_files() {
     assert_eq!((&limit["value"], &limit["set_by"]), (&json!("3"), &json!("file")));
     scene.publish(2);
     assert_eq!(scene.ask(2, 4), [HIT, HIT, HIT, OVER]);
+}
+
+/// The service manager hears of a reading when it begins, and when it is over, also of one that is refused.
+#[test]
+fn the_service_manager_is_told_of_a_reading() {
+    if !is_root("the_service_manager_is_told_of_a_reading") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    let directory = tempfile::tempdir().expect("a directory");
+    let (socket, file) = (directory.path().join("notify"), directory.path().join("retry.toml"));
+    let manager = UnixDatagram::bind(&socket).expect("a socket");
+    manager.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut command = Command::new(binary());
+    command.env("NOTIFY_SOCKET", &socket);
+    fs::write(&file, "").expect("a file");
+    let name = file.to_str().expect("UTF-8");
+    let flags = flags("off", &["-config", name]);
+    let mut daemon = Daemon::start_by(command, &binary(), &endpoint.ns, &flags).expect("a daemon");
+    let mut heard = || {
+        let mut bytes = [0; 256];
+        let length = manager.recv(&mut bytes).expect("it is told");
+        String::from_utf8_lossy(&bytes[..length]).trim().to_owned()
+    };
+    assert_eq!(heard(), "READY=1");
+    for text in ["suppress-miss = true\n", "no = 1\n"] {
+        fs::write(&file, text).expect("a file");
+        daemon.child().signal(Signal::SIGHUP).expect("it is told");
+        assert_eq!([heard(), heard()], ["RELOADING=1", "READY=1"], "{text}");
+    }
 }
