@@ -114,6 +114,8 @@ pub mod setting_flag {
     pub const NAMED_SOURCES: u32 = 0x800;
     /// How long NACKs and frames take is measured.
     pub const LATENCY: u32 = 0x1000;
+    /// NACKs are drawn for the top talkers.
+    pub const TALKERS: u32 = 0x8000;
 
     /// The bits that an operator changes while programs run.
     pub const LIVE: u32 =

@@ -190,6 +190,7 @@ counters! {
     PassedEventsFull passed_events_full Kernel = "bre_xdp_passed_total" [reason = "events_full"] "NACKs passed on because the event ring was full.";
     HandedOver handed_over Kernel = "bre_xdp_handed_over_total" [] "NACKs that the kernel admitted and gave to the daemon by the event ring: a frame that the daemon alone can send, or a miss to ask the shared store or an upstream for.";
     WatchDropped watch_dropped Both = "bre_watch_dropped_total" [] "Records for retry-endpoint watch that were dropped because it read too slowly.";
+    TalkersDropped talkers_dropped Both = "bre_talkers_dropped_total" [] "NACKs drawn for the top talkers that are not in them because the daemon did not come to count them in time.";
     HandoversAdopted handovers_adopted User = "bre_handovers_total" [result = "adopted"] "Starts that took over the frames of an earlier daemon.";
     HandoversReadOver handovers_read_over User = "bre_handovers_total" [result = "read_over"] "Starts that read over the frames of an earlier daemon, because its log had other sizes.";
     HandoversUnfit handovers_unfit User = "bre_handovers_total" [result = "unfit"] "Starts without the frames of an earlier daemon, because what it left did not fit.";
@@ -220,8 +221,14 @@ const FAMILIES: &[(&str, &str)] = &[
     ("bre_log_repairs_total", "What was found wrong in the frame log and mended, by kind."),
     ("bre_fill_kernel_left_total", "Plain frames heard by multicast that the kernel left to the daemon, by reason."),
     ("bre_nack_dropped_total", "Datagrams to the NACK port that are no NACK, by reason."),
-    ("bre_nack_refused_total", "Datagrams to the NACK port that were dropped unread because of who sent them, by reason."),
-    ("bre_control_refused_total", "Datagrams of other endpoints, publishers and upstreams that were dropped unread because of who sent them, by kind."),
+    (
+        "bre_nack_refused_total",
+        "Datagrams to the NACK port that were dropped unread because of who sent them, by reason.",
+    ),
+    (
+        "bre_control_refused_total",
+        "Datagrams of other endpoints, publishers and upstreams that were dropped unread because of who sent them, by kind.",
+    ),
     ("bre_acl_loads_total", "Times that the lists of who may ask were read, by what became of them."),
     ("bre_responses_sent_total", "Answers sent, by type."),
     ("bre_response_send_errors_total", "Answers that could not be sent, by type."),

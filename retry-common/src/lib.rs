@@ -5,7 +5,7 @@
 //! * [`limits`]: a state word and a time in, a verdict and a state word out; where these words stand
 //! * [`holddown`]: the same for multicast repairs of one frame
 //! * [`index`], [`position`], [`abi`]: the frame log's layout; [`framelog`]: its protocol
-//! * [`counter`]: every verdict's counter and metric; [`latency`]: how long it took
+//! * [`counter`]: every verdict's counter and metric; [`latency`]: how long it took; [`talkers`]: which NACKs are told of
 //! * [`acl`]: whose NACK is looked at; [`decide`]: what it gets
 //!
 //! A listener asks for frame 7 of a flow, and reads the answer:
@@ -46,4 +46,5 @@ pub mod latency;
 pub mod limits;
 pub mod position;
 pub mod sources;
+pub mod talkers;
 pub mod wire;

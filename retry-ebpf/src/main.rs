@@ -28,6 +28,7 @@ mod role;
 mod sample;
 mod sent;
 mod stored;
+mod talkers;
 mod watch;
 
 use aya_ebpf::bindings::xdp_action;
@@ -45,8 +46,10 @@ fn retry_nack(ctx: XdpContext) -> u32 {
     let way = match classify(&ctx) {
         Ok(request) => {
             watch::asked(&ctx, request.settings, request.now_ns);
+            talkers::asked(&request);
             let done = reply::answer(&ctx, &request);
             latency::took(done.measured, request.settings, request.now_ns);
+            talkers::decided(request.settings, &done);
             reply::tell(&ctx, &request, &done);
             done.outcome
         }
@@ -61,6 +64,7 @@ fn retry_nack(ctx: XdpContext) -> u32 {
         }
         Err(NotOurs::Refused(counter)) => {
             count::one(counter);
+            talkers::refused(&ctx, counter);
             sample::refused(&ctx, counter);
             watch::refused(&ctx, Watched::REFUSED, counter);
             Outcome::Drop

@@ -65,15 +65,17 @@ pub(crate) struct Done {
     /// Where its time is counted.
     pub(crate) measured: Measured,
     /// What left, as [`ticket_role`] bits.
-    sent: u8,
+    pub(crate) sent: u8,
     /// Number of the counter that says why, plus one.
-    reason: u16,
+    pub(crate) reason: u16,
+    /// Bytes of the frame that left.
+    pub(crate) length: u16,
 }
 
 impl Done {
     #[inline(always)]
     const fn new(outcome: Outcome, measured: Measured) -> Self {
-        Self { outcome, measured, sent: 0, reason: 0 }
+        Self { outcome, measured, sent: 0, reason: 0, length: 0 }
     }
 
     #[inline(always)]
@@ -247,7 +249,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
     let sent = bit(ack.is_some(), ticket_role::ACK)
         | bit(plan.unicast, ticket_role::UNICAST)
         | bit(plan.multicast, ticket_role::MULTICAST_HERE);
-    Done { sent, ..Done::new(Outcome::Redirected, Measured::Clones) }
+    Done { sent, length: record.length as u16, ..Done::new(Outcome::Redirected, Measured::Clones) }
 }
 
 /// A 16-byte answer in the NACK's place, back by the way it came.
@@ -278,7 +280,7 @@ fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Don
         return Done::failed(Counter::RetransmitErrors);
     }
     count::one(Counter::UnicastRetransmits);
-    Done::new(Outcome::Redirected, Measured::InPlace)
+    Done { length: record.length as u16, ..Done::new(Outcome::Redirected, Measured::InPlace) }
 }
 
 /// All ones when `until_ns` is not later than `now_ns`, else 0. Both are below 2^63: 292 years after the host's start.

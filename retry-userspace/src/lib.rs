@@ -9,7 +9,7 @@
 //! 5. `acl` says whose NACKs are looked at; `engine` decides as the kernel program does, with `limits` of its own; `repair` sends.
 //! 6. What this endpoint does not have comes from the shared `store` or by `recovery` from upstream endpoints; `backoff`
 //!    paces both. `dedup` says how instances that share a store avoid sending the same repair twice.
-//! 7. `beacon` announces this endpoint and hears of others; `counters` counts and `latency` measures, `metrics` makes samples of all numbers;
+//! 7. `beacon` announces this endpoint and hears of others; `counters` counts, `latency` measures and `talkers` tells who asks most, `metrics` makes samples of all numbers;
 //!    `admin` shows numbers and frames over HTTP; `telemetry` logs and exports.
 //! 8. `interfaces` are watched, and the daemon follows what changes on the host.
 //! 9. `verify_log` checks the log of a running daemon, from another process; `handover` shows and ends what outlives one.
@@ -28,7 +28,7 @@
 //! 1. `clock`, `command_line`, `privileges`, `service`, `settings`, `shutdown`
 //! 2. `dedup`, `firewall`, `framelog`, `stop_flag`
 //! 3. `backoff`, `counters`, `latency`, `limits`
-//! 4. `acl`, `feed`, `net`
+//! 4. `acl`, `feed`, `net`, `talkers`
 //! 5. `engine`, `fabric`, `store`
 //! 6. `beacon`, `datapath`, `fdstore`
 //! 7. `handover`, `ingress`, `metrics`, `recovery`, `verify_log`, `watch`
@@ -91,6 +91,7 @@ mod settings;
 mod shutdown;
 mod stop_flag;
 mod store;
+mod talkers;
 mod telemetry;
 mod verify_log;
 mod watch;

@@ -56,8 +56,8 @@ pub mod counters {
 /// The XDP programs, as the daemon loads and attaches them.
 pub mod datapath {
     pub use crate::datapath::{
-        Config, Datapath, DatapathError, EgressInterface, Events, Found, Interfaces, KernelFill, KernelSources, Mode,
-        Parts,
+        Config, Datapath, DatapathError, DrawnNacks, EgressInterface, Events, Found, Interfaces, KernelFill,
+        KernelSources, Mode, Parts,
     };
 
     /// The records that a running daemon's kernel program writes.
@@ -84,6 +84,7 @@ pub mod framelog {
 /// The numbers that the daemon shows.
 pub mod metrics {
     pub use crate::metrics::{Snapshot, Source, StoreUse, Upstream, XdpReason};
+    pub use crate::talkers::{Talker, Top};
 
     /// As Prometheus text, or OpenMetrics.
     pub mod prometheus {

@@ -29,12 +29,15 @@ use retry_common::{
     key::FrameKey,
     latency::{Histogram, Measured},
     limits::table,
+    talkers::Drawn,
     wire::frame::Class,
 };
 use retry_userspace::parts::{
     acl::{Acl, Rules, Size},
     counters::StoredBySource,
-    datapath::{self, Datapath, EgressInterface, Events, Found, Interfaces, KernelFill, KernelSources, Mode, Parts},
+    datapath::{
+        self, Datapath, DrawnNacks, EgressInterface, Events, Found, Interfaces, KernelFill, KernelSources, Mode, Parts,
+    },
     framelog::{self, Log, Memory, NewFrame, Pages, Put, Sizes, Writer},
 };
 
@@ -167,6 +170,7 @@ pub struct Loaded {
     log: Log,
     program: Xdp,
     events: Events,
+    drawn: DrawnNacks,
     sources: Option<KernelSources>,
     memory: Memory,
     settings: Settings,
@@ -258,7 +262,7 @@ impl Loaded {
 
     fn open_as(config: datapath::Config, root: Root, until_ns: u64) -> Result<Self> {
         let own = OWN_ADDRESSES.into_iter().chain([*NACK_ADDRESS.ip()]).collect();
-        let Parts { mut datapath, acl, pages, found, events, sources, fill, hash_seed, .. } =
+        let Parts { mut datapath, acl, pages, found, events, drawn, sources, fill, hash_seed, .. } =
             Datapath::open(&config, &own, &|| false)?;
         let settings = Settings { lease_until_ns: until_ns, daemon_until_ns: until_ns, ..config.settings };
         ensure!(hash_seed == HASH_SEED, "another seed");
@@ -280,6 +284,7 @@ impl Loaded {
         Ok(Self {
             _fill: fill,
             events,
+            drawn,
             sources: Some(sources),
             program: Xdp::from_pin(pins.join("retry_nack"), XdpAttachType::Interface)?,
             memory: Memory::of_map(map.fd().as_fd(), size_of::<Settings>())?,
@@ -424,6 +429,15 @@ impl Loaded {
         Ok(Ran { action: outcome.action, packet: outcome.packet, counted })
     }
 
+    /// Runs one packet so many times over the same buffer, and returns the time of one run on average: for packets that the
+    /// program drops as they are.
+    ///
+    /// # Errors
+    /// As [`testrun::run`].
+    pub fn run_many(&self, packet: &[u8], times: u32) -> Result<Duration> {
+        Ok(testrun::run_repeated(&self.program, packet, Some(self.interface), times)?.duration)
+    }
+
     /// Runs one packet in a page of its own and lets the kernel carry out what the program says.
     ///
     /// # Errors
@@ -477,6 +491,11 @@ impl Loaded {
         let attachments = self.datapath.attachments();
         let attachments = attachments.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         Ok(attachments.probe(0, self.interface, [2, 0, 0, 0, 0, 0xE])?)
+    }
+
+    /// The NACKs that the program drew for the top talkers since the last call.
+    pub fn take_drawn(&mut self) -> Vec<Drawn> {
+        std::iter::from_fn(|| self.drawn.take()).collect()
     }
 
     /// What the program handed over since the last call.

@@ -44,6 +44,7 @@ mod start;
 mod strangers;
 mod suppression;
 mod systemd;
+mod talkers;
 mod tee;
 mod tiers;
 mod verify;

@@ -16,9 +16,7 @@ use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, group};
 use retry_testbed::peers::answer::{Answer, nack, nack_with_flags};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
-use retry_testbed::scene::{
-    ask, binary, counted, eventually, flags, frame, is_root, path, read_answers, two_hosts,
-};
+use retry_testbed::scene::{ask, binary, counted, eventually, flags, frame, is_root, path, read_answers, two_hosts};
 
 const KEY: FrameKey = FrameKey::new(0xAC1, 1);
 const UNICAST: [&str; 2] = ["-beacon-flags-unicast", "-beacon-flags-multicast=false"];
@@ -159,7 +157,12 @@ struct Asking<'scope> {
 }
 
 impl<'scope> Asking<'scope> {
-    fn start(scope: &'scope thread::Scope<'scope, '_>, client: &'scope Host, endpoint: &'scope Host, from: Ipv6Addr) -> Self {
+    fn start(
+        scope: &'scope thread::Scope<'scope, '_>,
+        client: &'scope Host,
+        endpoint: &'scope Host,
+        from: Ipv6Addr,
+    ) -> Self {
         let [served, refused] = [0, 1].map(|_| Arc::new(AtomicU64::new(0)));
         let done = Arc::new(AtomicBool::new(false));
         let socket = socket(client, from);
@@ -193,7 +196,8 @@ fn file(xdp: &str) {
     let (endpoint, client) = two_hosts(&fabric);
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("acl");
-    let many = |first: u32| -> String { (first..first + 500).map(|number| format!("deny fd99::{number:x}\n")).collect() };
+    let many =
+        |first: u32| -> String { (first..first + 500).map(|number| format!("deny fd99::{number:x}\n")).collect() };
     write(&file, &format!("deny {FIRST} # the denied\n{}", many(0)));
     let daemon = start(endpoint, xdp, &["-acl-file", file.to_str().expect("a name")]);
     publish(&daemon, client);
@@ -243,7 +247,8 @@ fn a_restart_opens_no_gap() {
     }
     let fabric = fabric();
     let (endpoint, client) = two_hosts(&fabric);
-    let deny = |addresses: &str| ["-cache-memory".to_owned(), "16m".to_owned(), "-acl-deny".to_owned(), addresses.to_owned()];
+    let deny =
+        |addresses: &str| ["-cache-memory".to_owned(), "16m".to_owned(), "-acl-deny".to_owned(), addresses.to_owned()];
     let run = |addresses: &str| {
         let flags = deny(addresses);
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
@@ -323,7 +328,8 @@ fn the_firewalls_rules_are_imported() {
     assert!(told.contains("table inet filter, chain input, handle ") && told.contains("\"limit\""), "{told}");
     let text = fs::read_to_string(&file).expect("written");
     let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-    let wanted = ["deny fd98::/32", "deny fd97::2/127", &format!("deny {FIRST}/128"), "deny fd97::1/128", "deny fd97::4/128"];
+    let wanted =
+        ["deny fd98::/32", "deny fd97::2/127", &format!("deny {FIRST}/128"), "deny fd97::1/128", "deny fd97::4/128"];
     assert_eq!(lines, wanted, "{text}");
     eventually("the daemon reads it", || !is_served(&first, endpoint));
     assert!(is_served(&second, endpoint));

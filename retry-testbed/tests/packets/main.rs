@@ -9,6 +9,7 @@ mod sent;
 mod strangers;
 mod table;
 mod takeover;
+mod talkers;
 mod verdicts;
 mod watch;
 mod who;

@@ -112,9 +112,11 @@ fn a_nack_from_too_far_gets_nothing() {
     with_program("a_nack_from_too_far_gets_nothing", |loaded| {
         let base = loaded.settings();
         // NACKs of a scene have three hops left.
-        for (number, least, out, counted) in
-            [(0x70, 3, COPY, UNICAST), (0x71, 4, Out::Silence, &[NackHopLimit][..]), (0x72, 255, Out::Silence, &[NackHopLimit])]
-        {
+        for (number, least, out, counted) in [
+            (0x70, 3, COPY, UNICAST),
+            (0x71, 4, Out::Silence, &[NackHopLimit][..]),
+            (0x72, 255, Out::Silence, &[NackHopLimit]),
+        ] {
             loaded.set(Settings { hop_limit_min: least, ..base });
             play(loaded, number, &format!("at least {least}"), (out, counted), (out, counted));
         }

@@ -107,3 +107,40 @@ fn a_fault_is_shown_with_its_section_and_ends() {
     browser.until("Redis is back", &gone("Redis is dead"));
     browser.until("the state is told", "return document.getElementById('state').textContent == 'ready'");
 }
+
+/// The sources and flows that ask most are shown while they ask, and without JavaScript too.
+#[test]
+fn those_that_ask_most_are_shown() {
+    if !is_root("those_that_ask_most_are_shown") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &[])).expect("a daemon");
+    let browser = Browser::start(&endpoint.ns);
+    browser.open(PAGE);
+    let body = |table: &str| format!("document.querySelector('section[aria-labelledby={table}] tbody')");
+    browser.until("the first poll", "return document.getElementById('updated').textContent.startsWith('Updated')");
+    assert_eq!(browser.text(&format!("return {}.innerText.trim()", body("sources"))), "None asked.");
+
+    let socket = asker(client);
+    for _ in 0..5 {
+        assert_eq!(ask(&socket, endpoint.nack_address(), &nack(KEY), 1).len(), 1, "{}", daemon.log());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let (source, flow) = (client.addr.to_string(), "0000000000009a6e");
+    // Name, asked, error, answered, missed, refused, bytes out.
+    let row = |name: &str| format!("{name}|5|0|0|5|–|320");
+    let cells = |table: &str| format!("[...{}.rows[0].cells].map((cell) => cell.textContent).join('|')", body(table));
+    for (table, name) in [("sources", source.as_str()), ("flows", flow)] {
+        browser.until("five misses", &format!("return {} == '{}'", cells(table), row(name)));
+        assert_eq!(browser.text(&format!("return {}.rows[0].cells[0].scope", body(table))), "row");
+    }
+    assert_eq!(browser.console(), [Value::Null; 0], "nothing is wrong");
+    let page = daemon.get("/").expect("a page").1;
+    for name in [source.as_str(), flow] {
+        let cells = ["5", "0", "0", "5"].map(|cell| format!("<td class=\"num\">{cell}</td>")).concat();
+        let row = format!("<th scope=\"row\">{name}</th>{cells}<td>–</td><td class=\"num\">320</td>");
+        assert!(page.contains(&row), "{row}: {page}");
+    }
+}

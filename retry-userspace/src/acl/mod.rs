@@ -11,9 +11,9 @@ mod follow;
 mod rules;
 mod table;
 #[cfg(test)]
-mod tests;
-#[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::Ordering;

@@ -61,7 +61,9 @@ pub enum RulesError {
         count: usize,
     },
     /// The tables were made for fewer.
-    #[error("-acl-allow, -acl-deny, -proxied-from: {count} prefixes are more than the {room} that room was made for; start anew")]
+    #[error(
+        "-acl-allow, -acl-deny, -proxied-from: {count} prefixes are more than the {room} that room was made for; start anew"
+    )]
     Room {
         /// Prefixes.
         count: usize,

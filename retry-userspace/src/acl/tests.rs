@@ -79,7 +79,10 @@ fn a_low_hop_limit_is_refused() {
     let acl = Acl::new(Tables::plain(Size::default()).expect("memory"), 64);
     let of = |hop_limit| acl.admit("fd10::1".parse().expect("an address"), hop_limit);
     assert_eq!((of(Some(64)), of(Some(255))), (Ok(true), Ok(true)));
-    assert_eq!((of(Some(63)), of(Some(0)), of(None)), (Err(Counter::NackHopLimit), Err(Counter::NackHopLimit), Err(Counter::NackHopLimit)));
+    assert_eq!(
+        (of(Some(63)), of(Some(0)), of(None)),
+        (Err(Counter::NackHopLimit), Err(Counter::NackHopLimit), Err(Counter::NackHopLimit))
+    );
     assert!(!acl.refuses("fd10::1".parse().expect("an address")), "other datagrams have hop limits of their own");
 }
 
@@ -115,8 +118,11 @@ fn a_hundred_thousand_of_each() {
 fn neighbours_of_every_length_are_spread() {
     let acl = acl(Size::default());
     for length in 8..=128u32 {
-        let deny = (0..256u128).map(|number| Prefix::of((number << (128 - length)).into(), u8::try_from(length).unwrap_or(0)));
-        acl.tables.write(0, &Rules { deny: deny.collect(), ..Rules::default() }).unwrap_or_else(|error| panic!("{length}: {error}"));
+        let deny =
+            (0..256u128).map(|number| Prefix::of((number << (128 - length)).into(), u8::try_from(length).unwrap_or(0)));
+        acl.tables
+            .write(0, &Rules { deny: deny.collect(), ..Rules::default() })
+            .unwrap_or_else(|error| panic!("{length}: {error}"));
     }
 }
 
@@ -144,15 +150,22 @@ fn a_file_is_read_whole_or_not() {
         source.read().map(|(rules, _)| rules)
     };
     let good = "# who\n\nallow fd10::/16  # listeners\n\tdeny\tfd10:0:0:1::/64\r\ndeny fd10::9\n";
-    let wanted = Rules { allow: set(&["fd77::1", "fd10::/16"]), deny: set(&["fd10:0:0:1::/64", "fd10::9"]), peers: None };
+    let wanted =
+        Rules { allow: set(&["fd77::1", "fd10::/16"]), deny: set(&["fd10:0:0:1::/64", "fd10::9"]), peers: None };
     assert_eq!(read(good.as_bytes()).expect("rules"), wanted);
     let name = path.display();
     for (line, accepted) in [
         ("permit fd10::/16", "allow PREFIX or deny PREFIX is accepted, and # before a comment"),
         ("allow", "allow PREFIX or deny PREFIX is accepted, and # before a comment"),
         ("deny fd10::1 fd10::2", "allow PREFIX or deny PREFIX is accepted, and # before a comment"),
-        ("deny fd10::1/16", "an IPv6 address, or address/length with no bit set behind the length, such as fd10::/64, is accepted; perhaps fd10::/16 is meant"),
-        ("deny 10.0.0.1", "an IPv6 address, or address/length with no bit set behind the length, such as fd10::/64, is accepted"),
+        (
+            "deny fd10::1/16",
+            "an IPv6 address, or address/length with no bit set behind the length, such as fd10::/64, is accepted; perhaps fd10::/16 is meant",
+        ),
+        (
+            "deny 10.0.0.1",
+            "an IPv6 address, or address/length with no bit set behind the length, such as fd10::/64, is accepted",
+        ),
     ] {
         let error = read(format!("{good}{line}\n").as_bytes()).expect_err("a bad line").to_string();
         assert_eq!(error, format!("-acl-file {name}: line 6: {line:?}: {accepted}"));
@@ -182,7 +195,10 @@ fn by_the_rule(rules: &Rules, source: u128) -> u32 {
 /// Prefixes of few lengths and few bits, so that they hold each other often.
 fn a_list() -> impl Strategy<Value = BTreeSet<Prefix>> {
     let length = prop_oneof![Just(0u8), Just(2), Just(4), Just(64), Just(66), Just(126), Just(128)];
-    proptest::collection::btree_set((an_address(), length).prop_map(|(bits, length)| Prefix::of(bits.into(), length)), 0..12)
+    proptest::collection::btree_set(
+        (an_address(), length).prop_map(|(bits, length)| Prefix::of(bits.into(), length)),
+        0..12,
+    )
 }
 
 fn an_address() -> impl Strategy<Value = u128> {

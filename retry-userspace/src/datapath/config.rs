@@ -249,6 +249,7 @@ fn lasting_flags(settings: &Settings, fabric: &Fabric) -> u32 {
         (settings.xdp.mode == XdpMode::Skb, setting_flag::DAEMON_FRAMES),
         (settings.ingress.source_mode == SourceMode::Ssm, setting_flag::NAMED_SOURCES),
         (settings.telemetry.latency_histograms, setting_flag::LATENCY),
+        (settings.telemetry.top_talkers > 0, setting_flag::TALKERS),
     ])
 }
 

@@ -15,6 +15,7 @@ mod own;
 pub(crate) mod pinned;
 mod pins;
 mod sent;
+mod talkers;
 pub(crate) mod watch;
 
 use std::borrow::Cow;
@@ -55,6 +56,7 @@ use own::OwnAddresses;
 use pins::Pins;
 pub(crate) use sent::Delivered;
 use sent::SentTable;
+pub use talkers::DrawnNacks;
 
 /// The object for the kernel, built by `cargo xtask build-ebpf`; empty when the daemon was built without it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("RETRY_EBPF_EMBED"));
@@ -75,6 +77,7 @@ mod map {
     pub(super) const STORED: &str = "STORED";
     pub(super) const USER_STORED: &str = "USER_STORED";
     pub(super) const WATCH: &str = "WATCH";
+    pub(super) const TALKERS: &str = "TALKERS";
     pub(super) const EGRESS: &str = "EGRESS";
     pub(super) const JOINED: &str = "JOINED";
     pub(super) const SOURCES: &str = "SOURCES";
@@ -153,6 +156,8 @@ pub struct Parts {
     pub acl: acl::Tables,
     /// The NACKs that the kernel hands over.
     pub events: Events,
+    /// The NACKs that were drawn for the top talkers.
+    pub drawn: DrawnNacks,
     /// The kernel's limit of (source, group), for NACKs that it admitted up to there.
     pub groups: GroupTable,
     /// The kernel's limit of addresses, for who looks who has asked.
@@ -274,6 +279,7 @@ impl Datapath {
             PerCpuArray::try_from(taken(&mut ebpf, map::LATENCY)?).map_err(|_| DatapathError::Map(map::LATENCY))?;
         let measured = mapped(&ebpf, map::USER_LATENCY, size_of::<abi::UserHistograms>())?;
         let events = RingBuf::try_from(taken(&mut ebpf, map::EVENTS)?).map_err(|_| DatapathError::Map(map::EVENTS))?;
+        let drawn = RingBuf::try_from(taken(&mut ebpf, map::TALKERS)?).map_err(|_| DatapathError::Map(map::TALKERS))?;
         let groups = mapped(&ebpf, map::GROUP_LIMIT, LimitTable::<abi::GroupKey>::len(asked.limit_mask))?;
         let groups = GroupTable::new(LimitTable::new(groups, asked.limit_mask), asked.hash_seed);
         let addresses = mapped(&ebpf, map::ADDRESS_LIMIT, LimitTable::<abi::AddressKey>::len(asked.limit_mask))?;
@@ -320,6 +326,7 @@ impl Datapath {
             sources_stored,
             acl,
             events,
+            drawn: DrawnNacks(drawn),
             groups,
             addresses,
             known,

@@ -40,7 +40,8 @@ pub(super) fn import(rules: &Ruleset, nacks: &Nacks) -> Imported {
     if has_allow && denied.get(&Prefix::ALL) == Some(&false) {
         written.insert(0, (Prefix::ALL, false));
     }
-    let mut text = format!("# Made by retry-endpoint firewall import of the nftables rules for UDP port {}.\n", nacks.port);
+    let mut text =
+        format!("# Made by retry-endpoint firewall import of the nftables rules for UDP port {}.\n", nacks.port);
     for (prefix, is_denied) in &written {
         let _ = writeln!(text, "{} {prefix}", if *is_denied { "deny" } else { "allow" });
     }

@@ -51,7 +51,10 @@ impl Ruleset {
     /// It is something else.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let whole: Value = serde_json::from_str(text).map_err(|error| format!("the rules are no JSON: {error}"))?;
-        let list = whole.get("nftables").and_then(Value::as_array).ok_or("the rules are not those of `nft -j list ruleset`")?;
+        let list = whole
+            .get("nftables")
+            .and_then(Value::as_array)
+            .ok_or("the rules are not those of `nft -j list ruleset`")?;
         let mut found = Self::default();
         for object in list.iter().filter_map(Value::as_object) {
             for (kind, object) in object {
@@ -118,7 +121,8 @@ pub(super) fn prefixes(element: &Value) -> Option<Vec<Prefix>> {
         return Some(vec![Prefix::of(text.parse().ok()?, 128)]);
     }
     if let Some(prefix) = element.get("prefix") {
-        let length = prefix.get("len")?.as_u64().and_then(|length| u8::try_from(length).ok()).filter(|length| *length <= 128)?;
+        let length =
+            prefix.get("len")?.as_u64().and_then(|length| u8::try_from(length).ok()).filter(|length| *length <= 128)?;
         return Some(vec![Prefix::of(prefix.get("addr")?.as_str()?.parse().ok()?, length)]);
     }
     if let Some([first, last]) = element.get("range").and_then(Value::as_array).map(Vec::as_slice) {

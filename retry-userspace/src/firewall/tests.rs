@@ -9,7 +9,9 @@ use super::ruleset::{Ruleset, range};
 
 /// What is made of these rules of the chain `input`, whose policy is given.
 fn imported(policy: &str, rules: &[Value], more: &[Value]) -> Imported {
-    let mut list = vec![json!({"chain": {"family": "inet", "table": "filter", "name": "input", "handle": 1, "type": "filter", "hook": "input", "prio": 0, "policy": policy}})];
+    let mut list = vec![
+        json!({"chain": {"family": "inet", "table": "filter", "name": "input", "handle": 1, "type": "filter", "hook": "input", "prio": 0, "policy": policy}}),
+    ];
     list.extend_from_slice(more);
     list.extend((10..).zip(rules).map(|(handle, expr)| {
         json!({"rule": {"family": "inet", "table": "filter", "chain": "input", "handle": handle, "expr": expr}})
@@ -19,7 +21,11 @@ fn imported(policy: &str, rules: &[Value], more: &[Value]) -> Imported {
 
 fn of(list: &[Value], interface: Option<&str>) -> Imported {
     let rules = Ruleset::parse(&json!({ "nftables": list }).to_string()).expect("a ruleset");
-    let nacks = Nacks { port: 9300, address: Some(Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, 0x20)), interface: interface.map(str::to_owned) };
+    let nacks = Nacks {
+        port: 9300,
+        address: Some(Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0, 0x20)),
+        interface: interface.map(str::to_owned),
+    };
     import(&rules, &nacks)
 }
 
@@ -105,8 +111,10 @@ fn everything_but_a_set_is_dropped() {
 
 #[test]
 fn a_long_set_takes_no_hour() {
-    let elements: Vec<Value> = (0..50_000u32).map(|number| json!(format!("fd10::{:x}:{:x}", number >> 16, number & 0xffff))).collect();
-    let set = json!({"set": {"family": "inet", "table": "filter", "name": "bad", "type": "ipv6_addr", "elem": elements}});
+    let elements: Vec<Value> =
+        (0..50_000u32).map(|number| json!(format!("fd10::{:x}:{:x}", number >> 16, number & 0xffff))).collect();
+    let set =
+        json!({"set": {"family": "inet", "table": "filter", "name": "bad", "type": "ipv6_addr", "elem": elements}});
     let imported = imported("accept", &[json!([from(json!("@bad")), drop()])], &[set]);
     assert_eq!(lines(&imported).0.len(), 50_000);
 }
@@ -151,7 +159,10 @@ fn what_cannot_be_expressed_is_named() {
         (14, "xt"),
         (15, "sport"),
     ]) {
-        assert!(warning.starts_with(&format!("table inet filter, chain input, handle {handle}: not imported: ")), "{warning}");
+        assert!(
+            warning.starts_with(&format!("table inet filter, chain input, handle {handle}: not imported: ")),
+            "{warning}"
+        );
         assert!(warning.contains(what), "{warning}");
     }
 }

@@ -116,6 +116,15 @@ pub fn samples(snapshot: &Snapshot) -> Vec<Sample> {
         let help = "Age of the oldest frame of the class that is still held, to within a hundredth of its life; 0 without any.";
         gauge("bre_cache_class_oldest_age_seconds", help, &[("class", class.name())], seen.oldest_age.as_secs_f64());
     }
+    for talker in snapshot.talkers.iter().flat_map(|top| &top.sources) {
+        let help = "NACKs of the last minute from the sources that asked most, -top-talkers of them: an estimate, see /v1/status.";
+        gauge("bre_top_source_nacks", help, &[("source", &talker.name)], talker.asked as f64);
+    }
+    for talker in snapshot.talkers.iter().flat_map(|top| &top.flows) {
+        let help = "NACKs of the last minute for the flows that were asked for most, -top-talkers of them, by HashKey: an estimate, \
+                    see /v1/status.";
+        gauge("bre_top_flow_nacks", help, &[("flow", &talker.name)], talker.asked as f64);
+    }
     for source in &snapshot.own_sources {
         let help = "1, with an address that multicast repairs leave from.";
         gauge("bre_own_source_info", help, &[("source", &source.to_string())], 1.0);

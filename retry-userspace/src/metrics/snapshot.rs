@@ -14,6 +14,7 @@ use super::xdp::XdpReason;
 use crate::counters::StoredBySource;
 use crate::framelog::LaneUse;
 use crate::latency::Wait;
+use crate::talkers::{Talker, Top};
 
 /// All numbers that anyone shows, at one time.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +27,8 @@ pub struct Snapshot {
     pub stored: StoredBySource,
     /// How long things took; `None` with `-latency-histograms=false`.
     pub latency: Option<Latency>,
+    /// Sources and flows that ask most; `None` with `-top-talkers 0`.
+    pub talkers: Option<Top>,
     /// Frames that can be found.
     pub frames: u64,
     /// The lanes of the frame log: short-lived classes, long-lived classes.
@@ -100,6 +103,7 @@ impl Snapshot {
             stored: StoredBySource { sources: [(Ipv6Addr::UNSPECIFIED, 0)].into(), other: 0 },
             own_sources: vec![Ipv6Addr::UNSPECIFIED],
             latency: Some(Latency::default()),
+            talkers: Some(Top { sources: vec![Talker::default()], flows: vec![Talker::default()], ..Top::default() }),
             process: Some(Process::default()),
             delivered: vec![(String::new(), Sent::default())],
             upstreams: vec![Upstream { rtt: Some(Duration::ZERO), ..Upstream::default() }],

@@ -19,6 +19,7 @@ use crate::feed::Feed;
 use crate::framelog::Record;
 use crate::recovery::Job;
 use crate::repair::{Held, Sender};
+use crate::talkers::Talkers;
 use crate::telemetry::trace::NackTracer;
 
 /// What every worker of the NACK port shares.
@@ -37,6 +38,8 @@ pub(crate) struct Server {
     pub feed: Arc<Feed>,
     /// Whose NACKs are looked at.
     pub acl: Arc<Acl>,
+    /// Counts who asks most, unless `-top-talkers 0`.
+    pub talkers: Option<Arc<Talkers>>,
 }
 
 impl Server {
@@ -50,6 +53,7 @@ impl Server {
         let PendingNack { nack, to, traced, .. } = *asked;
         let name = name_of(&verdict);
         let watched = self.feed.is_watched().then(|| record_of(asked, &verdict, reason));
+        self.count(asked, &verdict, reason);
         self.answer(asked, verdict, frame);
         if let Some(watched) = watched {
             self.tell(asked, watched);
@@ -66,8 +70,11 @@ impl Server {
         self.feed.tell(&Watched { took_ns, ..record });
     }
 
-    /// Tells those that watch of a datagram that is no NACK.
+    /// Tells those that watch, and counts for the top talkers, a datagram that is no NACK.
     pub(super) fn tell_refused(&self, source: SocketAddrV6, reason: Counter) {
+        if let Some(talkers) = &self.talkers {
+            talkers.refused(source.ip(), reason);
+        }
         if self.feed.is_watched() {
             self.feed.tell(&Watched {
                 kind: Watched::REFUSED,
@@ -113,7 +120,7 @@ impl Server {
             Verdict::Repair(record, plan) if plan.multicast && self.pending.is_strict() => {
                 self.claim(record, plan, to, frame);
             }
-            Verdict::Repair(record, plan) => self.sender.repair(&record, plan, to, frame),
+            Verdict::Repair(record, plan) => self.repair(&record, plan, to, frame),
             Verdict::HandOver(_) | Verdict::Relieve => tracing::trace!("a socket hands nothing over"),
         }
     }
@@ -151,7 +158,30 @@ impl Server {
     pub(super) fn claim(&self, record: Record, plan: Repair, to: SocketAddrV6, frame: &mut Vec<u8>) {
         if let Err(Claimed { record, plan, to }) = self.pending.claim(Claimed { record, plan, to }) {
             self.counters.one(Counter::DedupFailedOpen);
-            self.sender.repair(&record, plan, to, frame);
+            self.repair(&record, plan, to, frame);
+        }
+    }
+
+    /// Sends the frame of `record` as `plan` says.
+    pub(super) fn repair(&self, record: &Record, plan: Repair, to: SocketAddrV6, frame: &mut Vec<u8>) {
+        if let Some(talkers) = &self.talkers {
+            let header = record.header();
+            let copies = u64::from(plan.multicast) + u64::from(plan.unicast);
+            let has_ack = plan.ack_flags(plan.multicast, plan.unicast).is_some();
+            talkers.repaired(to.ip(), &header.key, header.length, copies, has_ack);
+        }
+        self.sender.repair(record, plan, to, frame);
+    }
+
+    /// Counts a NACK that gets no frame, for the top talkers.
+    fn count(&self, asked: &PendingNack, verdict: &Verdict<Record>, reason: Option<Counter>) {
+        let is_said = match verdict {
+            Verdict::Throttled(_) | Verdict::Miss | Verdict::Recover { say: true } => true,
+            Verdict::Silence | Verdict::Recover { say: false } => false,
+            Verdict::Repair(..) | Verdict::AskStore | Verdict::HandOver(_) | Verdict::Relieve => return,
+        };
+        if let Some(talkers) = &self.talkers {
+            talkers.decided(asked.to.ip(), &asked.nack.key, reason, is_said);
         }
     }
 }

@@ -79,7 +79,7 @@ impl Server {
             }
             Err(_) => self.counters.one(Counter::DedupFailedOpen),
         }
-        self.sender.repair(&record, plan, to, frame);
+        self.repair(&record, plan, to, frame);
     }
 
     fn another_repaired(&self, key: &FrameKey, age: Duration) {
@@ -102,12 +102,12 @@ impl Server {
         if plan.multicast && self.pending.is_strict() {
             self.claim(record, plan, *first, frame);
         } else {
-            self.sender.repair(&record, plan, *first, frame);
+            self.repair(&record, plan, *first, frame);
         }
         if plan.unicast {
             let copy = Repair { unicast: true, ..Repair::default() };
             for to in others {
-                self.sender.repair(&record, copy, *to, frame);
+                self.repair(&record, copy, *to, frame);
             }
         }
     }

@@ -38,6 +38,9 @@ impl Server {
                 if let Some(nack) = self.parse(&datagram) {
                     let traced = self.tracer.begin();
                     let (began_ns, ifindex) = (monotonic_ns(), datagram.source.scope_id());
+                    if let Some(talkers) = &self.talkers {
+                        talkers.asked(datagram.source.ip(), &nack.key, began_ns);
+                    }
                     let judged = self.engine.judge_nack(&nack, *datagram.source.ip(), began_ns);
                     let to = datagram.source;
                     let asked = PendingNack { nack, to, admitted: Admitted::Here, traced, began_ns, ifindex };

@@ -26,7 +26,7 @@ use crate::acl::{self, Acl};
 use crate::beacon::registry::SharedRegistry;
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::{SourceCounts, UserCounters};
-use crate::datapath::{Events, KernelFill, KernelKnown, KernelSources, LogLines, kernel_settings};
+use crate::datapath::{DrawnNacks, Events, KernelFill, KernelKnown, KernelSources, LogLines, kernel_settings};
 use crate::dedup;
 use crate::engine::{self, Engine, GroupLimit};
 use crate::fabric::{Fabric, Names};
@@ -51,6 +51,7 @@ use crate::recovery::{self, Claims, Job, NoClaims, Recovery};
 use crate::repair::{self, Held, OnMulticast, Sender};
 use crate::settings::Settings;
 use crate::store::{self, Store};
+use crate::talkers::Talkers;
 use crate::telemetry::otlp::{self, Exporter};
 use crate::telemetry::trace::NackTracer;
 use crate::telemetry::{self, LogLevel};
@@ -92,6 +93,7 @@ pub(super) struct Work {
     pub(super) known: Review,
     pub(super) kernel_fill: Option<KernelFill>,
     pub(super) events: Option<Events>,
+    pub(super) drawn: Option<DrawnNacks>,
     pub(super) log_lines: Option<LogLines>,
     pub(super) replies: Receiver<Reply>,
     /// A log to be read over to its end once this daemon goes live.
@@ -154,6 +156,8 @@ pub(super) fn build(settings: &Settings, log_level: &LogLevel, told: &Cancellati
     if let Some(old) = &mut old {
         tracing::info!(frames = old.read_over(&fill), "the frames of an earlier daemon are read over");
     }
+    let most = settings.telemetry.top_talkers;
+    let talkers = (most > 0).then(|| Arc::new(Talkers::new(most, common.counters())));
     let workers = Workers::default();
     let engine = common.engine(&answers, kernel.groups)?;
     let known = common.known(&engine, kernel.known);
@@ -161,6 +165,7 @@ pub(super) fn build(settings: &Settings, log_level: &LogLevel, told: &Cancellati
     let observed = Observed {
         counters: common.counters(),
         latency: common.latency(),
+        talkers: talkers.clone(),
         sources: Arc::clone(&fill.sources),
         ages: Arc::clone(&fill.ages),
         lives: Arc::clone(&fill.lives),
@@ -196,6 +201,7 @@ pub(super) fn build(settings: &Settings, log_level: &LogLevel, told: &Cancellati
         counters: common.counters(),
         feed: common.feed(),
         acl: Arc::clone(&common.acl),
+        talkers,
     });
 
     let reached = Reached {
@@ -218,7 +224,6 @@ pub(super) fn build(settings: &Settings, log_level: &LogLevel, told: &Cancellati
         reload: Arc::new(Reload::new(settings, reached)),
         instance: settings.telemetry.instance.clone(),
     };
-    let (kernel_fill, events, log_lines) = (kernel.fill, kernel.events, kernel.log_lines);
     let work = Work {
         server,
         socket,
@@ -228,9 +233,10 @@ pub(super) fn build(settings: &Settings, log_level: &LogLevel, told: &Cancellati
         beacons,
         tee,
         known,
-        kernel_fill,
-        events,
-        log_lines,
+        kernel_fill: kernel.fill,
+        events: kernel.events,
+        drawn: kernel.drawn,
+        log_lines: kernel.log_lines,
         replies,
         old_log: old,
     };

@@ -13,7 +13,8 @@ use super::state::Mode;
 use crate::acl;
 use crate::counters::{SourceCounts, UserCounters};
 use crate::datapath::{
-    self, Datapath, DatapathError, Events, Found, KernelFill, KernelKnown, KernelSources, LogLines, Parts, inspect,
+    self, Datapath, DatapathError, DrawnNacks, Events, Found, KernelFill, KernelKnown, KernelSources, LogLines, Parts,
+    inspect,
 };
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{self, Pages, Sizes};
@@ -40,6 +41,7 @@ pub(super) struct Kernel {
     pub(super) acl: acl::Tables,
     pub(super) datapath: Option<Datapath>,
     pub(super) events: Option<Events>,
+    pub(super) drawn: Option<DrawnNacks>,
     pub(super) groups: Option<GroupTable>,
     /// Who has asked, as the kernel has it, and its table of known listeners.
     pub(super) known: Option<(AddressTable, KernelKnown)>,
@@ -120,6 +122,7 @@ impl Kernel {
             sources_stored,
             acl,
             events,
+            drawn,
             groups,
             addresses,
             known,
@@ -138,6 +141,7 @@ impl Kernel {
             acl,
             datapath: Some(datapath),
             events: Some(events),
+            drawn: Some(drawn),
             groups: Some(groups),
             known: Some((addresses, known)),
             // Where the daemon stores all frames, their sources are its sockets' matter.
@@ -169,6 +173,7 @@ impl Kernel {
             acl: acl::Tables::plain(acl::Size::from(settings)).map_err(acl::RulesError::Memory)?,
             datapath: None,
             events: None,
+            drawn: None,
             groups: None,
             known: None,
             sources: None,

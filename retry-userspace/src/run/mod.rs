@@ -37,6 +37,7 @@
 //! POST of the order to drain    (supervise)       Notify of State                BeaconSender
 //! SIGHUP, POST of settings      (a blocking one)  Reload                         Engine, Datapath, Fill: what changed
 //! what is joined: Rejoin        (rejoin)          raw socket, at an interval     routers and switches
+//! drawn NACKs: ring buffer, queue  talkers         Talkers                        State: the top talkers
 //! sockets of other programs     ports             KernelFill                     kernel's fill, on or off
 //! a quarter of the lease        (supervise)       State: Datapath                lease in the kernel's settings
 //! membership and NACK sockets   fdstore           Keeping: descriptors           service manager, or holder

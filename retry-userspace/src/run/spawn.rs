@@ -20,6 +20,7 @@ use super::workers::Workers;
 use crate::admin::{self, manage};
 use crate::beacon::{self, BeaconSender};
 use crate::clock::monotonic_ns;
+use crate::datapath::DrawnNacks;
 use crate::fdstore::Keeping;
 use crate::ingress::fill::Fill;
 use crate::ingress::rejoin;
@@ -195,8 +196,22 @@ fn start_workers(
     work: Work,
 ) -> Result<(), StartError> {
     let Work {
-        server, socket, gate, fill, joins, beacons, tee, known, kernel_fill, events, log_lines, replies, ..
+        server,
+        socket,
+        gate,
+        fill,
+        joins,
+        beacons,
+        tee,
+        known,
+        kernel_fill,
+        events,
+        mut drawn,
+        log_lines,
+        replies,
+        ..
     } = work;
+    let talkers = server.talkers.clone();
     for (number, mut joins) in joins.into_iter().enumerate() {
         let fill = Arc::clone(&fill);
         workers.start(&format!("ingress-{number}"), move |stop| fill.run(&mut joins, stop))?;
@@ -243,6 +258,12 @@ fn start_workers(
         server.serve_replies(&replies, stop);
         Ok(())
     })?;
+    if let Some(talkers) = talkers {
+        workers.start_unwatched("talkers", move |stop| {
+            talkers.run(|| drawn.as_mut().and_then(DrawnNacks::take), stop);
+            Ok(())
+        })?;
+    }
     // Readiness waits for these. The kernel's log lines are no service.
     state.workers_total.store(workers.counted() + finishers.counted(), Ordering::Relaxed);
     if let Some(mut lines) = log_lines {

@@ -29,6 +29,7 @@ use crate::net::nack_socket::NackSocket;
 use crate::recovery::{Recovery, UpstreamStatus};
 use crate::settings::{Settings, Xdp};
 use crate::store::Store;
+use crate::talkers::Talkers;
 
 /// Looks at a log that is locked, before what was last seen of it is shown.
 const LOOKS: usize = 64;
@@ -38,6 +39,8 @@ pub(super) struct Observed {
     pub(super) counters: Arc<UserCounters>,
     /// How long the daemon's own work took.
     pub(super) latency: Arc<UserLatency>,
+    /// Who asks most, unless that is not counted.
+    pub(super) talkers: Option<Arc<Talkers>>,
     /// Frames that the daemon stored, by their source.
     pub(super) sources: Arc<SourceCounts>,
     pub(super) ages: Arc<ClassAges>,
@@ -465,6 +468,7 @@ impl Source for State {
             user: self.user(),
             stored: self.stored(),
             latency: self.latency(),
+            talkers: self.observed.talkers.as_ref().map(|talkers| talkers.top()),
             frames,
             lanes,
             classes: self.classes(&lanes),

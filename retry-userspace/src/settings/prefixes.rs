@@ -39,7 +39,9 @@ mod tests {
         assert_eq!(shown(""), Ok(String::new()));
         assert_eq!(shown("fd10::/64, fd11::1,::/0"), Ok("fd10::/64 fd11::1/128 ::/0".to_owned()));
         assert_eq!(shown("::ffff:10.0.0.0/104"), Ok("::ffff:10.0.0.0/104".to_owned()));
-        for text in ["fd10::/129", "fd10::/", "fd10::/+4", "fd10::/-1", "10.0.0.0/8", "host", "fd10::/64/1", "fe80::1%eth0"] {
+        for text in
+            ["fd10::/129", "fd10::/", "fd10::/+4", "fd10::/-1", "10.0.0.0/8", "host", "fd10::/64/1", "fe80::1%eth0"]
+        {
             assert_eq!(prefix(text), Err(ACCEPTED.to_owned()), "{text}");
         }
         assert_eq!(prefix("fd10::1/64"), Err(format!("{ACCEPTED}; perhaps fd10::/64 is meant")));

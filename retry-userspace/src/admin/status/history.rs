@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use retry_common::counter::{Counter, Counters};
+use retry_common::latency::{Histogram, Measured};
 
 use super::StatusSource;
 use crate::metrics::Snapshot;
@@ -22,12 +23,18 @@ struct Sample {
     user: Counters,
     /// Packets of the kernel program that no driver took.
     lost: u64,
+    /// How long the kernel program took per NACK; where that is measured.
+    took: Option<Box<Histogram>>,
 }
 
 impl Sample {
     fn of(snapshot: &Snapshot, at: Instant) -> Self {
         let lost = snapshot.delivered.iter().map(|(_, sent)| sent.drops).sum();
-        Self { at, kernel: snapshot.kernel, user: snapshot.user, lost }
+        let took = snapshot.latency.as_ref().filter(|latency| !latency.kernel.is_empty()).map(|latency| {
+            let of_nacks = Measured::ALL.iter().zip(&latency.kernel).filter(|(one, _)| **one != Measured::Stored);
+            Box::new(of_nacks.fold(Histogram::default(), |sum, (_, one)| sum.plus(one)))
+        });
+        Self { at, kernel: snapshot.kernel, user: snapshot.user, lost, took }
     }
 }
 
@@ -71,6 +78,16 @@ impl Growth {
     /// Packets of the kernel program that were lost at an interface.
     pub(super) const fn lost(&self) -> u64 {
         self.now.lost.saturating_sub(self.then.lost)
+    }
+
+    /// How long the kernel program took per NACK between the two times; `None` where that is not measured.
+    pub(super) fn took(&self) -> Option<Histogram> {
+        let (now, then) = (self.now.took.as_deref()?, self.then.took.as_deref());
+        let mut grown = *now;
+        for (count, before) in grown.counts.iter_mut().zip(then.unwrap_or(&Histogram::default()).counts) {
+            *count = count.saturating_sub(before);
+        }
+        Some(grown)
     }
 
     /// Between the two times.

@@ -1,8 +1,10 @@
 //! What the page shows, as JSON: numbers in the units that their names say, and words.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use retry_common::counter::Counter;
+use retry_common::latency::Histogram;
 use retry_common::wire::frame::Class;
 use serde::Serialize;
 
@@ -10,6 +12,7 @@ use super::attention::{Attention, attention};
 use super::history::Growth;
 use super::{Details, Peer};
 use crate::metrics::{COMMIT, RINGS, Snapshot};
+use crate::talkers::{Refusal, Talker, Top};
 
 /// The daemon at one time.
 #[derive(Debug, Serialize)]
@@ -32,6 +35,10 @@ pub(super) struct Status {
     /// What left, and what was left out.
     pub(super) answers: Vec<Counted>,
     pub(super) limits: Vec<Limit>,
+    /// How long the kernel program takes per NACK; absent where that is not measured.
+    pub(super) latency: Option<Latency>,
+    /// Who asks most; absent with `-top-talkers 0`.
+    pub(super) talkers: Option<Talkers>,
     /// Frames that can be found.
     pub(super) frames: u64,
     pub(super) classes: Vec<OfClass>,
@@ -78,6 +85,34 @@ pub(super) struct Limit {
     /// NACKs over it.
     pub(super) kernel: u64,
     pub(super) daemon: u64,
+}
+
+/// Of the NACKs of the last minutes. Both quantiles are absent without any.
+#[derive(Debug, Serialize)]
+pub(super) struct Latency {
+    pub(super) window_seconds: f64,
+    pub(super) p50_seconds: Option<f64>,
+    pub(super) p99_seconds: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Talkers {
+    pub(super) window_seconds: f64,
+    pub(super) sources: Vec<OfTalker>,
+    pub(super) flows: Vec<OfTalker>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct OfTalker {
+    pub(super) name: String,
+    pub(super) asked: u64,
+    /// `asked` differs from what was asked by at most this much, in 95 of 100 cases.
+    pub(super) error: u64,
+    pub(super) answered: u64,
+    pub(super) missed: u64,
+    /// By reason; a reason of which there is none is absent.
+    pub(super) refused: BTreeMap<&'static str, u64>,
+    pub(super) bytes_out: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -234,6 +269,8 @@ impl Status {
             nacks: NACKS.iter().map(counted).collect(),
             answers: ANSWERS.iter().map(counted).collect(),
             limits: LIMITS.iter().map(limit).collect(),
+            latency: growth.took().map(|took| latency(&took, growth.window())),
+            talkers: snapshot.talkers.as_ref().map(talkers),
             frames: snapshot.frames,
             classes: classes.collect(),
             rings: rings.collect(),
@@ -254,6 +291,26 @@ impl Status {
             attention: attention(snapshot, details, growth, uptime),
         }
     }
+}
+
+fn latency(took: &Histogram, window: Duration) -> Latency {
+    let quantile = |share| took.quantile_ns(share).map(|ns| Duration::from_nanos(ns).as_secs_f64());
+    Latency { window_seconds: window.as_secs_f64(), p50_seconds: quantile(0.5), p99_seconds: quantile(0.99) }
+}
+
+fn talkers(top: &Top) -> Talkers {
+    Talkers {
+        window_seconds: top.window.as_secs_f64(),
+        sources: top.sources.iter().map(talker).collect(),
+        flows: top.flows.iter().map(talker).collect(),
+    }
+}
+
+fn talker(talker: &Talker) -> OfTalker {
+    let Talker { asked, answered, missed, bytes_out, error, .. } = *talker;
+    let refused = Refusal::ALL.iter().zip(talker.refused).filter(|(_, times)| *times > 0);
+    let refused = refused.map(|(reason, times)| (reason.name(), times)).collect();
+    OfTalker { name: talker.name.clone(), asked, error, answered, missed, refused, bytes_out }
 }
 
 fn peer(peer: &Peer) -> OfPeer {

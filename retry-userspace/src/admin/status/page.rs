@@ -5,7 +5,7 @@
 
 use maud::{DOCTYPE, Markup, html};
 
-use super::model::{Counted, Status};
+use super::model::{Counted, OfTalker, Status};
 
 /// What stands for a value that is absent.
 const ABSENT: &str = "–";
@@ -47,6 +47,12 @@ mod notation {
     #[expect(clippy::cast_precision_loss, reason = "bytes of memory: exact up to 2^53")]
     pub(super) fn bytes(bytes: u64) -> String {
         format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+    }
+
+    /// Numbers by name, or a dash.
+    pub(super) fn reasons(reasons: &std::collections::BTreeMap<&str, u64>) -> String {
+        let all: Vec<String> = reasons.iter().map(|(name, times)| format!("{name} {}", count(*times))).collect();
+        if all.is_empty() { super::ABSENT.to_owned() } else { all.join(", ") }
     }
 
     pub(super) const fn up(is_up: bool) -> &'static str {
@@ -177,6 +183,7 @@ pub(super) fn render(status: &Status) -> Markup {
                         counted_head("NACKs"), counted("nacks", &status.nacks)))
                     (table("answers", "Answers", "What left, by the path that sent it.", "", "",
                         counted_head("answer"), counted("answers", &status.answers)))
+                    (talkers(status))
                     (limits(status))
                     (frames(status))
                     (beyond(status))
@@ -212,6 +219,12 @@ fn header(status: &Status) -> Markup {
                     span data-v="workers_ready" data-f="count" { (status.workers_ready) } " of "
                     span data-v="workers_total" data-f="count" { (status.workers_total) }
                 } }
+                @if let Some(latency) = &status.latency {
+                    div { dt { "Kernel program per NACK" } dd {
+                        "half of them within " span data-v="latency.p50_seconds" data-f="seconds" { (latency.p50_seconds.map_or_else(|| ABSENT.to_owned(), notation::seconds)) }
+                        ", 99 % within " span data-v="latency.p99_seconds" data-f="seconds" { (latency.p99_seconds.map_or_else(|| ABSENT.to_owned(), notation::seconds)) }
+                    } }
+                }
                 div { dt { "Running for" } dd data-v="uptime_seconds" data-f="seconds" { (notation::seconds(status.uptime_seconds)) } }
                 div { dt { "Build" } dd { (status.version) ", commit " code { (status.commit) } } }
                 div { dt { "Host" } dd { (status.host) ", Linux " (status.kernel) } }
@@ -273,6 +286,42 @@ fn interfaces(status: &Status) -> Markup {
     };
     let caption = "What each interface is used for, and where its NACKs are answered: native or skb by the kernel program, off by the daemon's socket.";
     table("interfaces", "Interfaces", caption, "interfaces", "None is in use.", head, body)
+}
+
+fn talkers(status: &Status) -> Markup {
+    let caption = "NACKs of the last minute. Where many come they are estimates: asked is right to within the error in 95 of 100 cases.";
+    let of = |id: &str, title: &str, first: &str, rows: &str, all: &[OfTalker]| {
+        let head = html! {
+            (column(first, "name", "text"))
+            (column("asked", "asked", "count"))
+            (column("error", "error", "count"))
+            (column("answered", "answered", "count"))
+            (column("missed", "missed", "count"))
+            (column("refused", "refused", "reasons"))
+            (column("bytes out", "bytes_out", "count"))
+        };
+        let body = html! {
+            @for one in all {
+                tr {
+                    th scope="row" { (one.name) }
+                    td.num { (notation::count(one.asked)) }
+                    td.num { (notation::count(one.error)) }
+                    td.num { (notation::count(one.answered)) }
+                    td.num { (notation::count(one.missed)) }
+                    td { (notation::reasons(&one.refused)) }
+                    td.num { (notation::count(one.bytes_out)) }
+                }
+            }
+            @if all.is_empty() { (none(7, "None asked.")) }
+        };
+        table(id, title, caption, rows, "None asked.", head, body)
+    };
+    html! {
+        @if let Some(talkers) = &status.talkers {
+            (of("sources", "Sources that ask most", "source", "talkers.sources", &talkers.sources))
+            (of("flows", "Flows that are asked for most", "flow", "talkers.flows", &talkers.flows))
+        }
+    }
 }
 
 fn limits(status: &Status) -> Markup {

@@ -22,6 +22,7 @@
     count: (n) => String(n).replace(/\B(?=(\d{3})+$)/g, ","),
     seconds,
     bytes: (n) => `${(n / 2 ** 20).toFixed(1)} MiB`,
+    reasons: (all) => Object.entries(all).map(([name, n]) => `${name} ${notation.count(n)}`).join(", ") || ABSENT,
     up: (is) => (is ? "up" : "down"),
     yes: (is) => (is ? "yes" : "no"),
   };
@@ -161,7 +162,7 @@
       say(element, written(element.dataset.f, at(status, element.dataset.v)));
     }
     for (const body of document.querySelectorAll("tbody[data-rows]")) {
-      if (body.dataset.rows) fill(body, status[body.dataset.rows]);
+      if (body.dataset.rows) fill(body, at(status, body.dataset.rows) ?? []);
     }
     const passed = last === undefined ? 0 : (now - last) / 1000;
     count("nacks", status.nacks, passed);

@@ -4,8 +4,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use super::*;
-use crate::acl::testing::{deny, everybody};
 use crate::acl::Acl;
+use crate::acl::testing::{deny, everybody};
 use crate::beacon::BEACON_PORT;
 use crate::ingress::joins::Delivery;
 use crate::ingress::source_discovery;
@@ -67,7 +67,14 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
         let heard = Arc::clone(&adverts);
         let on_advert: OnAdvert = Box::new(move |_, from| heard.lock().expect("no panic").push(from));
         let config = Config { groups: group_set };
-        let beacons = BeaconListener::open(config, sets, on_advert, Arc::clone(&control), Arc::clone(&acl), Arc::clone(&counters));
+        let beacons = BeaconListener::open(
+            config,
+            sets,
+            on_advert,
+            Arc::clone(&control),
+            Arc::clone(&acl),
+            Arc::clone(&counters),
+        );
         let beacons = beacons.expect("joined");
         let scene = Scene { control, acl, counters, adverts, wanted, status: beacons.subscription.status() };
         let stop = StopFlag::default();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::Level;
 
-use crate::settings::accepts::{MILLISECOND, YEAR, any, one_of, optional, switch, time};
+use crate::settings::accepts::{MILLISECOND, YEAR, any, one_of, optional, switch, time, whole};
 use crate::settings::rows::{Read, Row, Rows};
 use crate::settings::{hosts, values};
 
@@ -30,6 +30,8 @@ pub struct Telemetry {
     pub debug: bool,
     /// True when it is measured how long NACKs, frames and backends take.
     pub latency_histograms: bool,
+    /// So many sources and flows that ask most are shown; 0: they are not counted.
+    pub top_talkers: usize,
     /// What goes to a collector.
     pub otlp: Otlp,
 }
@@ -94,6 +96,14 @@ impl Telemetry {
             meaning: "Measure how long NACKs, frames and backends take, for the histograms of /metrics.",
             consequence: "Up to 2 % of a hit in the kernel program. false: there are no histograms.",
         })?;
+        let top_talkers = rows.read(Row {
+            flag: "top-talkers",
+            env: "TOP_TALKERS",
+            default: "10",
+            accepts: whole(0..=100),
+            meaning: "Sources and flows that ask most: so many of each are shown on the status page, by top and by /metrics.",
+            consequence: "Up to 1 % of a hit in the kernel program, and as many series of each metric. 0: they are not counted.",
+        })?;
         let otlp = Otlp::read(rows)?;
         Ok(Self {
             instance: instance.map_or_else(|| host_name(rows), Ok)?,
@@ -101,6 +111,7 @@ impl Telemetry {
             level: if debug { level.max(Level::DEBUG) } else { level },
             debug,
             latency_histograms,
+            top_talkers,
             otlp,
         })
     }

@@ -169,6 +169,7 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("log-level", "warn", &[]),
     ("debug", "true", &[]),
     ("latency-histograms", "false", &[]),
+    ("top-talkers", "20", &[]),
     ("otlp-endpoint", "http://collector:4317", &[]),
     ("otlp-interval", "10s", &[]),
     ("trace-sampling", "0.1", &[]),

@@ -158,6 +158,7 @@ fn a_value_out_of_bounds() {
         ("log-level", "INFO", "trace, debug, info, warn, error is accepted"),
         ("debug", "x", truth),
         ("latency-histograms", "x", truth),
+        ("top-talkers", "101", &number(0, 100)),
         ("otlp-endpoint", "collector", "host:port, http://host:port or https://host:port is accepted"),
         ("otlp-interval", "0", "1ms to 8760h is accepted"),
         ("trace-sampling", "1.1", "a number from 0 to 1 is accepted"),
