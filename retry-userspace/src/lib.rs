@@ -17,7 +17,8 @@
 //! 11. `check` looks at a host before a daemon starts there.
 //! 12. `firewall` makes lists of who may ask of the host's nftables rules.
 //! 13. `watch` shows NACKs live, from another process; `feed` tells it what the daemon does.
-//! 14. `fdstore` keeps memberships and the NACK socket while no daemon runs; `service` tells the service manager how the daemon is.
+//! 14. `top` shows the same as the status page in a terminal, from another process.
+//! 15. `fdstore` keeps memberships and the NACK socket while no daemon runs; `service` tells the service manager how the daemon is.
 //!
 //! `net` has the sockets, `clock` the time, `privileges` the capabilities, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
 //!
@@ -33,7 +34,7 @@
 //! 6. `beacon`, `datapath`, `fdstore`
 //! 7. `handover`, `ingress`, `metrics`, `recovery`, `verify_log`, `watch`
 //! 8. `ask`, `interfaces`, `repair`, `telemetry`
-//! 9. `admin`, `nack`
+//! 9. `admin`, `nack`, `top`
 //! 10. `parts`, `run`, which imports every part
 //! 11. `check`
 //!
@@ -93,6 +94,7 @@ mod stop_flag;
 mod store;
 mod talkers;
 mod telemetry;
+mod top;
 mod verify_log;
 mod watch;
 
@@ -107,5 +109,6 @@ pub use run::{StartError, run};
 pub use settings::{Settings, Stop};
 pub use shutdown::signal as shutdown_signal;
 pub use telemetry::{Config as LogConfig, LogLevel, init as start_log};
+pub use top::main as top;
 pub use verify_log::main as verify_log;
 pub use watch::main as watch;

@@ -1,6 +1,6 @@
 //! `retry-endpoint`: parses the settings, starts the daemon, and turns its end into an exit code. `retry-endpoint probe`
 //! asks another one instead, `nack` asks one for a frame as a listener does, `check` looks at the host, `verify-log` checks the
-//! frame log of one that runs, `watch` shows what it decides, `firewall`
+//! frame log of one that runs, `watch` shows what it decides, `top` shows how it does, `firewall`
 //! makes rules for `-acl-file` of the host's nftables rules, `status` tells what is pinned, and `detach`
 //! ends what a daemon that is gone has left. The daemon itself starts `retry-endpoint hold`, which keeps sockets while no daemon
 //! runs.
@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use retry_userspace::{
     LogConfig, Settings, Stop, check, detach, firewall, has_hold_verb, hold, nack, probe, raise_capabilities, run,
-    shutdown_signal, start_log, status, verify_log, watch,
+    shutdown_signal, start_log, status, top, verify_log, watch,
 };
 
 fn main() -> ExitCode {
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Some(verb) if verb == "verify-log" => return verify_log(std::env::args_os().skip(2)),
         Some(verb) if verb == "watch" => return watch(std::env::args_os().skip(2)),
         Some(verb) if verb == "firewall" => return firewall(std::env::args_os().skip(2)),
+        Some(verb) if verb == "top" => return top(std::env::args_os().skip(2)),
         Some(verb) if verb == "hold" => return hold(std::env::args_os().skip(2)),
         _ => {}
     }

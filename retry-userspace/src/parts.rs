@@ -34,6 +34,7 @@ pub fn command_lines() -> Vec<clap::Command> {
         crate::ask::command(),
         crate::recovery::probe::command(),
         crate::handover::status::arguments(),
+        crate::top::command(),
         crate::verify_log::command(),
         crate::watch::command(),
         crate::firewall::command(),

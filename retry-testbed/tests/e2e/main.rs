@@ -47,6 +47,7 @@ mod systemd;
 mod talkers;
 mod tee;
 mod tiers;
+mod top;
 mod verify;
 mod watch;
 mod who;
