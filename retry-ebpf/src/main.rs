@@ -40,8 +40,8 @@ use crate::classify::{NotOurs, classify};
 use crate::reply::Outcome;
 
 /// Attached to every interface of the endpoint: answers NACKs, passes everything else.
-#[cfg_attr(not(feature = "frags"), xdp)]
-#[cfg_attr(feature = "frags", xdp(frags))]
+#[cfg_attr(not(feature = "linear"), xdp(frags))]
+#[cfg_attr(feature = "linear", xdp)]
 fn retry_nack(ctx: XdpContext) -> u32 {
     let way = match classify(&ctx) {
         Ok(request) => {
@@ -82,15 +82,15 @@ fn retry_nack(ctx: XdpContext) -> u32 {
 }
 
 /// Where `retry_nack` goes on with multicast when the kernel fills the log: stores a frame, or leaves it to the daemon.
-#[cfg_attr(not(feature = "frags"), xdp)]
-#[cfg_attr(feature = "frags", xdp(frags))]
+#[cfg_attr(not(feature = "linear"), xdp(frags))]
+#[cfg_attr(feature = "linear", xdp)]
 fn retry_fill(ctx: XdpContext) -> u32 {
     if ingress::store(&ctx).is_some() { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
 }
 
 /// Attached to devmap entries: makes a clone what its turn says.
-#[cfg_attr(not(feature = "frags"), xdp(map = "devmap"))]
-#[cfg_attr(feature = "frags", xdp(frags, map = "devmap"))]
+#[cfg_attr(not(feature = "linear"), xdp(frags, map = "devmap"))]
+#[cfg_attr(feature = "linear", xdp(map = "devmap"))]
 fn retry_role(ctx: XdpContext) -> u32 {
     match role::play(&ctx) {
         Ok(asked_ns) => {
@@ -114,8 +114,8 @@ fn retry_sent(ctx: RawTracePointContext) -> i32 {
 }
 
 /// Run by the daemon over a frame of its own: sends it by the interface that it names.
-#[cfg_attr(not(feature = "frags"), xdp)]
-#[cfg_attr(feature = "frags", xdp(frags))]
+#[cfg_attr(not(feature = "linear"), xdp(frags))]
+#[cfg_attr(feature = "linear", xdp)]
 fn retry_probe(ctx: XdpContext) -> u32 {
     if sent::probe(&ctx).is_some() { xdp_action::XDP_REDIRECT } else { xdp_action::XDP_DROP }
 }

@@ -31,7 +31,7 @@ pub(crate) fn build(context: &Context) -> Result<()> {
     one(context, &["--bins"], "retry-ebpf", &context.ebpf_object())?;
     keep(&built(context, "retry-bench"), &context.bench_object())?;
     // The tests upgrade from one to the other.
-    one(context, &["--bin", "retry-ebpf", "--features", "frags"], "retry-ebpf", &context.frags_object())
+    one(context, &["--bin", "retry-ebpf", "--features", "linear"], "retry-ebpf", &context.linear_object())
 }
 
 /// Builds the object that the daemon loads, and no other.

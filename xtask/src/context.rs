@@ -72,9 +72,9 @@ impl Context {
         self.target.join("bpf/retry-ebpf.o")
     }
 
-    /// The same programs for packets in several buffers.
-    pub(crate) fn frags_object(&self) -> PathBuf {
-        self.target.join("bpf/retry-ebpf-frags.o")
+    /// The same programs for packets in one buffer only, as earlier versions had them.
+    pub(crate) fn linear_object(&self) -> PathBuf {
+        self.target.join("bpf/retry-ebpf-linear.o")
     }
 
     /// The object with the programs that the bench compares with.
@@ -102,7 +102,7 @@ impl Context {
         vec![
             ("RETRY_ENDPOINT_BIN", self.endpoint()),
             ("RETRY_EBPF_OBJECT", self.ebpf_object()),
-            ("RETRY_EBPF_FRAGS", self.frags_object()),
+            ("RETRY_EBPF_LINEAR", self.linear_object()),
             ("RETRY_BENCH_OBJECT", self.bench_object()),
             ("RETRY_BENCH_DIRECTORY", self.target.join("bench")),
             ("RETRY_TOOLS", self.target.join("tools")),

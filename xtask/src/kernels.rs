@@ -27,9 +27,14 @@ use crate::{
 /// A boot takes seconds, all tables of packets on an emulated processor three minutes; more where the machine is slow or busy.
 const TIME_LIMIT: Duration = Duration::from_secs(900);
 /// Drivers that the tests use and that are modules there.
-const MODULES: [&str; 1] = ["veth"];
+const MODULES: [&str; 2] = ["veth", "virtio_net"];
+/// The same, where they are not built in.
+const BUILT_IN: [&str; 1] = ["virtio_pci"];
 /// The host's, because busybox has none or one that cannot make a pair of links.
 const PROGRAMS: [&str; 2] = ["ip", "ethtool"];
+/// What the two cards on one link leave out: what merges packets keeps XDP programs off, and what filters drops tagged packets
+/// and groups that are only captured.
+const CARD: &str = "romfile=,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,ctrl_vlan=off,ctrl_rx=off";
 /// The last line of the guest's output, followed by the exit code of the tests.
 const MARKER: &str = "guest: tests ended with ";
 /// Where the tests find their objects in the guest.
@@ -119,6 +124,10 @@ fn boot(context: &Context, image: &Image, test: &Path, filter: &[String], work: 
     for log in [&console, &tests] {
         command.arg("-serial").arg(format!("file:{}", log.display()));
     }
+    for card in ["h0", "h1"] {
+        command.arg("-netdev").arg(format!("hubport,id={card},hubid=0"));
+        command.arg("-device").arg(format!("virtio-net-pci,netdev={card},{CARD}"));
+    }
     // On a busy machine the emulated timer is late, and the kernel would end its start because of that.
     command.args(["-append", "console=ttyS0 panic=-1 no_timer_check rdinit=/init"]);
     wait(&mut command)?;
@@ -164,7 +173,7 @@ fn guest(context: &Context, image: &Image, test: &Path, filter: &[String], work:
     let busybox = static_busybox().context("no busybox without shared libraries")?;
     archive.file("/bin/busybox", &read(&busybox)?)?;
     archive.link("/bin/sh", "busybox")?;
-    let modules = image.modules(&MODULES)?;
+    let modules = image.modules(&BUILT_IN, &MODULES)?;
     for (name, bytes) in &modules {
         archive.file(&format!("/modules/{name}.ko"), bytes)?;
     }
@@ -182,7 +191,7 @@ fn guest(context: &Context, image: &Image, test: &Path, filter: &[String], work:
     for library in needed {
         archive.file(&library, &read(Path::new(&library))?)?;
     }
-    for object in [context.ebpf_object(), context.frags_object(), context.bench_object()] {
+    for object in [context.ebpf_object(), context.linear_object(), context.bench_object()] {
         let name = object.file_name().context("objects have names")?.to_string_lossy().into_owned();
         archive.file(&format!("{GUEST_DIRECTORY}/{name}"), &read(&object)?)?;
     }
@@ -230,8 +239,8 @@ mount -t tmpfs tmp /tmp
 mkdir -p /run/netns
 {load}ip link set lo up
 export RETRY_EBPF_OBJECT={GUEST_DIRECTORY}/retry-ebpf.o RETRY_BENCH_OBJECT={GUEST_DIRECTORY}/retry-bench.o
-export RETRY_EBPF_FRAGS={GUEST_DIRECTORY}/retry-ebpf-frags.o
-export RETRY_SLOW_MACHINE=1 RUST_BACKTRACE=1
+export RETRY_EBPF_LINEAR={GUEST_DIRECTORY}/retry-ebpf-linear.o
+export RETRY_SLOW_MACHINE=1 RETRY_CARDS=1 RUST_BACKTRACE=1
 cd {GUEST_DIRECTORY}
 {GUEST_DIRECTORY}/test --show-output --test-threads=1{filter} </dev/null >/dev/ttyS1 2>&1
 echo \"{MARKER}$?\" >/dev/ttyS1

@@ -22,8 +22,8 @@ use super::{
 };
 use crate::table;
 
-/// Environment variable with the path of the kernel object with `xdp.frags`.
-const FRAGS_VARIABLE: &str = "RETRY_EBPF_FRAGS";
+/// Environment variable with the path of the kernel object without `xdp.frags`.
+const LINEAR_VARIABLE: &str = "RETRY_EBPF_LINEAR";
 /// The name of the case.
 pub(super) const NAME: &str = "handover";
 
@@ -146,8 +146,8 @@ fn flags<'a>(more: &[&'a [&'a str]], object: Option<&'a str>) -> Vec<&'a str> {
 }
 
 /// The other build of the kernel programs, which upgrades change to and from.
-fn frags_object() -> Result<String> {
-    std::env::var(FRAGS_VARIABLE).with_context(|| format!("{FRAGS_VARIABLE} does not name the other kernel object"))
+fn linear_object() -> Result<String> {
+    std::env::var(LINEAR_VARIABLE).with_context(|| format!("{LINEAR_VARIABLE} does not name the other kernel object"))
 }
 
 /// Hand-overs beside steady traffic.
@@ -157,19 +157,19 @@ fn steady(settings: &Settings, stage: &Stage) -> Result<Row> {
     let hold_down = format!("{}ms", HOLD_DOWN.as_millis());
     let ways: &[&str] = if matches!(stage.repairs, Repairs::Unicast) { UNICAST } else { MULTICAST };
     let more = ["-cache-memory", stage.memory, "-repair-holddown", &hold_down];
-    let object = frags_object()?;
-    let flags = |frags: bool| flags(&[&more, ways], frags.then_some(object.as_str()));
+    let object = linear_object()?;
+    let flags = |linear: bool| flags(&[&more, ways], linear.then_some(object.as_str()));
     let mut relay = Relay::start(&settings.binary, endpoint, &flags(false))?;
     let Stage { frames, held, repairs, most, .. } = *stage;
     let traffic = Steady::start(client, endpoint.nack_address(), Rates { nacks: NACKS, frames, held, repairs, most });
     std::thread::sleep(PAUSE);
     let rounds = if settings.quick { stage.rounds.min(1) } else { stage.rounds };
-    let (mut frags, mut counts) = (false, [0; 3]);
+    let (mut linear, mut counts) = (false, [0; 3]);
     for turn in 0..rounds * ROUND.len() {
         let end = ROUND[turn % ROUND.len()];
         let is_upgrade = turn % ROUND.len() == ROUND.len() - 1;
-        frags ^= is_upgrade;
-        relay.hand_over(end, &flags(frags))?;
+        linear ^= is_upgrade;
+        relay.hand_over(end, &flags(linear))?;
         counts[if is_upgrade { 2 } else { usize::from(end == End::Killed) }] += 1;
         std::thread::sleep(PAUSE);
     }
@@ -214,8 +214,8 @@ fn flood(settings: &Settings) -> Result<[Row; 2]> {
     let mut rig = Rig::new()?;
     let fabric = rig.fabric();
     let endpoint = fabric.host("endpoint")?;
-    let object = frags_object()?;
-    let flags = |frags: bool| flags(&[UNICAST, &["-cache-memory", "64m"]], frags.then_some(object.as_str()));
+    let object = linear_object()?;
+    let flags = |linear: bool| flags(&[UNICAST, &["-cache-memory", "64m"]], linear.then_some(object.as_str()));
     let mut relay = Relay::start(&settings.binary, endpoint, &flags(false))?;
     subject::fill(&mut rig, relay.daemon(), FLOOD_FRAMES, 400)?;
     let ask = Ask { first: 1, count: FLOOD_FRAMES, stride: 7, ..Ask::frames(FLOOD_FRAMES) };

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::net::{
     loss::{Loss, LossPoint, LossRule},
-    netns::Netns,
+    netns::{Netns, host_command},
 };
 
 /// Name of every host's interface.
@@ -172,6 +172,20 @@ impl Fabric {
         let argv = [&["ip", "link", "add", INTERFACE], &each[..], &["type", "veth", "peer", "name", INTERFACE], &each];
         hosts[0].ns.run(&[&argv.concat()[..], &["netns", peer]].concat())?;
         for host in &mut hosts {
+            host.finish(mtu)?;
+        }
+        Self::ready(hosts, None)
+    }
+
+    /// As [`Fabric::flat`] on two cards of the machine that are on one link; they move to the hosts' namespaces, and return
+    /// when these end.
+    ///
+    /// # Errors
+    /// As [`Fabric::flat`]; there are no such interfaces.
+    pub fn of_cards(cards: [&str; 2], mtu: u16) -> Result<Self> {
+        let mut hosts = vec![Host::new("endpoint", 1)?, Host::new("client", 2)?];
+        for (host, card) in hosts.iter_mut().zip(cards) {
+            host_command(&["ip", "link", "set", card, "netns", host.ns.name(), "name", INTERFACE])?;
             host.finish(mtu)?;
         }
         Self::ready(hosts, None)

@@ -76,8 +76,8 @@ pub const LIFE_MS: [u32; 5] = [60_001, 60_002, 60_003, 60_004, 60_005];
 const LEASE: Duration = Duration::from_secs(3_600);
 /// A test run has ended by then.
 const REST: Duration = Duration::from_millis(200);
-/// A page less headroom, as veth allows with native XDP on every kernel that we run on.
-const MTU: &str = "3500";
+/// That of jumbo frames: packets have several buffers.
+const MTU: &str = "9000";
 
 /// True on an emulated processor: tests take fewer samples there.
 #[must_use]

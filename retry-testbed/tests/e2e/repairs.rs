@@ -1,6 +1,7 @@
 //! Every frame version, lost on the way to a listener, asked for and recovered: by unicast, multicast and both, through
 //! XDP and through the socket, on a flat link and through a bridge.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,21 +40,42 @@ const UNICAST: Repair = Repair { multicast: false, unicast: true };
 const MULTICAST: Repair = Repair { multicast: true, unicast: false };
 const BOTH: Repair = Repair { multicast: true, unicast: true };
 
-fn flows() -> Vec<Flow> {
-    // Fragments by the three, everything else spread over the four shards; odd lengths too.
-    (0u16..).zip(Kind::CACHED).map(|(shard, kind)| Flow::new(kind, shard, 2, 90..=1201)).collect()
+/// A link and what goes over it.
+#[derive(Clone, Debug)]
+struct Link {
+    shape: Shape,
+    mtu: u16,
+    /// Of the frames' payloads, bytes.
+    lengths: RangeInclusive<usize>,
+    /// The client leaves checksums to its device: the NACKs, and on a flat link the frames, arrive with unfinished ones.
+    is_offloaded: bool,
 }
 
-fn recovers(name: &str, shape: Shape, xdp: &str, repair: Repair) {
+impl Link {
+    const fn of(shape: Shape) -> Self {
+        Self { shape, mtu: 1500, lengths: 90..=1201, is_offloaded: false }
+    }
+
+    fn flows(&self) -> Vec<Flow> {
+        // Fragments by the three, everything else spread over the four shards; odd lengths too.
+        (0u16..).zip(Kind::CACHED).map(|(shard, kind)| Flow::new(kind, shard, 2, self.lengths.clone())).collect()
+    }
+}
+
+fn recovers(name: &str, link: &Link, xdp: &str, repair: Repair) {
     if !is_root(name) {
         return;
     }
+    let shape = link.shape;
     let fabric = match shape {
-        Shape::Flat => Fabric::flat(1500),
-        Shape::Bridged => Fabric::bridged(&["endpoint", "client", "publisher"], 1500),
+        Shape::Flat => Fabric::flat(link.mtu),
+        Shape::Bridged => Fabric::bridged(&["endpoint", "client", "publisher"], link.mtu),
     }
     .expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
+    if link.is_offloaded {
+        client.ns.run(&["ethtool", "-K", INTERFACE, "tx", "on"]).expect("it is taken");
+    }
     let publisher = if shape == Shape::Flat { client } else { fabric.host("publisher").expect("a publisher") };
     let mode =
         [format!("-beacon-flags-multicast={}", repair.multicast), format!("-beacon-flags-unicast={}", repair.unicast)];
@@ -61,7 +83,7 @@ fn recovers(name: &str, shape: Shape, xdp: &str, repair: Repair) {
     let daemon = Daemon::start(&binary(), &endpoint.ns, &flags).expect("a daemon");
 
     let journal = Arc::new(Journal::new());
-    let mut flows = flows();
+    let mut flows = link.flows();
     let mut groups: Vec<_> = flows.iter().map(|flow| group(flow.group_index())).collect();
     groups.sort();
     groups.dedup();
@@ -155,7 +177,7 @@ macro_rules! recovery {
     ($($name:ident: $shape:ident $xdp:literal $repair:ident;)*) => { $(
         #[test]
         fn $name() {
-            recovers(stringify!($name), Shape::$shape, $xdp, $repair);
+            recovers(stringify!($name), &Link::of(Shape::$shape), $xdp, $repair);
         }
     )* };
 }
@@ -173,6 +195,20 @@ recovery! {
     bridged_off_unicast: Bridged "off" UNICAST;
     bridged_off_multicast: Bridged "off" MULTICAST;
     bridged_off_both: Bridged "off" BOTH;
+}
+
+/// Packets of several buffers, which XDP takes in native mode: of frames that the kernel sends, and NACKs with checksums
+/// that a device was to finish.
+#[test]
+fn jumbo_native_both() {
+    let link = Link { mtu: 9000, lengths: 90..=3201, ..Link::of(Shape::Flat) };
+    recovers("jumbo_native_both", &link, "native", BOTH);
+}
+
+#[test]
+fn jumbo_native_offloaded() {
+    let link = Link { mtu: 9000, lengths: 90..=3201, is_offloaded: true, ..Link::of(Shape::Flat) };
+    recovers("jumbo_native_offloaded", &link, "native", BOTH);
 }
 
 /// In generic mode packets hardly grow: MISSes come from the kernel, frames from the daemon by event.

@@ -114,7 +114,7 @@ fn without_hand_over_nothing_stays() {
     assert!(!left.pins().exists());
 }
 
-/// Two builds of the kernel programs in turns: with and without `xdp.frags`, which program arrays and devmaps remember.
+/// Two builds of the kernel programs in turns: with `xdp.frags` and, as in earlier versions, without, which program arrays and devmaps remember.
 #[test]
 fn upgrade_to_another_program() {
     if !is_root("upgrade_to_another_program") {
@@ -128,10 +128,10 @@ fn upgrade_to_another_program() {
         let program = aya::programs::Xdp::from_pin(path, aya_obj::programs::XdpAttachType::Interface);
         program.expect("a program").info().expect("told").tag()
     };
-    let frags = std::env::var("RETRY_EBPF_FRAGS").expect("xtask names it");
+    let linear = std::env::var("RETRY_EBPF_LINEAR").expect("xtask names it");
     let traffic = Steady::start(client, endpoint.nack_address(), RATES);
     let mut tags = vec![tag(&daemon)];
-    for more in [&["-bpf-object", &frags][..], &[], &["-bpf-object", &frags]] {
+    for more in [&["-bpf-object", &linear][..], &[], &["-bpf-object", &linear]] {
         assert!(daemon.end().expect("it ends").success(), "{}", daemon.log());
         daemon = start(endpoint, more);
         assert!(mode(&daemon.metrics().expect("a scrape"), "adopted"), "{}", daemon.log());

@@ -38,7 +38,7 @@ use crate::table::HOLD_NS;
 
 /// The second interface of both hosts, which only multicast repairs leave by.
 const OTHER: &str = "eth1";
-const MTU: u16 = 3_500;
+const MTU: u16 = 9_000;
 const WAIT: Duration = Duration::from_secs(3);
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 0xE], [2, 0, 0, 0, 0, 0xF]];
 const GROUP: u16 = 3;
@@ -61,18 +61,21 @@ struct Rig {
 
 impl Rig {
     fn new(egress_here: bool) -> Self {
-        let fabric = Fabric::flat(MTU).expect("root and the tools");
+        Self::on(Fabric::flat(MTU).expect("root and the tools"), egress_here).expect("the kernel takes the program")
+    }
+
+    fn on(fabric: Fabric, egress_here: bool) -> anyhow::Result<Self> {
         let (endpoint, client) = (&fabric.hosts()[0], &fabric.hosts()[1]);
         second_link(endpoint, client);
         let loaded = endpoint.ns.enter(|| {
             let here = Interface::named(INTERFACE, MACS[0]).expect("it is there");
             let other = Interface::named(OTHER, MACS[1]).expect("it is there");
-            Loaded::open(&here, &[other], egress_here).expect("the kernel takes the program")
-        });
+            Loaded::open(&here, &[other], egress_here)
+        })?;
         let sender = RawSender::open(&client.ns, INTERFACE).expect("root");
         let near = Capture::start(&client.ns, INTERFACE).expect("root");
         let far = Capture::start(&client.ns, OTHER).expect("root");
-        Self { plain: loaded.settings(), loaded, sender, near, far, fabric, egress_here, next: 0 }
+        Ok(Self { plain: loaded.settings(), loaded, sender, near, far, fabric, egress_here, next: 0 })
     }
 
     fn client(&self) -> &Host {
@@ -333,6 +336,40 @@ fn a_packet_without_room_carries_the_ack_and_its_clones_the_frames() {
     for way in ways {
         let count = seen.iter().filter(|seen| *seen == way).count();
         assert!(count > 10, "{way:?} {count} times of {}", seen.len());
+    }
+}
+
+/// The emulated cards of the guests are on one link. Since Linux 6.3 their driver takes packets of several buffers; before, it
+/// takes the program at a lower MTU only, and the refusal says so.
+#[test]
+fn emulated_cards_answer_at_any_mtu_that_they_take() {
+    if std::env::var_os("RETRY_CARDS").is_none() {
+        println!("SKIP emulated_cards_answer_at_any_mtu_that_they_take: it needs the cards of the suite `kernels`");
+        return;
+    }
+    let fabric = Fabric::of_cards(["eth0", "eth1"], MTU).expect("two cards");
+    let mut rig = if linux(6, 3) {
+        Rig::on(fabric, true).expect("the driver takes the program")
+    } else {
+        let error = fabric.hosts()[0].ns.enter(|| {
+            let here = Interface::named(INTERFACE, MACS[0]).expect("it is there");
+            Loaded::open(&here, &[], true)
+        });
+        let error = format!("{:#}", error.expect_err("too large an MTU"));
+        assert!(error.contains("the MTU 9000 is too large for native XDP by this driver, virtio_net"), "{error}");
+        for host in fabric.hosts() {
+            host.ns.run(&["ip", "link", "set", INTERFACE, "mtu", "1500"]).expect("ip works");
+        }
+        Rig::on(fabric, true).expect("the driver takes the program")
+    };
+    let lengths = if linux(6, 3) { &[66, 400, 3_200][..] } else { &[66, 400, 1_452][..] };
+    for plan in PLANS {
+        rig.set(plan.flags);
+        for &length in lengths {
+            for from in [From::Raw, From::Socket] {
+                assert_eq!(ask(&mut rig, plan, from, length), Way::AckFirst);
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use retry_common::counter::Counter;
 use retry_common::key::FrameKey;
+use retry_testbed::net::netns::host_command;
 use retry_testbed::net::packet::PacketBuilder;
 use retry_testbed::peers::answer::nack;
 use retry_testbed::scene::is_root;
@@ -30,9 +31,13 @@ fn ten_restarts() {
     if !is_root("ten_restarts") {
         return;
     }
-    let frags = std::env::var_os("RETRY_EBPF_FRAGS").expect("xtask names it");
+    let linear = std::env::var_os("RETRY_EBPF_LINEAR").expect("xtask names it");
     in_new_namespace(|| {
         let here = Interface::veth("rt0").expect("ip link works");
+        // One of the two builds takes packets of one buffer only.
+        for end in ["rt0", "rt0p"] {
+            host_command(&["ip", "link", "set", end, "mtu", "1500"]).expect("an MTU");
+        }
         let mut loaded = Loaded::open_to_stay(&here).expect("the kernel takes the program");
         for restart in 0..=RESTARTS {
             for number in restart * FRAMES..(restart + 1) * FRAMES {
@@ -48,7 +53,7 @@ fn ten_restarts() {
             }
             let hits = loaded.counters().expect("counters").get(Counter::CacheHits);
             assert_eq!(hits - before, ((restart + 1) * FRAMES).div_ceil(7));
-            let object = (restart % 2 == 0).then(|| frags.clone().into());
+            let object = (restart % 2 == 0).then(|| linear.clone().into());
             loaded = loaded.take_over(object).expect("the next one goes on");
             assert_eq!(loaded.counters().expect("counters").get(Counter::CacheHits), hits);
         }

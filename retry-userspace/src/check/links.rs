@@ -168,7 +168,8 @@ fn native(settings: &Settings, interface: &Interface) -> Finding {
             "use -xdp skb or -xdp off, or another interface",
         );
     }
-    if let Some(most) = native_mtu(&driver).filter(|most| mtu > most) {
+    let several_buffers = features.as_ref().ok().map(|features| features & XDP_FRAGS != 0);
+    if let Some(most) = native_mtu(&driver, several_buffers).filter(|most| mtu > most) {
         let advice = format!("ip link set dev {name} mtu {most}, or use -xdp skb or -xdp off");
         return no_xdp(settings, NAME, format!("{shown}: too large for native XDP, which takes {most}"), &advice);
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::programs::links::FdLink;
+use aya::programs::xdp::XdpError;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use aya_obj::programs::XdpAttachType;
 
@@ -14,6 +15,7 @@ use super::adopt::{self, Left, PROGRAM};
 use super::pins::Pins;
 use super::sent::Prober;
 use super::{Config, DatapathError, Mode, chain, pin_name, program};
+use crate::net::interface::{self, Interface};
 
 /// The program, and the interfaces that it is attached to. Dropping it detaches it, once the pins are gone.
 pub struct Attachments {
@@ -86,7 +88,7 @@ impl Attachments {
                     }
                 }
                 Err(error) => {
-                    let why = explain(&error);
+                    let why = explain(&error, &name, self.mode);
                     return Err(DatapathError::Attach { interface: name, mode: self.mode.name(), why });
                 }
             }
@@ -131,7 +133,10 @@ impl Attachments {
         let path = pins.path(&pin);
         // One that lost its interface, or was detached, holds on to nothing.
         self.forget(&path).map_err(|error| pins.error(&pin, &error))?;
-        let id = self.program.attach_to_if_index(ifindex, mode).map_err(|error| refused(explain(&error)))?;
+        let id = self
+            .program
+            .attach_to_if_index(ifindex, mode)
+            .map_err(|error| refused(explain(&error, name, self.mode)))?;
         let link = self.program.take_link(id).map_err(|error| refused(chain(&error)))?;
         // Without a link there is nothing to pin, and nothing that ends with the daemon.
         let link = FdLink::try_from(link).map_err(|_| {
@@ -179,31 +184,103 @@ impl Attachments {
     }
 }
 
-/// The longest MTU at which these drivers take a program, bytes.
-const NATIVE_MTU: [(&str, u32); 5] =
-    [("veth", 3520), ("virtio_net", 3506), ("ixgbe", 3050), ("i40e", 3046), ("ice", 3046)];
+/// The longest MTU, bytes, at which these drivers run a program on packets of one buffer.
+const ONE_BUFFER: [(&str, u32); 7] = [
+    ("veth", 3506),
+    ("virtio_net", 3506),
+    ("ixgbe", 3050),
+    ("i40e", 3046),
+    ("ice", 3046),
+    ("igb", 3046),
+    ("gve", 2032),
+];
 
-/// The longest MTU at which the driver of this name takes the program; `None` where it is not known.
-pub(crate) fn native_mtu(driver: &str) -> Option<u32> {
-    NATIVE_MTU.iter().find(|(name, _)| *name == driver).map(|(_, most)| *most)
+/// The longest MTU, bytes, at which the driver of this name takes the program, which handles packets of several buffers;
+/// `None` where there is no limit, or none that is known.
+///
+/// `several_buffers` is what the driver says of such packets; before Linux 6.3 it does not say it, and of these drivers only
+/// veth takes them.
+pub(crate) fn native_mtu(driver: &str, several_buffers: Option<bool>) -> Option<u32> {
+    if several_buffers.unwrap_or(driver == "veth") {
+        return None;
+    }
+    ONE_BUFFER.iter().find(|(name, _)| *name == driver).map(|(_, most)| *most)
 }
 
 /// What the system said about an attach, and what to do.
-fn explain(error: &ProgramError) -> String {
+fn explain(error: &ProgramError, name: &str, mode: Mode) -> String {
     let errno = match error {
         ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        // Tried by aya where a link is refused with EINVAL.
+        ProgramError::XdpError(XdpError::NetlinkError(error)) => error.raw_os_error(),
         _ => None,
     };
-    let advice = match errno {
+    let advice = advice(errno, mode, || {
+        let mtu = Interface::by_name(name).ok()?.mtu;
+        Some((interface::driver(name).unwrap_or_else(|_| "unknown".to_owned()), mtu))
+    });
+    format!("{}; {advice}", chain(error))
+}
+
+/// What to do about this error; `link` tells the driver and the MTU of the interface.
+fn advice(errno: Option<i32>, mode: Mode, link: impl Fn() -> Option<(String, u32)>) -> String {
+    const OTHERWISE: &str = "use -xdp skb or -xdp off";
+    match errno {
         Some(libc::EBUSY) => {
             "another XDP program is attached: remove it with `ip link set dev IFACE xdp off`, or use -xdp off"
+                .to_owned()
         }
-        Some(libc::ERANGE) => {
-            "its MTU is too large for native XDP (veth 3520, virtio 3506, ixgbe 3050, i40e and ice 3046 bytes): lower it, or use -xdp skb or -xdp off"
+        // Drivers say either: veth the first, virtio_net and ixgbe the second.
+        Some(libc::ERANGE | libc::EINVAL) if mode == Mode::Native => {
+            let limits: Vec<_> = ONE_BUFFER.iter().map(|(driver, most)| format!("{driver} {most}")).collect();
+            let limits = limits.join(", ");
+            let (driver, mtu) = link().unwrap_or_else(|| ("unknown".to_owned(), 0));
+            match native_mtu(&driver, Some(false)) {
+                Some(most) if mtu > most => format!(
+                    "the MTU {mtu} is too large for native XDP by this driver, {driver}, on this kernel, which takes {most}: \
+                     lower it, or {OTHERWISE}"
+                ),
+                Some(_) => format!("the driver {driver} refuses native XDP: LRO must be off; or {OTHERWISE}"),
+                None => format!(
+                    "the driver {driver} refuses native XDP: its MTU {mtu} may be too large (drivers without packets of \
+                     several buffers take up to: {limits} bytes), or LRO is on; lower the MTU, or {OTHERWISE}"
+                ),
+            }
         }
-        Some(libc::EOPNOTSUPP) => "the driver has no native XDP, or not at this MTU: use -xdp skb or -xdp off",
-        Some(libc::EPERM) => "CAP_NET_ADMIN and CAP_BPF are missing: run as root or grant them",
-        _ => "use -xdp skb or -xdp off",
-    };
-    format!("{}; {advice}", chain(error))
+        Some(libc::EOPNOTSUPP) => format!("the driver has no native XDP, or not at this MTU: {OTHERWISE}"),
+        Some(libc::EPERM) => "CAP_NET_ADMIN and CAP_BPF are missing: run as root or grant them".to_owned(),
+        _ => OTHERWISE.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_mtu_is_limited_where_packets_have_one_buffer() {
+        assert_eq!(native_mtu("virtio_net", Some(false)), Some(3506));
+        assert_eq!(native_mtu("virtio_net", Some(true)), None);
+        // Linux 6.1 does not say.
+        assert_eq!((native_mtu("virtio_net", None), native_mtu("veth", None)), (Some(3506), None));
+        assert_eq!(native_mtu("unheard_of", Some(false)), None);
+    }
+
+    #[test]
+    fn a_refusal_comes_with_its_advice() {
+        let link = |driver: &str, mtu| Some((driver.to_owned(), mtu));
+        let told = |errno, mode, driver, mtu| advice(Some(errno), mode, || link(driver, mtu));
+        for errno in [libc::ERANGE, libc::EINVAL] {
+            let text = told(errno, Mode::Native, "virtio_net", 9000);
+            assert!(text.starts_with("the MTU 9000 is too large for native XDP by this driver, virtio_net"), "{text}");
+            assert!(text.contains("takes 3506: lower it"), "{text}");
+            let text = told(errno, Mode::Native, "virtio_net", 1500);
+            assert!(!text.contains("MTU") && text.contains("LRO"), "{text}");
+            let text = told(errno, Mode::Native, "unheard_of", 9000);
+            assert!(text.contains("its MTU 9000 may be too large") && text.contains("ixgbe 3050"), "{text}");
+        }
+        assert_eq!(told(libc::EINVAL, Mode::Skb, "virtio_net", 9000), "use -xdp skb or -xdp off");
+        assert!(told(libc::EBUSY, Mode::Native, "veth", 9000).contains("another XDP program"));
+        assert_eq!(advice(None, Mode::Native, || None), "use -xdp skb or -xdp off");
+    }
 }

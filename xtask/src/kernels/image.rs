@@ -90,15 +90,18 @@ impl Image {
 
     /// A module's bytes and those of the modules that it depends on, in the order in which they are loaded.
     ///
+    /// Those of `maybe` are built into some kernels, whose packages have no module of that name.
+    ///
     /// # Errors
     /// The package has no such module, or it cannot be unpacked.
-    pub(crate) fn modules(&self, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    pub(crate) fn modules(&self, maybe: &[&str], names: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
         let mut files = Vec::new();
         for top in ["lib/modules", "usr/lib/modules"] {
             collect(&self.directory.join(top), &mut files);
         }
         let mut loaded = Vec::new();
-        for name in names {
+        let has = |name: &str| files.iter().any(|file| module_name(file).as_deref() == Some(name));
+        for name in maybe.iter().filter(|name| has(name)).chain(names) {
             load(name, &files, &mut loaded)?;
         }
         Ok(loaded)
@@ -187,9 +190,9 @@ mod tests {
             fs::write(modules.join(format!("{name}.ko")), format!("\0depends={needs}\0")).expect("written");
         }
         let image = Image { directory: directory.clone() };
-        let loaded = image.modules(&["top", "base"]).expect("all are there");
+        let loaded = image.modules(&["none", "base"], &["top"]).expect("all are there");
         assert_eq!(loaded.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["base", "middle", "top"]);
-        assert!(image.modules(&["none"]).is_err());
+        assert!(image.modules(&[], &["none"]).is_err());
         assert!(image.vmlinuz().is_err());
         fs::remove_dir_all(directory).expect("cleaned");
     }
