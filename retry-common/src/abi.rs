@@ -27,8 +27,12 @@ pub const SLOT_LEN: usize = 64;
 pub const SEGMENT_SLOTS: u32 = 1 << 18;
 /// No record starts in the last page of a segment, so that a bounded read never leaves it. Bytes.
 pub const SEGMENT_TAIL: usize = 4096;
+/// No record of a frame above [`KERNEL_FRAME_MAX`] starts in what is behind this in a segment, for the same reason. Bytes.
+pub const SEGMENT_LONG_TAIL: usize = 16_384;
 /// Longest frame that XDP sends: a page less headroom, shared info and headers. Bytes.
 pub const KERNEL_FRAME_MAX: usize = 3392;
+/// Longest frame that XDP stores: one packet of the largest MTU that network cards commonly take, 9,216. Bytes.
+pub const KERNEL_STORE_MAX: usize = 9168;
 /// Length of [`RecordHeader`]. Bytes.
 pub const RECORD_HEADER_LEN: usize = size_of::<RecordHeader>();
 
@@ -679,4 +683,5 @@ const _: () = {
     assert!(offset_of!(Lane, records) == 32);
     assert!(offset_of!(Lane, first_slot) == 40);
     assert!(RECORD_HEADER_LEN + KERNEL_FRAME_MAX < SEGMENT_TAIL);
+    assert!(RECORD_HEADER_LEN + KERNEL_STORE_MAX < SEGMENT_LONG_TAIL);
 };

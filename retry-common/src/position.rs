@@ -5,11 +5,21 @@
 //! lies between the old head and the new one. A record's version follows from its position, so no version comes twice at a
 //! slot, and the daemon knows which version the next record will have.
 
-use crate::abi::{SEGMENT_LEN, SEGMENT_SLOTS, SEGMENT_TAIL, SLOT_LEN};
+use crate::abi::{
+    KERNEL_FRAME_MAX, RECORD_HEADER_LEN, SEGMENT_LEN, SEGMENT_LONG_TAIL, SEGMENT_SLOTS, SEGMENT_TAIL, SLOT_LEN,
+};
 
 /// Slots from the start of a segment in which a record may begin.
 #[expect(clippy::cast_possible_truncation, reason = "2^18 at most")]
 const START_SLOTS: u32 = ((SEGMENT_LEN - SEGMENT_TAIL) / SLOT_LEN) as u32;
+
+/// The same for a record of more than [`SHORT_SLOTS`].
+#[expect(clippy::cast_possible_truncation, reason = "2^18 at most")]
+const LONG_START_SLOTS: u32 = ((SEGMENT_LEN - SEGMENT_LONG_TAIL) / SLOT_LEN) as u32;
+
+/// Slots that hold no frame above [`KERNEL_FRAME_MAX`].
+#[expect(clippy::cast_possible_truncation, reason = "53")]
+const SHORT_SLOTS: u32 = ((RECORD_HEADER_LEN + KERNEL_FRAME_MAX) / SLOT_LEN) as u32;
 
 /// Laps that a lane may start with: the first is drawn at random, so that no sender knows what a version will be.
 pub const FIRST_LAPS: u32 = 1 << 28;
@@ -63,12 +73,13 @@ pub struct Reservation {
 }
 
 /// The next `slots` slots behind `head`, in a lane of `lane_slots`; `None` when that would go beyond `limit`, up to which
-/// room has been made. No record straddles two segments, and none begins in the last page of one.
+/// room has been made. No record straddles two segments, and none begins in the last page of one, a long one in the last four.
 #[inline(always)]
 pub const fn reserve(head: u64, limit: u64, slots: u32, lane_slots: u32) -> Option<Reservation> {
     let into_segment = slot(head) % SEGMENT_SLOTS;
     let left = SEGMENT_SLOTS - into_segment;
-    let filler = if into_segment > START_SLOTS || slots > left { left } else { 0 };
+    let last_start = if slots > SHORT_SLOTS { LONG_START_SLOTS } else { START_SLOTS };
+    let filler = if into_segment > last_start || slots > left { left } else { 0 };
     let start = if filler == 0 { head } else { after(head, filler, lane_slots) };
     let end = after(start, slots, lane_slots);
     if end > limit { None } else { Some(Reservation { filler, start, end }) }
@@ -89,10 +100,25 @@ mod tests {
         let taken = Reservation { filler: 10, start: at(5, SEGMENT_SLOTS), end: at(5, SEGMENT_SLOTS + 7) };
         assert_eq!(reserve(head, far, 7, LANE), Some(taken));
         let last = at(5, START_SLOTS);
-        let whole = Reservation { filler: 0, start: last, end: at(5, START_SLOTS + 64) };
-        assert_eq!(reserve(last, far, 64, LANE), Some(whole));
+        let whole = Reservation { filler: 0, start: last, end: at(5, START_SLOTS + SHORT_SLOTS) };
+        assert_eq!(reserve(last, far, SHORT_SLOTS, LANE), Some(whole));
         let wraps = Reservation { filler: 64, start: at(6, 0), end: at(6, 65) };
         assert_eq!(reserve(last + u64::from(SEGMENT_SLOTS), far, 65, LANE), Some(wraps));
+    }
+
+    #[test]
+    fn a_long_record_starts_further_from_the_end() {
+        let last = at(5, LONG_START_SLOTS);
+        let far = lap_later(lap_later(last));
+        let slots = SEGMENT_SLOTS - LONG_START_SLOTS;
+        let whole = Reservation { filler: 0, start: last, end: at(5, SEGMENT_SLOTS) };
+        assert_eq!(reserve(last, far, slots, LANE), Some(whole));
+        // It would fit, and a reader of bounded length would leave the segment.
+        let next =
+            Reservation { filler: slots - 1, start: at(5, SEGMENT_SLOTS), end: at(5, SEGMENT_SLOTS + SHORT_SLOTS + 1) };
+        assert_eq!(reserve(last + 1, far, SHORT_SLOTS + 1, LANE), Some(next));
+        let short = Reservation { filler: 0, start: last + 1, end: last + 1 + u64::from(SHORT_SLOTS) };
+        assert_eq!(reserve(last + 1, far, SHORT_SLOTS, LANE), Some(short));
     }
 
     #[test]
@@ -120,7 +146,8 @@ mod tests {
             prop_assert_eq!(distance(taken.start, taken.end, LANE), slots);
             let first = slot(taken.start);
             prop_assert_eq!(first / SEGMENT_SLOTS, (first + slots - 1) / SEGMENT_SLOTS);
-            prop_assert!(first % SEGMENT_SLOTS <= START_SLOTS);
+            let last_start = if slots > SHORT_SLOTS { LONG_START_SLOTS } else { START_SLOTS };
+            prop_assert!(first % SEGMENT_SLOTS <= last_start);
         }
     }
 }

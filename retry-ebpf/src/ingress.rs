@@ -2,7 +2,8 @@
 //!
 //! It stores what is plain: a whole frame with a right checksum, from a joined group, whose key is new and whose bucket
 //! has an empty place (or its overflow bucket has). Everything else is passed on to the daemon's sockets, which know what
-//! to do and count it: duplicates, replaced frames, bundles, frames above the MTU, bad bytes, a lane without room.
+//! to do and count it: duplicates, replaced frames, bundles, datagrams in fragments, bad bytes, a lane without room. Whether a
+//! frame fits the interfaces that it leaves by is asked when it leaves.
 //!
 //! Room is reserved by compare-exchange on the lane's head, within the limit that the daemon has set
 //! ([`retry_common::framelog`]). No other writer writes there, and no reader believes it before it is committed. The daemon
@@ -14,7 +15,7 @@ use aya_ebpf::btf_maps::{Array, HashMap, ProgramArray};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
-use retry_common::abi::{RecordHeader, Settings, record_flag, setting_flag};
+use retry_common::abi::{KERNEL_STORE_MAX, RecordHeader, Settings, record_flag, setting_flag};
 use retry_common::checksum;
 use retry_common::counter::Counter;
 use retry_common::framelog::{self, Appended, Left};
@@ -240,7 +241,7 @@ fn admit(ctx: &XdpContext, headers: &IpUdp, settings: &Settings) -> Option<u16> 
     let udp_length = u16::from_be_bytes(headers.udp_length);
     let length = udp_length.checked_sub(8)?;
     if headers.udp_length != headers.payload_length
-        || u32::from(length) > log::max_frame(settings)
+        || usize::from(length) > KERNEL_STORE_MAX
         || packet::length(ctx) < i32::from(udp_length) + 54
     {
         return None;

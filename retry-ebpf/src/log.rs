@@ -17,8 +17,8 @@ use aya_ebpf::helpers::generated::bpf_csum_diff;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use retry_common::abi::{
-    Bucket, Event, KERNEL_FRAME_MAX, LAYOUT, Lane, RECORD_HEADER_LEN, RecordHeader, SEGMENT_LEN, SEGMENT_SLOTS,
-    SEGMENT_TAIL, SLOT_LEN, Segment, Settings, record_flag,
+    Bucket, Event, KERNEL_FRAME_MAX, KERNEL_STORE_MAX, LAYOUT, Lane, RECORD_HEADER_LEN, RecordHeader, SEGMENT_LEN,
+    SEGMENT_LONG_TAIL, SEGMENT_SLOTS, SEGMENT_TAIL, SLOT_LEN, Segment, Settings, record_flag,
 };
 use retry_common::checksum;
 use retry_common::framelog;
@@ -36,8 +36,6 @@ const SHORTEST_FRAME: u64 = 64;
 
 /// Bytes that the kernel sums in one call (Linux before 6.12 takes no more).
 const SUM_STEP: usize = 512;
-/// Calls that the longest frame takes.
-const SUM_STEPS: usize = KERNEL_FRAME_MAX.div_ceil(SUM_STEP);
 
 /// `BPF_F_MMAPABLE` (linux/bpf.h).
 const MMAPABLE: usize = 1024;
@@ -353,12 +351,29 @@ pub(crate) fn version_word(slot: u32) -> Option<MapWord> {
 /// Copies `length` bytes of the packet at `offset` behind the header at `slot`, which this packet has reserved,
 /// and returns their sum.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "lengths are below 4096")]
 pub(crate) fn copy_in(ctx: &XdpContext, slot: u32, offset: usize, length: u64) -> Option<u16> {
-    let header = header(slot)?;
-    // As in `copy_frame`.
-    let length = black_box(length & 0xfff);
+    // Twice the same with other bounds: the verifier knows no bound that depends on another.
     if length > KERNEL_FRAME_MAX as u64 {
+        copy_in_up_to::<KERNEL_STORE_MAX, SEGMENT_LONG_TAIL>(ctx, slot, offset, length)
+    } else {
+        copy_in_up_to::<KERNEL_FRAME_MAX, SEGMENT_TAIL>(ctx, slot, offset, length)
+    }
+}
+
+/// The same for frames of at most `MOST` bytes, in records that do not start in the last `TAIL` bytes of a segment.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "lengths are below 16384")]
+fn copy_in_up_to<const MOST: usize, const TAIL: usize>(
+    ctx: &XdpContext,
+    slot: u32,
+    offset: usize,
+    length: u64,
+) -> Option<u16> {
+    let header = header_before::<TAIL>(slot)?;
+    let mask = MOST.next_power_of_two() as u64 - 1;
+    // As in `copy_frame`.
+    let length = black_box(length & mask);
+    if length > MOST as u64 {
         return None;
     }
     let length = black_box(length);
@@ -367,27 +382,27 @@ pub(crate) fn copy_in(ctx: &XdpContext, slot: u32, offset: usize, length: u64) -
     }
     // Linux 6.1 forgets what it learnt of a register when a copy of it stands on the stack.
     let length = black_box(length);
-    // SAFETY: `header` leaves a page less than its own length behind it, and a frame is shorter than that.
+    // SAFETY: `header` leaves more than its own length and `MOST` behind it, and a frame is not longer than that.
     let to = unsafe { header.cast_mut().cast::<u8>().add(RECORD_HEADER_LEN) };
     // What is summed are whole words: of the last one, zeros are to stay where the frame has ended.
     // SAFETY: as above; no other writer writes there, no reader believes it, and the word begins inside the frame.
-    let last = unsafe { to.add(black_box((length - 1) & 0xffc) as usize) }.cast::<u32>();
+    let last = unsafe { to.add(black_box((length - 1) & (mask - 3)) as usize) }.cast::<u32>();
     // SAFETY: as above; a record's bytes are aligned to 16.
     unsafe { last.write(0) };
     // SAFETY: as above.
     if !unsafe { packet::load(ctx, offset, to, length) } {
         return None;
     }
-    sum(to, length as u32)
+    sum::<MOST>(to, length as u32)
 }
 
-/// The sum of the `length` bytes at `bytes`, and of zeros up to a multiple of four.
+/// The sum of the `length` bytes, at most `MOST`, at `bytes`, and of zeros up to a multiple of four.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "lengths are below 4096")]
-fn sum(bytes: *mut u8, length: u32) -> Option<u16> {
+#[expect(clippy::cast_possible_truncation, reason = "lengths are below 16384")]
+fn sum<const MOST: usize>(bytes: *mut u8, length: u32) -> Option<u16> {
     let rounded = length.next_multiple_of(4);
     let mut sum = 0u32;
-    for step in 0..SUM_STEPS {
+    for step in 0..MOST.div_ceil(SUM_STEP) {
         let done = (step * SUM_STEP) as u32;
         if rounded <= done {
             break;
@@ -521,12 +536,18 @@ fn version(header: *const RecordHeader) -> u64 {
 /// A pointer to a whole header with [`KERNEL_FRAME_MAX`] readable bytes behind it.
 #[inline(always)]
 fn header(slot: u32) -> Option<*const RecordHeader> {
+    header_before::<SEGMENT_TAIL>(slot)
+}
+
+/// A pointer to a whole header with at least `TAIL` readable bytes from its start.
+#[inline(always)]
+fn header_before<const TAIL: usize>(slot: u32) -> Option<*const RecordHeader> {
     let segment = RING.get_ptr(slot / SEGMENT_SLOTS)?;
     // Boxed, or LLVM compares the slot number in place of the offset, and older verifiers do not see that these go together.
     let offset = black_box((slot % SEGMENT_SLOTS) as usize * SLOT_LEN);
-    if offset > SEGMENT_LEN - SEGMENT_TAIL {
+    if offset > SEGMENT_LEN - TAIL {
         return None;
     }
-    // SAFETY: the offset leaves at least a page inside the segment.
+    // SAFETY: the offset leaves `TAIL` bytes, which are more than a header, inside the segment.
     Some(unsafe { segment.cast::<u8>().add(offset).cast() })
 }

@@ -93,12 +93,12 @@ pub(crate) unsafe fn store(ctx: &XdpContext, offset: usize, from: *const u8, len
     unsafe { bpf_xdp_store_bytes(ctx.ctx, offset as u32, from.cast_mut().cast(), length as u32) == 0 }
 }
 
-/// Copies `length` bytes of the packet at `offset` into map memory.
+/// Copies `length` bytes of the packet at `offset`, fragments of the buffer included, into map memory.
 ///
 /// # Safety
 /// `to` points to `length` writable bytes of a map value.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "offsets are below 100, lengths below 4096")]
+#[expect(clippy::cast_possible_truncation, reason = "offsets are below 100, lengths below 16384")]
 pub(crate) unsafe fn load(ctx: &XdpContext, offset: usize, to: *mut u8, length: u64) -> bool {
     // SAFETY: the caller's promise; the helper checks the packet's bounds.
     unsafe { bpf_xdp_load_bytes(ctx.ctx, offset as u32, to.cast(), length as u32) == 0 }

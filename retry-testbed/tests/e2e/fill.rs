@@ -21,19 +21,26 @@ fn the_kernel_stores_frames() {
     if !is_root("the_kernel_stores_frames") {
         return;
     }
-    for (fill, by_kernel) in [("kernel", true), ("auto", true), ("daemon", false)] {
-        let fabric = Fabric::flat(1500).expect("a fabric");
+    let cases = [
+        ("kernel", true, 1500, 300),
+        ("auto", true, 1500, 300),
+        ("daemon", false, 1500, 300),
+        // In several buffers, and longer than what the kernel sends.
+        ("auto", true, 9000, 8_860),
+    ];
+    for (fill, by_kernel, mtu, length) in cases {
+        let fabric = Fabric::flat(mtu).expect("a fabric");
         let (endpoint, client) = two_hosts(&fabric);
         let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("native", &["-fill", fill])).expect("a daemon");
         let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
         let key = |seq_num| FrameKey::new(0xF111, seq_num);
         for seq_num in 1..=FRAMES {
-            publish.send(group(0), &frame(key(seq_num), 300, 1)).expect("a frame leaves");
+            publish.send(group(0), &frame(key(seq_num), length, 1)).expect("a frame leaves");
         }
         await_count(&daemon, "bre_frames_cached_total", &[], FRAMES);
         // Again, and other bytes.
-        publish.send(group(0), &frame(key(7), 300, 1)).expect("a frame leaves");
-        publish.send(group(0), &frame(key(8), 300, 2)).expect("a frame leaves");
+        publish.send(group(0), &frame(key(7), length, 1)).expect("a frame leaves");
+        publish.send(group(0), &frame(key(8), length, 2)).expect("a frame leaves");
         let metrics = await_count(&daemon, "bre_frames_received_total", &[], FRAMES + 2);
         let stored = metrics.count("bre_fill_kernel_frames_total", &[]);
         assert_eq!(stored, if by_kernel { FRAMES } else { 0 }, "-fill {fill}");

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use retry_common::{
-    abi::{Settings, setting_flag},
+    abi::{
+        KERNEL_FRAME_MAX, KERNEL_STORE_MAX, RECORD_HEADER_LEN, SEGMENT_LEN, SEGMENT_LONG_TAIL, SLOT_LEN, Settings,
+        setting_flag,
+    },
     checksum,
     counter::Counter,
     group::{self, BeefBits, ShardBits, Sharding},
@@ -125,8 +128,10 @@ fn frames_of_every_kind_and_length() {
     with_program("frames_of_every_kind_and_length", |loaded| {
         loaded.soil();
         for kind in Kind::CACHED.into_iter().filter(|kind| *kind != Kind::Bundle) {
-            let longest = 3_300 - kind.header_length();
-            for length in (12..=40).chain([100, 300, 511, 512, 513, 924, 1_000, 1_360, 1_500, 2_045, longest]) {
+            let longest = KERNEL_STORE_MAX - kind.header_length();
+            let around = KERNEL_FRAME_MAX - kind.header_length();
+            let long = [around - 1, around, around + 1, 4_096, 4_611, 8_192, longest - 1, longest];
+            for length in (12..=40).chain([100, 300, 511, 512, 513, 924, 1_000, 1_360, 1_500, 2_045]).chain(long) {
                 let mut flow = Flow::new(kind, 2, 2, length..=length);
                 if !JOINED.contains(&flow.group_index()) {
                     flow = Flow::new(kind, 0, 2, length..=length);
@@ -147,8 +152,58 @@ fn frames_of_every_kind_and_length() {
                 assert_eq!(loaded.follow(), [(key, life, packet.payload.clone(), true)], "{name}");
             }
         }
-        assert_eq!(loaded.writer().live(), 10 * 40);
+        assert_eq!(loaded.writer().live(), 10 * 47);
     });
+}
+
+/// Whether a frame fits the interfaces that it leaves by is asked when it leaves: stored by the program, it is the daemon's to
+/// send.
+#[test]
+fn a_frame_that_only_the_daemon_sends_is_stored_too() {
+    with_program("a_frame_that_only_the_daemon_sends_is_stored_too", |loaded| {
+        for (max_frame, length) in [(KERNEL_FRAME_MAX, 5_000), (KERNEL_FRAME_MAX, 3_400), (300, 300)] {
+            let max_frame = u32::try_from(max_frame).expect("short");
+            loaded.set(Settings { max_frame, ..loaded.settings() });
+            let (key, packet) = next(&mut Flow::new(Kind::Tx, 2, 2, length..=length));
+            stored(loaded, "new", &packet);
+            assert_eq!(loaded.follow(), [(key, LIFE_MS[0], packet.payload.clone(), true)]);
+            let listener = SocketAddrV6::new(SOURCE, 40_000, 0, 0);
+            let ran = loaded.run(&PacketBuilder::udp(listener, NACK_ADDRESS, &nack(key)).build());
+            let counted = ran.expect("a legal length").counted;
+            assert!(counted.contains(&(Counter::HandedOver, 1)), "{length} bytes: {counted:?}");
+        }
+    });
+}
+
+/// A long frame that would fit the end of a segment goes on behind it, for the program does not look at records that begin there.
+#[test]
+fn no_long_frame_begins_at_the_end_of_a_segment() {
+    with_program("no_long_frame_begins_at_the_end_of_a_segment", |loaded| {
+        let life = Duration::from_secs(60);
+        // The lane is one segment.
+        let bytes = vec![1; 60_000];
+        for number in 1..=278 {
+            assert_eq!(loaded.put(FrameKey::new(0xE0, number), 2, &bytes, life, true), Put::Stored);
+        }
+        let header = Kind::Tx.header_length();
+        let of = |length| next(&mut Flow::new(Kind::Tx, 2, 2, length - header..=length - header));
+        let mut left_bytes = SEGMENT_LEN - 278 * record_len(60_000);
+        for length in [1_000, 8_900, 8_900, 8_900, 8_900, 8_900, 8_900] {
+            let (key, packet) = of(length);
+            stored(loaded, &format!("{left_bytes} bytes before the end"), &packet);
+            assert_eq!(loaded.follow(), [(key, LIFE_MS[0], packet.payload.clone(), true)]);
+            left_bytes -= record_len(length);
+        }
+        assert!((record_len(8_900)..SEGMENT_LONG_TAIL).contains(&left_bytes), "{left_bytes}");
+        // No room behind the segment: the daemon has made none.
+        left_and_counted(loaded, "long", &of(8_900).1, &[(Counter::FillLeftRoom, 1)]);
+        stored(loaded, "short", &of(3_300).1);
+    });
+}
+
+/// Bytes of a record in the ring.
+const fn record_len(frame: usize) -> usize {
+    (RECORD_HEADER_LEN + frame).next_multiple_of(SLOT_LEN)
 }
 
 #[test]
@@ -237,10 +292,9 @@ fn what_the_daemon_judges_is_left() {
         left(loaded, "a bundle", &bundle);
         let legacy = Flow::new(Kind::Legacy, 2, 2, 200..=300).next_frame();
         left(loaded, "a legacy frame", &to_group(2, &legacy));
-        let shorter = loaded.settings().max_frame;
-        loaded.set(Settings { max_frame: 300, ..loaded.settings() });
-        left(loaded, "longer than an MTU", &next(&mut Flow::new(Kind::Tx, 2, 2, 300..=300)).1);
-        loaded.set(Settings { max_frame: shorter, lease_until_ns: 0, ..loaded.settings() });
+        let longest = KERNEL_STORE_MAX - Kind::Tx.header_length();
+        left(loaded, "longer than a packet", &next(&mut Flow::new(Kind::Tx, 2, 2, longest + 1..=longest + 1)).1);
+        loaded.set(Settings { lease_until_ns: 0, ..loaded.settings() });
         left(loaded, "no lease", &next(&mut tx()).1);
     });
 }
