@@ -56,7 +56,7 @@ static SEEN: PerCpuArray<u64, 1> = PerCpuArray::new();
 static SAMPLES: Array<Sample, 1024> = Array::new();
 
 /// Attached to the client's interface: counts what answers the load and drops it; all else is the client's.
-#[xdp]
+#[xdp(frags)]
 fn bench_count(ctx: XdpContext) -> u32 {
     let start = ctx.data();
     if start + ANSWER_PACKET > ctx.data_end() {

@@ -38,7 +38,7 @@ struct FrameTemplate {
 static FRAMES: Array<FrameTemplate, 1> = Array::new();
 
 /// Run on live frames: makes each the next frame and sends it out of the interface in the context.
-#[xdp]
+#[xdp(frags)]
 fn bench_frames(ctx: XdpContext) -> u32 {
     generate(&ctx).map_or(xdp_action::XDP_ABORTED, |()| xdp_action::XDP_TX)
 }

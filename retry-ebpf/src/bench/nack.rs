@@ -45,7 +45,7 @@ static NACKS: Array<NackTemplate, 1> = Array::new();
 
 /// Run on live frames: makes each the next NACK and sends it out of the interface in the context. The whole packet is
 /// written, for its page still holds what the far end made of it.
-#[xdp]
+#[xdp(frags)]
 fn bench_nacks(ctx: XdpContext) -> u32 {
     generate(&ctx).map_or(xdp_action::XDP_ABORTED, |()| xdp_action::XDP_TX)
 }

@@ -12,7 +12,7 @@ use crate::nack::PACKET_LEN;
 static REFLECTED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Attached to the server's interface in place of the product: swaps addresses and ports and sends back.
-#[xdp]
+#[xdp(frags)]
 fn bench_reflect(ctx: XdpContext) -> u32 {
     let start = ctx.data();
     if start + PACKET_LEN > ctx.data_end() {

@@ -25,16 +25,16 @@ pub(crate) struct Contenders {
 }
 
 impl Contenders {
-    /// Makes them and attaches the reflector.
-    pub(crate) fn new() -> Result<Self> {
+    /// Makes them, with links of this MTU, and attaches the reflector.
+    pub(crate) fn new(mtu: u16) -> Result<Self> {
         let (raised, lists) = (Raised::new()?, ShortLists::new()?);
-        let reflector = Rig::new()?;
+        let reflector = Rig::new(mtu)?;
         let reflects = reflector.reflector()?;
         Ok(Self {
             reflector,
-            subject: Rig::new()?,
-            plain: Rig::new()?,
-            socket: Rig::new()?,
+            subject: Rig::new(mtu)?,
+            plain: Rig::new(mtu)?,
+            socket: Rig::new(mtu)?,
             reflects,
             _raised: raised,
             _lists: lists,

@@ -211,7 +211,7 @@ fn row(stage: &'static str, account: &Account, restarts: usize, kills: usize, up
 /// What the queues do not admit is told apart: NACKs that the endpoint's program has not counted, and packets of answers
 /// that its driver could not give to the listener's side. The counters go on over an upgrade.
 fn flood(settings: &Settings) -> Result<[Row; 2]> {
-    let mut rig = Rig::new()?;
+    let mut rig = Rig::new(1500)?;
     let fabric = rig.fabric();
     let endpoint = fabric.host("endpoint")?;
     let object = linear_object()?;
@@ -267,7 +267,7 @@ struct Starts {
 
 /// Starts that take over a log of [`LARGE`] bytes while it is empty, and when it is full.
 fn starts(settings: &Settings) -> Result<[Starts; 2]> {
-    let mut rig = Rig::new()?;
+    let mut rig = Rig::new(1500)?;
     let fabric = rig.fabric();
     let flags = flags(&[UNICAST, &["-cache-memory", LARGE, "-cache-ttl-tx", "1h"]], None);
     let mut relay = Relay::start(&settings.binary, fabric.host("endpoint")?, &flags)?;

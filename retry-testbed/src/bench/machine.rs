@@ -1,7 +1,7 @@
 //! What the figures were measured on.
 
-/// Cores, processor and kernel in one line.
-pub(super) fn describe() -> String {
+/// Cores, processor, kernel and the links' MTU in one line.
+pub(super) fn describe(mtu: u16) -> String {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let info = read("/proc/cpuinfo");
     let model = info
@@ -10,5 +10,5 @@ pub(super) fn describe() -> String {
         .unwrap_or("")
         .trim_start_matches([' ', '\t', ':']);
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{cores} x {model}, Linux {}", read("/proc/sys/kernel/osrelease").trim())
+    format!("{cores} x {model}, Linux {}, MTU {mtu}", read("/proc/sys/kernel/osrelease").trim())
 }

@@ -58,8 +58,8 @@ fn measure(options: &Options, chosen: &[&'static Entry]) -> Result<(Report, bool
     if settings.profile {
         profile::available()?;
     }
-    let mut report = Report::new(machine::describe());
-    let mut rigs = Contenders::new()?;
+    let mut report = Report::new(machine::describe(options.mtu));
+    let mut rigs = Contenders::new(options.mtu)?;
     let mut right = true;
     for entry in chosen {
         let case = &entry.case;

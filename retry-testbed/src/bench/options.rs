@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// End with exit code 1 when a target is missed. A wrong answer ends with 3 in any case.
     #[arg(long)]
     pub(super) strict: bool,
+    /// MTU of the links, bytes.
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u16).range(1500..=9216))]
+    pub(super) mtu: u16,
     /// The daemon's binary; by default what RETRY_ENDPOINT_BIN names.
     #[arg(long)]
     pub(super) daemon: Option<PathBuf>,

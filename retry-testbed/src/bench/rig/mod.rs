@@ -54,9 +54,9 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// Makes the hosts, pins their NAPI threads and counts at the client's end from now on.
-    pub(crate) fn new() -> Result<Self> {
-        let fabric = Arc::new(Fabric::flat(1500)?);
+    /// Makes the hosts on a link of this MTU, pins their NAPI threads and counts at the client's end from now on.
+    pub(crate) fn new(mtu: u16) -> Result<Self> {
+        let fabric = Arc::new(Fabric::flat(mtu)?);
         let host = fabric.host("client")?;
         let server_napi = napi::threaded(&fabric.host("endpoint")?.ns, SERVER_CORE)?;
         let client_napi = napi::threaded(&host.ns, LOAD_CORE)?;
