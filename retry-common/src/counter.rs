@@ -26,6 +26,9 @@ pub enum Side {
     Both,
 }
 
+/// Words of a block of counters.
+const ROOM: usize = 192;
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $variant:ident $field:ident $side:ident = $name:literal [$($label:ident = $value:literal),*] $help:literal;)*) => {
         /// What is counted, in the kernel and in the daemon.
@@ -35,8 +38,17 @@ macro_rules! counters {
 
         /// The counters as the per-CPU map holds them: named, so that `bpftool map dump` reads like a table.
         #[repr(C)]
-        #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-        pub struct Counters { $(#[doc = $help] pub $field: u64,)* }
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        pub struct Counters {
+            $(#[doc = $help] pub $field: u64,)*
+            /// Room for counters of later versions: the map keeps its shape, so that they take over what this one has counted.
+            pub spare: [u64; ROOM - Counter::ALL.len()],
+        }
+
+        impl Counters {
+            /// Nothing is counted yet.
+            pub const ZERO: Self = Self { $($field: 0,)* spare: [0; ROOM - Counter::ALL.len()] };
+        }
 
         impl Counter {
             /// All of them, in the order of the map.
@@ -66,6 +78,7 @@ macro_rules! counters {
     };
 }
 
+// In the order of the map, which the next version takes over: a new one goes to the end, or `abi::LAYOUT` is raised.
 counters! {
     FramesReceived frames_received User = "bre_frames_received_total" [] "Datagrams received on the multicast data port and the tee socket, those that the kernel stored included.";
     FramesCached frames_cached User = "bre_frames_cached_total" [] "Frames written to the frame log.";
@@ -258,6 +271,12 @@ impl Counter {
     }
 }
 
+impl Default for Counters {
+    fn default() -> Self {
+        Self::ZERO
+    }
+}
+
 impl Counters {
     /// The sum of two blocks, as of two CPUs or two paths.
     #[must_use]
@@ -276,7 +295,7 @@ mod tests {
 
     #[test]
     fn every_counter_has_a_place_and_a_series_of_its_own() {
-        assert_eq!(size_of::<Counters>(), Counter::ALL.len() * 8);
+        assert_eq!(size_of::<Counters>(), ROOM * 8);
         for (i, a) in Counter::ALL.iter().enumerate() {
             let mut block = Counters::default();
             *block.get_mut(*a) = 1;
@@ -289,6 +308,19 @@ mod tests {
                 assert!(series.name != b.series().name || series.labels != b.series().labels, "{series:?} twice");
             }
         }
+    }
+
+    /// A daemon takes over what an earlier version of this layout has counted, place by place.
+    #[test]
+    fn counters_keep_their_places_within_a_layout() {
+        let (layout, names) = include_str!("../tests/counters.txt").split_once('\n').expect("a first line");
+        let here = format!("layout {}", crate::abi::LAYOUT);
+        assert_eq!(layout, here, "list the counters of this layout anew");
+        let here: Vec<String> = Counter::ALL.iter().map(|counter| format!("{counter:?}")).collect();
+        let before: Vec<&str> = names.lines().collect();
+        assert!(here.len() >= before.len(), "a counter has gone: raise LAYOUT");
+        assert_eq!(here[..before.len()], before[..], "a new counter goes to the end, or LAYOUT is raised");
+        assert_eq!(here.len(), before.len(), "list the new counters in tests/counters.txt");
     }
 
     #[test]
