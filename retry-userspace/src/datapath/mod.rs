@@ -422,8 +422,12 @@ impl Datapath {
         Ok(())
     }
 
-    /// Gives the kernel program what operators have changed, word by word; what is as it was is not touched.
+    /// Gives the kernel program what operators have changed, word by word; what is as it was is not touched. What has been left
+    /// to the next daemon stays as it is.
     pub(crate) fn change(&mut self, wanted: &Changeable) {
+        if self.is_left {
+            return;
+        }
         let (old, new) = (self.asked, wanted.within(self.asked));
         let limits = std::mem::offset_of!(abi::Settings, limits);
         let mut words = Vec::new();
@@ -458,8 +462,12 @@ impl Datapath {
         self.asked = new;
     }
 
-    /// Lets every key of these limits begin anew, in the kernel program's tables.
+    /// Lets every key of these limits begin anew, in the kernel program's tables, which the next daemon goes on with once they
+    /// have been left to it.
     pub(crate) fn forget(&self, limits: Changed) {
+        if self.is_left {
+            return;
+        }
         let Changed { address, sequence, chain, group } = limits;
         let [address_map, sequence_map, chain_map, group_map] = map::LIMITS;
         let forgotten = [

@@ -155,6 +155,18 @@ fn a_file_that_cannot_stand_is_told_with_key_value_and_what_is_accepted() {
 }
 
 #[test]
+fn a_file_is_checked_without_a_start() {
+    let files = Files::new("nack-port = 9301\n", "RL_IP_RATE=5\n");
+    let (config, variables) = (files.config(), files.variables());
+    let args = ["-check-config", "-config", &config, "-env-file", &variables];
+    let stop = start(&args, &[]).expect_err("it does not start");
+    // The two that name the files are set as well.
+    assert!(stop.code() == 0 && stop.to_string().starts_with("the settings can stand: 4 set"), "{stop}");
+    files.write("nack-port = 0\n", "");
+    assert_eq!(start(&args, &[]).expect_err("refused").code(), 1);
+}
+
+#[test]
 fn a_password_of_a_file_is_not_shown() {
     for config in ["redis-addr = 'redis://me:hunter2@r:1:2'", "redis-addr = 'redis://me:hunter2@r'\nredis-addr = 'x'"] {
         assert!(!refusal(config).contains("hunter2"), "{}", refusal(config));
