@@ -50,10 +50,10 @@ fn begin(section: &Section) {
     std::fs::write(&file, "suppress-miss = true\nnack-port = 9399\n").expect("a file");
     let read = section.run(&endpoint.ns, "/v1/config\" | jq -c");
     read.shows(&[
-        r#"{"name":"suppress-miss","from":"false","to":"true"}"#,
-        r#"{"name":"nack-port","from":"9300","to":"9399"}"#,
+        r#"{"from":"false","name":"suppress-miss","to":"true"}"#,
+        r#"{"from":"9300","name":"nack-port","to":"9399"}"#,
     ]);
-    section.run(&endpoint.ns, "-d '{").shows(&[r#"{"name":"rl-ip-burst","from":"10","to":"50"}"#]);
+    section.run(&endpoint.ns, "-d '{").shows(&[r#"{"from":"10","name":"rl-ip-burst","to":"50"}"#]);
     section.run(&endpoint.ns, "after_restart").shows(&[r#""after_restart": "9399""#, "nack-port"]);
     section.run(&endpoint.ns, "^bre_config_").shows(&[r#"bre_config_reloads_total{result="ok"} 2"#, "last_success"]);
     // The next daemon of this test has the NACK port of the first.

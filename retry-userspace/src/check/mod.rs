@@ -24,7 +24,7 @@ Looks at the host and at the settings of a daemon, and says what would keep it f
 
 Usage: retry-endpoint check [-json] [-listen TIME] [settings of the daemon]...
 
-Settings come from the same flags and variables as those of the daemon (retry-endpoint -help).
+Settings come from the same flags, variables and files as those of the daemon (retry-endpoint -help).
 
   -json          One JSON object.
   -listen TIME   Listens so long for MLD queries on the fabric interface; queriers ask every 125s unless set otherwise.

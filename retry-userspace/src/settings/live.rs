@@ -116,7 +116,9 @@ impl Settings {
                 let value =
                     |of: &Self| of.described.iter().find(|one| one.flag.name == flag.name).map(|one| one.value.clone());
                 let (from, to) = (value(self)?, value(&settings)?);
-                (from != to).then_some(Change { name: flag.name, from, to })
+                // A long value is shown to its first characters.
+                let is_cut = to.ends_with('…') && self.values.text(flag.name) != values.text(flag.name);
+                (from != to || is_cut).then_some(Change { name: flag.name, from, to })
             })
             .collect();
         Ok(Reread { settings, changed })
