@@ -249,7 +249,7 @@ fn repair(ctx: &XdpContext, request: &Request, record: &Record, plan: Repair) ->
     let sent = bit(ack.is_some(), ticket_role::ACK)
         | bit(plan.unicast, ticket_role::UNICAST)
         | bit(plan.multicast, ticket_role::MULTICAST_HERE);
-    Done { sent, length: record.length as u16, ..Done::new(Outcome::Redirected, Measured::Clones) }
+    Done { sent, length: length_of(record), ..Done::new(Outcome::Redirected, Measured::Clones) }
 }
 
 /// A 16-byte answer in the NACK's place, back by the way it came.
@@ -280,7 +280,7 @@ fn unicast_in_place(ctx: &XdpContext, request: &Request, record: &Record) -> Don
         return Done::failed(Counter::RetransmitErrors);
     }
     count::one(Counter::UnicastRetransmits);
-    Done { length: record.length as u16, ..Done::new(Outcome::Redirected, Measured::InPlace) }
+    Done { length: length_of(record), ..Done::new(Outcome::Redirected, Measured::InPlace) }
 }
 
 /// All ones when `until_ns` is not later than `now_ns`, else 0. Both are below 2^63: 292 years after the host's start.
@@ -289,6 +289,12 @@ fn ones_when_over(until_ns: u64, now_ns: u64) -> u32 {
     // Boxed, or LLVM makes a branch of it again.
     let sign = black_box(now_ns.wrapping_sub(until_ns)) >> 63;
     sign.wrapping_sub(1) as u32
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "below 64 KiB: a NACK with it is one packet")]
+const fn length_of(record: &Record) -> u16 {
+    record.length as u16
 }
 
 #[inline(always)]

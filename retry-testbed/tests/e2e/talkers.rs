@@ -192,5 +192,5 @@ fn a_million_spoofed_sources_hide_no_heavy_one() {
     assert!(error < right / 2.0, "an error that says something: {first}");
     assert!(top["sources"].as_array().is_some_and(|rows| rows.len() <= 10), "{top}");
     let grown = memory() - before;
-    assert!(grown < 8.0 * 1024.0 * 1024.0, "{grown} bytes more");
+    assert!(grown < 5.0 * 1024.0 * 1024.0, "{grown} bytes more");
 }

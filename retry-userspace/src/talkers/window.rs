@@ -1,12 +1,10 @@
 //! A minute of talkers, in slots of ten seconds. Each slot has a Space-Saving sketch of sources and one of flows.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::Ipv6Addr;
 use std::time::Duration;
-
-use priority_queue::PriorityQueue;
 
 use super::{Outcome, REFUSALS, Talker, Told, Top};
 
@@ -25,6 +23,8 @@ struct Counts {
     missed: u64,
     refused: [u64; REFUSALS],
     bytes: u64,
+    /// What the key weighs: what it had, and what it inherited.
+    weight: u64,
     /// The variance of `asked`, for some NACKs stand for others.
     variance: u64,
     /// NACKs that may have come before the sketch began to count the key, at most.
@@ -85,33 +85,36 @@ impl Counts {
 /// So a key with more than one in [`KEYS`] of all weight is always counted, and what came of it before it was counted is at most
 /// as much.
 #[derive(Debug)]
-struct Sketch<K: Hash + Eq> {
-    lightest: PriorityQueue<K, Reverse<u64>>,
+struct Sketch<K> {
+    /// Every key behind its weight: the lightest first.
+    by_weight: BTreeSet<(u64, K)>,
     counts: HashMap<K, Counts>,
 }
 
 impl<K: Hash + Eq + Copy + Ord> Sketch<K> {
     fn new() -> Self {
-        Self { lightest: PriorityQueue::with_capacity(KEYS), counts: HashMap::with_capacity(KEYS) }
+        Self { by_weight: BTreeSet::new(), counts: HashMap::with_capacity(KEYS) }
     }
 
     fn count(&mut self, key: K, told: &Told) {
-        let weight = told.weight;
-        if self.lightest.change_priority_by(&key, |Reverse(sum)| *sum += weight) {
-            self.counts.entry(key).or_default().add(told);
-            return;
+        let before = match self.counts.get(&key) {
+            Some(counts) => {
+                self.by_weight.remove(&(counts.weight, key));
+                None
+            }
+            None if self.counts.len() < KEYS => Some(0),
+            None => self.by_weight.pop_first().map(|(weight, lightest)| {
+                self.counts.remove(&lightest);
+                weight
+            }),
+        };
+        let counts = self.counts.entry(key).or_default();
+        if let Some(before) = before {
+            (counts.before, counts.weight) = (before, before);
         }
-        let mut before = 0;
-        if self.lightest.len() >= KEYS
-            && let Some((gone, Reverse(sum))) = self.lightest.pop()
-        {
-            self.counts.remove(&gone);
-            before = sum;
-        }
-        self.lightest.push(key, Reverse(before + weight));
-        let mut counts = Counts { before, ..Counts::default() };
+        counts.weight += told.weight;
         counts.add(told);
-        self.counts.insert(key, counts);
+        self.by_weight.insert((counts.weight, key));
     }
 }
 
@@ -228,7 +231,7 @@ mod tests {
             }
         }
         let slot = &window.slots[0];
-        assert_eq!((slot.sources.counts.len(), slot.sources.lightest.len()), (KEYS, KEYS));
+        assert_eq!((slot.sources.counts.len(), slot.sources.by_weight.len()), (KEYS, KEYS));
         assert!(slot.sources.counts.capacity() <= 4 * KEYS, "{}", slot.sources.counts.capacity());
         let top = window.top(1, 1);
         let first = &top.sources[0];
