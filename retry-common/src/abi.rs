@@ -213,7 +213,7 @@ pub struct Settings {
     pub watch_one_in: u32,
     /// [`watch_flag`] bits. The watcher's.
     pub watch_flags: u32,
-    /// Which table says who may ask ([`crate::acl`]): its number plus one; 0: everybody may. Changes while programs run.
+    /// Which table says who may ask ([`crate::acl`]): its number plus one; 0: every source may. Changes while programs run.
     pub acl: u64,
     /// NACKs with a lower hop limit are dropped; 0: none.
     pub hop_limit_min: u8,

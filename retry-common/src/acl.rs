@@ -171,7 +171,6 @@ pub const fn hash(key: Key, length: &Length, seed: u64) -> u64 {
 
 /// The bucket of a hash, counted from the first of its table.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "24 bits")]
 pub const fn bucket(hash: u64, bucket_mask: u32) -> u32 {
     (hash >> 40) as u32 & bucket_mask
 }
@@ -217,7 +216,6 @@ pub trait Table {
 
 /// What the table says of a source, as [`entry_flag`] bits.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the lowest bits are the flags")]
 pub fn look_up<T: Table>(table: &T, source: u128) -> u32 {
     const FLAGS: u64 = (1 << FLAG_BITS) - 1;
     let (head, [upper, lower]) = (table.head(), halves(source));

@@ -387,6 +387,8 @@ impl<'a> Side<'a> {
         let mut flags = vec!["-xdp", name, "-cache-memory", "16m", "-cache-memory-long", "16m", "-nack-workers", "1"];
         flags.extend(["-nack-addr", &address]);
         flags.extend(["-beacon-flags-unicast", "-beacon-flags-multicast=false", "-mc-iface", INTERFACE]);
+        // Sources of all kinds, and fewer hops than the least: neither path looks at what they send.
+        flags.extend(["-acl-deny", "fd10::3,2001:db8::/32,febf::/16,::ffff:0:0/96", "-hop-limit-min", "2"]);
         for limit in ["-rl-ip-rate", "-rl-chain-rate", "-rl-sequence-max", "-rl-group-rate"] {
             flags.extend([limit, "0"]);
         }

@@ -86,6 +86,18 @@ fn lists(xdp: &str) {
     }
     assert_eq!(metrics.count("bre_nack_requests_total", &[]), 1, "what is refused is not read");
     assert_eq!(metrics.count("bre_acl_loads_total", &[("result", "loaded")]), 1);
+    // `watch` tells why, on both paths.
+    let seen = thread::scope(|scope| {
+        let asking = Asking::start(scope, client, endpoint, FIRST);
+        let seen = daemon.run("watch", &["--refused", "--json", "--count", "1", "--seconds", "10"]).expect("it runs");
+        drop(asking);
+        seen
+    });
+    let seen: serde_json::Value = serde_json::from_slice(&seen.stdout).expect("one object");
+    assert_eq!(
+        (&seen["verdict"], &seen["reason"], &seen["path"]),
+        (&"refused".into(), &"denied".into(), &path(xdp).into())
+    );
     let warns = daemon.log().contains("do not come to the host's firewall");
     assert_eq!(warns, xdp != "off", "{}", daemon.log());
 }

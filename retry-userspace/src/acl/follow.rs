@@ -34,7 +34,7 @@ pub(crate) fn load(acl: &Acl, source: &Source, counters: &UserCounters) -> Resul
 
 fn tell(rules: &Rules) {
     if rules.is_empty() {
-        tracing::info!("-acl-allow, -acl-deny, -acl-file: none is set or has a rule: everybody may ask");
+        tracing::info!("-acl-allow, -acl-deny, -acl-file: none is set or has a rule: every source may ask");
         return;
     }
     let peers = rules.peers.as_ref().map_or_else(|| "all".to_owned(), |peers| peers.len().to_string());

@@ -44,7 +44,7 @@ pub struct Acl {
 }
 
 impl Acl {
-    /// Over these tables, of which none is in force: everybody may ask.
+    /// Over these tables, of which none is in force: every source may ask.
     #[must_use]
     pub fn new(tables: Tables, hop_limit_min: u8) -> Self {
         Self { tables, hop_limit_min, rest: REST, next: Mutex::new((0, None)) }

@@ -90,7 +90,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// True when everybody may ask and is served as a peer.
+    /// True when every source may ask and is served as a peer.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.allow.is_empty() && self.deny.is_empty() && self.peers.is_none()

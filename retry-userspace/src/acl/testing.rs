@@ -8,7 +8,7 @@ use retry_common::acl::Prefix;
 use super::{Acl, Rules, Size, Tables};
 
 /// Lists that refuse no source.
-pub(crate) fn everybody() -> Arc<Acl> {
+pub(crate) fn all_admitted() -> Arc<Acl> {
     Arc::new(Acl::new(Tables::plain(Size::default()).expect("memory"), 0))
 }
 

@@ -31,7 +31,7 @@ fn verdict(acl: &Acl, source: &str) -> Result<bool, Counter> {
 }
 
 #[test]
-fn everybody_may_ask_where_there_is_no_list() {
+fn every_source_may_ask_where_there_is_no_list() {
     let acl = acl(Size::default());
     assert_eq!(verdict(&acl, "fd10::1"), Ok(true));
     acl.replace(&rules(&[], &["fd10::1"])).expect("room");
@@ -55,7 +55,7 @@ fn the_longest_prefix_decides_and_deny_wins_a_tie() {
     ] {
         assert_eq!(verdict(&acl, source), wanted, "{source}");
     }
-    // Without an allow list whoever is not denied.
+    // Without an allow list every source that is not denied.
     acl.replace(&rules(&[], &["fd10:0:0:1::/64"])).expect("room");
     assert_eq!((verdict(&acl, "fd12::1"), verdict(&acl, "fd10:0:0:1::7")), (Ok(true), Err(Counter::NackDenied)));
     acl.replace(&rules(&[], &["::/0"])).expect("room");

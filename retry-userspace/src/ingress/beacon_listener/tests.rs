@@ -5,7 +5,7 @@ use std::thread;
 
 use super::*;
 use crate::acl::Acl;
-use crate::acl::testing::{deny, everybody};
+use crate::acl::testing::{all_admitted, deny};
 use crate::beacon::BEACON_PORT;
 use crate::ingress::joins::Delivery;
 use crate::ingress::source_discovery;
@@ -61,7 +61,7 @@ fn with_ear(name: &'static str, test: impl FnOnce(&Pair, &Publisher, &Scene) + S
             any_source: vec![ASM],
             by_source: vec![SSM, SUBTREES],
         };
-        let acl = everybody();
+        let acl = all_admitted();
         let (wanted, sets) = channel();
         let adverts = Heard::default();
         let heard = Arc::clone(&adverts);

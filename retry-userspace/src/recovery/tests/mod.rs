@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::acl::Acl;
-use crate::acl::testing::everybody;
+use crate::acl::testing::all_admitted;
 use crate::net::testing::SOON;
 use crate::settings::{HostPort, ProxySelect, Retry as RetrySettings, RetryPolicy};
 
@@ -104,7 +104,7 @@ impl Rig {
 
     fn knowing(proxy: Proxy, claims: Ledger, discover: Discover, tails: Tails) -> Self {
         let (counters, claims) = (Arc::new(UserCounters::default()), Arc::new(claims));
-        let (acl, cancel) = (everybody(), CancellationToken::new());
+        let (acl, cancel) = (all_admitted(), CancellationToken::new());
         let (sender, frames) = mpsc::unbounded_channel();
         let recovery = Recovery::start(
             Config { proxy, source: Ipv6Addr::UNSPECIFIED, unicast: true },

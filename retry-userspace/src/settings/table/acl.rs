@@ -8,7 +8,7 @@ use crate::settings::accepts::{Accepts, any, whole};
 use crate::settings::rows::{Read, Row, Rows};
 use crate::settings::{prefixes, values};
 
-/// Whose datagrams are looked at. With neither list everybody's are.
+/// Whose datagrams are looked at. With neither list those of every source are.
 #[derive(Clone, Debug, Default)]
 pub struct Acl {
     /// Sources that may ask. Where there is one, those that no prefix names may not.
@@ -33,7 +33,7 @@ impl Acl {
                 default: "",
                 accepts: list(),
                 meaning: "Prefixes of sources that may ask.",
-                consequence: "What is named neither here nor in -acl-file is then dropped unread; the longest prefix decides. Not set, there and here: everybody may.",
+                consequence: "What is named neither here nor in -acl-file is then dropped unread; the longest prefix decides. Neither set: every source may.",
             })?,
             deny: rows.read(Row {
                 flag: "acl-deny",
