@@ -422,7 +422,8 @@ fn table(world: &World, flags: u32, nack: &Nack) -> (Verdict<Frame>, Vec<Step>) 
         return (verdict, steps);
     };
 
-    let unicast = on(set::UNICAST) || proxied;
+    // The highest bit marks a sender that is no peer.
+    let unicast = on(set::UNICAST) || (proxied && nack.flags < 0x80);
     let repairs = on(set::MULTICAST) && world.multicast == Multicast::Claimed;
     steps.extend(on(set::MULTICAST).then_some(Peek));
     if repairs || unicast {

@@ -348,11 +348,18 @@ proptest! {
 
     #[test]
     fn nacks_are_read_back(flags: u8, hash_key: u64, seq_num: u64, subtree_id: [u8; 32]) {
-        let nack = Nack { flags, key: FrameKey::new(hash_key, seq_num), subtree_id };
+        // The highest bit is a mark that no datagram carries.
+        let nack = Nack { flags: flags & 0x7F, key: FrameKey::new(hash_key, seq_num), subtree_id };
         let bytes = nack.to_bytes();
         prop_assert_eq!(Nack::parse(&bytes), Ok(nack));
         prop_assert_eq!(Nack::from_array(&bytes), Ok(nack));
-        prop_assert_eq!(nack.proxied(), flags % 2 == 1);
+        prop_assert_eq!((nack.proxied(), nack.is_peers()), (flags % 2 == 1, flags % 2 == 1));
+        let marked = nack.of_no_peer();
+        prop_assert_eq!((marked.proxied(), marked.is_peers()), (flags % 2 == 1, false));
+        prop_assert_eq!(marked.to_bytes(), bytes);
+        let mut sent = bytes;
+        sent[7] |= 0x80;
+        prop_assert_eq!(Nack::parse(&sent), Ok(nack));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use retry_common::counter::Counter;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::rules::{RulesError, Source, Stamp};
+use super::rules::{RulesError, Stamp};
 use super::{Acl, Rules};
 use crate::counters::UserCounters;
 
@@ -20,8 +20,8 @@ const LOOK: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// They cannot be read, or cannot stand.
-pub(crate) fn load(acl: &Acl, source: &Source, counters: &UserCounters) -> Result<Option<Stamp>, RulesError> {
-    let loaded = source.read().and_then(|(rules, stamp)| acl.replace(&rules).map(|()| (rules, stamp)));
+pub(crate) fn load(acl: &Acl, counters: &UserCounters) -> Result<Option<Stamp>, RulesError> {
+    let loaded = acl.source().read().and_then(|(rules, stamp)| acl.replace(&rules).map(|()| (rules, stamp)));
     let (rules, stamp) = loaded.inspect_err(|error| {
         if !matches!(error, RulesError::Unsteady { .. }) {
             counters.one(Counter::AclRefused);
@@ -48,15 +48,13 @@ fn tell(rules: &Rules) {
     );
 }
 
-/// Follows the file, which was read in the state `done`, until `cancel`; without one there is nothing to follow.
+/// Follows the file, which was read in the state `done`, until `cancel`. Without one there is nothing to read.
 pub(crate) async fn follow(
     acl: Arc<Acl>,
-    source: Source,
     mut done: Option<Stamp>,
     counters: Arc<UserCounters>,
     cancel: CancellationToken,
 ) {
-    let Some(file) = source.file.clone() else { return };
     let Ok(mut hangups) = signal(SignalKind::hangup()) else {
         tracing::error!("-acl-file: no signal can be heard: the file is not followed");
         return;
@@ -69,14 +67,15 @@ pub(crate) async fn follow(
             _ = hangups.recv() => true,
             _ = looks.tick() => false,
         };
+        let Some(file) = acl.source().file else { continue };
         let now = stamp(&file).await;
         let is_steady = seen == now;
         seen = now;
         if !is_told && (done == now || !is_steady) {
             continue;
         }
-        let (acl, source, counters) = (Arc::clone(&acl), source.clone(), Arc::clone(&counters));
-        let loaded = tokio::task::spawn_blocking(move || load(&acl, &source, &counters)).await;
+        let (acl, counters) = (Arc::clone(&acl), Arc::clone(&counters));
+        let loaded = tokio::task::spawn_blocking(move || load(&acl, &counters)).await;
         match loaded {
             Ok(Err(error @ RulesError::Unsteady { .. })) => tracing::debug!(%error, "the lists before stay in force"),
             Ok(Err(error)) => {

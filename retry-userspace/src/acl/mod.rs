@@ -39,6 +39,8 @@ pub struct Acl {
     tables: Tables,
     hop_limit_min: u8,
     rest: Duration,
+    /// Where the lists come from.
+    source: Mutex<Source>,
     /// The table to write to next, and when it was last in force.
     next: Mutex<(u32, Option<Instant>)>,
 }
@@ -47,13 +49,23 @@ impl Acl {
     /// Over these tables, of which none is in force: every source may ask.
     #[must_use]
     pub fn new(tables: Tables, hop_limit_min: u8) -> Self {
-        Self { tables, hop_limit_min, rest: REST, next: Mutex::new((0, None)) }
+        Self { tables, hop_limit_min, rest: REST, source: Mutex::default(), next: Mutex::new((0, None)) }
     }
 
     /// The same where a table that was in force is left as it is for `rest`.
     #[must_use]
     pub fn resting(self, rest: Duration) -> Self {
         Self { rest, ..self }
+    }
+
+    /// Where the lists come from, as of now.
+    pub(crate) fn source(&self) -> Source {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// They come from there from now on: [`load`] puts them in force.
+    pub(crate) fn set_source(&self, source: Source) {
+        *self.source.lock().unwrap_or_else(PoisonError::into_inner) = source;
     }
 
     /// Whether a datagram to the NACK port is looked at, as the kernel program asks; true when its source is served as a peer. A

@@ -115,7 +115,7 @@ impl Rules {
 }
 
 /// Where the lists come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Source {
     /// What the settings themselves name.
     pub rules: Rules,

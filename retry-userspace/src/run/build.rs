@@ -131,9 +131,9 @@ pub(super) fn build(settings: &Settings, log_level: &LogLevel, told: &Cancellati
     let (counters, cancel) = (Arc::new(kernel.counters), CancellationToken::new());
     let latency = Arc::new(kernel.latency.switched(settings.telemetry.latency_histograms));
     let acl = Arc::new(Acl::new(kernel.acl, settings.acl.hop_limit_min));
-    let may_ask = acl::Source::from(settings);
+    acl.set_source(acl::Source::from(settings));
     // Before anything is answered: by the socket, or by this daemon's program in the place of an earlier one's.
-    let acl_read = acl::load(&acl, &may_ask, &counters)?;
+    let acl_read = acl::load(&acl, &counters)?;
     let Opened { writer, log, start, mut old } = kernel.log;
     start.count(&counters);
     counters.add(Counter::NackStale, stale);
@@ -240,7 +240,7 @@ pub(super) fn build(settings: &Settings, log_level: &LogLevel, told: &Cancellati
         replies,
         old_log: old,
     };
-    tokio::spawn(acl::follow(Arc::clone(&common.acl), may_ask, acl_read, common.counters(), common.cancel.clone()));
+    tokio::spawn(acl::follow(Arc::clone(&common.acl), acl_read, common.counters(), common.cancel.clone()));
     let Common { fabric, cancel, .. } = common;
     let outlives = Outlives { config: kept, found };
     let kept = Kept { state: Arc::clone(&state), exporter, _cancel };
