@@ -40,11 +40,9 @@ fn socket(client: &Host, address: Ipv6Addr) -> UdpSocket {
 fn is_served(socket: &UdpSocket, endpoint: &Host) -> bool {
     let answers = ask(socket, endpoint.nack_address(), &nack(KEY), 2);
     let (answers, has_frame) = read_answers(&answers, KEY.seq_num(), &bytes());
-    match answers[..] {
-        [] if !has_frame => false,
-        [Answer::Ack { unicast: true, .. }] if has_frame => true,
-        _ => panic!("{answers:?}, and a frame: {has_frame}"),
-    }
+    let is_served = has_frame && matches!(answers[..], [Answer::Ack { unicast: true, .. }]);
+    assert!(is_served || (answers.is_empty() && !has_frame), "{answers:?}, and a frame: {has_frame}");
+    is_served
 }
 
 /// A fabric whose client has two more addresses.
