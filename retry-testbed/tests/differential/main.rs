@@ -313,7 +313,8 @@ fn judge(loaded: &Loaded, policies: &Policies, turns: &[Turn], name: &str, seen:
             "{name}, NACK {number} for {} from listener {asker}\nflags {flags:#x}, {most:?}, hold-down {hold_down}, {frames:x?}",
             turn.key
         );
-        let nack = Nack { flags: turn.flags, key: turn.key, subtree_id: [0; 32] };
+        // The highest bit of the flags is no part of what it asks.
+        let nack = Nack { flags: turn.flags & 0x7F, key: turn.key, subtree_id: [0; 32] };
 
         let mut at = kernel.at(turn.key, turn.listener);
         let by_kernel = decide::decide(&nack, policy, &mut at);
