@@ -193,7 +193,7 @@ fn the_keyboard_is_enough() {
     let focus =
         "const at = document.activeElement; return at.id || at.getAttribute('aria-labelledby') || at.textContent";
     let mut order = Vec::new();
-    for _ in 0..14 {
+    for _ in 0..16 {
         browser.press(TAB);
         order.push(browser.text(focus));
         let outlined = browser.run("return getComputedStyle(document.activeElement).outlineStyle");
