@@ -415,7 +415,7 @@ fn the_service_manager_is_told_of_a_reading() {
     let name = file.to_str().expect("UTF-8");
     let flags = flags("off", &["-config", name]);
     let mut daemon = Daemon::start_by(command, &binary(), &endpoint.ns, &flags).expect("a daemon");
-    let mut heard = || {
+    let heard = || {
         let mut bytes = [0; 256];
         let length = manager.recv(&mut bytes).expect("it is told");
         String::from_utf8_lossy(&bytes[..length]).trim().to_owned()
