@@ -192,10 +192,10 @@ fn health_readiness_and_log_level() {
     let (status, body) = daemon.get("/readyz").expect("an answer");
     let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
     // Two for the socket; one each for frames, those that the kernel stored, manifests and beacons, the kernel's events,
-    // what waits for an answer, what waits for a neighbour, what has expired, and other programs' ports.
+    // what waits for an answer, what waits for a neighbour, what has expired, other programs' ports, and who is known.
     assert_eq!(
         (status, &body["status"], &body["workers_ready"], &body["workers_total"]),
-        (200, &"ready".into(), &10.into(), &10.into())
+        (200, &"ready".into(), &11.into(), &11.into())
     );
     assert_eq!(body["xdp"]["mode"], "native");
     assert_eq!(daemon.post("/loglevel?level=debug").expect("an answer").0, 200);

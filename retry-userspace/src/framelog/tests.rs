@@ -222,12 +222,15 @@ fn laps_lose_the_oldest_and_never_mix_anything_up() {
     assert!(evicted > PUTS / 2 && replaced > 1_000 && duplicates > 500, "{evicted}, {replaced}, {duplicates}");
 }
 
+/// Records of 64 slots in a segment: none of that length begins in the last 16 KiB, but where these begin.
+const RECORDS_OF_64_SLOTS: u64 = SEGMENT_SLOTS as u64 / 64 - 3;
+
 /// When the frame that is overwritten is the one that makes way, it is a lap that the new one follows.
 #[test]
 fn a_frame_that_makes_way_for_its_own_successor_is_counted_once() {
     let (mut writer, log) = small(0);
     let length = 64 * SLOT_LEN - RECORD_HEADER_LEN;
-    let records = u64::from(SEGMENT_SLOTS / 64);
+    let records = RECORDS_OF_64_SLOTS;
     for seq_num in 1..=records {
         assert_eq!(
             put(&mut writer, &frame(FrameKey::new(1, seq_num), Class::Tx, &vec![1; length]), START),
@@ -247,7 +250,7 @@ fn a_frame_that_makes_way_for_its_own_successor_is_counted_once() {
 fn each_lane_counts_its_own_laps() {
     let (mut writer, _) = small(0);
     let length = 64 * SLOT_LEN - RECORD_HEADER_LEN;
-    let records = u64::from(SEGMENT_SLOTS / 64);
+    let records = RECORDS_OF_64_SLOTS;
     for (class, more, counter) in [(Class::Tx, 3, Counter::EvictedLapShort), (Class::Block, 5, Counter::EvictedLapLong)]
     {
         for seq_num in 1..=records + more {

@@ -5,8 +5,8 @@
 //! mostly comes once. So who asks again in a later second, and was admitted both times, is known from then on. The tables of
 //! the address limit tell it: a second look finds the same key with another state. The data path does nothing for it.
 //!
-//! A flood makes nobody forgotten: a known listener gives way to another only when it has not asked for [`KEPT`]. And while
-//! more addresses come than a table has room for, nobody new becomes known.
+//! A flood makes no listener forgotten: a known listener gives way to another only when it has not asked for [`KEPT`]. And while
+//! more addresses come than a table has room for, no new listener becomes known.
 
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_new_addresses_makes_nobody_known_and_nobody_forgotten() {
+    fn a_flood_of_new_addresses_makes_none_known_and_none_forgotten() {
         let mut site = Site::new(100, 1_024);
         for _ in 0..3 {
             assert!(site.ask(1));

@@ -29,7 +29,7 @@ pub struct Limits {
     pub group_burst: u32,
     /// Say THROTTLED; never for the limit of an address.
     pub throttle_response: bool,
-    /// Most known listeners; 0: nobody is known.
+    /// Most known listeners; 0: none.
     pub known_listeners: u32,
     /// Entries of each limit table. When full, the entry that has used least of its limit goes.
     pub table_entries: u32,
@@ -130,8 +130,8 @@ impl Limits {
                 env: "KNOWN_LISTENERS",
                 default: "16384",
                 accepts: whole(0..=KNOWN_LISTENERS),
-                meaning: "Most known listeners: addresses that asked again later, within -rl-ip-rate; 0: nobody is known.",
-                consequence: "They are served by their own limits when others have used up -rl-sequence-max of a frame. With -rl-ip-rate 0 nobody becomes known.",
+                meaning: "Most known listeners: addresses that asked again later, within -rl-ip-rate; 0: none.",
+                consequence: "They are served by their own limits when others have used up -rl-sequence-max of a frame. With -rl-ip-rate 0 none becomes known.",
             })?,
             table_entries: rows.read(Row {
                 flag: "limit-table-entries",
