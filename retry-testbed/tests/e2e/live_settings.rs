@@ -188,7 +188,31 @@ fn hold_down_lives_and_misses(xdp: &str) {
     assert_eq!(scene.ask(1, 1), [repaired], "what was stored before keeps its life");
 }
 
+/// Who may ask, by the lists of the settings. Lists that have no place are refused, with all that stands beside them.
+fn lists(xdp: &str) {
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let mut scene = Scene::start(&fabric, xdp, &[], &UNICAST);
+    scene.publish(1);
+    assert_eq!(scene.ask(1, 1), [HIT]);
+    let client = two_hosts(&fabric).1.addr;
+    scene.change(&[&format!("acl-deny = '{client}/128'")]);
+    assert_eq!(scene.ask(1, 2), [None, None]);
+    scene.change(&["acl-allow = 'fd10::/64'"]);
+    assert_eq!(scene.ask(1, 1), [HIT]);
+    scene.change(&["acl-allow = 'fd11::/64'"]);
+    assert_eq!(scene.ask(1, 1), [None]);
+    let many: Vec<String> = (100..117).map(|length| format!("fd12::/{length}")).collect();
+    let many = format!("acl-deny = '{}'", many.join(","));
+    scene.rewrite(&text(&[&many, "suppress-miss = true"]), "refused");
+    let log = scene.daemon.log();
+    assert!(log.lines().last().is_some_and(|line| line.contains("prefixes of 17 lengths are too many")), "{log}");
+    assert_eq!(scene.ask(1, 1), [None], "the lists before stay in force");
+    scene.change(&[]);
+    assert_eq!((scene.ask(1, 1), scene.ask(99, 1)), (vec![HIT], vec![MISS]));
+}
+
 both_paths! {
+    lists: lists_change_native, lists_change_off;
     limits: limits_change_native, limits_change_off;
     hold_down_lives_and_misses: hold_down_lives_and_misses_change_native, hold_down_lives_and_misses_change_off;
 }

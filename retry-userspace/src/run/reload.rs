@@ -13,6 +13,7 @@ use retry_common::abi;
 use retry_common::counter::Counter;
 
 use super::state::State;
+use crate::acl;
 use crate::beacon::BeaconSender;
 use crate::datapath::Changeable;
 use crate::engine;
@@ -100,7 +101,8 @@ impl Reload {
     ) -> Result<Outcome, SettingsError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.in_force();
-        let Reread { settings, changed } = read(&old).inspect_err(|error| {
+        let read = read(&old).and_then(|read| self.reached.put_lists(&old, &read.settings).map(|()| read));
+        let Reread { settings, changed } = read.inspect_err(|error| {
             tracing::warn!(why, %error, "settings were read and refused: nothing has changed");
             self.reached.state.count(Counter::ConfigRefused, 1);
         })?;
@@ -119,6 +121,19 @@ impl Reload {
 }
 
 impl Reached {
+    /// Puts the lists of who may ask in force, if they are others: the one change that can fail, so it comes first.
+    fn put_lists(&self, old: &Settings, new: &Settings) -> Result<(), SettingsError> {
+        if old.acl == new.acl {
+            return Ok(());
+        }
+        let acl = &self.server.acl;
+        acl.set_source(acl::Source::from(new));
+        acl::load(acl, &self.server.counters).map(drop).map_err(|error| {
+            acl.set_source(acl::Source::from(old));
+            SettingsError::Lists(error.to_string())
+        })
+    }
+
     /// Gives what has changed to the parts that go by it.
     fn apply(&self, old: &Settings, new: &Settings) {
         let (before, after) = (Changeable::from(old), Changeable::from(new));

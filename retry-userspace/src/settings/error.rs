@@ -16,6 +16,9 @@ pub enum SettingsError {
         /// What is accepted.
         accepted: String,
     },
+    /// The lists of who may ask cannot be put in force.
+    #[error("{0}")]
+    Lists(String),
 }
 
 /// The end of a program that has not started: what to say, where, and the exit code.
@@ -33,7 +36,7 @@ impl Stop {
         match self {
             Self::Asked(_) => 0,
             Self::Refused(SettingsError::Usage(_)) => 2,
-            Self::Refused(SettingsError::Value { .. }) => 1,
+            Self::Refused(SettingsError::Value { .. } | SettingsError::Lists(_)) => 1,
         }
     }
 

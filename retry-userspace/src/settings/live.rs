@@ -13,6 +13,8 @@ use super::source::Values;
 /// The settings that change while the daemon runs: names, and beginnings of names, which end with a dash.
 const LIVE: &[&str] = &[
     "rl-",
+    "acl-",
+    "proxied-from",
     "beacon-flags-multicast",
     "beacon-flags-unicast",
     "repair-holddown",

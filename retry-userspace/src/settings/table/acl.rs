@@ -9,7 +9,7 @@ use crate::settings::rows::{Read, Row, Rows};
 use crate::settings::{prefixes, values};
 
 /// Whose datagrams are looked at. With neither list those of every source are.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Acl {
     /// Sources that may ask. Where there is one, those that no prefix names may not.
     pub allow: Vec<Prefix>,
