@@ -1,4 +1,6 @@
 //! The truth table, step by step: what a NACK gets, what it charges, what it counts, in which order.
+//!
+//! Longer than most files: the single cases and the table that any case is held against share one endpoint that remembers.
 
 use proptest::prelude::*;
 use retry_common::abi::setting_flag as set;

@@ -20,13 +20,13 @@
 //! 14. `top` shows the same as the status page in a terminal, from another process.
 //! 15. `fdstore` keeps memberships and the NACK socket while no daemon runs; `service` tells the service manager how the daemon is.
 //!
-//! `net` has the sockets, `clock` the time, `privileges` the capabilities, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
+//! `net` has the sockets, `clock` the time, `notation` how numbers are written, `privileges` the capabilities, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
 //!
 //! # What imports what
 //!
 //! A module imports modules of earlier lines only; its tests may import any. The test `layers` holds the code to this list.
 //!
-//! 1. `clock`, `command_line`, `privileges`, `service`, `settings`, `shutdown`
+//! 1. `clock`, `command_line`, `notation`, `privileges`, `service`, `settings`, `shutdown`
 //! 2. `dedup`, `firewall`, `framelog`, `stop_flag`
 //! 3. `backoff`, `counters`, `latency`, `limits`
 //! 4. `acl`, `feed`, `net`, `talkers`
@@ -82,6 +82,7 @@ mod limits;
 mod metrics;
 mod nack;
 mod net;
+mod notation;
 pub mod parts;
 mod privileges;
 mod recovery;

@@ -8,7 +8,7 @@
 //! A flood makes no listener forgotten: a known listener gives way to another only when it has not asked for [`KEPT`]. And while
 //! more addresses come than a table has room for, no new listener becomes known.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv6Addr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -28,14 +28,14 @@ const SECTION: usize = 32_768;
 /// The known listeners, as the threads of the socket path see them.
 #[derive(Debug, Default)]
 pub(crate) struct KnownListeners {
-    /// When each asked last, nanoseconds of the monotonic clock.
-    listeners: RwLock<HashMap<[u8; 16], u64>>,
+    /// Locked for writing while one comes or goes, and for no look at a table.
+    listeners: RwLock<HashSet<[u8; 16]>>,
 }
 
 impl KnownListeners {
     /// True when this listener is known.
     pub(crate) fn is_known(&self, address: &[u8; 16]) -> bool {
-        self.listeners.read().unwrap_or_else(PoisonError::into_inner).contains_key(address)
+        self.listeners.read().unwrap_or_else(PoisonError::into_inner).contains(address)
     }
 
     /// How many there are.
@@ -73,6 +73,8 @@ impl AddressTable {
 /// Finds out who becomes known.
 pub(crate) struct Review {
     known: Arc<KnownListeners>,
+    /// When each of them asked last, nanoseconds of the monotonic clock.
+    seen: HashMap<[u8; 16], u64>,
     most: usize,
     looks: Vec<Look>,
     tell: Option<OnChange>,
@@ -88,10 +90,11 @@ impl Review {
         now_ns: u64,
     ) -> Self {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
-        let mut review = Self { known: Arc::default(), most, looks: tables.into_iter().map(Look::new).collect(), tell };
+        let looks = tables.into_iter().map(Look::new).collect();
+        let mut review = Self { known: Arc::default(), seen: HashMap::new(), most, looks, tell };
         for address in already {
-            if review.known.count() < most {
-                review.write(|listeners| listeners.insert(address.octets(), now_ns));
+            if review.seen.len() < most {
+                review.learn(address.octets(), now_ns);
             } else {
                 review.told(Change::Forgotten(address));
             }
@@ -113,9 +116,8 @@ impl Review {
         for look in &mut self.looks {
             let mut asked = Vec::new();
             let is_crowded = look.compare(|address| asked.push(address));
-            let mut listeners = self.known.listeners.write().unwrap_or_else(PoisonError::into_inner);
             for address in asked {
-                match listeners.get_mut(&address) {
+                match self.seen.get_mut(&address) {
                     Some(seen) => *seen = now_ns,
                     None if is_crowded || new.len() >= MOST_AT_ONCE => {}
                     None => new.push(address),
@@ -128,17 +130,22 @@ impl Review {
     }
 
     fn enter(&mut self, new: Vec<[u8; 16]>, now_ns: u64) {
-        let over = (self.known.count() + new.len()).saturating_sub(self.most);
-        let forgotten = self.oldest(over, now_ns);
-        for address in &forgotten {
-            self.write(|listeners| listeners.remove(address));
-            self.told(Change::Forgotten(Ipv6Addr::from(*address)));
+        let over = (self.seen.len() + new.len()).saturating_sub(self.most);
+        for address in self.oldest(over, now_ns) {
+            self.seen.remove(&address);
+            self.known.listeners.write().unwrap_or_else(PoisonError::into_inner).remove(&address);
+            self.told(Change::Forgotten(Ipv6Addr::from(address)));
         }
-        let room = self.most.saturating_sub(self.known.count());
+        let room = self.most.saturating_sub(self.seen.len());
         for address in new.into_iter().take(room) {
-            self.write(|listeners| listeners.insert(address, now_ns));
+            self.learn(address, now_ns);
             self.told(Change::Known(Ipv6Addr::from(address)));
         }
+    }
+
+    fn learn(&mut self, address: [u8; 16], now_ns: u64) {
+        self.seen.insert(address, now_ns);
+        self.known.listeners.write().unwrap_or_else(PoisonError::into_inner).insert(address);
     }
 
     /// Up to `count` of those that have not asked for [`KEPT`], the longest silent first.
@@ -147,16 +154,11 @@ impl Review {
             return Vec::new();
         }
         let kept_ns = u64::try_from(KEPT.as_nanos()).unwrap_or(u64::MAX);
-        let listeners = self.known.listeners.read().unwrap_or_else(PoisonError::into_inner);
         let silent = |seen: u64| now_ns.saturating_sub(seen) > kept_ns;
         let mut old: Vec<(u64, [u8; 16])> =
-            listeners.iter().filter(|(_, seen)| silent(**seen)).map(|(address, seen)| (*seen, *address)).collect();
+            self.seen.iter().filter(|(_, seen)| silent(**seen)).map(|(address, seen)| (*seen, *address)).collect();
         old.sort_unstable();
         old.into_iter().take(count).map(|(_, address)| address).collect()
-    }
-
-    fn write<T>(&self, change: impl FnOnce(&mut HashMap<[u8; 16], u64>) -> T) -> T {
-        change(&mut self.known.listeners.write().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn told(&mut self, change: Change) {

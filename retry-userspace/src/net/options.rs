@@ -149,9 +149,9 @@ pub(crate) fn alert_routers(socket: &impl AsFd) -> io::Result<()> {
     let header: [u8; 8] = [0, 0, 5, 2, 0, 0, 1, 0];
     let fd = socket.as_fd().as_raw_fd();
     let length = socklen(size_of_val(&header));
+    let (level, name) = (libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS);
     // SAFETY: the descriptor is borrowed, so open; the header outlives the call and `length` is its size.
-    let result =
-        unsafe { libc::setsockopt(fd, libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS, (&raw const header).cast(), length) };
+    let result = unsafe { libc::setsockopt(fd, level, name, (&raw const header).cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

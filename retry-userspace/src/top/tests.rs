@@ -94,16 +94,15 @@ fn what_a_daemon_leaves_out_is_not_shown() {
     assert!(!text.contains("asked most") && text.contains("Redis: no shared store"), "{text}");
 }
 
-/// Takes the terminal and panics. Run by the next test, in a terminal of its own.
-#[test]
-#[ignore = "takes the terminal that it runs in"]
-fn panics_with_the_terminal() {
-    let _screen = Screen::take().expect("a terminal");
-    unreachable!("as asked");
-}
+/// Set for the process that panics: this test runs itself, in a terminal of its own.
+const PANICS: &str = "RETRY_TEST_PANICS_WITH_THE_TERMINAL";
 
 #[test]
 fn a_panic_gives_the_terminal_back() {
+    if std::env::var_os(PANICS).is_some() {
+        let _screen = Screen::take().expect("a terminal");
+        unreachable!("as asked");
+    }
     let pty = openpty(None, None).expect("a terminal");
     let end = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
     let is_cooked = || {
@@ -111,9 +110,10 @@ fn a_panic_gives_the_terminal_back() {
         flags.contains(LocalFlags::ICANON | LocalFlags::ECHO)
     };
     assert!(is_cooked());
-    let arguments = ["--exact", "top::tests::panics_with_the_terminal", "--ignored", "--nocapture"];
+    let arguments = ["--exact", "top::tests::a_panic_gives_the_terminal_back", "--nocapture"];
     let mut command = Command::new(std::env::current_exe().expect("this program"));
-    let child = command.args(arguments).env("TERM", "xterm").stdin(end()).stdout(end()).stderr(end()).spawn();
+    let child =
+        command.args(arguments).env(PANICS, "1").env("TERM", "xterm").stdin(end()).stdout(end()).stderr(end()).spawn();
     assert!(!child.expect("it starts").wait().expect("it ends").success(), "it panicked");
     assert!(is_cooked(), "keys come by lines again");
     drop(command);

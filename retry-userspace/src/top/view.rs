@@ -6,6 +6,7 @@ use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
 
 use super::status::{Counted, Status, Talker};
+use crate::notation::{count, seconds};
 
 /// What stands for a value that is absent.
 const ABSENT: &str = "–";
@@ -23,35 +24,6 @@ pub(super) struct Look<'a> {
 /// A line as an address is written (`instance` may hold anything): no control character reaches the terminal.
 fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect()
-}
-
-fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-fn seconds(seconds: f64) -> String {
-    let whole = seconds.round();
-    if seconds <= 0.0 {
-        "0 s".to_owned()
-    } else if seconds < 1e-3 {
-        format!("{:.1} µs", seconds * 1e6)
-    } else if seconds < 1.0 {
-        format!("{:.1} ms", seconds * 1e3)
-    } else if seconds < 120.0 {
-        format!("{seconds:.1} s")
-    } else if seconds < 7200.0 {
-        format!("{:.0} min {:.0} s", (whole / 60.0).floor(), whole % 60.0)
-    } else {
-        format!("{:.0} h {:.0} min", (whole / 3600.0).floor(), (whole % 3600.0 / 60.0).floor())
-    }
 }
 
 fn or_absent<T>(value: Option<T>, written: impl FnOnce(T) -> String) -> String {

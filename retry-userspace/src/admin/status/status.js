@@ -10,7 +10,7 @@
   const seconds = (s) => {
     const whole = Math.round(s);
     if (s <= 0) return "0 s";
-    if (s < 1e-3) return `${(s * 1e6).toFixed(0)} µs`;
+    if (s < 1e-3) return `${(s * 1e6).toFixed(1)} µs`;
     if (s < 1) return `${(s * 1e3).toFixed(1)} ms`;
     if (s < 120) return `${s.toFixed(1)} s`;
     if (s < 7200) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
