@@ -265,6 +265,8 @@ fn put_here_read_there(xdp: &str) {
     let (status, read) = api(second, "GET", &path, "let-me-in", &[]);
     assert!(status == 200 && read == bytes, "byte for byte: {status}");
     assert_eq!(answer(&asker(site.host("client")), second.nack_address(), KEY), Some(BY_MULTICAST), "{}", two.log());
+    // The first instance hears that multicast as well. Heard after the DELETE, it would be a new frame.
+    counted(&one, "bre_cache_duplicates_total", &[("kind", "same")], 1);
 
     assert_eq!(api(first, "DELETE", &path, "let-me-in", &[]).0 / 100, 2);
     assert_eq!(redis.frame(KEY), None);
