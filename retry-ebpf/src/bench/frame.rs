@@ -15,12 +15,14 @@ const LONGEST: usize = 2048;
 /// Places of the SeqNum in a packet, each at an even offset.
 const PLACES: usize = 4;
 const CHECKSUM: u32 = 14 + 40 + 6;
+/// The last two bytes of the HashKey.
+const FLOW: u32 = 14 + 48 + 46;
 
 /// What the generator sends.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct FrameTemplate {
-    /// The packet with zeros at `places`.
+    /// The packet with zeros at `places`, and in the last two bytes of the HashKey.
     bytes: [u8; LONGEST],
     /// Its length.
     length: u64,
@@ -30,6 +32,8 @@ struct FrameTemplate {
     sum: u64,
     /// The first SeqNum.
     first: u64,
+    /// How many flows there are, less one: a SeqNum's flow is its lowest bits.
+    flow_mask: u64,
     /// Time between two packets in 1/1024 ns, 0: none.
     interval: u64,
 }
@@ -59,8 +63,11 @@ fn generate(ctx: &XdpContext) -> Option<()> {
         // SAFETY: eight bytes.
         unsafe { store(ctx, place, bytes.as_ptr(), 8) }?;
     }
+    let flow = ((seq & template.flow_mask) + 1) as u16;
+    // SAFETY: two bytes.
+    unsafe { store(ctx, FLOW, flow.to_be_bytes().as_ptr(), 2) }?;
     let mut sum = (seq >> 48) + ((seq >> 32) & 0xffff) + ((seq >> 16) & 0xffff) + (seq & 0xffff);
-    sum = PLACES as u64 * sum + template.sum;
+    sum = PLACES as u64 * sum + template.sum + u64::from(flow);
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);

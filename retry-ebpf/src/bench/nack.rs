@@ -1,4 +1,4 @@
-//! The load: NACKs, each the next SeqNum and the next source address.
+//! The load: NACKs, each with a SeqNum, its flow and a source address.
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::btf_maps::Array;
@@ -19,25 +19,34 @@ const WORDS: usize = PACKET_LEN.div_ceil(8);
 const SOURCE: usize = 14 + 8 + 12;
 const CHECKSUM: usize = 14 + 40 + 6;
 const START_SEQ: usize = 14 + 48 + 16;
+/// The last two bytes of the HashKey.
+const FLOW: usize = 14 + 48 + 14;
+/// Draws of sources by weight; a power of two, for a mask.
+const DRAWS: usize = 16_384;
 
 /// What the generator sends.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct NackTemplate {
-    /// The packet with StartSeq, EndSeq and the last four bytes of its source zero, and the checksum of that.
+    /// The packet with StartSeq, EndSeq, the last two bytes of the HashKey and the last four of its source zero, and the
+    /// checksum of that.
     words: [u64; WORDS],
     /// The first SeqNum.
     first: u64,
     /// How many there are; then the first again.
     count: u64,
-    /// Steps from one to the next.
+    /// Steps from one to the next; 0: each is drawn at random.
     stride: u64,
+    /// How many flows there are, less one: a SeqNum's flow is its lowest bits.
+    flow_mask: u64,
     /// The last four bytes of the first source.
     source: u64,
-    /// How many sources there are; then the first again.
+    /// How many sources there are; then the first again. 0: they follow `draws`.
     sources: u64,
     /// Time between two packets in 1/1024 ns, 0: none.
     interval: u64,
+    /// Sources by weight, in a random order, as steps from the first.
+    draws: [u16; DRAWS],
 }
 
 #[btf_map]
@@ -54,8 +63,14 @@ fn bench_nacks(ctx: XdpContext) -> u32 {
 fn generate(ctx: &XdpContext) -> Option<()> {
     let template = NACKS.get(0)?;
     let number = pace::next(template.interval)?;
-    let seq = template.first + number.wrapping_mul(template.stride).checked_rem(template.count)?;
-    let source = template.source + number.checked_rem(template.sources)?;
+    let place = if template.stride == 0 { scatter(number) } else { number.wrapping_mul(template.stride) };
+    let seq = template.first + place.checked_rem(template.count)?;
+    let flow = (seq & template.flow_mask) + 1;
+    let from = match template.sources {
+        0 => u64::from(template.draws[number as usize % DRAWS]),
+        sources => number % sources,
+    };
+    let source = template.source + from;
     // SAFETY: the context is the one that the kernel gave.
     if unsafe { bpf_xdp_adjust_tail(ctx.ctx, GROWTH) } != 0 {
         return None;
@@ -79,11 +94,13 @@ fn generate(ctx: &XdpContext) -> Option<()> {
         // SAFETY: inside the packet.
         unsafe { ((start + offset) as *mut u64).write_unaligned(seq.to_be()) };
     }
+    // SAFETY: inside the packet.
+    unsafe { ((start + FLOW) as *mut u16).write_unaligned((flow as u16).to_be()) };
     let place = (start + CHECKSUM) as *mut u16;
     // SAFETY: inside the packet.
     let without = !u16::from_be(unsafe { place.read_unaligned() });
     let mut sum = (seq >> 48) + ((seq >> 32) & 0xffff) + ((seq >> 16) & 0xffff) + (seq & 0xffff);
-    sum = 2 * sum + ((source >> 16) & 0xffff) + (source & 0xffff) + u64::from(without);
+    sum = 2 * sum + ((source >> 16) & 0xffff) + (source & 0xffff) + (flow & 0xffff) + u64::from(without);
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     // 0 would say that there is no checksum.
@@ -91,4 +108,13 @@ fn generate(ctx: &XdpContext) -> Option<()> {
     // SAFETY: inside the packet.
     unsafe { place.write_unaligned(checksum.to_be()) };
     Some(())
+}
+
+/// A number without a visible pattern for each number (SplitMix64's output function).
+#[inline(always)]
+const fn scatter(number: u64) -> u64 {
+    let mut mixed = number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::rig::{Load, Raised, Reflector, Rig, ShortLists, Stretch};
+use super::rig::{Load, Raised, Reflector, Rig, Stretch};
 use anyhow::Result;
 
 /// What a server on a socket is offered first, a second, and the most that it is offered.
@@ -21,13 +21,12 @@ pub(crate) struct Contenders {
     pub(crate) socket: Rig,
     reflects: Reflector,
     _raised: Raised,
-    _lists: ShortLists,
 }
 
 impl Contenders {
     /// Makes them, with links of this MTU, and attaches the reflector.
     pub(crate) fn new(mtu: u16) -> Result<Self> {
-        let (raised, lists) = (Raised::new()?, ShortLists::new()?);
+        let raised = Raised::new()?;
         let reflector = Rig::new(mtu)?;
         let reflects = reflector.reflector()?;
         Ok(Self {
@@ -37,7 +36,6 @@ impl Contenders {
             socket: Rig::new(mtu)?,
             reflects,
             _raised: raised,
-            _lists: lists,
         })
     }
 

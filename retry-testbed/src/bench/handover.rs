@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::{
     WRONG,
     options::Settings,
-    rig::{Ask, Rig, Stretch},
+    rig::{Ask, Order, Rig, Stretch},
     say,
     subject::{self, MULTICAST, UNICAST},
 };
@@ -218,7 +218,7 @@ fn flood(settings: &Settings) -> Result<[Row; 2]> {
     let flags = |linear: bool| flags(&[UNICAST, &["-cache-memory", "64m"]], linear.then_some(object.as_str()));
     let mut relay = Relay::start(&settings.binary, endpoint, &flags(false))?;
     subject::fill(&mut rig, relay.daemon(), FLOOD_FRAMES, 400)?;
-    let ask = Ask { first: 1, count: FLOOD_FRAMES, stride: 7, ..Ask::frames(FLOOD_FRAMES) };
+    let ask = Ask { order: Order::Step(7), ..Ask::frames(FLOOD_FRAMES) };
     let stretch = Stretch { ask, rate: Some(FLOOD), time: Duration::from_millis(500), length: 400, ack_leads: true };
     let mut of = |stage, upgrades: usize| -> Result<Row> {
         let mut found = Row { stage, upgrades, ..Row::default() };

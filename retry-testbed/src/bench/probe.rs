@@ -189,7 +189,7 @@ fn take(bytes: &[u8], probe: &Probe, asked: &mut [Asked], probed: &mut Probed) -
             ack_came = true;
         }
         length => {
-            ensure!(bytes == frame(seq_num, length), "wrong bytes in the frame of SeqNum {seq_num}");
+            ensure!(bytes == frame(seq_num, length, 1), "wrong bytes in the frame of SeqNum {seq_num}");
             frame_came = true;
         }
     }

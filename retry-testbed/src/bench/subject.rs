@@ -9,6 +9,8 @@ use super::rig::{Rig, on_server_core};
 
 /// Frames a second at which a cache is filled before a case: what every daemon here takes in without loss.
 const FILL_RATE: f64 = 150_000.0;
+/// Frames sent before it is seen whether all have arrived.
+const CHUNK: u64 = 131_072;
 
 /// Every daemon: on the one interface there is, without beacons of its own.
 const ALWAYS: &[&str] = &["-mc-iface", "eth0", "-egress-iface", "eth0", "-beacon-enabled=false", "-cache-ttl", "1h"];
@@ -61,23 +63,33 @@ pub(crate) fn flags<'a>(groups: &[&[&'a str]]) -> Vec<&'a str> {
     ALWAYS.iter().copied().chain(groups.iter().flat_map(|group| group.iter().copied())).collect()
 }
 
-/// Fills the cache with frames 1 to `count` and sees that all of them are in it.
+/// Fills the cache with frames 1 to `count` of one flow and sees that all of them are in it.
 ///
 /// # Errors
-/// Some are not, after six attempts at ever lower rates.
+/// Some are not, after six attempts in a row at ever lower rates.
 pub(crate) fn fill(rig: &mut Rig, daemon: &Daemon<'_>, count: u64, length: usize) -> Result<()> {
-    let mut rate = FILL_RATE;
-    let mut held = 0;
-    for _ in 0..6 {
-        rig.send_frames(1, u32::try_from(count)?, length, Some(rate))?;
+    fill_flows(rig, daemon, 1, count, length)
+}
+
+/// As [`fill`], with frames of so many flows.
+///
+/// # Errors
+/// As [`fill`].
+pub(crate) fn fill_flows(rig: &mut Rig, daemon: &Daemon<'_>, flows: u64, count: u64, length: usize) -> Result<()> {
+    let (mut rate, mut held, mut attempts) = (FILL_RATE, 0, 0);
+    while held < count {
+        let chunk = CHUNK.min(count - held);
+        rig.send_frames_of(flows, held + 1, u32::try_from(chunk)?, length, Some(rate))?;
         std::thread::sleep(Duration::from_millis(100));
-        held = daemon.metrics()?.count("bre_cache_size", &[]);
-        if held == count {
-            return Ok(());
+        let found = daemon.metrics()?.count("bre_cache_size", &[]);
+        if found == held + chunk {
+            (held, attempts) = (found, 0);
+            continue;
         }
+        attempts += 1;
+        ensure!(attempts < 6, "{found} of {} frames are in the cache", held + chunk);
         rate /= 1.6;
     }
-    ensure!(held == count, "{held} of {count} frames are in the cache");
     Ok(())
 }
 

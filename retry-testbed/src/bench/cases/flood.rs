@@ -10,7 +10,7 @@ use crate::bench::{
     options::Settings,
     plain::{Answering, Plain},
     probe::{self, Listener, Probe},
-    rig::{Ask, Load, Rig, Stretch},
+    rig::{Ask, Load, Rig, Sources, Stretch},
     subject::{self, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };
 
@@ -36,7 +36,7 @@ pub(super) fn measure(name: &str, settings: &Settings, rigs: &mut Contenders) ->
     let capacity = plain_capacity(settings, rigs)?;
 
     let time = Duration::from_millis(if settings.quick { 300 } else { 750 });
-    let known = Ask { first: 1, count: FLOODED, stride: 1, sources: SOURCES };
+    let known = Ask { sources: Sources::InTurn(SOURCES), ..Ask::frames(FLOODED) };
     let unknown = Ask { first: 1 << 40, ..known };
     let mut found = Measurement::default();
     for (what, ask) in [("for frames it has", known), ("for frames it has not", unknown)] {

@@ -17,6 +17,7 @@ use super::{
     contenders::Contenders,
     model::{Case, Measurement},
     options::Settings,
+    rig::ShortLists,
 };
 
 /// A case and how it is measured.
@@ -35,17 +36,27 @@ enum Work {
 
 /// Every case, in the order in which they run.
 static CASES: &[Entry] = &[
-    entry("hit-frame-400", "unicast frame only (suppress-ack), 400 B", Work::Rate(&rates::FRAME_400)),
-    entry("hit-frame-1400", "unicast frame only, 1400 B", Work::Rate(&rates::FRAME_1400)),
-    entry("hit-frame-ack", "unicast frame and ACK, 400 B", Work::Rate(&rates::FRAME_ACK)),
+    entry("frame", "unicast frame only (suppress-ack), 400 B, scattered", Work::Rate(&rates::SCATTERED_FRAME)),
+    entry("ack", "unicast frame and ACK, 400 B, scattered", Work::Rate(&rates::SCATTERED_FRAME_ACK)),
     entry(
-        "hit-multicast-ack",
-        "multicast repair and ACK, a new frame each time, 400 B",
-        Work::Rate(&rates::MULTICAST_ACK),
+        "ack-tuned",
+        "the same with vm.percpu_pagelist_high_fraction at its most",
+        Work::Rate(&rates::SCATTERED_FRAME_ACK_TUNED),
     ),
-    entry("hit-both-ack", "multicast repair, unicast frame and ACK, 400 B", Work::Rate(&rates::BOTH_ACK)),
-    entry("hit-held", "hit within the hold-down: ACK only", Work::Rate(&rates::HELD)),
-    entry("miss", "MISS in place", Work::Rate(&rates::MISS)),
+    entry("ack-1m", "the same as ack among 1 M frames", Work::Rate(&rates::SCATTERED_FRAME_ACK_LARGE)),
+    entry("multicast", "multicast repair and ACK, 400 B, scattered", Work::Rate(&rates::SCATTERED_MULTICAST_ACK)),
+    entry("miss", "MISS in place, scattered", Work::Rate(&rates::SCATTERED_MISS)),
+    entry("hot-frame", "hot: unicast frame only, 400 B", Work::Rate(&rates::HOT_FRAME_400)),
+    entry("hot-long", "hot: unicast frame only, 1400 B", Work::Rate(&rates::HOT_FRAME_1400)),
+    entry("hot-ack", "hot: unicast frame and ACK, 400 B", Work::Rate(&rates::HOT_FRAME_ACK)),
+    entry(
+        "hot-multicast",
+        "hot: multicast repair and ACK, a new frame each time, 400 B",
+        Work::Rate(&rates::HOT_MULTICAST_ACK),
+    ),
+    entry("hot-both", "hot: multicast repair, unicast frame and ACK, 400 B", Work::Rate(&rates::HOT_BOTH_ACK)),
+    entry("hot-held", "hot: within the hold-down, ACK only", Work::Rate(&rates::HOT_HELD)),
+    entry("hot-miss", "hot: MISS in place", Work::Rate(&rates::HOT_MISS)),
     entry("limited", "over the limit of the address: dropped", Work::Rate(&rates::LIMITED)),
     entry("latency", "p50 and p99 of a hit at 1 k and 10 k NACK/s", Work::Own(latency::measure)),
     entry(
@@ -96,7 +107,10 @@ pub(crate) fn list(entries: &[&Entry]) -> String {
 pub(crate) fn measure(Entry { case, work }: &Entry, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
     match work {
         Work::Rate(rate) => rates::measure(case.name, rate, settings, rigs),
-        Work::Own(measure) => measure(case.name, settings, rigs),
+        Work::Own(measure) => {
+            let _lists = ShortLists::new()?;
+            measure(case.name, settings, rigs)
+        }
     }
 }
 
@@ -117,7 +131,7 @@ mod tests {
         assert_eq!(names.len(), CASES.len());
         assert_eq!(chosen(&[]).len(), CASES.len());
         assert_eq!(chosen(&["miss"]), ["miss"]);
-        assert_eq!(chosen(&["miss", "hit-frame-4"]), ["hit-frame-400", "miss"]);
+        assert_eq!(chosen(&["miss", "hot-f"]), ["miss", "hot-frame"]);
         assert!(choose(&["nonsense".to_owned()]).is_err());
         let all: Vec<_> = CASES.iter().collect();
         assert_eq!(list(&all).lines().count(), CASES.len());

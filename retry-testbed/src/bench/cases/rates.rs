@@ -1,4 +1,9 @@
-//! Answers a second at full rate, and the CPU time of each.
+//! Answers per second at full rate, and the CPU time of each.
+//!
+//! Two kinds of case: *scattered* ones, as a fabric would see it (many frames of many flows in random order, many
+//! listeners of unequal weight, the kernel's settings as they come), and *hot* ones, which show the program alone (4,096
+//! frames of one flow in order, one listener). CPU time beside the reflector's is the figure of each: the rate of either is
+//! bounded by the generator when it is as fast as that, and such a rate stands beside no other.
 //!
 //! The generator's stretches take turns: reflector, daemon, plain server, daemon by its socket, and again. What the kernel
 //! sends is counted where it is sent, in the reflector and in the daemon's counters, so that what a queue loses on the way
@@ -14,7 +19,8 @@ use crate::bench::{
     options::Settings,
     plain::{Answering, Plain},
     profile,
-    rig::{Ask, Load, Rig, Stretch},
+    rig::{Ask, Load, Order, Rig, ShortLists, Sources, Stretch},
+    stats::Spread,
     subject::{self, BOTH, BY_SOCKET, IN_XDP, LIMITS_OUT_OF_REACH, MULTICAST, UNICAST},
 };
 
@@ -52,8 +58,10 @@ pub(crate) struct Rate {
     plain: Option<Answering>,
     /// Whether the daemon by its socket is a reference.
     by_socket: bool,
-    /// Targets: of the reflector, of plain, CPU time in ns.
-    targets: (f64, Option<f64>, Option<f64>),
+    /// Most CPU time of an answer, as a multiple of the reflector's.
+    target: Option<f64>,
+    /// Whether the kernel's lists of free pages are short, which is a setting that a host can have (`vm.percpu_pagelist_high_fraction`).
+    tuned: bool,
     /// Whether the daemon's own CPU time is told.
     daemon: bool,
 }
@@ -71,33 +79,29 @@ const USUAL: Rate = Rate {
     primed: false,
     plain: None,
     by_socket: false,
-    targets: (0.0, None, None),
+    target: None,
+    tuned: false,
     daemon: false,
 };
 
 const ONLY_FRAME: Answering = Answering { ack: false, unicast: true, multicast: false };
 
-pub(crate) static FRAME_400: Rate = Rate {
+pub(crate) static HOT_FRAME_400: Rate = Rate {
     flags: &[UNICAST, LIMITS_OUT_OF_REACH, &["-suppress-ack"]],
     plain: Some(ONLY_FRAME),
-    targets: (0.5, Some(13.0), Some(600.0)),
+    target: Some(1.9),
     ..USUAL
 };
 
-pub(crate) static FRAME_1400: Rate = Rate {
-    flags: &[UNICAST, LIMITS_OUT_OF_REACH, &["-suppress-ack"]],
-    length: 1400,
-    plain: Some(ONLY_FRAME),
-    targets: (0.5, Some(13.0), None),
-    ..USUAL
-};
+pub(crate) static HOT_FRAME_1400: Rate =
+    Rate { flags: &[UNICAST, LIMITS_OUT_OF_REACH, &["-suppress-ack"]], length: 1400, plain: Some(ONLY_FRAME), ..USUAL };
 
-pub(crate) static FRAME_ACK: Rate = Rate {
+pub(crate) static HOT_FRAME_ACK: Rate = Rate {
     flags: &[UNICAST, LIMITS_OUT_OF_REACH],
     count: |load| load.answers.acks.min(load.answers.unicast_frames),
     plain: Some(Answering { ack: true, unicast: true, multicast: false }),
     by_socket: true,
-    targets: (0.4, Some(10.0), Some(1200.0)),
+    target: Some(3.5),
     daemon: true,
     sent: &[ACKS, COPIES],
     ..USUAL
@@ -106,45 +110,43 @@ pub(crate) static FRAME_ACK: Rate = Rate {
 /// More frames than can be asked for within the hold-down of 10 ms, so that it holds none back.
 const MANY: u64 = 131_072;
 
-pub(crate) static MULTICAST_ACK: Rate = Rate {
+pub(crate) static HOT_MULTICAST_ACK: Rate = Rate {
     flags: &[MULTICAST, LIMITS_OUT_OF_REACH],
     frames: MANY,
     ask: Ask::frames(MANY),
     count: |load| load.answers.acks.min(load.answers.multicast_frames),
     plain: Some(Answering { ack: true, unicast: false, multicast: true }),
-    targets: (0.4, Some(10.0), None),
+    target: Some(4.0),
     sent: &[ACKS, REPAIRS],
     ..USUAL
 };
 
-pub(crate) static BOTH_ACK: Rate = Rate {
+pub(crate) static HOT_BOTH_ACK: Rate = Rate {
     flags: &[BOTH, LIMITS_OUT_OF_REACH],
     frames: MANY,
     ask: Ask::frames(MANY),
     count: |load| load.answers.acks.min(load.answers.unicast_frames).min(load.answers.multicast_frames),
     plain: Some(Answering { ack: true, unicast: true, multicast: true }),
-    targets: (0.15, None, None),
     sent: &[ACKS, COPIES, REPAIRS],
     ..USUAL
 };
 
-pub(crate) static HELD: Rate = Rate {
+pub(crate) static HOT_HELD: Rate = Rate {
     flags: &[MULTICAST, LIMITS_OUT_OF_REACH, &["-repair-holddown", "1h"]],
     count: |load| load.answers.acks,
     primed: true,
     plain: Some(Answering { ack: true, unicast: false, multicast: false }),
-    targets: (0.55, None, None),
     sent: &[ACKS],
     ..USUAL
 };
 
-pub(crate) static MISS: Rate = Rate {
+pub(crate) static HOT_MISS: Rate = Rate {
     unit: "MISSes/s",
     flags: &[UNICAST, LIMITS_OUT_OF_REACH],
-    ask: Ask { first: 1 << 40, count: 4096, stride: 1, sources: 1 },
+    ask: Ask { first: 1 << 40, ..Ask::frames(4096) },
     count: |load| load.answers.misses,
     plain: Some(ONLY_FRAME),
-    targets: (0.45, Some(6.0), None),
+    target: Some(1.5),
     sent: &[MISSES],
     ..USUAL
 };
@@ -155,7 +157,68 @@ pub(crate) static LIMITED: Rate = Rate {
     count: |_| 0,
     sent: &[DROPPED],
     silent: true,
-    targets: (0.8, None, None),
+    ..USUAL
+};
+
+/// Frames of the scattered cases, and of the large ones.
+const SPREAD: u64 = 50_000;
+const LARGE: u64 = 1_000_000;
+
+/// `count` frames of 256 flows at random, asked for by 1,000 listeners of unequal weight.
+const fn scattered(count: u64) -> Ask {
+    Ask { first: 1, count, order: Order::Random, flows: 256, sources: Sources::Weighted(1000) }
+}
+
+pub(crate) static SCATTERED_FRAME: Rate = Rate {
+    flags: &[UNICAST, LIMITS_OUT_OF_REACH, &["-suppress-ack"]],
+    frames: SPREAD,
+    ask: scattered(SPREAD),
+    target: Some(4.0),
+    ..USUAL
+};
+
+pub(crate) static SCATTERED_FRAME_ACK: Rate = Rate {
+    flags: &[UNICAST, LIMITS_OUT_OF_REACH],
+    frames: SPREAD,
+    ask: scattered(SPREAD),
+    count: |load| load.answers.acks.min(load.answers.unicast_frames),
+    sent: &[ACKS, COPIES],
+    target: Some(6.0),
+    ..USUAL
+};
+
+pub(crate) static SCATTERED_FRAME_ACK_TUNED: Rate = Rate { tuned: true, target: None, ..SCATTERED_FRAME_ACK };
+
+pub(crate) static SCATTERED_FRAME_ACK_LARGE: Rate = Rate {
+    flags: &[UNICAST, LIMITS_OUT_OF_REACH, &["-cache-memory", "768m"]],
+    frames: LARGE,
+    ask: scattered(LARGE),
+    target: None,
+    ..SCATTERED_FRAME_ACK
+};
+
+/// Each frame once before any comes again: the hold-down holds none back.
+pub(crate) static SCATTERED_MULTICAST_ACK: Rate = Rate {
+    flags: &[MULTICAST, LIMITS_OUT_OF_REACH],
+    frames: SPREAD,
+    ask: Ask { order: Order::Step(STEP), ..scattered(SPREAD) },
+    count: |load| load.answers.acks.min(load.answers.multicast_frames),
+    sent: &[ACKS, REPAIRS],
+    target: Some(7.0),
+    ..USUAL
+};
+
+/// A prime far from any count.
+const STEP: u64 = 2_654_435_761;
+
+pub(crate) static SCATTERED_MISS: Rate = Rate {
+    unit: "MISSes/s",
+    flags: &[UNICAST, LIMITS_OUT_OF_REACH],
+    frames: SPREAD,
+    ask: Ask { first: 1 << 40, ..scattered(SPREAD) },
+    count: |load| load.answers.misses,
+    sent: &[MISSES],
+    target: Some(3.0),
     ..USUAL
 };
 
@@ -164,14 +227,19 @@ pub(crate) static LIMITED: Rate = Rate {
 struct Round {
     rate: f64,
     nanoseconds: f64,
+    /// Of what was offered.
+    share: f64,
 }
+
+/// Who answers as large a share of what the generator offers is bounded by the generator.
+const BOUNDED: f64 = 0.97;
 
 /// Runs one case.
 pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
     let fabrics = (rigs.subject.fabric(), rigs.plain.fabric(), rigs.socket.fabric());
     let flags = |place: &'static [&'static str]| [case.flags, &[place]].concat();
     let daemon = subject::start(&settings.binary, &fabrics.0, &flags(IN_XDP))?;
-    subject::fill(&mut rigs.subject, &daemon, case.frames, case.length)?;
+    subject::fill_flows(&mut rigs.subject, &daemon, case.ask.flows, case.frames, case.length)?;
     let plain = case.plain.map(|answering| Plain::answering(&fabrics.1, case.frames, case.length, answering));
     let plain = plain.transpose()?;
     let by_socket = case.by_socket.then(|| subject::start(&settings.binary, &fabrics.2, &flags(BY_SOCKET)));
@@ -179,6 +247,7 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut C
     if let Some(daemon) = &by_socket {
         subject::fill(&mut rigs.socket, daemon, case.frames, case.length)?;
     }
+    let _lists = case.tuned.then(ShortLists::new).transpose()?;
 
     let full = Stretch { ask: case.ask, rate: None, time: settings.stretch, length: case.length, ack_leads: true };
     if case.primed {
@@ -201,6 +270,7 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut C
     let (mut back, mut sent) = (0, 0);
     for _ in 0..settings.rounds {
         let (load, count) = rigs.reflect(&full).context("the reflector")?;
+        ensure!(count > 0, "the reflector sent nothing back");
         reflected.push(round(&load, count));
         let before = daemon.cpu_time()?.process;
         let (load, count) = answers(case, &mut rigs.subject, &daemon, &full).context("the daemon")?;
@@ -232,31 +302,31 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut C
 
     let rates = |rounds: &[Round]| rounds.iter().map(|round| round.rate).collect::<Vec<_>>();
     let times = |rounds: &[Round]| rounds.iter().map(|round| round.nanoseconds).collect::<Vec<_>>();
-    let (of_reflector, of_plain, of_time) = case.targets;
+    let bounded = |rounds: &[Round]| Spread::of(rounds.iter().map(|round| round.share)).median >= BOUNDED;
     let mut found = Measurement::default();
-    let ratio = |target: Option<f64>| target.map_or(Target::None, Target::Ratio);
     let reflector = rates(&reflected);
-    found.rows.push(Row::beside(
-        name,
-        case.unit,
-        &rates(&answered),
-        ("reflector", &reflector),
-        Target::Ratio(of_reflector),
-    ));
+    let (rate, took) = (rates(&answered), times(&answered));
+    let most = case.target.map_or(Target::None, Target::RatioAtMost);
+    let time = format!("{name}: CPU time");
+    found.rows.push(Row::beside(time.as_str(), "ns", &took, ("reflector", &times(&reflected)), most));
     if plain.is_some() {
-        found.rows.push(Row::beside(name, case.unit, &rates(&answered), ("plain", &plainly), ratio(of_plain)));
+        found.rows.push(Row::beside(time, "ns", &took, ("plain, NAPI and thread", &plain_times), Target::None));
     }
-    if by_socket.is_some() {
-        found.rows.push(Row::beside(name, case.unit, &rates(&answered), ("-xdp off", &socketed), Target::None));
+    if bounded(&answered) {
+        found.rows.push(Row::alone(format!("{name}: rate"), case.unit, &rate, Target::None));
+        found.notes.push("all that the generator offered was answered: the rate is the generator's".to_owned());
+    } else if bounded(&reflected) {
+        found.rows.push(Row::alone(format!("{name}: rate"), case.unit, &rate, Target::None));
+    } else {
+        let row = Row::beside(format!("{name}: rate"), case.unit, &rate, ("reflector", &reflector), Target::None);
+        found.rows.push(row);
     }
-    let most = of_time.map_or(Target::None, Target::AtMost);
-    found.rows.push(Row::beside(
-        format!("{name}: CPU time"),
-        "ns",
-        &times(&answered),
-        ("reflector", &times(&reflected)),
-        most,
-    ));
+    if bounded(&reflected) {
+        found.notes.push(
+            "the reflector sent back all that the generator offered: its rate is the generator's, and no ratio to it is given"
+                .to_owned(),
+        );
+    }
     if case.daemon {
         found.rows.push(Row::alone(
             format!("{name}: daemon's CPU above idle"),
@@ -268,8 +338,6 @@ pub(crate) fn measure(name: &str, case: &Rate, settings: &Settings, rigs: &mut C
     found.rows.push(Row::alone(format!("{name}: reflector"), "packets/s", &reflector, Target::None));
     if plain.is_some() {
         found.rows.push(Row::alone(format!("{name}: plain"), case.unit, &plainly, Target::None));
-        let times = Row::alone(format!("{name}: plain's CPU time, NAPI and thread"), "ns", &plain_times, Target::None);
-        found.rows.push(times);
     }
     if by_socket.is_some() {
         found.rows.push(Row::alone(format!("{name}: -xdp off"), case.unit, &socketed, Target::None));
@@ -307,7 +375,7 @@ fn share(part: u64, whole: u64) -> f64 {
 }
 
 fn round(load: &Load, count: u64) -> Round {
-    Round { rate: load.rate(count), nanoseconds: load.nanoseconds(count) }
+    Round { rate: load.rate(count), nanoseconds: load.nanoseconds(count), share: share(count, load.sent) }
 }
 
 /// Share of a core that the daemon takes when no NACK comes.

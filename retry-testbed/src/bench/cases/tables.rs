@@ -12,7 +12,7 @@ use crate::bench::{
     contenders::Contenders,
     model::{Curve, Measurement, Row, Target},
     options::Settings,
-    rig::{Ask, Awake, Rig, Stretch},
+    rig::{Ask, Awake, Order, Rig, Sources, Stretch},
     stats::Spread,
     subject::{self, IN_XDP, LIMITS_OUT_OF_REACH, UNICAST},
 };
@@ -24,12 +24,17 @@ const FRAMES: [u64; 4] = [10_000, 100_000, 1_000_000, 4_000_000];
 const SOURCES: [u64; 4] = [1, 1_000, 65_536, 1_000_000];
 /// Frames that the addresses ask for.
 const FEW: u64 = 4096;
-/// A prime, so that it scatters any of the counts.
-const SCATTER: u64 = 2_654_435_761;
+/// Flows of the frames.
+const FLOWS: u64 = 256;
 /// Frames sent before it is seen whether all have arrived.
 const CHUNK: u64 = 100_000;
 /// Time for the fill; what does not fit is left out and said.
 const PATIENCE: Duration = Duration::from_secs(32);
+
+/// The frames from 1 to `count` at random, asked for by 1,000 listeners of unequal weight.
+const fn scattered(count: u64) -> Ask {
+    Ask { first: 1, count, order: Order::Random, flows: FLOWS, sources: Sources::Weighted(1000) }
+}
 
 /// Look-up among ever more frames.
 pub(super) fn frames(name: &str, settings: &Settings, rigs: &mut Contenders) -> Result<Measurement> {
@@ -53,8 +58,10 @@ pub(super) fn frames(name: &str, settings: &Settings, rigs: &mut Contenders) -> 
     if settings.quick {
         found.notes.push(format!("{} frames are left out by --quick", FRAMES[3]));
     }
-    let asks = fitting.iter().map(|count| Ask { first: 1, count: *count, stride: SCATTER, sources: 1 });
-    curve(&mut found, name, "frames", &asks.collect::<Vec<_>>(), |ask| ask.count, 2.5, settings, &mut rigs.subject)?;
+    let asks = fitting.iter().map(|count| scattered(*count));
+    let targets = [(10_000, 1_000_000, 1.8), (10_000, 4_000_000, 2.5)];
+    let sizes = Sizes { across: "frames", of: |ask| ask.count, targets: &targets };
+    curve(&mut found, name, &asks.collect::<Vec<_>>(), &sizes, settings, &mut rigs.subject)?;
     Ok(found)
 }
 
@@ -64,24 +71,32 @@ pub(super) fn sources(name: &str, settings: &Settings, rigs: &mut Contenders) ->
     let flags: &[&[&str]] = &[UNICAST, LIMITS_OUT_OF_REACH, &["-suppress-ack"], IN_XDP];
     let daemon = subject::start(&settings.binary, &fabric, flags)?;
     subject::fill(&mut rigs.subject, &daemon, FEW, LENGTH)?;
-    let asks = SOURCES.map(|sources| Ask { first: 1, count: FEW, stride: 1, sources });
+    let asks = SOURCES.map(|sources| Ask { sources: Sources::InTurn(sources), ..Ask::frames(FEW) });
     let mut found = Measurement::default();
-    curve(&mut found, name, "sources", &asks, |ask| ask.sources, 4.0, settings, &mut rigs.subject)?;
+    let sizes = Sizes { across: "sources", of: |ask| ask.sources.count(), targets: &[(1, 1_000_000, 4.0)] };
+    curve(&mut found, name, &asks, &sizes, settings, &mut rigs.subject)?;
     found.notes.push(
         "limit tables of 65536 entries, the default: 1 M sources come round before they are remembered".to_owned(),
     );
     Ok(found)
 }
 
-/// Measures every size in turns, and holds the last against the first.
-#[expect(clippy::too_many_arguments, reason = "two callers, all of it theirs")]
+/// What grows along a curve.
+struct Sizes<'a> {
+    /// What it is called.
+    across: &'static str,
+    /// How much of it there is.
+    of: fn(&Ask) -> u64,
+    /// From one size to another the CPU time grows by this factor at most.
+    targets: &'a [(u64, u64, f64)],
+}
+
+/// Measures every size in turns, and holds them against each other.
 fn curve(
     found: &mut Measurement,
     name: &str,
-    across: &'static str,
     asks: &[Ask],
-    size: fn(&Ask) -> u64,
-    most: f64,
+    Sizes { across, of: size, targets }: &Sizes<'_>,
     settings: &Settings,
     rig: &mut Rig,
 ) -> Result<()> {
@@ -98,15 +113,12 @@ fn curve(
     for (ask, times) in asks.iter().zip(&times) {
         found.rows.push(Row::alone(format!("{name}: a hit at {} {across}", size(ask)), "ns", times, Target::None));
     }
-    if let [first, .., last] = &times[..] {
-        let least = asks.first().map_or(0, size);
-        found.rows.push(Row::beside(
-            format!("{name}: from end to end"),
-            "ns",
-            last,
-            (&format!("{least} {across}"), first),
-            Target::RatioAtMost(most),
-        ));
+    for (from, to, most) in *targets {
+        let at = |wanted: u64| asks.iter().zip(&times).find(|(ask, _)| size(ask) == wanted).map(|(_, times)| times);
+        if let (Some(first), Some(last)) = (at(*from), at(*to)) {
+            let (case, reference) = (format!("{name}: at {to} {across}"), format!("{from} {across}"));
+            found.rows.push(Row::beside(case, "ns", last, (&reference, first), Target::RatioAtMost(*most)));
+        }
     }
     #[expect(clippy::cast_precision_loss, reason = "sizes are below 2^53")]
     let points =
@@ -129,7 +141,7 @@ fn fill(rig: &mut Rig, daemon: &Daemon<'_>, sizes: &[u64], settings: &Settings) 
     while held < most && start.elapsed() < patience {
         let chunk = CHUNK.min(most - held);
         let chunk = if held == 0 { sizes.first().copied().unwrap_or(chunk) } else { chunk };
-        rig.send_frames(held + 1, u32::try_from(chunk)?, LENGTH, Some(rate))?;
+        rig.send_frames_of(FLOWS, held + 1, u32::try_from(chunk)?, LENGTH, Some(rate))?;
         std::thread::sleep(Duration::from_millis(30));
         if daemon.metrics()?.count("bre_cache_size", &[]) >= held + chunk {
             held += chunk;

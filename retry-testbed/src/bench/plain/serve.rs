@@ -50,7 +50,7 @@ pub(super) fn run(
 ) -> Result<()> {
     let mut log = Log::new(usize::try_from(frames)?, length);
     for seq_num in 1..=frames {
-        log.put(FrameKey::new(FLOW, seq_num), &frame(seq_num, length));
+        log.put(FrameKey::new(FLOW, seq_num), &frame(seq_num, length, 1));
     }
     let socket: UdpSocket = Socket::new(Domain::IPV6, Type::DGRAM, None)?.into();
     SockRef::from(&socket).set_multicast_if_v6(interface)?;

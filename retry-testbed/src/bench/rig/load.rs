@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns};
 use super::{
     Answers, Generator, LOAD_CORE, Rig, on_core, pin, program,
     samples::{self, Checked, Right, Sample},
-    template::{self, Ask},
+    template::{self, Ask, Sources},
 };
 
 /// Packets a second of a generator at full rate, about: a stretch is one call of that length, for a call idles for about
@@ -132,8 +132,9 @@ impl Rig {
         let progress = self.progress()?;
         // What is still queued in a socket when the load ends is answered, but not in this time.
         let answers = self.answers()?.since(&before.0);
-        let Ask { first, count, sources, .. } = stretch.ask;
-        let right = Right { length: stretch.length, first, count, ack_leads: stretch.ack_leads, spoofed: sources > 1 };
+        let Ask { first, count, flows, sources, .. } = stretch.ask;
+        let spoofed = sources != Sources::Own;
+        let right = Right { length: stretch.length, flows, first, count, ack_leads: stretch.ack_leads, spoofed };
         let checked = self.check_samples(before.1, &right)?;
         ensure!(answers.other <= answers.total() / 1000, "answers that no listener should have got: {answers:?}");
         let load =
@@ -141,11 +142,23 @@ impl Rig {
         Ok((load, value))
     }
 
-    /// Multicasts `count` frames of `length` bytes, numbered from `first`, `rate` a second or as fast as it goes.
-    /// Returns how long it took from the first to the last.
+    /// Multicasts `count` frames of `length` bytes of one flow, numbered from `first`, `rate` a second or as fast as it
+    /// goes. Returns how long it took from the first to the last.
     pub(crate) fn send_frames(&mut self, first: u64, count: u32, length: usize, rate: Option<f64>) -> Result<Duration> {
+        self.send_frames_of(1, first, count, length, rate)
+    }
+
+    /// As [`Rig::send_frames`], of so many flows.
+    pub(crate) fn send_frames_of(
+        &mut self,
+        flows: u64,
+        first: u64,
+        count: u32,
+        length: usize,
+        rate: Option<f64>,
+    ) -> Result<Duration> {
         let sent = self.new_stretch()?.sent;
-        let (packet, template) = template::frames(self.client()?, length, first.wrapping_sub(sent), rate)?;
+        let (packet, template) = template::frames(self.client()?, (length, flows), first.wrapping_sub(sent), rate)?;
         self.frames.set(0, template, 0)?;
         self.generate("bench_frames", packet, |generator| generator.send(count, batch(rate)), || Ok(()))?;
         let progress = self.progress()?;

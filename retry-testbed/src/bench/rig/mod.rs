@@ -29,7 +29,7 @@ pub(crate) use self::{
     napi::{Awake, LOAD_CORE, SERVER_CORE, on_core, on_server_core, pin, thread_of},
     pages::ShortLists,
     priority::Raised,
-    template::{Ask, FLOW, frame},
+    template::{Ask, FLOW, Order, Sources, frame},
 };
 use self::{
     load::Progress,

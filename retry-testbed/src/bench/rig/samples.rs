@@ -34,6 +34,8 @@ unsafe impl Pod for Sample {}
 pub(crate) struct Right {
     /// Length of the frames.
     pub(crate) length: usize,
+    /// Flows that they belong to.
+    pub(crate) flows: u64,
     /// The SeqNums asked for.
     pub(crate) first: u64,
     /// How many there are.
@@ -120,7 +122,10 @@ fn read(packet: &ParsedPacket, right: &Right, endpoint: Ipv6Addr, client: Ipv6Ad
             ensure!(length == right.length, "a frame of {length} bytes");
             let number = word(&packet.payload[48..56]);
             ensure!(asked(number), "the frame of SeqNum {number} was not asked for");
-            ensure!(packet.payload == frame(number, length), "wrong bytes in the frame of SeqNum {number}");
+            ensure!(
+                packet.payload == frame(number, length, right.flows),
+                "wrong bytes in the frame of SeqNum {number}"
+            );
             Ok(What::Frame(number))
         }
     }
