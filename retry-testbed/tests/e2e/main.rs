@@ -15,6 +15,7 @@ mod discovery;
 mod domains;
 mod drain;
 mod fill;
+mod hostile;
 mod http;
 mod identities;
 mod ingress;
