@@ -75,7 +75,8 @@ fn describes(row: &Row, series: &Series) -> bool {
 }
 
 fn scrape() -> String {
-    prometheus::encode(&Snapshot::complete(), Format::Text).expect("a snapshot becomes text")
+    String::from_utf8(prometheus::encode(&Snapshot::complete(), Format::Text).expect("a snapshot becomes text"))
+        .expect("UTF-8")
 }
 
 #[test]

@@ -81,7 +81,9 @@ fn own_series() -> BTreeSet<Series> {
         })
         .collect();
     let counters: BTreeSet<String> = own.iter().map(|(name, _)| name.clone()).collect();
-    let scrape = prometheus::encode(&Snapshot::complete(), Format::Text).expect("a snapshot becomes text");
+    let scrape =
+        String::from_utf8(prometheus::encode(&Snapshot::complete(), Format::Text).expect("a snapshot becomes text"))
+            .expect("UTF-8");
     for line in scrape.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
         let name = line.split(' ').next().unwrap_or_default();
         if !counters.contains(name) {

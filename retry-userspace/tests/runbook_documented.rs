@@ -16,7 +16,9 @@ type Labels = BTreeMap<String, String>;
 
 /// The series of the program, by name.
 fn scraped() -> BTreeMap<String, Vec<Labels>> {
-    let text = prometheus::encode(&Snapshot::complete(), Format::Text).expect("a snapshot becomes text");
+    let text =
+        String::from_utf8(prometheus::encode(&Snapshot::complete(), Format::Text).expect("a snapshot becomes text"))
+            .expect("UTF-8");
     let mut all: BTreeMap<String, Vec<Labels>> = BTreeMap::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let (series, _value) = line.rsplit_once(' ').expect("series and value");

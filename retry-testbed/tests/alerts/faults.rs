@@ -470,7 +470,7 @@ fn every_alert_fires_with_its_fault_and_ends_with_it() {
         Box::new(|stage| damaged(stage, &on_damaged)),
     ];
     let directory = tempfile::tempdir().expect("a directory");
-    let prometheus = watch.start(directory.path());
+    let prometheus = watch.start(directory.path(), &[]);
     let (ready, done, gate) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU8::new(CLOSED));
     let count = scenes.len();
     let stage = Stage { prometheus: &prometheus, ready: &ready, done: &done, count, gate: &gate };

@@ -54,8 +54,8 @@ impl Watch {
             .push(format!("      - targets: ['[fd99:{number}::2]:9400']\n        labels: {{instance: {instance}}}\n"));
     }
 
-    /// Starts Prometheus with the project's rules, shortened.
-    pub(crate) fn start(&self, directory: &Path) -> Prometheus<'_> {
+    /// Starts Prometheus with the project's rules, shortened, and with more arguments.
+    pub(crate) fn start(&self, directory: &Path, more: &[&str]) -> Prometheus<'_> {
         fs::write(directory.join("rules.yml"), shortened(RULES)).expect("written");
         let mut configuration = format!(
             "global: {{scrape_interval: {INTERVAL}, scrape_timeout: {INTERVAL}, evaluation_interval: {INTERVAL}}}\n\
@@ -66,7 +66,7 @@ impl Watch {
         fs::write(&file, configuration).expect("written");
         let mut command = Command::new(tools().join("prometheus/usr/bin/prometheus"));
         command.arg("--config.file").arg(file).arg("--storage.tsdb.path").arg(directory.join("data"));
-        command.args(["--web.listen-address", ADDRESS, "--log.level=warn"]);
+        command.args(["--web.listen-address", ADDRESS, "--log.level=warn"]).args(more);
         let log = fs::File::create(directory.join("log")).expect("a file");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let process = self.ns.spawn(command).expect("Prometheus starts");

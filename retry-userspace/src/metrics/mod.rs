@@ -5,6 +5,7 @@ pub(crate) mod histograms;
 pub(crate) mod host;
 mod process;
 pub(crate) mod prometheus;
+mod protobuf;
 pub(crate) mod samples;
 mod snapshot;
 mod xdp;

@@ -1,4 +1,4 @@
-//! `/metrics`: the samples of the snapshot as Prometheus text, or as OpenMetrics text for a scraper that asks for it.
+//! `/metrics`: the samples of the snapshot as Prometheus text, or as OpenMetrics text or protobuf for a scraper that asks for it.
 
 use std::fmt;
 
@@ -7,9 +7,9 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::Snapshot;
 use super::histograms::{Family, families};
-use super::samples::{Kind, Sample, samples};
+use super::samples::{Kind, Sample};
+use super::{Snapshot, protobuf};
 
 /// A format of `/metrics`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -18,26 +18,68 @@ pub enum Format {
     Text,
     /// OpenMetrics text, version 1.0.0. Names, labels and values are those of [`Format::Text`].
     OpenMetrics,
+    /// Delimited messages `io.prometheus.client.MetricFamily`. The same, and native histograms beside the classic ones.
+    Protobuf,
+}
+
+/// A media range of an `Accept` header.
+struct Range<'a> {
+    media: &'a str,
+    parameters: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Range<'a> {
+    fn of(text: &'a str) -> Self {
+        let mut parts = text.split(';').map(str::trim);
+        let media = parts.next().unwrap_or_default();
+        let parameter = |part: &'a str| {
+            let (name, value) = part.split_once('=')?;
+            Some((name.trim(), value.trim().trim_matches('"')))
+        };
+        Self { media, parameters: parts.filter_map(parameter).collect() }
+    }
+
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.parameters.iter().find(|(one, _)| one.eq_ignore_ascii_case(name)).map(|(_, value)| *value)
+    }
+
+    /// How much it is wished for, 0 to 1; 0 for what is no number.
+    fn quality(&self) -> f32 {
+        self.get("q").map_or(1.0, |q| q.parse().unwrap_or_default())
+    }
 }
 
 impl Format {
-    /// The format that a request with this `Accept` header gets (RFC 9110, section 12.5.1). Where the header does not prefer
-    /// OpenMetrics, it is [`Format::Text`].
+    /// The format that a request with this `Accept` header gets (RFC 9110, section 12.5.1): the one with the largest quality, and
+    /// of two with the same one, protobuf before OpenMetrics before [`Format::Text`]. Where none is named, it is [`Format::Text`].
     #[must_use]
     pub fn accepted(accept: &str) -> Self {
-        let quality = |wanted: &str| {
-            let ranges = accept.split(',').filter_map(|range| {
-                let mut parts = range.split(';').map(str::trim);
-                if !parts.next()?.eq_ignore_ascii_case(wanted) {
-                    return None;
-                }
-                let given = parts.find_map(|part| part.strip_prefix("q=")).map(str::parse);
-                given.unwrap_or(Ok(1.0)).ok()
-            });
-            ranges.fold(0.0_f32, f32::max)
+        let ranges: Vec<Range<'_>> = accept.split(',').map(Range::of).collect();
+        let quality = |format: Self| {
+            let wanted = ranges.iter().filter(|range| format.is_meant(range));
+            wanted.map(Range::quality).fold(0.0_f32, f32::max)
         };
-        let open = quality("application/openmetrics-text");
-        if open > 0.0 && open >= quality("text/plain") { Self::OpenMetrics } else { Self::Text }
+        let mut best = (Self::Text, quality(Self::Text));
+        for format in [Self::OpenMetrics, Self::Protobuf] {
+            let quality = quality(format);
+            if quality > 0.0 && quality >= best.1 {
+                best = (format, quality);
+            }
+        }
+        best.0
+    }
+
+    fn is_meant(self, range: &Range<'_>) -> bool {
+        let named = |media: &str| range.media.eq_ignore_ascii_case(media);
+        match self {
+            Self::Text => named("text/plain"),
+            Self::OpenMetrics => named("application/openmetrics-text"),
+            Self::Protobuf => {
+                named("application/vnd.google.protobuf")
+                    && range.get("proto") == Some("io.prometheus.client.MetricFamily")
+                    && range.get("encoding") == Some("delimited")
+            }
+        }
     }
 
     /// The content type.
@@ -46,6 +88,7 @@ impl Format {
         match self {
             Self::Text => prometheus_text::CONTENT_TYPE,
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Protobuf => protobuf::CONTENT_TYPE,
         }
     }
 }
@@ -54,7 +97,7 @@ impl Format {
 ///
 /// # Errors
 /// The encoder refuses a name or a value.
-pub fn encode(snapshot: &Snapshot, format: Format) -> Result<String, fmt::Error> {
+pub fn encode(snapshot: &Snapshot, format: Format) -> Result<Vec<u8>, fmt::Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Families::of(snapshot)));
     registry.register_collector(Box::new(Histograms(snapshot.latency.as_ref().map(families).unwrap_or_default())));
@@ -62,8 +105,9 @@ pub fn encode(snapshot: &Snapshot, format: Format) -> Result<String, fmt::Error>
     match format {
         Format::Text => prometheus_text::encode(&mut out, &registry)?,
         Format::OpenMetrics => text::encode(&mut out, &registry)?,
+        Format::Protobuf => return Ok(protobuf::encode(snapshot)),
     }
-    Ok(out)
+    Ok(out.into_bytes())
 }
 
 /// The samples, those of one name together.
@@ -72,14 +116,7 @@ struct Families(Vec<Vec<Sample>>);
 
 impl Families {
     fn of(snapshot: &Snapshot) -> Self {
-        let mut families: Vec<Vec<Sample>> = Vec::new();
-        for sample in samples(snapshot) {
-            match families.iter_mut().find(|family| family.iter().any(|one| one.name == sample.name)) {
-                Some(family) => family.push(sample),
-                None => families.push(vec![sample]),
-            }
-        }
-        Self(families)
+        Self(super::samples::families(snapshot))
     }
 }
 
@@ -140,8 +177,12 @@ fn whole(value: f64) -> Option<u64> {
 mod tests {
     use super::*;
 
+    fn encoded(format: Format) -> String {
+        String::from_utf8(encode(&Snapshot::complete(), format).expect("text")).expect("UTF-8")
+    }
+
     fn text() -> String {
-        encode(&Snapshot::complete(), Format::Text).expect("text")
+        encoded(Format::Text)
     }
 
     /// Every name and label set of the operator's surface that exists by now, and each only once.
@@ -214,7 +255,7 @@ mod tests {
             all.sort();
             all
         };
-        let open = encode(&Snapshot::complete(), Format::OpenMetrics).expect("text");
+        let open = encoded(Format::OpenMetrics);
         assert_eq!(series(&open), series(&text()));
         assert!(open.ends_with("# EOF\n"), "{open}");
         // There a counter's family is named without the suffix.
@@ -226,6 +267,13 @@ mod tests {
     fn the_format_is_the_one_that_is_preferred() {
         let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,\
                           text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        // Prometheus 2.42 with its feature native-histograms, and Prometheus 3 without it.
+        let native = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,\
+                      application/openmetrics-text;version=1.0.0;q=0.8,application/openmetrics-text;version=0.0.1;q=0.75,\
+                      text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        let third = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+                     application/vnd.google.protobuf; proto=\"io.prometheus.client.MetricFamily\"; encoding=delimited; q=0.5,\
+                     text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,*/*;q=0.1";
         for (accept, format) in [
             (prometheus, Format::OpenMetrics),
             ("application/openmetrics-text; version=1.0.0", Format::OpenMetrics),
@@ -233,6 +281,16 @@ mod tests {
             ("*/*", Format::Text),
             ("text/plain;version=0.0.4;q=0.5,application/openmetrics-text;q=0.4", Format::Text),
             ("application/openmetrics-text;q=0", Format::Text),
+            (native, Format::Protobuf),
+            (third, Format::OpenMetrics),
+            (
+                "text/plain,application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0",
+                Format::Text,
+            ),
+            (
+                "text/plain;q=0.1,application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=text",
+                Format::Text,
+            ),
             (
                 "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;q=0.7,text/plain;q=0.3",
                 Format::Text,

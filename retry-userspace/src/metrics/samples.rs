@@ -189,6 +189,18 @@ pub fn samples(snapshot: &Snapshot) -> Vec<Sample> {
     all
 }
 
+/// As [`samples`], those of one name together.
+pub(crate) fn families(snapshot: &Snapshot) -> Vec<Vec<Sample>> {
+    let mut families: Vec<Vec<Sample>> = Vec::new();
+    for sample in samples(snapshot) {
+        match families.iter_mut().find(|family| family.iter().any(|one| one.name == sample.name)) {
+            Some(family) => family.push(sample),
+            None => families.push(vec![sample]),
+        }
+    }
+    families
+}
+
 /// The metrics that Prometheus client libraries show of their process, under their names.
 #[expect(clippy::cast_precision_loss, reason = "bytes and descriptors: exact up to 2^53")]
 fn of_process(process: &Process) -> [Sample; 7] {

@@ -87,7 +87,7 @@ mod tests {
         let error = DatapathError::Load(format!("retry_nack: {}", "0: R1=ctx() \\ \"x\" ".repeat(400)));
         let snapshot =
             Snapshot { xdp_reason: XdpReason::from(&error), xdp_why: error.to_string(), ..Snapshot::default() };
-        let text = prometheus::encode(&snapshot, Format::Text).expect("text");
+        let text = String::from_utf8(prometheus::encode(&snapshot, Format::Text).expect("text")).expect("UTF-8");
         assert!(text.lines().any(|line| line == "bre_xdp_mode{mode=\"\",reason=\"program\"} 1"), "{text}");
         assert!(text.lines().all(|line| line.len() < 1_000), "{text}");
     }

@@ -3,6 +3,7 @@
 pub(crate) mod inventory;
 mod json;
 pub(crate) mod otlp;
+mod push;
 #[cfg(test)]
 mod tests;
 mod text;

@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
-use opentelemetry_proto::tonic::metrics::v1::{Metric, NumberDataPoint, metric::Data};
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, Histogram, Metric, NumberDataPoint, metric::Data,
+};
 use retry_common::key::FrameKey;
 use retry_common::wire::nack::Nack;
+use retry_userspace::parts::metrics::prometheus::{self, Format};
 use retry_userspace::parts::metrics::samples::{Kind, samples};
 use retry_userspace::parts::metrics::{Snapshot, Source, Upstream};
 use retry_userspace::parts::settings::Settings;
@@ -31,6 +34,12 @@ fn snapshot() -> Snapshot {
     snapshot.kernel.cache_hits = 17;
     snapshot.user.cache_hits = 4;
     snapshot.user.proxy_failed_miss = 3;
+    let latency = snapshot.latency.as_mut().expect("a complete one");
+    for (_, histogram) in &mut latency.user {
+        for ns in [900, 30_000, 5_000_000_000, 40_000_000_000] {
+            histogram.add(ns, 2);
+        }
+    }
     snapshot
 }
 
@@ -89,9 +98,72 @@ async fn metrics_arrive_as_they_are_scraped() {
         let point = point.unwrap_or_else(|| panic!("{} {:?} did not arrive", sample.name, sample.labels));
         assert_eq!(point.value, Some(Number::AsDouble(sample.value)), "{} {:?}", sample.name, sample.labels);
     }
-    let arrived: usize = metrics.iter().map(|metric| points(metric).1.len()).sum();
+    let numbers = metrics.iter().filter(|metric| !matches!(metric.data, Some(Data::Histogram(_))));
+    let arrived: usize = numbers.map(|metric| points(metric).1.len()).sum();
     assert_eq!(arrived, expected.len(), "series");
     shut_down(exporter).await;
+}
+
+/// A line of the text for every bucket, with sum and count: the classic histograms of /metrics.
+fn classic(metric: &Metric, histogram: &Histogram) -> Vec<String> {
+    assert_eq!(histogram.aggregation_temporality, i32::from(AggregationTemporality::Cumulative), "{}", metric.name);
+    let mut lines = Vec::new();
+    for point in &histogram.data_points {
+        let labels = |more: Option<String>| {
+            let own =
+                point.attributes.iter().map(|one| format!("{}=\"{}\"", one.key, text(&point.attributes, &one.key)));
+            let mut all: Vec<String> = own.chain(more).collect();
+            all.sort();
+            all.join(",")
+        };
+        let bounds = point.explicit_bounds.iter().map(f64::to_string).chain(["inf".to_owned()]);
+        assert_eq!(point.bucket_counts.len(), point.explicit_bounds.len() + 1, "{}", metric.name);
+        let mut up_to = 0;
+        for (bound, count) in bounds.zip(&point.bucket_counts) {
+            up_to += count;
+            lines.push(format!("{}_bucket{{{}}} {up_to}", metric.name, labels(Some(format!("le=\"{bound}\"")))));
+        }
+        lines.push(format!("{}_sum{{{}}} {}", metric.name, labels(None), point.sum.expect("a sum")));
+        lines.push(format!("{}_count{{{}}} {}", metric.name, labels(None), point.count));
+    }
+    lines
+}
+
+/// The histograms are those of /metrics, bucket by bucket.
+#[tokio::test(flavor = "multi_thread")]
+async fn histograms_arrive_as_they_are_scraped() {
+    let collector = Collector::default();
+    let address = collector.serve(loopback(0), None).await;
+    let exporter = exporter(address);
+    let export = collector.wait_for_metrics(1).await.remove(0);
+    shut_down(exporter).await;
+    let mut arrived = Vec::new();
+    for metric in metrics(&export) {
+        if let Some(Data::Histogram(histogram)) = &metric.data {
+            assert_eq!(metric.unit, "s", "{}", metric.name);
+            arrived.extend(classic(metric, histogram));
+        }
+    }
+    let scrape = prometheus::encode(&snapshot(), Format::Text).expect("text");
+    let scrape = String::from_utf8(scrape).expect("UTF-8");
+    let of_histograms = scrape.lines().filter(|line| !line.starts_with('#') && line.contains("_duration_seconds_"));
+    let line = |line: &str| {
+        let (series, value) = line.rsplit_once(' ').expect("a value");
+        let (name, labels) = series.trim_end_matches('}').split_once('{').expect("labels");
+        let label = |label: &str| match label.strip_prefix("le=\"").map(|le| le.trim_end_matches('"').parse::<f64>()) {
+            Some(bound) => format!("le=\"{}\"", bound.expect("a number")),
+            None => label.to_owned(),
+        };
+        let mut labels: Vec<String> = labels.split(',').map(label).collect();
+        labels.sort();
+        format!("{name}{{{}}} {}", labels.join(","), value.parse::<f64>().expect("a number"))
+    };
+    let mut expected: Vec<String> = of_histograms.map(line).collect();
+    let filled = expected.iter().filter(|line| !line.ends_with(" 0")).count();
+    assert!(filled > 10 && expected.len() > 200, "{filled} of {} with values", expected.len());
+    expected.sort();
+    arrived.sort();
+    assert_eq!(arrived, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

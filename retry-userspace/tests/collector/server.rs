@@ -31,6 +31,7 @@ pub(crate) const INSTANCE: &str = "an instance";
 pub(crate) struct Collector {
     metrics: Arc<Mutex<Vec<ExportMetricsServiceRequest>>>,
     traces: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+    tokens: Arc<Mutex<Vec<String>>>,
 }
 
 #[tonic::async_trait]
@@ -39,6 +40,7 @@ impl MetricsService for Collector {
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        self.note_token(&request);
         self.metrics.lock().unwrap_or_else(PoisonError::into_inner).push(request.into_inner());
         Ok(Response::new(Default::default()))
     }
@@ -50,6 +52,7 @@ impl TraceService for Collector {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.note_token(&request);
         self.traces.lock().unwrap_or_else(PoisonError::into_inner).push(request.into_inner());
         Ok(Response::new(Default::default()))
     }
@@ -70,6 +73,18 @@ impl Collector {
             .serve_with_incoming(TcpIncoming::from(listener));
         tokio::spawn(served);
         address
+    }
+
+    fn note_token<T>(&self, request: &Request<T>) {
+        if let Some(token) = request.metadata().get("authorization") {
+            let token = token.to_str().expect("text").to_owned();
+            self.tokens.lock().unwrap_or_else(PoisonError::into_inner).push(token);
+        }
+    }
+
+    /// The header `authorization` of each export that had one.
+    pub(crate) fn tokens(&self) -> Vec<String> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Exports of metrics so far.

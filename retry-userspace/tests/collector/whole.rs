@@ -26,7 +26,8 @@ async fn the_end_sends_what_was_not_sent_yet() {
     let collector = Collector::default();
     let address = collector.serve(loopback(0), None).await;
     let often = ["-otlp-interval=1h", "-trace-sampling=1"];
-    let mut daemon = Daemon::start(&address.to_string(), &often, &[]).await;
+    let headers = [("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20token")];
+    let mut daemon = Daemon::start(&address.to_string(), &often, &headers).await;
     let asker = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).expect("a port");
     asker.set_read_timeout(Some(SOON)).expect("an option");
     let nack = Nack { flags: 0, key: FrameKey::new(0xabc, 7), subtree_id: [0; 32] };
@@ -45,6 +46,8 @@ async fn the_end_sends_what_was_not_sent_yet() {
     let requests = series(export, "bre_nack_requests_total", "path");
     assert!(requests.contains(&("user".to_owned(), 1.0)), "{requests:?}");
     assert_eq!(series(export, "bre_responses_sent_total", "type").iter().filter(|(_, value)| *value > 0.0).count(), 1);
+
+    assert_eq!(collector.tokens(), ["Bearer token"; 2], "of metrics and traces");
 
     let spans = collector.spans();
     let [span] = spans.as_slice() else { panic!("{spans:?}") };
