@@ -11,11 +11,12 @@ use pcap_file::pcap::PcapReader;
 use retry_common::abi::Settings;
 use retry_common::key::FrameKey;
 use retry_testbed::daemon::Daemon;
-use retry_testbed::net::fabric::{Fabric, Host, group};
+use retry_testbed::net::fabric::{DATA_PORT, Fabric, Host, group};
 use retry_testbed::net::packet::Packet;
 use retry_testbed::peers::answer::nack;
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
+use retry_testbed::scene::relay::{End, Relay};
 use retry_testbed::scene::{ask, asker, await_count, binary, eventually, flags, frame, is_root, two_hosts};
 use retry_testbed::xdp::fixture::monotonic_ns;
 use retry_userspace::parts::datapath::pinned::{PinnedLog, Words as _};
@@ -152,6 +153,116 @@ fn the_pcap_file_has_the_nack_and_the_answers() {
     assert_eq!((asked.dst, asked.payload.as_slice()), (endpoint.nack_address(), &nack(KEY)[..]));
     assert_eq!((ack.payload.len(), ack.src, ack.dst), (16, asked.dst, asked.src));
     assert!(copy.payload == held() && copy.dst == asked.src, "the frame, byte for byte");
+}
+
+/// What tshark reads from a file: source, destination, port and length of each datagram, which has to have a right checksum.
+fn read_by_tshark(file: &std::path::Path) -> Vec<[String; 4]> {
+    let mut command = std::process::Command::new("tshark");
+    command.args(["-o", "udp.check_checksum:TRUE", "-T", "fields", "-e", "udp.checksum.status", "-e", "ipv6.src"]);
+    command.args(["-e", "ipv6.dst", "-e", "udp.dstport", "-e", "udp.length", "-r"]).arg(file);
+    let output = command.output().expect("tshark");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let text = String::from_utf8(output.stdout).expect("text");
+    let fields = |line: &str| {
+        let fields: Vec<String> = line.split('\t').map(str::to_owned).collect();
+        let [checksum, rest @ ..] = fields.as_slice() else { panic!("{line:?}") };
+        assert_eq!(checksum, "1", "a right checksum: {line}");
+        rest.to_vec().try_into().expect("four fields")
+    };
+    text.lines().map(fields).collect()
+}
+
+/// What the daemon's socket takes and sends is there as well: the NACK, the ACK, the copy and the multicast repair, as Wireshark
+/// reads them.
+#[test]
+fn the_pcap_file_has_what_the_daemon_sent() {
+    if !is_root("the_pcap_file_has_what_the_daemon_sent") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let daemon = with_frame(endpoint, client, "off", &["-beacon-flags-unicast"]);
+    let socket = asker(client);
+    let place = tempfile::tempdir().expect("a directory");
+    let file = place.path().join("nacks.pcap");
+    let path = file.to_str().expect("text");
+    let port = socket.local_addr().expect("bound").port().to_string();
+    let (here, there) = (endpoint.addr.to_string(), client.addr.to_string());
+    let udp = |payload: usize| (payload + 8).to_string();
+    let is_to = |packet: &[String; 4], to: &str, port: &str, length: usize| {
+        packet[1] == to && packet[2] == port && packet[3] == udp(length)
+    };
+
+    let args = ["--pcap", path, "--count", "1", "--verdict", "hit"];
+    let output = watch(&daemon, &args, || send(&socket, endpoint, KEY));
+    assert_eq!(lines_of(&output), 1, "{}", String::from_utf8_lossy(&output.stderr));
+    let packets = read_by_tshark(&file);
+    let [asked, sent @ ..] = packets.as_slice() else { panic!("{packets:?}") };
+    assert_eq!(asked[0], there);
+    assert!(is_to(asked, &here, "9300", nack(KEY).len()), "{asked:?}");
+    assert!(sent.iter().all(|packet| packet[0] == here), "{sent:?}");
+    let frame = held().len();
+    let has = |to: &str, port: &str, length| sent.iter().filter(|packet| is_to(packet, to, port, length)).count();
+    // Of the first NACKs within the hold-down one alone is repaired by multicast.
+    assert_eq!((has(&there, &port, 16), has(&there, &port, frame)), (1, 1), "{sent:?}");
+    let multicast = has(&group(0).to_string(), &DATA_PORT.to_string(), frame);
+    assert_eq!(sent.len(), 2 + multicast, "{sent:?}");
+
+    // Packets of events that are not shown are not written.
+    let args = ["--pcap", path, "--count", "2", "--verdict", "miss"];
+    watch(&daemon, &args, || {
+        send(&socket, endpoint, KEY);
+        send(&socket, endpoint, LACKS);
+    });
+    let packets = read_by_tshark(&file);
+    assert_eq!(packets.len(), 4, "{packets:?}");
+    assert!(packets.iter().all(|packet| packet[3] != udp(frame)), "{packets:?}");
+}
+
+/// A watcher goes on over a restart: with the kernel program, which never stops, and with the next daemon.
+#[test]
+fn a_watcher_goes_on_with_the_next_daemon() {
+    if !is_root("a_watcher_goes_on_with_the_next_daemon") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let all = flags("native", &["-beacon-flags-unicast"]);
+    let mut relay = Relay::start(&binary(), endpoint, &all).expect("a daemon");
+    // Above the MTU: the daemon sends it.
+    let long = FrameKey::new(0x3a7c, 3);
+    let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
+    publish.send(group(0), &frame(long, 5_000, 1)).expect("a frame leaves");
+    await_count(relay.daemon(), "bre_frames_cached_total", &[], 1);
+    let place = tempfile::tempdir().expect("a directory");
+    let (out, err) = (place.path().join("out"), place.path().join("err"));
+    let mut command = std::process::Command::new(binary());
+    command.args(["watch", "eth0", "--json", "-bpffs"]).arg(relay.daemon().pins().parent().expect("a root"));
+    command.stdout(File::create(&out).expect("a file")).stderr(File::create(&err).expect("a file"));
+    let mut watcher = endpoint.ns.spawn(command).expect("it starts");
+    let socket = asker(client);
+    let seen = |path: &str, verdict: &str| {
+        let text = std::fs::read_to_string(&out).expect("text");
+        let whole = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        whole.filter(|line| line["path"] == path && line["verdict"] == verdict).count()
+    };
+    let until_more = || {
+        let before = (seen("xdp", "miss"), seen("user", "hit"));
+        eventually("events of the kernel program and of the daemon", || {
+            send(&socket, endpoint, LACKS);
+            send(&socket, endpoint, long);
+            seen("xdp", "miss") > before.0 + 3 && seen("user", "hit") > before.1 + 3
+        });
+    };
+    until_more();
+    for end in [End::Told, End::Killed] {
+        relay.hand_over(end, &all).expect("the next one goes on");
+        until_more();
+    }
+    watcher.kill();
+    assert_eq!(std::fs::read_to_string(&err).expect("text"), "");
+    relay.end().expect("nothing is left");
 }
 
 /// What is no NACK is told with its reason and its bytes, on both paths by the side that refused it.

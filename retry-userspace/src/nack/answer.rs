@@ -18,7 +18,7 @@ use crate::engine::{Admitted, Engine, Judged};
 use crate::feed::Feed;
 use crate::framelog::Record;
 use crate::recovery::Job;
-use crate::repair::{Held, Sender};
+use crate::repair::{Asker, Held, Sender};
 use crate::talkers::Talkers;
 use crate::telemetry::trace::NackTracer;
 
@@ -66,6 +66,10 @@ impl Server {
 
     /// Tells those that watch of a NACK that has come this far.
     fn tell(&self, asked: &PendingNack, record: Watched) {
+        if self.feed.wants_packets() && !asked.is_handed_over {
+            let came = Watched { kind: Watched::ASKED, at_ns: asked.began_ns, cpu: Watched::DAEMON, ..Watched::NONE };
+            self.feed.tell_packet(&came, asked.to, self.sender.local_addr(), &asked.nack.to_bytes());
+        }
         let took_ns = u32::try_from(monotonic_ns().saturating_sub(asked.began_ns)).unwrap_or(u32::MAX);
         self.feed.tell(&Watched { took_ns, ..record });
     }
@@ -88,39 +92,42 @@ impl Server {
         }
     }
 
-    /// Tells those that watch of a frame that a backend had.
-    pub(super) fn tell_fetched(&self, key: &FrameKey, from: Counter) {
+    /// Tells those that watch of a frame that a backend had. Returns the time by which they know it.
+    pub(super) fn tell_fetched(&self, key: &FrameKey, from: Counter) -> u64 {
+        let at_ns = monotonic_ns();
         if self.feed.is_watched() {
             self.feed.tell(&Watched {
                 kind: Watched::FETCHED,
-                at_ns: monotonic_ns(),
+                at_ns,
                 cpu: Watched::DAEMON,
                 reason: from as u16 + 1,
                 key: *key,
                 ..Watched::NONE
             });
         }
+        at_ns
     }
 
     fn answer(&self, asked: &PendingNack, verdict: Verdict<Record>, frame: &mut Vec<u8>) {
         let PendingNack { nack, to, .. } = *asked;
+        let asker = asked.asker();
         match verdict {
             Verdict::Silence => {}
             Verdict::Throttled(bucket) => {
-                self.sender.answer(&Answer::Throttled { bucket, seq_num: nack.key.seq_num() }, to);
+                self.sender.answer(&Answer::Throttled { bucket, seq_num: nack.key.seq_num() }, asker);
             }
-            Verdict::Miss => self.sender.answer(&Answer::Miss, to),
+            Verdict::Miss => self.sender.answer(&Answer::Miss, asker),
             Verdict::Recover { say } => {
                 if say {
-                    self.sender.answer(&Answer::Miss, to);
+                    self.sender.answer(&Answer::Miss, asker);
                 }
                 self.recover(Job { key: nack.key, asker: to });
             }
             Verdict::AskStore => self.ask(asked, frame),
             Verdict::Repair(record, plan) if plan.multicast && self.pending.is_strict() => {
-                self.claim(record, plan, to, frame);
+                self.claim(record, plan, asker, frame);
             }
-            Verdict::Repair(record, plan) => self.repair(&record, plan, to, frame),
+            Verdict::Repair(record, plan) => self.repair(&record, plan, asker, frame),
             Verdict::HandOver(_) | Verdict::Relieve => tracing::trace!("a socket hands nothing over"),
         }
     }
@@ -155,7 +162,7 @@ impl Server {
     }
 
     /// Claims a multicast repair before it is sent. Without an answer it is sent: two repairs are better than none.
-    pub(super) fn claim(&self, record: Record, plan: Repair, to: SocketAddrV6, frame: &mut Vec<u8>) {
+    pub(super) fn claim(&self, record: Record, plan: Repair, to: Asker, frame: &mut Vec<u8>) {
         if let Err(Claimed { record, plan, to }) = self.pending.claim(Claimed { record, plan, to }) {
             self.counters.one(Counter::DedupFailedOpen);
             self.repair(&record, plan, to, frame);
@@ -163,12 +170,12 @@ impl Server {
     }
 
     /// Sends the frame of `record` as `plan` says.
-    pub(super) fn repair(&self, record: &Record, plan: Repair, to: SocketAddrV6, frame: &mut Vec<u8>) {
+    pub(super) fn repair(&self, record: &Record, plan: Repair, to: Asker, frame: &mut Vec<u8>) {
         if let Some(talkers) = &self.talkers {
             let header = record.header();
             let copies = u64::from(plan.multicast) + u64::from(plan.unicast);
             let has_ack = plan.ack_flags(plan.multicast, plan.unicast).is_some();
-            talkers.repaired(to.ip(), &header.key, header.length, copies, has_ack);
+            talkers.repaired(to.to.ip(), &header.key, header.length, copies, has_ack);
         }
         self.sender.repair(record, plan, to, frame);
     }

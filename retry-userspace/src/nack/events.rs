@@ -56,7 +56,8 @@ impl Server {
             Some(EventKind::Recover | EventKind::Repaired) | None => None,
         };
         let (began_ns, ifindex) = (monotonic_ns(), event.ifindex);
-        let asked = PendingNack { nack, to, admitted: Admitted::Kernel, traced, began_ns, ifindex };
+        let asked =
+            PendingNack { nack, to, admitted: Admitted::Kernel, traced, began_ns, ifindex, is_handed_over: true };
         match EventKind::from_u8(event.kind) {
             Some(EventKind::Send) => {
                 let judged = self.engine.judge_send(&nack, *to.ip(), monotonic_ns());

@@ -21,6 +21,7 @@ use crate::framelog::Record;
 use crate::ingress::fill::Fill;
 use crate::latency::Wait;
 use crate::recovery::{Job, Recovered, Recovery};
+use crate::repair::Asker;
 use crate::store::{Claim, Store, Stored, Unavailable};
 use crate::telemetry::trace::Traced;
 
@@ -42,6 +43,15 @@ pub(crate) struct PendingNack {
     pub began_ns: u64,
     /// Interface that it came in by; 0: not known.
     pub ifindex: u32,
+    /// The kernel program handed it over, and has told watchers of its packet.
+    pub is_handed_over: bool,
+}
+
+impl PendingNack {
+    /// The listener.
+    pub(crate) const fn asker(&self) -> Asker {
+        Asker { to: self.to, began_ns: self.began_ns }
+    }
 }
 
 /// What came of a wait.
@@ -58,7 +68,7 @@ pub(crate) enum Reply {
 pub(crate) struct Claimed {
     pub(super) record: Record,
     pub(super) plan: Repair,
-    pub(super) to: SocketAddrV6,
+    pub(super) to: Asker,
 }
 
 /// What may have a frame that this endpoint has not, or a claim to it.

@@ -1,6 +1,7 @@
 //! Goes on with a NACK whose wait has ended: a backend replied, or the listener's neighbour was resolved.
 
 use std::io;
+use std::net::SocketAddrV6;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::clock::{monotonic_ns, nanoseconds};
 use crate::ingress::fill::StoredFrom;
 use crate::net::neighbours::Gate;
 use crate::recovery::Recovered;
-use crate::repair::Held;
+use crate::repair::{Asker, Held};
 use crate::stop_flag::StopFlag;
 use crate::store::{Claim, Stored, Unavailable};
 
@@ -88,7 +89,8 @@ impl Server {
 
     fn recovered(&self, recovered: &Recovered, frame: &mut Vec<u8>) {
         let Recovered { key, askers, frame: bytes } = recovered;
-        self.tell_fetched(key, Counter::StoredUpstream);
+        let began_ns = self.tell_fetched(key, Counter::StoredUpstream);
+        let asker = |to: &SocketAddrV6| Asker { to: *to, began_ns };
         if let Err(refused) = self.pending.fill.put_for(key, bytes, None, StoredFrom::Upstream) {
             tracing::debug!(%refused, "what an upstream endpoint sent is not the frame");
             return;
@@ -100,14 +102,14 @@ impl Server {
             return;
         };
         if plan.multicast && self.pending.is_strict() {
-            self.claim(record, plan, *first, frame);
+            self.claim(record, plan, asker(first), frame);
         } else {
-            self.repair(&record, plan, *first, frame);
+            self.repair(&record, plan, asker(first), frame);
         }
         if plan.unicast {
             let copy = Repair { unicast: true, ..Repair::default() };
             for to in others {
-                self.repair(&record, copy, *to, frame);
+                self.repair(&record, copy, asker(to), frame);
             }
         }
     }

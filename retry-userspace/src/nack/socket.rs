@@ -43,7 +43,15 @@ impl Server {
                     }
                     let judged = self.engine.judge_nack(&nack, *datagram.source.ip(), began_ns);
                     let to = datagram.source;
-                    let asked = PendingNack { nack, to, admitted: Admitted::Here, traced, began_ns, ifindex };
+                    let asked = PendingNack {
+                        nack,
+                        to,
+                        admitted: Admitted::Here,
+                        traced,
+                        began_ns,
+                        ifindex,
+                        is_handed_over: false,
+                    };
                     self.carry_out(&asked, judged, &mut frame);
                 }
             }

@@ -7,14 +7,17 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use retry_common::abi::Watched;
 use retry_common::counter::{self, Counter};
 use retry_common::decide::Repair;
 use retry_common::group;
 use retry_common::key::FrameKey;
 use retry_common::wire::answer::{AckFlags, Answer};
 
+use crate::clock::monotonic_ns;
 use crate::counters::UserCounters;
 use crate::fabric::{self, Fabric};
+use crate::feed::Feed;
 use crate::framelog::{Log, Record};
 use crate::net::multicast::Egress;
 use crate::net::nack_socket::NackSocket;
@@ -58,7 +61,7 @@ impl Config {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Held {
     /// An answer.
-    Answer(Answer, SocketAddrV6),
+    Answer(Answer, Asker),
     /// The unicast copy and the ACK of a repair.
     Rest(Rest),
     /// A recovery from upstream: upstreams are asked for nothing on behalf of a listener that does not exist.
@@ -71,7 +74,16 @@ pub(crate) struct Rest {
     record: Record,
     plan: Repair,
     multicast_left: bool,
-    to: SocketAddrV6,
+    to: Asker,
+}
+
+/// The listener that something is sent for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker {
+    /// Its address.
+    pub to: SocketAddrV6,
+    /// When its NACK was taken up, nanoseconds of the monotonic clock: by this time watchers know the NACK.
+    pub began_ns: u64,
 }
 
 /// Told of each multicast repair that left.
@@ -84,6 +96,7 @@ pub(crate) struct Sender {
     gate: Arc<Gate<Held>>,
     log: Log,
     counters: Arc<UserCounters>,
+    feed: Arc<Feed>,
     on_multicast: Option<OnMulticast>,
 }
 
@@ -95,9 +108,10 @@ impl Sender {
         gate: Arc<Gate<Held>>,
         log: Log,
         counters: Arc<UserCounters>,
+        feed: Arc<Feed>,
         on_multicast: Option<OnMulticast>,
     ) -> Self {
-        Self { config: ArcSwap::from_pointee(config), socket, gate, log, counters, on_multicast }
+        Self { config: ArcSwap::from_pointee(config), socket, gate, log, counters, feed, on_multicast }
     }
 
     /// As [`NackSocket::limit_packets`].
@@ -118,8 +132,13 @@ impl Sender {
         &self.log
     }
 
+    /// The address that it sends from, unless by multicast.
+    pub(crate) fn local_addr(&self) -> SocketAddrV6 {
+        self.socket.local_addr()
+    }
+
     /// Sends the frame of `record` as `plan` says, then the ACK. `frame` is a buffer to be used again.
-    pub(crate) fn repair(&self, record: &Record, plan: Repair, to: SocketAddrV6, frame: &mut Vec<u8>) {
+    pub(crate) fn repair(&self, record: &Record, plan: Repair, to: Asker, frame: &mut Vec<u8>) {
         let key = record.header().key;
         frame.clear();
         if (plan.multicast || plan.unicast) && !self.log.copy(record, frame) {
@@ -130,13 +149,13 @@ impl Sender {
             }
             return;
         }
-        let multicast_left = plan.multicast && self.multicast(record, frame);
+        let multicast_left = plan.multicast && self.multicast(record, to, frame);
         if plan.multicast && !multicast_left {
             self.log.release(&key);
         }
         let says_something = plan.unicast || plan.ack_flags(multicast_left, false).is_some();
         let rest = Rest { record: *record, plan, multicast_left, to };
-        if says_something && !self.hold(to, Held::Rest(rest)) {
+        if says_something && !self.hold(to.to, Held::Rest(rest)) {
             self.finish(&rest, frame);
         }
     }
@@ -152,15 +171,38 @@ impl Sender {
     }
 
     /// Sends one answer, at once or when its listener's neighbour is resolved.
-    pub(crate) fn answer(&self, answer: &Answer, to: SocketAddrV6) {
-        if !self.hold(to, Held::Answer(*answer, to)) {
+    pub(crate) fn answer(&self, answer: &Answer, to: Asker) {
+        if !self.hold(to.to, Held::Answer(*answer, to)) {
             self.send_answer(answer, to);
         }
     }
 
-    fn send_answer(&self, answer: &Answer, to: SocketAddrV6) {
+    fn send_answer(&self, answer: &Answer, to: Asker) {
         let (sent, failed) = counter::of_answer(answer);
-        self.count(self.socket.send_unicast(to, &answer.to_bytes()), sent, failed);
+        self.send(to, &answer.to_bytes(), sent, failed);
+    }
+
+    /// Sends a datagram to a listener.
+    fn send(&self, to: Asker, bytes: &[u8], sent: Counter, failed: Counter) -> bool {
+        let left = self.count(self.socket.send_unicast(to.to, bytes), sent, failed);
+        if left && self.feed.wants_packets() {
+            self.tell_left(to, 0, self.local_addr(), to.to, bytes);
+        }
+        left
+    }
+
+    /// Tells those that watch of a datagram that left.
+    fn tell_left(&self, asker: Asker, ifindex: u32, source: SocketAddrV6, destination: SocketAddrV6, bytes: &[u8]) {
+        let took_ns = u32::try_from(monotonic_ns().saturating_sub(asker.began_ns)).unwrap_or(u32::MAX);
+        let record = Watched {
+            kind: Watched::LEFT,
+            at_ns: asker.began_ns,
+            took_ns,
+            ifindex,
+            cpu: Watched::DAEMON,
+            ..Watched::NONE
+        };
+        self.feed.tell_packet(&record, source, destination, bytes);
     }
 
     /// Keeps what would wait in the kernel for a neighbour; false when it would not.
@@ -207,7 +249,7 @@ impl Sender {
     }
 
     /// True when the frame left by every egress interface.
-    fn multicast(&self, record: &Record, frame: &[u8]) -> bool {
+    fn multicast(&self, record: &Record, asker: Asker, frame: &[u8]) -> bool {
         let config = self.config.load();
         if self.is_lost(frame) {
             return false;
@@ -220,6 +262,10 @@ impl Sender {
                 self.counters.one(Counter::RetransmitErrors);
                 self.count_full(&error);
                 left = false;
+            } else if self.feed.wants_packets() {
+                let source = SocketAddrV6::new(egress.source, self.local_addr().port(), 0, 0);
+                let destination = SocketAddrV6::new(group, egress.port, 0, 0);
+                self.tell_left(asker, egress.interface, source, destination, frame);
             }
         }
         if left {
@@ -231,9 +277,8 @@ impl Sender {
         left
     }
 
-    fn unicast(&self, to: SocketAddrV6, frame: &[u8]) -> bool {
-        !self.is_lost(frame)
-            && self.count(self.socket.send_unicast(to, frame), Counter::UnicastRetransmits, Counter::RetransmitErrors)
+    fn unicast(&self, to: Asker, frame: &[u8]) -> bool {
+        !self.is_lost(frame) && self.send(to, frame, Counter::UnicastRetransmits, Counter::RetransmitErrors)
     }
 
     /// True, and counted, when a frame would be lost on its way.

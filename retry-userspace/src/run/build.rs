@@ -187,9 +187,10 @@ pub(super) fn build(settings: &Settings, log_level: &LogLevel, told: &Cancellati
         .map(|config| Exporter::start(&config, Arc::clone(&state) as Arc<dyn Source>))
         .transpose()?;
     let beacons = common.beacon_groups(control, data_sources, &registry)?;
+    let feed = common.feed();
     let server = Arc::new(Server {
         engine,
-        sender: common.sender(&socket, &gate, store.as_ref()),
+        sender: common.sender(&socket, &gate, &feed, store.as_ref()),
         pending: Pending::new(
             nack::Config::from(settings),
             Handle::current(),
@@ -199,7 +200,7 @@ pub(super) fn build(settings: &Settings, log_level: &LogLevel, told: &Cancellati
         ),
         tracer: common.tracer(exporter.as_ref()),
         counters: common.counters(),
-        feed: common.feed(),
+        feed,
         acl: Arc::clone(&common.acl),
         talkers,
     });
@@ -424,12 +425,18 @@ impl Common<'_> {
     }
 
     /// What sends, and tells other instances of multicast repairs where they are told afterwards.
-    fn sender(&self, socket: &Arc<NackSocket>, gate: &Arc<Gate<Held>>, store: Option<&Store>) -> Sender {
+    fn sender(
+        &self,
+        socket: &Arc<NackSocket>,
+        gate: &Arc<Gate<Held>>,
+        feed: &Arc<Feed>,
+        store: Option<&Store>,
+    ) -> Sender {
         let config = repair::Config::from(self.settings, &self.fabric);
         let announcer = store.cloned().filter(|_| dedup::Config::from(self.settings).announces());
         let on_multicast = announcer.map(|store| -> OnMulticast { Box::new(move |key| store.announce(*key)) });
         let (socket, gate) = (Arc::clone(socket), Arc::clone(gate));
-        Sender::new(config, socket, gate, self.log.clone(), self.counters(), on_multicast)
+        Sender::new(config, socket, gate, self.log.clone(), self.counters(), Arc::clone(feed), on_multicast)
     }
 
     fn tracer(&self, exporter: Option<&Exporter>) -> NackTracer {

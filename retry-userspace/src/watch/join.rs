@@ -11,6 +11,8 @@ use retry_common::wire::nack::{NACK_LEN, Nack};
 
 /// NACKs whose verdict has not come, and events whose clones may come, at most. More are forgotten.
 const MOST: usize = 65_536;
+/// Packets of the daemon that wait for the event that they belong to, at most. More are forgotten.
+const MOST_PACKETS: usize = 1_024;
 /// Where the IPv6 header of an untagged packet starts.
 const IP: usize = 14;
 /// Where the UDP header starts.
@@ -76,12 +78,14 @@ pub(super) struct Join {
     began_ns: u64,
     asked: HashMap<Name, (Watched, Vec<u8>)>,
     shown: HashSet<Name>,
+    /// What the daemon took and sent for NACKs that it has not told of yet.
+    packets: HashMap<Name, Vec<Packet>>,
 }
 
 impl Join {
     /// Nothing waits. What was told before `began_ns` was meant for another watcher.
     pub(super) fn new(began_ns: u64) -> Self {
-        Self { began_ns, asked: HashMap::new(), shown: HashSet::new() }
+        Self { began_ns, asked: HashMap::new(), shown: HashSet::new(), packets: HashMap::new() }
     }
 
     /// Takes the next record, and the bytes of the packet that came with it.
@@ -92,6 +96,17 @@ impl Join {
         }
         let this = || Packet { at_ns: record.at_ns, length: record.length, bytes: packet.to_vec() };
         match record.kind {
+            Watched::ASKED | Watched::LEFT if record.cpu == Watched::DAEMON => {
+                let packet = Packet { at_ns: record.at_ns + u64::from(record.took_ns), ..this() };
+                let is_late = self.shown.contains(&name);
+                match (is_late, record.kind) {
+                    (true, Watched::LEFT) => return Joined::Left(packet),
+                    // Told a second time: it waited for a backend.
+                    (true, _) => {}
+                    (false, _) => self.keep(name, packet),
+                }
+                Joined::Nothing
+            }
             Watched::ASKED => {
                 if self.asked.len() >= MOST {
                     self.asked.clear();
@@ -119,9 +134,22 @@ impl Join {
                 event.packets = vec![this()];
                 Joined::Event(Box::new(event))
             }
-            Watched::DECIDED | Watched::WAITS | Watched::FETCHED => Joined::Event(Box::new(from_daemon(record))),
+            Watched::DECIDED | Watched::WAITS | Watched::FETCHED => {
+                let mut event = from_daemon(record);
+                event.packets = self.packets.remove(&name).unwrap_or_default();
+                // The answers leave before the daemon tells of their NACK.
+                event.packets.sort_by_key(|packet| packet.at_ns);
+                Joined::Event(Box::new(event))
+            }
             _ => Joined::Nothing,
         }
+    }
+
+    fn keep(&mut self, name: Name, packet: Packet) {
+        if self.packets.values().map(Vec::len).sum::<usize>() >= MOST_PACKETS {
+            self.packets.clear();
+        }
+        self.packets.entry(name).or_default().push(packet);
     }
 
     /// This event was shown: packets that leave for it are, too.
@@ -253,6 +281,30 @@ mod tests {
         assert_eq!(join.take(&left, &[2; 100]), Joined::Nothing, "not shown");
         join.shown(&event);
         assert!(matches!(join.take(&left, &[2; 100]), Joined::Left(packet) if packet.bytes == [2; 100]));
+    }
+
+    /// What the daemon sent comes before its event, or after it; with the NACK first in any case.
+    #[test]
+    fn the_daemons_packets_belong_to_their_event() {
+        let mut join = Join::new(0);
+        let daemon = Watched { cpu: Watched::DAEMON, ..ASKED };
+        let left = Watched { kind: Watched::LEFT, took_ns: 7, ..daemon };
+        let decided = Watched { kind: Watched::DECIDED, verdict: Measured::Clones as u8, ..daemon };
+        for record in [left, Watched { at_ns: 51, ..left }, daemon] {
+            assert_eq!(join.take(&record, &[record.kind]), Joined::Nothing);
+        }
+        let Joined::Event(event) = join.take(&decided, &[]) else { panic!("an event") };
+        let packets: Vec<_> = event.packets.iter().map(|packet| (packet.at_ns, packet.bytes[0])).collect();
+        assert_eq!(packets, [(50, Watched::ASKED), (57, Watched::LEFT)]);
+        // One that is not shown leaves nothing behind.
+        assert_eq!(join.take(&left, &[1]), Joined::Nothing);
+        join.shown(&event);
+        assert!(matches!(join.take(&left, &[2]), Joined::Left(packet) if packet.bytes == [2]));
+        assert_eq!(join.take(&daemon, &[3]), Joined::Nothing, "its NACK once");
+        for at_ns in 100..100 + 2 * MOST_PACKETS as u64 {
+            join.take(&Watched { at_ns, ..left }, &[0]);
+        }
+        assert!(join.packets.len() <= MOST_PACKETS);
     }
 
     #[test]

@@ -105,7 +105,7 @@ pub(crate) fn command() -> Command {
         .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("One JSON object per event, one line each."))
         .arg(
             Arg::new("pcap").long("pcap").value_name("FILE").value_parser(value_parser!(PathBuf)).help(
-                "Write the NACKs as they came and the kernel program's answers as they left to a pcapng file.",
+                "Write the NACKs as they came and the answers as they left to a pcap file.",
             ),
         )
 }
@@ -226,7 +226,7 @@ impl Sources {
             kernel.renew(monotonic_ns().saturating_add(nanoseconds(LEASE)), self.one_in, self.flags);
         }
         if self.daemon.is_none() {
-            self.daemon = feed::connect(&self.interface).ok();
+            self.daemon = feed::connect(&self.interface, self.flags).ok();
         }
         if self.kernel.is_none() && self.daemon.is_none() && self.directory.is_none() {
             return Err(WatchError::NoDaemon(self.interface.clone()));
@@ -250,12 +250,13 @@ impl Sources {
         if let Some(kernel) = &mut self.kernel {
             taken.extend(std::iter::from_fn(|| kernel.take()).take(ROUND));
         }
-        let mut bytes = [0; WATCHED_LEN];
+        let mut bytes = vec![0; WATCHED_LEN + usize::from(u16::MAX)];
         while let Some(daemon) = self.daemon.as_mut().filter(|_| taken.len() < 2 * ROUND) {
             match daemon.read(&mut bytes) {
                 Ok(0) => self.daemon = None,
                 Ok(length) => {
-                    taken.extend(bytes.get(..length).and_then(Watched::parse).map(|(record, _)| (record, Vec::new())));
+                    let parsed = bytes.get(..length).and_then(Watched::parse);
+                    taken.extend(parsed.map(|(record, packet)| (record, packet.to_vec())));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => self.daemon = None,

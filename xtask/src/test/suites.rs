@@ -34,7 +34,7 @@ pub(crate) const SUITES: &[Suite] = &[
     Suite { name: "packets", kind: Kind::Testbed("packets"), uses: &[Use::Ebpf] },
     Suite { name: "differential", kind: Kind::Testbed("differential"), uses: FABRIC },
     Suite { name: "maps", kind: Kind::Testbed("maps"), uses: &[Use::Ebpf, Use::Fabric, Use::Maps] },
-    Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: FABRIC },
+    Suite { name: "e2e", kind: Kind::Testbed("e2e"), uses: E2E },
     Suite { name: "handover", kind: Kind::Testbed("handover"), uses: FABRIC },
     Suite { name: "runbook", kind: Kind::Testbed("runbook"), uses: RUNBOOK },
     Suite { name: "page", kind: Kind::Testbed("page"), uses: PAGE },
@@ -59,6 +59,7 @@ const ALONE: &[(&str, &str)] = &[
 ];
 
 const FABRIC: &[Use] = &[Use::Ebpf, Use::Fabric];
+const E2E: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Wireshark];
 const ALERTS: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Redis, Use::Prometheus];
 const CHART: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Chart];
 const DIST: &[Use] = &[Use::Ebpf, Use::Fabric, Use::Operator, Use::Dist, Use::Install];
