@@ -1,4 +1,5 @@
-//! Who may ask: prefixes of IPv6 addresses, allowed or denied, looked up in a table that the kernel program and the daemon read.
+//! Who may ask, and whose frames are stored: prefixes of IPv6 addresses, looked up in a table that the kernel program and the daemon
+//! read.
 //!
 //! The longest prefix that holds the source decides; where a prefix is both allowed and denied, it is denied. A source that no
 //! prefix holds may ask, unless there is an allow list. Who writes a table works out what each prefix comes to, its shorter
@@ -22,7 +23,7 @@ pub const MOST_PREFIXES: usize = 1 << INDEX_BITS;
 /// Bits of the number of a prefix in an entry.
 const INDEX_BITS: u32 = 18;
 /// Bits of an [`entry_flag`].
-const FLAG_BITS: u32 = 3;
+const FLAG_BITS: u32 = 4;
 /// Bits of a prefix length in an entry.
 const LENGTH_BITS: u32 = 8;
 /// Bits of an entry below those that tell prefixes apart.
@@ -40,6 +41,8 @@ pub mod entry_flag {
     pub const VERDICT: u32 = 3;
     /// The source is served as a peer: with a copy, when it says that it is an endpoint.
     pub const PEER: u32 = 4;
+    /// Frames of the source are stored.
+    pub const PUBLISHER: u32 = 8;
 }
 
 /// A prefix of IPv6 addresses.
@@ -137,8 +140,8 @@ pub struct Head {
     pub first_key: u32,
     /// What holds for a source that no prefix holds, as [`entry_flag`] bits.
     pub otherwise: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1: there is a list of publishers; 0: frames of every source are stored, and none is looked up for it.
+    pub publishers: u32,
 }
 
 /// Where the entries of a table stand. A way that is free is 0, and ways are taken in order.
@@ -272,6 +275,15 @@ pub fn admit<T: Table>(table: Option<&T>, source: u128, hop_limit: u8, least: u8
         entry_flag::DENIED => Err(Counter::NackDenied),
         entry_flag::ALLOWED => Ok(found & entry_flag::PEER != 0),
         _ => Err(Counter::NackNotListed),
+    }
+}
+
+/// Whether frames of this source are stored; where there is no table, those of every source are.
+#[inline(always)]
+pub fn publishes<T: Table>(table: Option<&T>, source: u128) -> bool {
+    match table {
+        Some(table) if table.head().publishers != 0 => look_up(table, source) & entry_flag::PUBLISHER != 0,
+        _ => true,
     }
 }
 

@@ -212,6 +212,8 @@ counters! {
     ConfigRefused config_refused User = "bre_config_reloads_total" [result = "refused"] "Times that settings were read again and refused; nothing changed then.";
     EventsStale events_stale User = "bre_xdp_events_stale_total" [] "NACKs and announcements that the kernel gave to the daemon by the event ring and that the daemon came to more than a second later, most often because they were meant for the daemon before it: dropped.";
     DaemonAbsent daemon_absent Kernel = "bre_xdp_daemon_absent_total" [] "NACKs that wait for the daemon, answered with a MISS by the kernel because the daemon's lease was over.";
+    FrameNoPublisher frame_no_publisher User = "bre_frames_dropped_total" [reason = "no_publisher"] "Frames of sources that -publishers does not name: not cached.";
+    FrameConflict frame_conflict User = "bre_cache_duplicates_total" [kind = "conflict"] "Frames heard with other bytes than the frame with their key, within -replace-after: the first record stays.";
 }
 
 /// What an answer counts that left, and what one that could not be sent.

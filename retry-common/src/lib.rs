@@ -45,6 +45,7 @@ pub mod key;
 pub mod latency;
 pub mod limits;
 pub mod position;
+pub mod replace;
 pub mod sources;
 pub mod talkers;
 pub mod wire;

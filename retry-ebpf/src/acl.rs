@@ -1,4 +1,4 @@
-//! Who may ask, in tables that the daemon fills: [`retry_common::acl`]. The only file with map-value pointers into them.
+//! Who may ask, and whose frames are stored, in tables that the daemon fills: [`retry_common::acl`]. The only file with map-value pointers into them.
 //!
 //! The daemon writes to the table that is not in force, and then changes one word of the settings.
 
@@ -57,13 +57,23 @@ impl acl::Table for Table {
 
 /// Whether the NACK behind these headers is looked at; true when its source is served as a peer.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "0, 1 or 2")]
 pub(crate) fn admit(headers: &IpUdp, settings: &Settings) -> Result<bool, Counter> {
     let (hop_limit, least) = (headers.hop_limit, settings.hop_limit_min);
-    let source = u128::from_be_bytes(headers.source);
+    acl::admit(in_force(settings).as_ref(), u128::from_be_bytes(headers.source), hop_limit, least)
+}
+
+/// Whether frames of this source are stored.
+#[inline(always)]
+pub(crate) fn publishes(source: u128, settings: &Settings) -> bool {
+    acl::publishes(in_force(settings).as_ref(), source)
+}
+
+/// The table in force.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "0, 1 or 2")]
+fn in_force(settings: &Settings) -> Option<Table> {
     let number = log::acl(settings);
     let head = if number == 0 { None } else { ACL_HEADS.get_ptr((number as u32).wrapping_sub(1)) };
     // SAFETY: the value lives as long as the program. The daemon does not write to it while its table is in force.
-    let table = head.map(|head| Table(unsafe { &*head }));
-    acl::admit(table.as_ref(), source, hop_limit, least)
+    head.map(|head| Table(unsafe { &*head }))
 }

@@ -2,7 +2,7 @@
 //!
 //! It stores what is plain: a whole frame with a right checksum, from a joined group, whose key is new and whose bucket
 //! has an empty place (or its overflow bucket has). Everything else is passed on to the daemon's sockets, which know what
-//! to do and count it: duplicates, replaced frames, bundles, datagrams in fragments, bad bytes, a lane without room. Whether a
+//! to do and count it: frames of sources that are no publishers, duplicates, replaced frames, bundles, datagrams in fragments, bad bytes, a lane without room. Whether a
 //! frame fits the interfaces that it leaves by is asked when it leaves.
 //!
 //! Room is reserved by compare-exchange on the lane's head, within the limit that the daemon has set
@@ -25,7 +25,7 @@ use retry_common::latency::Measured;
 use retry_common::wire::frame::{HEAD_LEN, Head};
 
 use crate::packet::{self, ETHERNET_LEN, IP_UDP_LEN, IpUdp};
-use crate::{count, latency, log, stored};
+use crate::{acl, count, latency, log, stored};
 
 /// One bit for each group index: 1 is joined.
 #[btf_map]
@@ -236,6 +236,9 @@ fn admit(ctx: &XdpContext, headers: &IpUdp, settings: &Settings) -> Option<u16> 
     }
     // SAFETY: the value is not looked at; an entry that goes meanwhile has just been left.
     if log::flags(settings) & setting_flag::NAMED_SOURCES != 0 && unsafe { SOURCES.get(headers.source) }.is_none() {
+        return None;
+    }
+    if !acl::publishes(source, settings) {
         return None;
     }
     let udp_length = u16::from_be_bytes(headers.udp_length);

@@ -105,7 +105,7 @@ fn with_lists() -> Result<()> {
         ensure!(deny.len() == count, "{name}: {} prefixes", deny.len());
         let source = Prefix::of("fd10::".parse()?, *lengths.iter().min().unwrap_or(&128));
         let allow = is_listed.then_some(source).into_iter().collect();
-        let rules = Rules { allow, deny, peers: None };
+        let rules = Rules { allow, deny, peers: None, publishers: None };
         loaded.set_acl(&rules)?;
         let with = loaded.settings().acl;
         let (mut without, mut looked) = (Vec::new(), Vec::new());

@@ -54,6 +54,8 @@ pub enum Put {
     Duplicate,
     /// It is in the log in the place of another with its key (a restarted publisher): the newest wins.
     Replaced,
+    /// The log has another with its key, which stays.
+    Conflict,
     /// No record can hold it.
     TooLarge,
     /// A kernel writer was in the way for longer than [`Memory::pause`] allows: the frame is not stored.
@@ -235,6 +237,18 @@ impl<M: Memory> DaemonWriter<M> {
     /// Appends `frame`, after following what the kernel has written so far; `tell` is told of that as by
     /// [`DaemonWriter::follow`].
     pub fn put(&mut self, frame: &NewFrame<'_>, now_ns: u64, tell: impl FnMut(Followed<'_>)) -> Put {
+        self.put_unless(frame, now_ns, |_| false, tell)
+    }
+
+    /// As [`DaemonWriter::put`]; where the log has the key with other bytes, `keeps` says whether that frame stays, by the time
+    /// since which it is held, nanoseconds of the monotonic clock.
+    pub fn put_unless(
+        &mut self,
+        frame: &NewFrame<'_>,
+        now_ns: u64,
+        keeps: impl FnMut(u64) -> bool,
+        tell: impl FnMut(Followed<'_>),
+    ) -> Put {
         let header = RecordHeader {
             version: 0,
             expires_ns: now_ns.saturating_add(u64::from(frame.life_ms) * NS_PER_MS),
@@ -247,7 +261,7 @@ impl<M: Memory> DaemonWriter<M> {
             flags: if frame.daemon_only { record_flag::DAEMON_ONLY } else { 0 },
             reserved: [0; 2],
         };
-        self.put_record(frame.class.lane(), &header, frame.bytes, now_ns, tell)
+        self.put_record(frame.class.lane(), &header, frame.bytes, now_ns, keeps, tell)
     }
 
     /// Appends what `old` holds from the positions `from` on, the oldest first, with what is left of each frame's life, and
@@ -283,7 +297,8 @@ impl<M: Memory> DaemonWriter<M> {
                 if is_frame && position::distance(at, followed, lane_slots) <= room && old.is_findable(slot, &header) {
                     let bytes = old.memory.frame(slot, usize::try_from(header.length).unwrap_or(0));
                     let flags = header.flags & record_flag::DAEMON_ONLY;
-                    let put = self.put_record(lane, &RecordHeader { flags, ..header }, bytes, now_ns, &mut tell);
+                    let put =
+                        self.put_record(lane, &RecordHeader { flags, ..header }, bytes, now_ns, |_| false, &mut tell);
                     copied += u64::from(put.is_stored());
                 }
                 at = position::after(at, record_slots(&header), lane_slots);
@@ -301,6 +316,7 @@ impl<M: Memory> DaemonWriter<M> {
         header: &RecordHeader,
         bytes: &[u8],
         now_ns: u64,
+        mut keeps: impl FnMut(u64) -> bool,
         mut tell: impl FnMut(Followed<'_>),
     ) -> Put {
         let Some(slots) = slots_of(bytes.len()) else {
@@ -309,7 +325,7 @@ impl<M: Memory> DaemonWriter<M> {
         let mut attempt = 0;
         loop {
             self.follow(now_ns, usize::MAX, &mut tell);
-            match self.try_put(lane, header, bytes, slots, now_ns) {
+            match self.try_put(lane, header, bytes, slots, now_ns, &mut keeps) {
                 Ok(outcome) => return outcome,
                 Err(KernelAhead) if self.memory.pause(attempt) => attempt += 1,
                 Err(KernelAhead) => return Put::Busy,
@@ -324,6 +340,7 @@ impl<M: Memory> DaemonWriter<M> {
         bytes: &[u8],
         slots: u32,
         now_ns: u64,
+        mut keeps: impl FnMut(u64) -> bool,
     ) -> Result<Put, KernelAhead> {
         let hash = index::hash(&header.key, self.hash_seed);
         let mut outcome = Put::Stored;
@@ -341,6 +358,9 @@ impl<M: Memory> DaemonWriter<M> {
                 Entry::Counted(there) => {
                     if there.partial == header.partial && self.has_bytes(index::slot(entry), &there, bytes) {
                         return Ok(Put::Duplicate);
+                    }
+                    if keeps(stored_ns(&there)) {
+                        return Ok(Put::Conflict);
                     }
                     // A reader finds the old record until the new one stands: `insert` overwrites the entry.
                     outcome = Put::Replaced;

@@ -32,6 +32,7 @@ mod memberships;
 mod nack_port;
 mod nack_verb;
 mod pins;
+mod poison;
 mod recovery;
 mod refusals;
 mod rejoin;

@@ -11,6 +11,7 @@ use retry_common::{
         KERNEL_FRAME_MAX, KERNEL_STORE_MAX, RECORD_HEADER_LEN, SEGMENT_LEN, SEGMENT_LONG_TAIL, SLOT_LEN, Settings,
         setting_flag,
     },
+    acl::Prefix,
     checksum,
     counter::Counter,
     group::{self, BeefBits, ShardBits, Sharding},
@@ -29,6 +30,7 @@ use retry_testbed::{
         testrun::Action,
     },
 };
+use retry_userspace::parts::acl::Rules;
 use retry_userspace::parts::framelog::{self, Log, NewFrame, Pages, Put, Removed, Sizes, Writer};
 
 use crate::verdicts::with_program;
@@ -120,6 +122,39 @@ fn stored_frames_are_counted_by_their_source() {
         assert_eq!(stored.sources.values().sum::<u64>() + stored.other, kept);
         assert_eq!((stored.sources.len(), stored.other), (21, 0), "{stored:?}");
         assert_eq!((stored.sources.get(&from(0)), stored.sources.get(&from(20))), (Some(&3), Some(&1)), "{stored:?}");
+    });
+}
+
+/// Frames of sources that no list of publishers names are the daemon's to count; who may ask says nothing of frames.
+#[test]
+fn frames_of_publishers_alone() {
+    with_program("frames_of_publishers_alone", |loaded| {
+        let set = |texts: &[(Ipv6Addr, u8)]| -> BTreeSet<Prefix> {
+            texts.iter().map(|(address, length)| Prefix::of(*address, *length)).collect()
+        };
+        let named = |texts| Rules { publishers: Some(set(texts)), ..Rules::default() };
+        let mut flow = tx();
+        let other = Ipv6Addr::new(0xFD20, 0, 0, 0, 0, 0, 0, 1);
+        for (name, rules, is_stored) in [
+            ("itself", named(&[(SOURCE, 128)]), true),
+            ("its prefix", named(&[(other, 128), (SOURCE, 64)]), true),
+            ("another", named(&[(other, 16)]), false),
+            ("its neighbour", named(&[(Ipv6Addr::from_bits(SOURCE.to_bits() ^ 1), 128)]), false),
+            ("all", named(&[(other, 0)]), true),
+            ("may not ask", Rules { deny: set(&[(SOURCE, 128)]), ..Rules::default() }, true),
+            ("may not ask, and publishes", Rules { deny: set(&[(SOURCE, 128)]), ..named(&[(SOURCE, 64)]) }, true),
+            ("may ask", Rules { allow: set(&[(SOURCE, 128)]), ..named(&[(other, 64)]) }, false),
+            ("no list", Rules::default(), true),
+        ] {
+            loaded.set_acl(&rules).expect("room");
+            let (_, packet) = next(&mut flow);
+            if is_stored {
+                stored(loaded, name, &packet);
+                assert_eq!(loaded.follow().len(), 1, "{name}");
+            } else {
+                left(loaded, name, &packet);
+            }
+        }
     });
 }
 

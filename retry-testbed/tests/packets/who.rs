@@ -47,7 +47,7 @@ fn set(texts: &[&str]) -> BTreeSet<Prefix> {
 }
 
 fn rules(allow: &[&str], deny: &[&str]) -> Rules {
-    Rules { allow: set(allow), deny: set(deny), peers: None }
+    Rules { allow: set(allow), deny: set(deny), peers: None, publishers: None }
 }
 
 /// What scenes of this number get from listeners `fd10:0:0:1::NUMBER:10` and `…:11`.
@@ -161,7 +161,7 @@ fn the_program_says_what_the_daemon_says() {
                 (0..count).map(|_| one(&mut random)).collect()
             };
             let count = [0, 3, 30, 300, 3_000, 30_000][list % 6];
-            let rules = Rules { allow: some(count), deny: some(count.max(1)), peers: None };
+            let rules = Rules { allow: some(count), deny: some(count.max(1)), peers: None, publishers: None };
             loaded.set_acl(&rules).expect("room");
             let mut verdicts = [0; 3];
             for _ in 0..300 {

@@ -1,4 +1,4 @@
-//! Who may ask: the lists of the settings and of `-acl-file`, in tables that the kernel program reads too.
+//! Who may ask, and whose frames are stored: the lists of the settings and of `-acl-file`, in tables that the kernel program reads too.
 //!
 //! * `rules`: the lists, and how a file says them
 //! * `table`: writes them where [`retry_common::acl`] looks them up
@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 use retry_common::acl::{self, Head};
 use retry_common::counter::Counter;
+
+use table::InForce;
 
 pub(crate) use follow::{follow, load};
 pub(crate) use rules::Source;
@@ -74,13 +76,23 @@ impl Acl {
     /// # Errors
     /// The counter of one that is dropped unread.
     pub fn admit(&self, source: Ipv6Addr, hop_limit: Option<u8>) -> Result<bool, Counter> {
+        self.look(|table| acl::admit(table, source.to_bits(), hop_limit.unwrap_or(0), self.hop_limit_min))
+    }
+
+    /// Whether frames of this source are stored, as the kernel program asks.
+    #[must_use]
+    pub fn publishes(&self, source: Ipv6Addr) -> bool {
+        self.look(|table| acl::publishes(table, source.to_bits()))
+    }
+
+    /// What the table in force says.
+    fn look<T>(&self, ask: impl Fn(Option<&InForce<'_>>) -> T) -> T {
         loop {
             let word = self.tables.word().load(Ordering::Acquire);
-            let table = self.tables.in_force(word);
-            let admitted = acl::admit(table.as_ref(), source.to_bits(), hop_limit.unwrap_or(0), self.hop_limit_min);
+            let answer = ask(self.tables.in_force(word).as_ref());
             // The lists may have changed twice meanwhile.
             if self.tables.word().load(Ordering::Acquire) == word {
-                return admitted;
+                return answer;
             }
         }
     }

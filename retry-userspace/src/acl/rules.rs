@@ -54,7 +54,7 @@ pub enum RulesError {
     },
     /// The prefixes have more lengths than a look-up tries.
     #[error(
-        "-acl-allow, -acl-deny, -acl-file, -proxied-from: prefixes of {count} lengths are too many: at most {LENGTHS} are accepted"
+        "-acl-allow, -acl-deny, -acl-file, -proxied-from, -publishers: prefixes of {count} lengths are too many: at most {LENGTHS} are accepted"
     )]
     Lengths {
         /// Different lengths.
@@ -62,7 +62,7 @@ pub enum RulesError {
     },
     /// The tables were made for fewer.
     #[error(
-        "-acl-allow, -acl-deny, -proxied-from: {count} prefixes are more than the {room} that room was made for; start anew"
+        "-acl-allow, -acl-deny, -proxied-from, -publishers: {count} prefixes are more than the {room} that room was made for; start anew"
     )]
     Room {
         /// Prefixes.
@@ -87,19 +87,21 @@ pub struct Rules {
     pub deny: BTreeSet<Prefix>,
     /// Sources that are served as peers; `None`: all are.
     pub peers: Option<BTreeSet<Prefix>>,
+    /// Sources whose frames are stored; `None`: those of all are.
+    pub publishers: Option<BTreeSet<Prefix>>,
 }
 
 impl Rules {
-    /// True when every source may ask and is served as a peer.
+    /// True when every source may ask, is served as a peer and publishes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.allow.is_empty() && self.deny.is_empty() && self.peers.is_none()
+        self.allow.is_empty() && self.deny.is_empty() && self.peers.is_none() && self.publishers.is_none()
     }
 
     /// All prefixes, each once.
     pub(super) fn prefixes(&self) -> BTreeSet<Prefix> {
-        let peers = self.peers.iter().flatten();
-        self.allow.iter().chain(&self.deny).chain(peers).copied().collect()
+        let (peers, publishers) = (self.peers.iter().flatten(), self.publishers.iter().flatten());
+        self.allow.iter().chain(&self.deny).chain(peers).chain(publishers).copied().collect()
     }
 
     /// # Errors
@@ -125,10 +127,11 @@ pub(crate) struct Source {
 
 impl From<&Settings> for Source {
     fn from(settings: &Settings) -> Self {
-        let settings::Acl { allow, deny, file, proxied_from, .. } = &settings.acl;
+        let settings::Acl { allow, deny, file, proxied_from, publishers, .. } = &settings.acl;
         let set = |list: &[Prefix]| list.iter().copied().collect();
-        let peers = (!proxied_from.is_empty()).then(|| set(proxied_from));
-        Self { rules: Rules { allow: set(allow), deny: set(deny), peers }, file: file.clone() }
+        let named = |list: &[Prefix]| (!list.is_empty()).then(|| set(list));
+        let (peers, publishers) = (named(proxied_from), named(publishers));
+        Self { rules: Rules { allow: set(allow), deny: set(deny), peers, publishers }, file: file.clone() }
     }
 }
 

@@ -39,7 +39,7 @@ impl From<&Settings> for Size {
         if acl.file.is_some() {
             return Self::most();
         }
-        let named = acl.allow.len() + acl.deny.len() + acl.proxied_from.len();
+        let named = acl.allow.len() + acl.deny.len() + acl.proxied_from.len() + acl.publishers.len();
         let wanted = named.saturating_mul(2).clamp(LEAST as usize, MOST_PREFIXES);
         Self { prefixes: u32::try_from(wanted.next_power_of_two()).unwrap_or(LEAST) }
     }
@@ -136,6 +136,7 @@ impl Tables {
             first_bucket: number * self.size.buckets(),
             first_key: number * self.size.prefixes,
             otherwise: verdict(rules, None, None),
+            publishers: u32::from(rules.publishers.is_some()),
             ..Head::default()
         };
         for (place, length) in head.lengths.iter_mut().zip(occurring.iter().rev()) {
@@ -192,8 +193,12 @@ fn verdict(rules: &Rules, prefix: Option<&Prefix>, above: Option<u32>) -> u32 {
     } else {
         above.map_or(unnamed, |above| above & entry_flag::VERDICT)
     };
-    let is_peer = rules.peers.as_ref().is_none_or(names) || above.is_some_and(|above| above & entry_flag::PEER != 0);
-    if is_peer { verdict | entry_flag::PEER } else { verdict }
+    // What holds for a prefix holds for those within it.
+    let also = |list: &Option<BTreeSet<Prefix>>, flag: u32| {
+        let is_named = list.as_ref().is_none_or(names) || above.is_some_and(|above| above & flag != 0);
+        if is_named { flag } else { 0 }
+    };
+    verdict | also(&rules.peers, entry_flag::PEER) | also(&rules.publishers, entry_flag::PUBLISHER)
 }
 
 /// The buckets of a table; `None` when a bucket would have more than it holds, or two that it cannot tell apart.

@@ -18,7 +18,7 @@ fn set(texts: &[&str]) -> BTreeSet<Prefix> {
 }
 
 fn rules(allow: &[&str], deny: &[&str]) -> Rules {
-    Rules { allow: set(allow), deny: set(deny), peers: None }
+    Rules { allow: set(allow), deny: set(deny), peers: None, publishers: None }
 }
 
 fn acl(size: Size) -> Acl {
@@ -102,7 +102,7 @@ fn a_hundred_thousand_of_each() {
             .map(|number| Prefix::of(address(number).into(), lengths[usize::try_from(number % 4).unwrap_or(0)]))
             .collect()
     };
-    let rules = Rules { allow: of(0xfd10), deny: of(0xfd11), peers: None };
+    let rules = Rules { allow: of(0xfd10), deny: of(0xfd11), peers: None, publishers: None };
     assert_eq!((rules.allow.len(), rules.deny.len()), (MOST, MOST));
     let acl = acl(Size::most());
     acl.replace(&rules).expect("room");
@@ -150,8 +150,12 @@ fn a_file_is_read_whole_or_not() {
         source.read().map(|(rules, _)| rules)
     };
     let good = "# who\n\nallow fd10::/16  # listeners\n\tdeny\tfd10:0:0:1::/64\r\ndeny fd10::9\n";
-    let wanted =
-        Rules { allow: set(&["fd77::1", "fd10::/16"]), deny: set(&["fd10:0:0:1::/64", "fd10::9"]), peers: None };
+    let wanted = Rules {
+        allow: set(&["fd77::1", "fd10::/16"]),
+        deny: set(&["fd10:0:0:1::/64", "fd10::9"]),
+        peers: None,
+        publishers: None,
+    };
     assert_eq!(read(good.as_bytes()).expect("rules"), wanted);
     let name = path.display();
     for (line, accepted) in [
@@ -188,8 +192,10 @@ fn by_the_rule(rules: &Rules, source: u128) -> u32 {
         (allow, deny) if deny >= allow => entry_flag::DENIED,
         _ => entry_flag::ALLOWED,
     };
-    let is_peer = rules.peers.as_ref().is_none_or(|peers| longest(peers).is_some());
-    if is_peer { verdict | entry_flag::PEER } else { verdict }
+    let also = |list: &Option<BTreeSet<Prefix>>, flag| {
+        if list.as_ref().is_none_or(|list| longest(list).is_some()) { flag } else { 0 }
+    };
+    verdict | also(&rules.peers, entry_flag::PEER) | also(&rules.publishers, entry_flag::PUBLISHER)
 }
 
 /// Prefixes of few lengths and few bits, so that they hold each other often.
@@ -208,9 +214,10 @@ fn an_address() -> impl Strategy<Value = u128> {
 proptest! {
     #[test]
     fn the_tables_say_what_the_rule_says(
-        allow in a_list(), deny in a_list(), peers in proptest::option::of(a_list()), sources in proptest::collection::vec(an_address(), 30)
+        allow in a_list(), deny in a_list(), peers in proptest::option::of(a_list()),
+        publishers in proptest::option::of(a_list()), sources in proptest::collection::vec(an_address(), 30)
     ) {
-        let rules = Rules { allow, deny, peers };
+        let rules = Rules { allow, deny, peers, publishers };
         let acl = acl(Size::default());
         acl.replace(&rules).expect("room");
         for source in sources {
@@ -221,6 +228,8 @@ proptest! {
                 _ => Ok(wanted & entry_flag::PEER != 0),
             };
             prop_assert_eq!(acl.admit(source.into(), Some(1)), wanted, "{}", Ipv6Addr::from(source));
+            let publishes = by_the_rule(&rules, source) & entry_flag::PUBLISHER != 0;
+            prop_assert_eq!(acl.publishes(source.into()), publishes, "frames of {}", Ipv6Addr::from(source));
         }
     }
 }

@@ -198,7 +198,7 @@ fn laps_lose_the_oldest_and_never_mix_anything_up() {
                 assert!(model.get(&key) == Some(&made), "{key} was not the same");
                 duplicates += 1;
             }
-            Put::TooLarge | Put::Busy => panic!("{length} bytes"),
+            Put::Conflict | Put::TooLarge | Put::Busy => panic!("{length} bytes"),
         }
         model.insert(key, made);
         assert!(read(&log, &key, now) == Some(made.bytes()), "{key} was just put");

@@ -1,5 +1,6 @@
 //! The daemon's writer: `retry_common::framelog`'s steps over the pages of the log.
 
+use std::cell::RefCell;
 use std::mem::offset_of;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -8,9 +9,12 @@ use std::time::Duration;
 
 use retry_common::abi::{Lane, RECORD_HEADER_LEN, RecordHeader};
 use retry_common::counter::{Counter, Counters};
-use retry_common::framelog::{Adopted, Bucket, DaemonWriter, Dropped, IndexCount, Memory, Shown, Unusable, Word};
+use retry_common::framelog::{
+    Adopted, Bucket, DaemonWriter, Dropped, Followed, IndexCount, Memory, NewFrame, Put, Shown, Unusable, Word,
+};
 use retry_common::index;
 use retry_common::position;
+use retry_common::replace::FirstWins;
 
 use super::Pages;
 use super::ahead::RoomAhead;
@@ -30,6 +34,7 @@ const SCAN_SHARE: u32 = 1 << 16;
 pub struct Writer {
     log: DaemonWriter<Held>,
     room: RoomAhead,
+    first: FirstWins,
 }
 
 /// The pages that the writer holds.
@@ -69,7 +74,39 @@ impl Writer {
     }
 
     const fn of(log: DaemonWriter<Held>) -> Self {
-        Self { log, room: RoomAhead::new() }
+        Self { log, room: RoomAhead::new(), first: FirstWins::new(0) }
+    }
+
+    /// The first frame of a key stays for this long, nanoseconds, from now on; 0: the newest wins.
+    pub(crate) const fn keep_first(&mut self, for_ns: u64) {
+        self.first = FirstWins::new(for_ns);
+    }
+
+    /// As [`DaemonWriter::put`], unless the log has another frame with its key that stays.
+    pub(crate) fn put_first(&mut self, frame: &NewFrame<'_>, now_ns: u64, mut tell: impl FnMut(Followed<'_>)) -> Put {
+        let first = RefCell::new(&mut self.first);
+        let keeps = |since_ns| first.borrow_mut().keeps(&frame.key, since_ns, now_ns);
+        let put = self.log.put_unless(frame, now_ns, keeps, |followed| {
+            if followed.is_new {
+                first.borrow_mut().is_new(&followed.key);
+            }
+            tell(followed);
+        });
+        if put == Put::Stored {
+            self.first.is_new(&frame.key);
+        }
+        put
+    }
+
+    /// As [`DaemonWriter::follow`].
+    pub fn follow(&mut self, now_ns: u64, most: usize, mut tell: impl FnMut(Followed<'_>)) -> bool {
+        let first = &mut self.first;
+        self.log.follow(now_ns, most, |followed| {
+            if followed.is_new {
+                first.is_new(&followed.key);
+            }
+            tell(followed);
+        })
     }
 
     /// Keeps room free ahead of the kernel program for as long as this daemon may be away unforeseen, by the rate at which

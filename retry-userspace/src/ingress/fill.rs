@@ -15,7 +15,8 @@ use retry_common::wire::frame::{Class, Frame};
 
 use super::class_ages::ClassAges;
 use super::subscription::Subscription;
-use crate::clock::monotonic_ns;
+use crate::acl::Acl;
+use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::{SourceCounts, UserCounters};
 use crate::fabric::Fabric;
 use crate::framelog::{self, Followed, LaneUse, Lives, NewFrame, Put, Removed, Writer, lives_ms};
@@ -59,6 +60,8 @@ pub(crate) struct Config {
     pub own_sources: HashSet<Ipv6Addr>,
     /// Source port of our own multicast repairs.
     pub own_port: u16,
+    /// How long the first frame of a key stays when another with other bytes comes; zero: the newest wins.
+    pub replace_after: Duration,
 }
 
 impl Config {
@@ -72,6 +75,7 @@ impl Config {
             kernel_max: KERNEL_FRAME_MAX,
             own_sources: fabric.egress.iter().map(|egress| egress.source).collect(),
             own_port: settings.nack.port,
+            replace_after: settings.cache.replace_after,
         }
     }
 }
@@ -180,17 +184,20 @@ pub(crate) struct Fill {
     pub lives: Arc<Lives>,
     on_stored: Option<OnStored>,
     on_number: Option<OnNumber>,
+    /// Whose frames are stored; `None`: those of every source.
+    acl: Option<Arc<Acl>>,
 }
 
 impl Fill {
     /// A fill of the log of `writer`; `on_stored` is told of new frames.
     pub(crate) fn new(
         config: Config,
-        writer: Writer,
+        mut writer: Writer,
         counters: Arc<UserCounters>,
         on_stored: Option<OnStored>,
     ) -> Self {
         let lives = Arc::new(Lives::new(config.life_ms));
+        writer.keep_first(nanoseconds(config.replace_after));
         Self {
             config,
             lives,
@@ -201,6 +208,7 @@ impl Fill {
             ages: Arc::default(),
             on_stored,
             on_number: None,
+            acl: None,
         }
     }
 
@@ -220,6 +228,12 @@ impl Fill {
     #[must_use]
     pub(crate) fn telling_numbers(self, on_number: Option<OnNumber>) -> Self {
         Self { on_number, ..self }
+    }
+
+    /// As it is, and stores frames of the publishers that `acl` names.
+    #[must_use]
+    pub(crate) fn admitting(self, acl: Arc<Acl>) -> Self {
+        Self { acl: Some(acl), ..self }
     }
 
     /// Where it is measured how long things take.
@@ -281,7 +295,7 @@ impl Fill {
                 count(&mut tally, Counter::FrameNotJoined);
                 return None;
             }
-            let frame = self.admit(datagram.bytes, datagram.source, &mut tally)?;
+            let frame = self.admit(datagram.bytes, datagram.source, Some(*datagram.source.ip()), &mut tally)?;
             Some((*datagram.source.ip(), frame))
         });
         // All that needs no lock is done before it is taken: others receive too.
@@ -426,7 +440,7 @@ impl Fill {
         now_ns: u64,
     ) {
         let mut tally = Counters::default();
-        if let Some(frame) = self.admit(bytes, source, &mut tally) {
+        if let Some(frame) = self.admit(bytes, source, origin, &mut tally) {
             let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
             let stored = self.store(&mut writer, &frame, from, now_ns, &mut tally);
             writer.count_dropped(&mut tally);
@@ -438,11 +452,23 @@ impl Fill {
         self.counters.add_all(&tally);
     }
 
-    /// What came from the network, if it is to be stored; what is wrong with it is counted.
-    fn admit<'a>(&self, bytes: &'a [u8], source: SocketAddrV6, tally: &mut Counters) -> Option<NewFrame<'a>> {
+    /// What came from the network, if it is to be stored; what is wrong with it is counted. `origin` as in [`Fill::store_now`].
+    fn admit<'a>(
+        &self,
+        bytes: &'a [u8],
+        source: SocketAddrV6,
+        origin: Option<Ipv6Addr>,
+        tally: &mut Counters,
+    ) -> Option<NewFrame<'a>> {
         count(tally, Counter::FramesReceived);
         if source.port() == self.config.own_port && self.config.own_sources.contains(source.ip()) {
             count(tally, Counter::FrameOwnRepair);
+            return None;
+        }
+        if let (Some(acl), Some(origin)) = (&self.acl, origin)
+            && !acl.publishes(origin)
+        {
+            count(tally, Counter::FrameNoPublisher);
             return None;
         }
         self.read(bytes, None, None).map_err(|refused| count(tally, refused.counter())).ok()
@@ -540,7 +566,12 @@ impl Fill {
         now_ns: u64,
         tally: &mut Counters,
     ) -> Result<Put, Refused> {
-        let put = writer.put(frame, now_ns, |followed| self.take_followed(&followed, now_ns, tally));
+        let tell = |followed: Followed<'_>| self.take_followed(&followed, now_ns, tally);
+        // What an operator puts in is meant to be there.
+        let put = match from {
+            StoredFrom::Api => writer.put(frame, now_ns, tell),
+            _ => writer.put_first(frame, now_ns, tell),
+        };
         match put {
             Put::Stored | Put::Replaced => {
                 count(tally, Counter::FramesCached);
@@ -555,6 +586,7 @@ impl Fill {
                 }
             }
             Put::Duplicate => count(tally, Counter::FrameDuplicate),
+            Put::Conflict => count(tally, Counter::FrameConflict),
             Put::TooLarge => return Err(Refused::TooLarge),
             Put::Busy => return Err(Refused::Busy),
         }

@@ -147,6 +147,7 @@ pub(super) fn fill_and_log() -> (Arc<Fill>, Log) {
         kernel_max: 1_400,
         own_sources: HashSet::from(["fd02::1".parse().expect("an address")]),
         own_port: OWN_PORT,
+        replace_after: Duration::ZERO,
     };
     let fill = Arc::new(Fill::new(config, writer, Arc::default(), None));
     (fill, log)

@@ -391,7 +391,8 @@ impl Common<'_> {
         let on_number =
             tails.map(|tails| -> OnNumber { Box::new(move |key, life_ms, now_ns| tails.stored(key, life_ms, now_ns)) });
         let fill = Fill::new(config, writer, self.counters(), on_stored);
-        Arc::new(fill.measuring(self.latency()).counting_on(stored).telling_numbers(on_number))
+        let fill = fill.measuring(self.latency()).counting_on(stored).telling_numbers(on_number);
+        Arc::new(fill.admitting(Arc::clone(&self.acl)))
     }
 
     /// What tells those that watch.

@@ -80,6 +80,7 @@ impl Backend for Management {
                 Ok(Put::Stored) => Ok(PutOutcome::Stored),
                 Ok(Put::Replaced) => Ok(PutOutcome::Replaced),
                 Ok(Put::Duplicate) => Ok(PutOutcome::Duplicate),
+                Ok(Put::Conflict) => Err(PutError::Refused("another frame with this key is held".to_owned())),
                 Ok(Put::TooLarge) | Err(Refused::TooLarge) => Err(PutError::TooLarge),
                 Ok(Put::Busy) | Err(Refused::Busy) => Err(BackendError(Refused::Busy.to_string()).into()),
                 Err(refused) => Err(PutError::Refused(refused.to_string())),

@@ -15,6 +15,7 @@ const LIVE: &[&str] = &[
     "rl-",
     "acl-",
     "proxied-from",
+    "publishers",
     "beacon-flags-multicast",
     "beacon-flags-unicast",
     "repair-holddown",

@@ -123,6 +123,7 @@ impl Backend for OverLog {
                 Put::Replaced => Ok(PutOutcome::Replaced),
                 Put::Duplicate => Ok(PutOutcome::Duplicate),
                 Put::TooLarge => Err(PutError::TooLarge),
+                Put::Conflict => panic!("an operator's frame is the newest"),
                 Put::Busy => panic!("no kernel writes here"),
             }
         })

@@ -1,4 +1,7 @@
+use retry_common::acl::Prefix;
+
 use super::*;
+use crate::acl::Rules;
 use crate::counters::StoredBySource;
 use crate::framelog::{self, Log, Pages, Sizes};
 use crate::ingress::testing::{count, fill, frame};
@@ -184,4 +187,55 @@ fn a_publisher_that_started_again_replaces_its_frame_and_is_told() {
     let bytes = frame(1, 2);
     fill.put_for(&key_of(&bytes), &bytes, None, StoredFrom::Upstream).expect("stored");
     assert_eq!(fill.sources.with_kernel(&StoredBySource::default()).other, 1);
+}
+
+/// Neither the network nor a backend changes a frame that is held; an operator does.
+#[test]
+fn the_first_frame_of_a_key_stays() {
+    let pages = Arc::new(Pages::plain(Sizes::new(16 << 20, 16 << 20)).expect("memory"));
+    let (writer, log) = framelog::open(pages, 1, 1 << 20);
+    let config = Config { replace_after: Duration::from_secs(60), ..fill().config.clone() };
+    let fill = Fill::new(config, writer, Arc::default(), None);
+    let (first, mut other) = (frame(5, 1_000), frame(5, 1_000));
+    other[99] = 1;
+    let key = key_of(&first);
+    let from: SocketAddrV6 = "[fd01::1]:9000".parse().expect("an address");
+    let held = || {
+        let mut bytes = Vec::new();
+        let record = log.look_up(&key, monotonic_ns()).expect("held");
+        assert!(log.copy(&record, &mut bytes));
+        bytes
+    };
+    for bytes in [&first, &other, &first] {
+        fill.store_now(bytes, from, Some(*from.ip()), StoredFrom::Tee, monotonic_ns());
+    }
+    for from in [StoredFrom::Store, StoredFrom::Upstream] {
+        assert_eq!(fill.put_for(&key, &other, None, from), Ok(Put::Conflict), "{from:?}");
+    }
+    assert_eq!(held(), first);
+    let counted = [Counter::StoredTee, Counter::FrameConflict, Counter::FrameDuplicate, Counter::FrameReplaced];
+    assert_eq!(counted.map(|counter| count(&fill.counters, counter)), [1, 3, 1, 0]);
+    assert_eq!(fill.put_for(&key, &other, None, StoredFrom::Api), Ok(Put::Replaced));
+    assert_eq!(held(), other);
+}
+
+#[test]
+fn frames_of_a_source_that_is_no_publisher_are_counted() {
+    let (fill, _) = crate::ingress::testing::fill_and_log();
+    let acl = crate::acl::testing::all_admitted();
+    let publishers = [Prefix::of("fd01::1".parse().expect("an address"), 128)].into();
+    acl.replace(&Rules { publishers: Some(publishers), ..Rules::default() }).expect("room");
+    let fill = Arc::into_inner(fill).expect("no other").admitting(acl);
+    for (number, source, origin) in [
+        (1, "[fd01::1]:9000", Some("fd01::1")),
+        (2, "[fd01::2]:9000", Some("fd01::2")),
+        // Of this host, which tells no source.
+        (3, "[::1]:9000", None),
+    ] {
+        let origin = origin.map(|origin| origin.parse().expect("an address"));
+        let source = source.parse().expect("an address");
+        fill.store_now(&frame(1, number), source, origin, StoredFrom::Tee, monotonic_ns());
+    }
+    let counted = [Counter::FramesReceived, Counter::FramesCached, Counter::FrameNoPublisher];
+    assert_eq!(counted.map(|counter| count(&fill.counters, counter)), [3, 2, 1]);
 }

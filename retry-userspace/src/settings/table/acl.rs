@@ -1,4 +1,4 @@
-//! Whose datagrams are looked at.
+//! Whose datagrams are looked at, and whose frames are stored.
 
 use std::path::PathBuf;
 
@@ -19,6 +19,8 @@ pub struct Acl {
     pub file: Option<PathBuf>,
     /// Sources whose Proxied NACKs are served as a peer's; none: all are.
     pub proxied_from: Vec<Prefix>,
+    /// Sources whose frames are stored; none: those of all are.
+    pub publishers: Vec<Prefix>,
     /// The lowest hop limit of a NACK that is looked at; 0: any.
     pub hop_limit_min: u8,
 }
@@ -58,6 +60,14 @@ impl Acl {
                 accepts: list(),
                 meaning: "Prefixes of endpoints that are served a unicast copy when they ask for themselves.",
                 consequence: "A Proxied NACK of another source gets what a listener gets. Not set: all get a copy.",
+            })?,
+            publishers: rows.read(Row {
+                flag: "publishers",
+                env: "PUBLISHERS",
+                default: "",
+                accepts: list(),
+                meaning: "Prefixes of sources whose frames are stored.",
+                consequence: "Frames of another source are counted and not stored, repairs of another endpoint among them. Not set: those of every source are.",
             })?,
             hop_limit_min: rows.read(Row {
                 flag: "hop-limit-min",

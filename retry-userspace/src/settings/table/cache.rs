@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use retry_common::wire::frame::Class;
 
-use crate::settings::accepts::{Accepts, Bound, MILLISECOND, any, time};
+use crate::settings::accepts::{Accepts, Bound, MILLISECOND, ZERO, any, time};
 use crate::settings::rows::{Read, Row, Rows};
 use crate::settings::values;
 
@@ -28,6 +28,8 @@ pub struct Cache {
     pub max_keys: u64,
     /// Where frames are kept. Redis needs [`Redis::nodes`](crate::settings::Redis::nodes).
     pub backend: Backend,
+    /// How long the first frame of a key stays when another with other bytes comes; zero: the newest wins.
+    pub replace_after: Duration,
     ttl: [Duration; Class::ALL.len()],
 }
 
@@ -71,6 +73,14 @@ impl Cache {
                 consequence: "The oldest frames go first.",
             })?,
             ttl: Self::lives(rows)?,
+            replace_after: rows.read(Row {
+                flag: "replace-after",
+                env: "REPLACE_AFTER",
+                default: "1176h",
+                accepts: time(ZERO, LONGEST_LIFE),
+                meaning: "How long the first frame of a key stays when another with other bytes comes.",
+                consequence: "The default is longer than any life. A flow that begins anew at its first numbers replaces its frames after a second. 0: the newest wins, as with the Go program.",
+            })?,
             backend: rows.read(Row {
                 flag: "cache-backend",
                 env: "CACHE_BACKEND",

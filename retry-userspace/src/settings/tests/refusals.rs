@@ -60,6 +60,7 @@ fn a_value_out_of_bounds() {
         ("cache-ttl-subtree", "10", DURATION),
         ("cache-ttl-anchor", "-1s", DURATION),
         ("cache-ttl-beef", "0", life),
+        ("replace-after", "1177h", "0 to 1176h is accepted"),
         ("cache-backend", "disk", "memory, redis is accepted"),
         (
             "cache-backend",
@@ -80,6 +81,7 @@ fn a_value_out_of_bounds() {
         ("acl-deny", "fd10::1/16", &format!("{prefixes}; perhaps fd10::/16 is meant")),
         ("acl-file", "a\tb", "the path of a file is accepted"),
         ("proxied-from", "host", prefixes),
+        ("publishers", "fd10::1/16", &format!("{prefixes}; perhaps fd10::/16 is meant")),
         ("hop-limit-min", "256", &number(0, 255)),
         ("egress-iface", "", interfaces),
         ("egress-iface", "eth0,eth1,eth0", interfaces),
