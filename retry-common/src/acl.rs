@@ -278,6 +278,14 @@ pub fn admit<T: Table>(table: Option<&T>, source: u128, hop_limit: u8, least: u8
     }
 }
 
+/// Whether a list names this source as one that may ask or is a peer: not because there is no such list.
+pub fn names<T: Table>(table: &T, source: u128) -> bool {
+    let (found, otherwise) = (look_up(table, source), table.head().otherwise);
+    let is_listed =
+        found & entry_flag::VERDICT == entry_flag::ALLOWED && otherwise & entry_flag::VERDICT == entry_flag::NOT_LISTED;
+    is_listed || found & !otherwise & entry_flag::PEER != 0
+}
+
 /// Whether frames of this source are stored; where there is no table, those of every source are.
 #[inline(always)]
 pub fn publishes<T: Table>(table: Option<&T>, source: u128) -> bool {

@@ -181,7 +181,7 @@ counters! {
     AdvertsHeard adverts_heard User = "bre_beacon_adverts_received_total" [] "ADVERTs of other endpoints heard.";
     AdvertsRefused adverts_refused User = "bre_beacon_dropped_total" [reason = "decode_error"] "Datagrams on the beacon groups that are neither ADVERT nor manifest.";
     AdvertsUnusable adverts_unusable User = "bre_beacon_dropped_total" [reason = "unusable"] "ADVERTs of endpoints that cannot be reached.";
-    AdvertsOverflow adverts_overflow User = "bre_beacon_dropped_total" [reason = "table_full"] "ADVERTs of endpoints that the table has no room for.";
+    AdvertsOverflow adverts_overflow User = "bre_beacon_dropped_total" [reason = "table_full"] "Endpoints that were heard once and gave way to others in the full table.";
     ManifestsHeard manifests_heard User = "bre_manifests_received_total" [] "Shard manifests heard.";
     ManifestsRefused manifests_refused User = "bre_manifests_dropped_total" [reason = "decode_error"] "Shard manifests that cannot be read.";
     ManifestsForeign manifests_foreign User = "bre_manifests_dropped_total" [reason = "source"] "Shard manifests from a source that is not configured.";
@@ -214,6 +214,9 @@ counters! {
     DaemonAbsent daemon_absent Kernel = "bre_xdp_daemon_absent_total" [] "NACKs that wait for the daemon, answered with a MISS by the kernel because the daemon's lease was over.";
     FrameNoPublisher frame_no_publisher User = "bre_frames_dropped_total" [reason = "no_publisher"] "Frames of sources that -publishers does not name: not cached.";
     FrameConflict frame_conflict User = "bre_cache_duplicates_total" [kind = "conflict"] "Frames heard with other bytes than the frame with their key, within -replace-after: the first record stays.";
+    AdvertsContested adverts_contested User = "bre_beacon_dropped_total" [reason = "contested"] "ADVERTs with the instance id of an endpoint that is heard, from another address.";
+    AdvertsElsewhere adverts_elsewhere User = "bre_beacon_elsewhere_total" [] "ADVERTs whose NACK address is neither the address that they came from nor listed: with -proxy-discover it is not asked.";
+    ManifestsAhead manifests_ahead User = "bre_manifests_dropped_total" [reason = "ahead"] "Shard manifests whose epoch is more than five minutes ahead of this host's clock.";
 }
 
 /// What an answer counts that left, and what one that could not be sent.

@@ -1,16 +1,18 @@
 //! What a host that can multicast, or that speaks as an endpoint does, can make the cache hold, evict or refuse.
 
 use std::fs;
-use std::net::{Ipv6Addr, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
 use retry_common::key::FrameKey;
+use retry_common::wire::advert::{ADVERT_LEN, Advert, BeaconScope, FLAG_MULTICAST};
 use retry_testbed::both_paths;
-use retry_testbed::daemon::Daemon;
-use retry_testbed::net::fabric::{Fabric, Host, group};
+use retry_testbed::daemon::{Daemon, http};
+use retry_testbed::net::fabric::{Fabric, Host, INTERFACE, group, group_in};
+use retry_testbed::peers::announce::{BEACON_INDEX, BEACON_PORT, ManifestSender, Named};
 use retry_testbed::peers::answer::{Answer, nack};
 use retry_testbed::peers::journal::Journal;
 use retry_testbed::peers::publish::Publisher;
@@ -171,4 +173,135 @@ both_paths! {
     conflict: conflict_native, conflict_off;
     restarted: restarted_native, restarted_off;
     replaced_after: replaced_after_native, replaced_after_off;
+}
+
+/// Addresses of the client that forged ADVERTs come from.
+const FORGERS: u16 = 80;
+/// ADVERTs of each.
+const OF_EACH: u32 = 16;
+
+fn advert(nack: Ipv6Addr, instance_id: u32, interval_s: u16) -> [u8; ADVERT_LEN] {
+    let scope = BeaconScope::Site.byte();
+    let (nack_addr, flags) = (nack.octets(), FLAG_MULTICAST);
+    let advert = Advert { scope, nack_addr, nack_port: 9300, tier: 0, preference: 255, interval_s, flags, instance_id };
+    advert.to_bytes()
+}
+
+/// Sends to the beacon group from an address of the host.
+fn announcer(host: &Host, from: Ipv6Addr) -> UdpSocket {
+    let index = host.ns.interface_index(INTERFACE).expect("an interface");
+    let socket = host.ns.enter(|| UdpSocket::bind(SocketAddrV6::new(from, 0, 0, 0))).expect("a socket");
+    socket2::SockRef::from(&socket).set_multicast_if_v6(index).expect("an option");
+    socket.connect(SocketAddrV6::new(group(BEACON_INDEX), BEACON_PORT, 0, 0)).expect("a group");
+    socket
+}
+
+/// The instance ids of the endpoints that this one tells of.
+fn members(endpoint: &Host) -> Vec<u64> {
+    let admin = "[::1]:9401".parse().expect("an address");
+    let answer = http::exchange(&endpoint.ns, admin, "GET", "/v1/cluster/members", None, b"").expect("an answer");
+    let told: serde_json::Value = serde_json::from_slice(&answer.1).expect("JSON");
+    let all = told["endpoints"].as_array().expect("a list");
+    let id = |one: &serde_json::Value| one["instance_id"].as_str()?.strip_prefix("0x").map(str::to_owned);
+    all.iter().filter_map(|one| u64::from_str_radix(&id(one)?, 16).ok()).collect()
+}
+
+/// A thousand forged ADVERTs push out no endpoint that is known, and lock out none that comes.
+fn advert_flood(xdp: &str) {
+    let fabric = fabric();
+    let (endpoint, client) = two_hosts(&fabric);
+    let forgers: Vec<Ipv6Addr> = (1..=FORGERS).map(|last| Ipv6Addr::new(0xfd10, 0, 0, 0, 0, 0, 0xf0f0, last)).collect();
+    fabric.add_addresses("client", &forgers).expect("addresses");
+    let daemon = start(endpoint, xdp, &["-admin-addr", "[::1]:9401"]);
+    let honest = announcer(client, client.addr);
+    // Heard twice, half an interval apart.
+    honest.send(&advert(client.addr, 1, 1)).expect("it leaves");
+    thread::sleep(Duration::from_millis(600));
+    honest.send(&advert(client.addr, 1, 3_600)).expect("it leaves");
+    counted(&daemon, "bre_beacon_adverts_received_total", &[], 2);
+    let mut heard = 2;
+    for (forger, first) in forgers.iter().zip((100..).step_by(OF_EACH as usize)) {
+        let socket = announcer(client, *forger);
+        for id in first..first + OF_EACH {
+            socket.send(&advert(*forger, id, u16::MAX)).expect("it leaves");
+        }
+        heard += u64::from(OF_EACH);
+        counted(&daemon, "bre_beacon_adverts_received_total", &[], heard);
+    }
+    // In the name of the one that is known.
+    announcer(client, forgers[0]).send(&advert(forgers[0], 1, 1)).expect("it leaves");
+    counted(&daemon, "bre_beacon_dropped_total", &[("reason", "contested")], 1);
+    assert!(members(endpoint).contains(&1), "the one that is known stays");
+    honest.send(&advert(client.addr, 2, 60)).expect("it leaves");
+    counted(&daemon, "bre_beacon_adverts_received_total", &[], heard + 1);
+    let known = members(endpoint);
+    assert!(known.contains(&1) && known.contains(&2), "a newcomer is heard\n{}", daemon.log());
+    assert_eq!(known.len(), 1_024);
+    let displaced = daemon.metrics().expect("a scrape").count("bre_beacon_dropped_total", &[("reason", "table_full")]);
+    assert_eq!(displaced, u64::from(u32::from(FORGERS) * OF_EACH) + 2 - 1_024);
+}
+
+/// An ADVERT that names another host's address as upstream makes the endpoint ask neither of the two.
+fn forged_upstream(xdp: &str) {
+    let fabric = fabric();
+    let (endpoint, client) = two_hosts(&fabric);
+    let daemon = start(endpoint, xdp, &["-proxy-enabled", "-proxy-discover", "-proxy-timeout", "100ms"]);
+    let upstream = |address| {
+        let socket = client.ns.enter(|| UdpSocket::bind(SocketAddrV6::new(address, 9300, 0, 0))).expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+        socket
+    };
+    let [victim, forger] = [client.addr, STRANGER].map(upstream);
+    let is_asked = |socket: &UdpSocket| socket.recv(&mut [0; 128]).is_ok();
+    let announce = announcer(client, STRANGER);
+    announce.send(&advert(client.addr, 7, 60)).expect("it leaves");
+    counted(&daemon, "bre_beacon_elsewhere_total", &[], 1);
+    // Upstreams are looked for once a second.
+    thread::sleep(Duration::from_millis(1_500));
+    let asks = asker(client);
+    assert_eq!(held(&asks, endpoint, key(1)), None);
+    counted(&daemon, "bre_proxy_failed_total", &[("reason", "no_upstream")], 1);
+    assert!(!is_asked(&victim) && !is_asked(&forger), "asked on the word of another");
+    // At its own address it is an upstream like others.
+    announce.send(&advert(STRANGER, 7, 60)).expect("it leaves");
+    counted(&daemon, "bre_upstream_up", &[], 1);
+    assert_eq!(held(&asks, endpoint, key(2)), None);
+    assert!(is_asked(&forger) && !is_asked(&victim), "{}", daemon.log());
+}
+
+/// A manifest from a named sender's address that says that it was made in 2106 takes nothing over.
+fn forged_manifest(xdp: &str) {
+    let fabric = fabric();
+    let (endpoint, client) = two_hosts(&fabric);
+    let sender = client.addr.to_string();
+    let more = ["-source-mode", "ssm", "-scope", "site", "-ssm-bootstrap-manifest", &sender];
+    let daemon = start(endpoint, xdp, &more);
+    let manifests = ManifestSender::open(&client.ns, client.addr).expect("a sender");
+    let now = u32::try_from(SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs()).expect("soon");
+    let send = |epoch_seconds, publisher| {
+        let publishers = &[publisher];
+        let named = Named { epoch_seconds, ttl_seconds: u16::MAX, publishers, shutdown: false };
+        manifests.send(group(BEACON_INDEX), named).expect("it leaves");
+    };
+    send(now, client.addr);
+    counted(&daemon, "bre_ssm_sources", &[], 1);
+    send(u32::MAX, STRANGER);
+    counted(&daemon, "bre_manifests_dropped_total", &[("reason", "ahead")], 1);
+    let (forger, honest) = (publisher(client, STRANGER), publisher(client, client.addr));
+    forger.send(group_in(0xff35, 0), &frame(key(1), 300, 2)).expect("a frame leaves");
+    // The sender's next word is believed.
+    send(now + 1, client.addr);
+    counted(&daemon, "bre_manifests_received_total", &[], 3);
+    honest.send(group_in(0xff35, 0), &frame(key(2), 300, 1)).expect("a frame leaves");
+    let metrics = counted(&daemon, "bre_frames_cached_total", &[], 1);
+    assert_eq!(metrics.count("bre_manifests_dropped_total", &[("reason", "stale")]), 0);
+    let asks = asker(client);
+    assert_eq!(held(&asks, endpoint, key(1)), None, "of a source that the forged one named");
+    assert_eq!(held(&asks, endpoint, key(2)), Some(frame(key(2), 300, 1)));
+}
+
+both_paths! {
+    advert_flood: advert_flood_native, advert_flood_off;
+    forged_upstream: forged_upstream_native, forged_upstream_off;
+    forged_manifest: forged_manifest_native, forged_manifest_off;
 }

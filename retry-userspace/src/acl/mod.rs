@@ -85,6 +85,12 @@ impl Acl {
         self.look(|table| acl::publishes(table, source.to_bits()))
     }
 
+    /// True when a list names this source: -acl-allow or -proxied-from.
+    #[must_use]
+    pub fn names(&self, source: Ipv6Addr) -> bool {
+        self.look(|table| table.is_some_and(|table| acl::names(table, source.to_bits())))
+    }
+
     /// What the table in force says.
     fn look<T>(&self, ask: impl Fn(Option<&InForce<'_>>) -> T) -> T {
         loop {

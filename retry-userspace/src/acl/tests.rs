@@ -233,3 +233,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_list_names_what_it_names() {
+    let of = |allow: &[&str], deny: &[&str], peers: Option<&[&str]>| {
+        let acl = acl(Size::default());
+        let rules =
+            Rules { allow: set(allow), deny: set(deny), peers: peers.map(set), publishers: Some(set(&["fd12::/16"])) };
+        acl.replace(&rules).expect("room");
+        ["fd10::1", "fd11::1", "fd12::1"].map(|source| acl.names(source.parse().expect("an address")))
+    };
+    assert_eq!(of(&[], &[], None), [false; 3], "every source may ask, and none is named");
+    assert_eq!(of(&[], &["fd10::/16"], None), [false; 3]);
+    assert_eq!(of(&["fd10::/16"], &[], None), [true, false, false]);
+    assert_eq!(of(&["fd10::/16"], &["fd10::1"], None), [false; 3], "denied");
+    assert_eq!(of(&[], &[], Some(&["fd11::/16"])), [false, true, false]);
+    assert!(!acl(Size::default()).names("fd10::1".parse().expect("an address")), "no list at all");
+}

@@ -20,6 +20,10 @@ use crate::counters::UserCounters;
 /// Most endpoints kept. ADVERTs carry no proof of who sent them, so the table is bounded.
 pub(crate) const MOST_ENDPOINTS: usize = 1_024;
 
+/// Most new endpoints that one address may announce.
+const MOST_OF_ONE: usize = 16;
+/// How long one that was heard once is told of, whatever it says itself.
+const UNCONFIRMED_NS: u64 = 15 * 60 * NS_PER_S;
 /// Intervals of silence after which an endpoint is forgotten (BRC-126).
 const INTERVALS: u64 = 3;
 const NS_PER_S: u64 = 1_000_000_000;
@@ -46,6 +50,12 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// True when it takes its NACKs at the address that it announces itself from.
+    #[must_use]
+    pub fn is_at_its_source(&self) -> bool {
+        self.nack.ip() == self.heard_from.ip()
+    }
+
     /// True when it is about to go: others are asked first.
     #[must_use]
     pub const fn is_draining(&self) -> bool {
@@ -68,8 +78,8 @@ pub(crate) enum Outcome {
     Refused(AdvertError),
     /// No listener can send NACKs there.
     Unusable(Unusable),
-    /// There is no room for one more endpoint.
-    Full,
+    /// Of a known one, from another address while the known one is heard: it is not believed.
+    Contested,
 }
 
 /// Why no listener can send NACKs to an announced address.
@@ -102,8 +112,24 @@ struct Entry {
     tier: u8,
     preference: u8,
     flags: u16,
+    first_ns: u64,
     heard_ns: u64,
+    interval_ns: u64,
     expires_ns: u64,
+    /// It was heard again from the same address, after half an interval at least.
+    confirmed: bool,
+}
+
+impl Entry {
+    /// Until when it is told of.
+    fn told_until_ns(&self) -> u64 {
+        if self.confirmed { self.expires_ns } else { self.expires_ns.min(self.heard_ns.saturating_add(UNCONFIRMED_NS)) }
+    }
+
+    /// True while the next ADVERT of its own is not overdue.
+    fn is_heard(&self, now_ns: u64) -> bool {
+        now_ns < self.heard_ns.saturating_add(self.interval_ns / 2 * 3)
+    }
 }
 
 /// The endpoints heard. Times are nanoseconds of one monotonic clock.
@@ -112,19 +138,22 @@ pub(crate) struct Registry {
     own_id: u32,
     most: usize,
     entries: HashMap<u32, Entry>,
+    /// Newcomers that gave way to others.
+    displaced: u64,
 }
 
 impl Registry {
     /// An empty table of at most `most` endpoints; ADVERTs of `own_id` ([`advert::instance_id`]) are ours.
     #[must_use]
     pub(crate) fn new(own_id: u32, most: usize) -> Self {
-        Self { own_id, most, entries: HashMap::new() }
+        Self { own_id, most, entries: HashMap::new(), displaced: 0 }
     }
 
     /// Takes in a datagram that `from` sent to a beacon group. The newest ADVERT of an instance id is the one that holds.
     ///
-    /// A full table takes no newcomer, however soon another endpoint expires: who floods it cannot push out those that
-    /// are there.
+    /// In a full table the newcomer that was heard longest ago gives way; endpoints that were heard again from their address keep
+    /// their places, up to three quarters of them. While an endpoint is heard, ADVERTs of its instance id from another address are not
+    /// believed.
     pub(crate) fn handle_advert(&mut self, datagram: &[u8], from: SocketAddrV6, now_ns: u64) -> Outcome {
         let advert = match Advert::parse(datagram) {
             Ok(advert) => advert,
@@ -139,28 +168,66 @@ impl Registry {
             Ok(nack) => nack,
             Err(why) => return Outcome::Unusable(why),
         };
-        if !self.entries.contains_key(&id) && self.entries.len() >= self.most {
-            self.entries.retain(|_, entry| now_ns < entry.expires_ns);
-            if self.entries.len() >= self.most {
-                return Outcome::Full;
-            }
+        let before = self.entries.get(&id).copied().filter(|before| now_ns < before.expires_ns);
+        let is_same_host = before.is_some_and(|before| before.heard_from.ip() == from.ip());
+        if before.is_some_and(|before| !is_same_host && before.is_heard(now_ns)) {
+            return Outcome::Contested;
+        }
+        if before.is_none() {
+            self.make_room(from, now_ns);
         }
         // An interval of 0 would be forgotten before anyone could ask; a second is the shortest that BRC-126 knows.
-        let life_ns = INTERVALS * u64::from(advert.interval_s.max(1)) * NS_PER_S;
+        let interval_ns = u64::from(advert.interval_s.max(1)) * NS_PER_S;
+        let life_ns = INTERVALS * interval_ns;
+        let known = before.filter(|before| is_same_host && before.nack == nack);
+        let confirmed = known.is_some_and(|known| {
+            known.confirmed || (now_ns.saturating_sub(known.first_ns) >= known.interval_ns / 2 && self.may_confirm())
+        });
         let entry = Entry {
             nack,
             heard_from: from,
             tier: advert.tier,
             preference: advert.preference,
             flags: advert.flags,
+            first_ns: known.map_or(now_ns, |known| known.first_ns),
             heard_ns: now_ns,
+            interval_ns,
             expires_ns: now_ns.saturating_add(life_ns),
+            confirmed,
         };
-        match self.entries.insert(id, entry).filter(|before| now_ns < before.expires_ns) {
+        self.entries.insert(id, entry);
+        match before {
             None => Outcome::New,
             Some(before) if before.nack == nack => Outcome::Refreshed,
             Some(_) => Outcome::Moved,
         }
+    }
+
+    /// Makes room for a newcomer that `from` announces.
+    fn make_room(&mut self, from: SocketAddrV6, now_ns: u64) {
+        let is_new_of = |entry: &Entry| !entry.confirmed && entry.heard_from.ip() == from.ip();
+        let of_one = self.entries.values().filter(|entry| is_new_of(entry)).count();
+        if of_one < MOST_OF_ONE && self.entries.len() < self.most {
+            return;
+        }
+        self.entries.retain(|_, entry| now_ns < entry.expires_ns);
+        let of_one = self.entries.values().filter(|entry| is_new_of(entry)).count();
+        if of_one < MOST_OF_ONE && self.entries.len() < self.most {
+            return;
+        }
+        // An address that has its share gives way to itself.
+        let may_go = |entry: &Entry| if of_one < MOST_OF_ONE { !entry.confirmed } else { is_new_of(entry) };
+        let oldest = self.entries.iter().filter(|(_, entry)| may_go(entry)).min_by_key(|(_, entry)| entry.heard_ns);
+        if let Some(oldest) = oldest.map(|(id, _)| *id) {
+            self.entries.remove(&oldest);
+            self.displaced += 1;
+        }
+    }
+
+    /// True when one more endpoint may have a place of its own.
+    fn may_confirm(&self) -> bool {
+        let confirmed = self.entries.values().filter(|entry| entry.confirmed).count();
+        confirmed < self.most / 4 * 3
     }
 
     /// The endpoints that are not forgotten, in the order in which listeners ask them: tier ascending, preference
@@ -170,7 +237,7 @@ impl Registry {
         let mut endpoints: Vec<_> = self
             .entries
             .iter()
-            .filter(|(_, entry)| now_ns < entry.expires_ns)
+            .filter(|(_, entry)| now_ns < entry.told_until_ns())
             .map(|(id, entry)| Endpoint {
                 nack: entry.nack,
                 tier: entry.tier,
@@ -179,7 +246,7 @@ impl Registry {
                 instance_id: *id,
                 heard_from: entry.heard_from,
                 age: Duration::from_nanos(now_ns.saturating_sub(entry.heard_ns)),
-                expires_in: Duration::from_nanos(entry.expires_ns - now_ns),
+                expires_in: Duration::from_nanos(entry.told_until_ns() - now_ns),
             })
             .collect();
         endpoints.sort_unstable_by_key(|endpoint| {
@@ -231,15 +298,26 @@ impl SharedRegistry {
     }
 
     /// For the socket of the beacon groups: takes in what is no shard manifest. `from` tells the interface by its scope
-    /// id, which a link-local NACK address needs.
-    pub(crate) fn hear(&self, datagram: &[u8], from: SocketAddrV6) {
-        let outcome = self.registry().handle_advert(datagram, from, monotonic_ns());
+    /// id, which a link-local NACK address needs. `names` says which addresses the operator's lists name.
+    pub(crate) fn hear(&self, datagram: &[u8], from: SocketAddrV6, names: impl Fn(Ipv6Addr) -> bool) {
+        let (outcome, displaced) = {
+            let mut registry = self.registry();
+            let outcome = registry.handle_advert(datagram, from, monotonic_ns());
+            (outcome, std::mem::take(&mut registry.displaced))
+        };
+        self.counters.add(Counter::AdvertsOverflow, displaced);
         match outcome {
-            Outcome::New | Outcome::Refreshed | Outcome::Moved => self.counters.one(Counter::AdvertsHeard),
+            Outcome::New | Outcome::Refreshed | Outcome::Moved => {
+                self.counters.one(Counter::AdvertsHeard);
+                let announced = Advert::parse(datagram).map(|advert| Ipv6Addr::from(advert.nack_addr));
+                if announced.is_ok_and(|announced| announced != *from.ip() && !names(announced)) {
+                    self.counters.one(Counter::AdvertsElsewhere);
+                }
+            }
             Outcome::Own => {}
             Outcome::Refused(_) => self.counters.one(Counter::AdvertsRefused),
             Outcome::Unusable(_) => self.counters.one(Counter::AdvertsUnusable),
-            Outcome::Full => self.counters.one(Counter::AdvertsOverflow),
+            Outcome::Contested => self.counters.one(Counter::AdvertsContested),
         }
         tracing::trace!(%from, ?outcome, "an ADVERT was heard");
     }

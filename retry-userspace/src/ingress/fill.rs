@@ -513,7 +513,11 @@ impl Fill {
         life_ms: Option<u32>,
         from: StoredFrom,
     ) -> Result<Put, Refused> {
-        let frame = self.read(bytes, key, life_ms)?;
+        let mut frame = self.read(bytes, key, life_ms)?;
+        if from != StoredFrom::Api {
+            // A backend says how old a frame is, and not how long frames are kept here.
+            frame.life_ms = frame.life_ms.min(self.lives.of_ms(frame.class));
+        }
         let mut tally = Counters::default();
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = self.put_in(&mut writer, &frame, from, monotonic_ns(), &mut tally);

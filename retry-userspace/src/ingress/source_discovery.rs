@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use retry_common::counter::Counter;
 use retry_common::group::SourceMode;
@@ -83,6 +83,10 @@ impl Control {
     /// asks for too much the operator is told once besides.
     pub(crate) fn hear(&self, manifest: &Manifest<'_>, from: Ipv6Addr, now_ns: u64) {
         let mut state = self.state();
+        let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        if state.sources.is_ahead(manifest, from, now_ns, unix_s) {
+            return self.counters.one(Counter::ManifestsAhead);
+        }
         match state.sources.handle_manifest(manifest, from, now_ns) {
             Outcome::Taken | Outcome::Shutdown => {}
             Outcome::Foreign => return self.counters.one(Counter::ManifestsForeign),

@@ -10,6 +10,12 @@ const INTERVALS: u64 = 3;
 /// A manifest that tells neither is taken for one a minute.
 const INTERVAL_S: u64 = 60;
 const NS_PER_S: u64 = 1_000_000_000;
+/// The longest that one manifest holds, seconds, whatever it says. It is repeated long before.
+const MOST_LIFE_S: u64 = 900;
+/// How far a manifest may be ahead of the time, seconds: clocks differ.
+const AHEAD_S: u64 = 300;
+/// A clock that shows less was never set, seconds of Unix time: 2026 began.
+const CLOCK_SET_S: u64 = 1_767_225_600;
 /// Instances kept: their senders are configured, so that there are few; their ids are their own word.
 const MOST: usize = 1_024;
 /// Sources that all manifests may name together. A fabric has a few; each costs joins, and kernel time for each datagram.
@@ -34,6 +40,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, Debug)]
 struct Live {
     epoch_s: u32,
+    heard_ns: u64,
     authoritative: bool,
     /// It was its last: kept so that an older one that comes late does not bring it back.
     shutdown: bool,
@@ -78,6 +85,18 @@ impl Sources {
         self.senders = senders;
     }
 
+    /// True when a manifest that `sender` sent says that it was made later than now: believed, it would make all that its sender
+    /// says stale. Now is what this host's clock shows (`unix_s`, seconds). Where that was never set, it is what the instance's last
+    /// manifest said and the time since then; where nothing was heard of it either, it is believed.
+    #[must_use]
+    pub(crate) fn is_ahead(&self, manifest: &Manifest<'_>, sender: Ipv6Addr, now_ns: u64, unix_s: u64) -> bool {
+        let known = self.live.get(&(sender, manifest.instance_id)).filter(|known| now_ns < known.expires_ns);
+        let theirs = known.map(|known| u64::from(known.epoch_s) + now_ns.saturating_sub(known.heard_ns) / NS_PER_S);
+        let ours = Some(unix_s).filter(|unix_s| *unix_s >= CLOCK_SET_S);
+        let now_s = ours.or(theirs);
+        self.senders.contains(&sender) && now_s.is_some_and(|now_s| u64::from(manifest.epoch_s) > now_s + AHEAD_S)
+    }
+
     /// Takes a manifest in that `sender` sent.
     pub(crate) fn handle_manifest(&mut self, manifest: &Manifest<'_>, sender: Ipv6Addr, now_ns: u64) -> Outcome {
         if !self.senders.contains(&sender) {
@@ -93,11 +112,12 @@ impl Sources {
             return Outcome::Stale;
         }
         let interval = if manifest.interval_s == 0 { INTERVAL_S } else { u64::from(manifest.interval_s) };
-        let silence_s = INTERVALS * interval;
-        let life_s = if manifest.ttl_s == 0 { silence_s } else { u64::from(manifest.ttl_s) };
+        let silence_s = (INTERVALS * interval).min(MOST_LIFE_S);
+        let life_s = if manifest.ttl_s == 0 { silence_s } else { u64::from(manifest.ttl_s).min(MOST_LIFE_S) };
         let named = if shutdown { &[] } else { manifest.sources };
         let live = Live {
             epoch_s: manifest.epoch_s,
+            heard_ns: now_ns,
             authoritative: manifest.flags & FLAG_AUTHORITATIVE != 0,
             shutdown,
             sources: named
@@ -282,6 +302,41 @@ mod tests {
         assert_eq!(sources.handle_manifest(&manifest, ip(50), 0), Outcome::Taken);
         assert_eq!(sources.wanted(9 * S - 1).len(), 2);
         assert_eq!(sources.wanted(9 * S).len(), 1);
+    }
+
+    #[test]
+    fn a_manifest_of_tomorrow_is_not_believed() {
+        const NOW: u64 = CLOCK_SET_S + 1_000_000;
+        let epoch = |ahead: u64| u32::try_from(NOW + ahead).expect("soon");
+        let two = [ip(2).octets()];
+        let of = |epoch_s| manifest(&two, epoch_s, 0);
+        let mut sources = known();
+        for (epoch_s, is_ahead) in [(epoch(AHEAD_S), false), (epoch(AHEAD_S + 1), true), (u32::MAX, true), (0, false)] {
+            assert_eq!(sources.is_ahead(&of(epoch_s), ip(50), 0, NOW), is_ahead, "{epoch_s}");
+        }
+        assert!(!sources.is_ahead(&of(u32::MAX), ip(77), 0, NOW), "of a stranger nothing is believed anyway");
+        // A clock that was never set: by what was heard before, and the time since then.
+        assert!(!sources.is_ahead(&of(u32::MAX), ip(50), 0, 1_000));
+        assert_eq!(sources.handle_manifest(&of(epoch(0)), ip(50), 0), Outcome::Taken);
+        assert!(!sources.is_ahead(&of(epoch(AHEAD_S + 5)), ip(50), 5 * S, 1_000));
+        assert!(sources.is_ahead(&of(epoch(AHEAD_S + 6)), ip(50), 5 * S, 1_000));
+        // A sender whose clock is fast stays believed, and none gets ahead step by step.
+        assert_eq!(sources.handle_manifest(&of(epoch(AHEAD_S)), ip(50), 5 * S), Outcome::Taken);
+        assert!(!sources.is_ahead(&of(epoch(AHEAD_S + 9)), ip(50), 9 * S, NOW + 9));
+        assert!(sources.is_ahead(&of(epoch(AHEAD_S + 10)), ip(50), 9 * S, NOW + 9));
+    }
+
+    #[test]
+    fn no_manifest_holds_for_more_than_a_quarter_of_an_hour() {
+        let mut sources = known();
+        let two = [ip(2).octets()];
+        for forged in [
+            Manifest { ttl_s: u16::MAX, ..manifest(&two, 1, 0) },
+            Manifest { ttl_s: 0, interval_s: u16::MAX, ..manifest(&two, 1, 0) },
+        ] {
+            assert_eq!(sources.handle_manifest(&forged, ip(50), 0), Outcome::Taken);
+            assert_eq!((sources.wanted(900 * S - 1), sources.wanted(900 * S)), (set(&[1, 2]), set(&[1])));
+        }
     }
 
     #[test]

@@ -88,32 +88,41 @@ pub(crate) struct Upstreams {
 }
 
 impl Upstreams {
-    /// Who is asked for a frame of `flow`: healthy ones as `select` has it, then pinned ones that do not answer as listed;
-    /// others only when there is no other upstream. Those that told us to hold are left out.
+    /// Who is asked for a frame of `flow`: healthy ones as `select` has it, then discovered ones that have never answered, then pinned
+    /// ones that do not answer as listed; others only when there is no other upstream. Those that told us to hold are left out.
     #[must_use]
     pub(crate) fn order(&self, select: ProxySelect, flow: u64, now_ns: u64) -> Order {
-        let (mut healthy, ill): (Vec<&Upstream>, Vec<&Upstream>) = self.all.iter().partition(|one| one.health.is_up());
-        match select {
-            ProxySelect::Order => {}
-            ProxySelect::Rtt => healthy.sort_by_key(|one| one.rtt_ns.unwrap_or(u64::MAX)),
-            ProxySelect::Hash => by_hash(&mut healthy, flow),
+        let (healthy, ill): (Vec<&Upstream>, Vec<&Upstream>) = self.all.iter().partition(|one| one.health.is_up());
+        let (mut healthy, mut unproven): (Vec<&Upstream>, Vec<&Upstream>) =
+            healthy.into_iter().partition(|one| one.is_proven());
+        for some in [&mut healthy, &mut unproven] {
+            match select {
+                ProxySelect::Order => {}
+                ProxySelect::Rtt => some.sort_by_key(|one| one.rtt_ns.unwrap_or(u64::MAX)),
+                ProxySelect::Hash => by_hash(some, flow),
+            }
         }
+        let is_any_proven = !healthy.is_empty();
         let pinned = ill.iter().copied().filter(|one| one.member.pinned);
-        let mut chosen: Vec<&Upstream> = healthy.iter().copied().chain(pinned).collect();
+        let mut chosen: Vec<&Upstream> = healthy.iter().chain(&unproven).copied().chain(pinned).collect();
         if chosen.is_empty() {
             chosen = ill;
         }
         let mut seen = HashSet::new();
         chosen.retain(|one| seen.insert(bare(one.member.address)));
         let (held, ask): (Vec<&Upstream>, Vec<&Upstream>) = chosen.into_iter().partition(|one| one.is_held(now_ns));
-        let choices = |some: Vec<&Upstream>| some.into_iter().map(Upstream::choice).collect();
+        let choice = |one: &Upstream| {
+            let Choice { address, healthy } = one.choice();
+            Choice { address, healthy: healthy && (one.is_proven() || !is_any_proven) }
+        };
+        let choices = |some: Vec<&Upstream>| some.into_iter().map(choice).collect();
         Order { ask: choices(ask), held: choices(held) }
     }
 
     /// One that has not been asked for a while, and of which more should be known: it is sent a copy of a NACK.
     pub(crate) fn take_idle(&mut self, select: ProxySelect, now_ns: u64) -> Option<SocketAddr> {
         let due = |one: &&mut Upstream| {
-            let pause = match (one.health.is_up(), select) {
+            let pause = match (one.health.is_up() && one.is_proven(), select) {
                 (false, _) => TRY_AGAIN_NS,
                 (true, ProxySelect::Hash | ProxySelect::Rtt) => MEASURE_NS,
                 (true, ProxySelect::Order) => return false,
@@ -246,6 +255,11 @@ impl Upstreams {
 impl Upstream {
     const fn choice(&self) -> Choice {
         Choice { address: self.member.address, healthy: self.health.is_up() }
+    }
+
+    /// It is the operator's, or has answered: what was only heard of may be forged.
+    const fn is_proven(&self) -> bool {
+        self.member.pinned || self.health.last_answer_ns().is_some()
     }
 
     const fn is_held(&self, now_ns: u64) -> bool {

@@ -23,7 +23,7 @@ use super::reload::{Reached, Reload};
 use super::state::{Observed, State};
 use super::workers::Workers;
 use crate::acl::{self, Acl};
-use crate::beacon::registry::SharedRegistry;
+use crate::beacon::registry::{Endpoint, SharedRegistry};
 use crate::clock::{monotonic_ns, nanoseconds};
 use crate::counters::{SourceCounts, UserCounters};
 use crate::datapath::{DrawnNacks, Events, KernelFill, KernelKnown, KernelSources, LogLines, kernel_settings};
@@ -317,11 +317,11 @@ impl Common<'_> {
         registry: &Arc<SharedRegistry>,
     ) -> Result<BeaconListener, JoinError> {
         let (beacons, wanted) = channel();
-        let registry = Arc::clone(registry);
+        let (registry, acl) = (Arc::clone(registry), Arc::clone(&self.acl));
         let listener = BeaconListener::open(
             beacon_listener::Config::from(self.settings, &self.fabric),
             wanted,
-            Box::new(move |bytes, from| registry.hear(bytes, from)),
+            Box::new(move |bytes, from| registry.hear(bytes, from, |address| acl.names(address))),
             Arc::clone(&control),
             Arc::clone(&self.acl),
             self.counters(),
@@ -359,13 +359,16 @@ impl Common<'_> {
             }
             None => Arc::new(NoClaims),
         };
-        let (registry, discovers) = (Arc::clone(registry), config.proxy.discover);
+        let (registry, acl, discovers) = (Arc::clone(registry), Arc::clone(&self.acl), config.proxy.discover);
         let discover = move || -> Vec<SocketAddrV6> {
             if !discovers {
                 return Vec::new();
             }
-            // One that drains is on its way out, and is asked for nothing new.
-            registry.endpoints().iter().filter(|one| !one.is_draining()).map(|one| one.nack).collect()
+            // One that drains is on its way out, and is asked for nothing new. An address that another host announces is asked only if
+            // the operator has named it.
+            let is_asked =
+                |one: &&Endpoint| !one.is_draining() && (one.is_at_its_source() || acl.names(*one.nack.ip()));
+            registry.endpoints().iter().filter(is_asked).map(|one| one.nack).collect()
         };
         let on_frame = move |recovered| {
             // At the end no thread takes replies any more.

@@ -142,19 +142,105 @@ fn they_stand_in_the_order_of_asking() {
     assert_eq!(ids(&registry, at(0)), [2, 3, 4, 5, 6]);
 }
 
+/// A host of its own for each number.
+fn host(number: u32) -> SocketAddrV6 {
+    SocketAddrV6::new(Ipv6Addr::from_bits(0xfd10 << 112 | u128::from(number)), 40_000, 0, ETH0)
+}
+
+fn hear_from(registry: &mut Registry, number: u32, id: u32, now_ns: u64) -> Outcome {
+    registry.handle_advert(&advert(id).to_bytes(), host(number), now_ns)
+}
+
 #[test]
-fn a_full_table_keeps_those_that_are_there() {
-    let mut registry = Registry::new(OWN, 3);
-    // The first is closest to its end.
-    hear(&mut registry, &Advert { interval_s: 10, ..advert(1) }, at(0));
-    hear(&mut registry, &advert(2), at(0));
-    hear(&mut registry, &advert(3), at(0));
-    assert_eq!(hear(&mut registry, &advert(4), at(29)), Outcome::Full);
-    assert_eq!(hear(&mut registry, &advert(2), at(29)), Outcome::Refreshed);
-    assert_eq!(ids(&registry, at(29)), [1, 2, 3]);
-    // A place is free when its endpoint is forgotten.
-    assert_eq!(hear(&mut registry, &advert(4), at(30)), Outcome::New);
-    assert_eq!(ids(&registry, at(30)), [2, 3, 4]);
+fn a_full_table_keeps_those_that_were_heard_again() {
+    let mut registry = Registry::new(OWN, 4);
+    for id in 1..=4 {
+        hear_from(&mut registry, id, id, at(0));
+    }
+    // Half an interval later, and from the same host: the last place stays one for newcomers.
+    for id in 1..=4 {
+        assert_eq!(hear_from(&mut registry, id, id, at(30)), Outcome::Refreshed);
+    }
+    for id in 100..200 {
+        assert_eq!(hear_from(&mut registry, id, id, at(31)), Outcome::New, "a newcomer is taken");
+    }
+    assert_eq!((ids(&registry, at(31)), registry.displaced), (vec![1, 2, 3, 199], 100));
+    // Those that are known are forgotten as before.
+    assert_eq!(ids(&registry, at(30 + 180)), [199]);
+}
+
+#[test]
+fn a_flood_locks_no_newcomer_out() {
+    let mut registry = registry();
+    hear_from(&mut registry, 1, 1, at(0));
+    hear_from(&mut registry, 1, 1, at(60));
+    for id in 1_000..101_000 {
+        hear_from(&mut registry, id, id, at(61));
+    }
+    assert_eq!(hear_from(&mut registry, 2, 2, at(62)), Outcome::New);
+    let known = registry.endpoints(at(62));
+    assert_eq!(known.len(), MOST_ENDPOINTS);
+    assert!([1, 2].iter().all(|id| known.iter().any(|one| one.instance_id == *id)));
+    // The forgers repeat themselves: a quarter of the places is not theirs.
+    for id in 1_000..101_000 {
+        hear_from(&mut registry, id, id, at(62));
+    }
+    for round in 0..3 {
+        for id in 100_000..101_000 {
+            hear_from(&mut registry, id, id, at(100 + 40 * round));
+        }
+    }
+    assert_eq!(hear_from(&mut registry, 3, 3, at(190)), Outcome::New);
+    let confirmed = registry.entries.values().filter(|one| one.confirmed).count();
+    assert_eq!(confirmed, MOST_ENDPOINTS / 4 * 3);
+    assert!(registry.entries.len() <= MOST_ENDPOINTS);
+}
+
+#[test]
+fn one_address_announces_sixteen_newcomers() {
+    let mut registry = registry();
+    hear_from(&mut registry, 1, 1, at(0));
+    for id in 1_010..2_000 {
+        assert_eq!(hear_from(&mut registry, 2, id, at(1)), Outcome::New);
+    }
+    assert_eq!(registry.entries.len(), 1 + MOST_OF_ONE);
+    assert!(registry.entries.contains_key(&1) && registry.entries.contains_key(&1_999));
+}
+
+#[test]
+fn an_instance_is_not_taken_over_while_it_is_heard() {
+    let mut registry = registry();
+    hear_from(&mut registry, 1, 7, at(0));
+    let forged = Advert { flags: advert::FLAG_DRAINING, nack_port: 1, ..advert(7) };
+    let forge = |registry: &mut Registry, now_ns| registry.handle_advert(&forged.to_bytes(), host(2), now_ns);
+    assert_eq!(forge(&mut registry, at(89)), Outcome::Contested);
+    assert!(!registry.endpoints(at(89))[0].is_draining());
+    // Its ADVERT is overdue: it may have moved.
+    assert_eq!(forge(&mut registry, at(90)), Outcome::Moved);
+    assert_eq!(registry.endpoints(at(90))[0].nack.port(), 1);
+}
+
+/// One ADVERT that says that it holds for 54 hours.
+#[test]
+fn what_was_heard_once_is_told_of_for_a_quarter_of_an_hour() {
+    let mut registry = registry();
+    let seldom = Advert { interval_s: u16::MAX, ..advert(1) };
+    hear(&mut registry, &seldom, at(0));
+    assert_eq!(registry.endpoints(at(899))[0].expires_in, Duration::from_secs(1));
+    assert!(ids(&registry, at(900)).is_empty());
+    // An endpoint that is heard so seldom is one that is known from its second ADVERT on.
+    let interval = u64::from(u16::MAX);
+    assert_eq!(hear(&mut registry, &seldom, at(interval)), Outcome::Refreshed);
+    assert_eq!(ids(&registry, at(4 * interval) - 1), [1]);
+}
+
+#[test]
+fn an_address_that_another_host_announces() {
+    let mut registry = registry();
+    hear_from(&mut registry, 0x20, 1, at(0));
+    hear_from(&mut registry, 0x21, 2, at(0));
+    let at_its_source: Vec<bool> = registry.endpoints(at(0)).iter().map(Endpoint::is_at_its_source).collect();
+    assert_eq!(at_its_source, [true, false]);
 }
 
 #[test]
@@ -162,20 +248,24 @@ fn what_is_heard_is_counted() {
     let counters = Arc::new(UserCounters::default());
     let shared = SharedRegistry::new("me", Arc::clone(&counters));
     let theirs = advert(1).to_bytes();
-    shared.hear(&theirs, sender());
-    shared.hear(&theirs, sender());
-    shared.hear(&Advert { nack_port: 9301, ..advert(1) }.to_bytes(), sender());
-    shared.hear(&Advert { instance_id: advert::instance_id("me"), ..advert(1) }.to_bytes(), sender());
-    shared.hear(b"no advert", sender());
-    shared.hear(&with_address("::1").to_bytes(), sender());
+    let hear = |bytes: &[u8], from| shared.hear(bytes, from, |_| false);
+    hear(&theirs, sender());
+    hear(&theirs, sender());
+    hear(&Advert { nack_port: 9301, ..advert(1) }.to_bytes(), sender());
+    hear(&Advert { instance_id: advert::instance_id("me"), ..advert(1) }.to_bytes(), sender());
+    hear(b"no advert", sender());
+    hear(&with_address("::1").to_bytes(), sender());
+    hear(&theirs, host(1));
     for id in 2..=u32::try_from(MOST_ENDPOINTS).expect("small") + 4 {
-        shared.hear(&advert(id).to_bytes(), sender());
+        hear(&advert(id).to_bytes(), host(0x20));
     }
+    shared.hear(&with_address("fd10::21").to_bytes(), sender(), |address| address.segments()[7] == 0x21);
     let count = counters.snapshot();
-    let heard = u64::try_from(MOST_ENDPOINTS).expect("small") + 2;
+    let heard = u64::try_from(MOST_ENDPOINTS).expect("small") + 3 + 4;
     assert_eq!((count.adverts_heard, count.adverts_refused, count.adverts_unusable), (heard, 1, 1));
-    assert_eq!(count.adverts_overflow, 4);
-    assert_eq!(shared.endpoints().len(), MOST_ENDPOINTS);
+    assert_eq!((count.adverts_contested, count.adverts_elsewhere), (1, 3));
+    assert_eq!(count.adverts_overflow, heard - 4 - 16);
+    assert_eq!(shared.endpoints().len(), 1 + MOST_OF_ONE);
 }
 
 /// What happens to the table: an ADVERT after some time.
@@ -196,10 +286,10 @@ fn event() -> impl Strategy<Value = (Advert, u64)> {
 }
 
 proptest! {
-    /// The table is the last usable ADVERT of each id, while it lives, and as many as there is room for.
+    /// The table is the last usable ADVERT of each id, while it lives.
     #[test]
-    fn it_holds_what_a_list_would(events in prop::collection::vec(event(), 1..60), most in 1usize..8) {
-        let mut registry = Registry::new(OWN, most);
+    fn it_holds_what_a_list_would(events in prop::collection::vec(event(), 1..60)) {
+        let mut registry = registry();
         let mut list: Vec<(u32, Advert, u64)> = Vec::new();
         let mut now = START;
         for (advert, later_ns) in events {
@@ -209,7 +299,7 @@ proptest! {
             let id = advert.instance_id.max(1);
             let usable = !matches!(advert.nack_addr, [0xff, ..] | [0, .., 1]);
             let known = list.iter().position(|(known, ..)| *known == id);
-            let took = id != OWN && usable && (known.is_some() || list.len() < most);
+            let took = id != OWN && usable;
             prop_assert_eq!(took, matches!(outcome, Outcome::New | Outcome::Refreshed | Outcome::Moved));
             prop_assert_eq!(outcome == Outcome::New, took && known.is_none());
             if took {

@@ -189,6 +189,20 @@ fn a_publisher_that_started_again_replaces_its_frame_and_is_told() {
     assert_eq!(fill.sources.with_kernel(&StoredBySource::default()).other, 1);
 }
 
+/// A backend's word makes no life longer; an operator's may.
+#[test]
+fn a_frame_of_a_backend_lives_no_longer_than_its_class() {
+    let (fill, log, _) = scene();
+    for (number, from, wanted_ms) in
+        [(1, StoredFrom::Store, 60_000), (2, StoredFrom::Upstream, 60_000), (3, StoredFrom::Api, 3_600_000)]
+    {
+        let bytes = frame(5, number);
+        fill.put_for(&key_of(&bytes), &bytes, Some(3_600_000), from).expect("stored");
+        let record = log.look_up(&key_of(&bytes), monotonic_ns()).expect("stored");
+        assert_eq!(record.header().life_ms, wanted_ms, "{from:?}");
+    }
+}
+
 /// Neither the network nor a backend changes a frame that is held; an operator does.
 #[test]
 fn the_first_frame_of_a_key_stays() {

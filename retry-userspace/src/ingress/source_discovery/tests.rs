@@ -144,3 +144,17 @@ fn a_manifest_that_names_too_many_sources_is_counted() {
     assert_eq!(count(&counters, Counter::ManifestsFull), 2);
     assert!(control.wanted().contains(&ip(2)));
 }
+
+/// One that says that it was made in 2106 would make all that follows stale.
+#[test]
+fn a_manifest_of_the_future_is_counted_and_changes_nothing() {
+    let counters = Arc::new(UserCounters::default());
+    let control = Control::new(config(), Arc::clone(&counters));
+    let (two, three) = ([ip(2).octets()], [ip(3).octets()]);
+    control.hear(&manifest(&two, 1, 0), ip(50), monotonic_ns());
+    control.hear(&manifest(&three, u32::MAX, 0), ip(50), monotonic_ns());
+    assert_eq!((count(&counters, Counter::ManifestsAhead), count(&counters, Counter::ManifestsStale)), (1, 0));
+    assert_eq!(control.wanted(), set(&[1, 2]));
+    control.hear(&manifest(&three, 2, 0), ip(50), monotonic_ns());
+    assert_eq!(control.wanted(), set(&[1, 3]));
+}

@@ -39,6 +39,28 @@ fn first(upstreams: &Upstreams, flow: u64) -> SocketAddr {
 }
 
 #[test]
+fn one_that_was_only_heard_of_comes_behind_until_it_answers() {
+    for select in [ProxySelect::Order, ProxySelect::Hash, ProxySelect::Rtt] {
+        let mut upstreams = table([1, 2, 3, 4, 5, 6, 7, 8], 1);
+        for flow in 0..100 {
+            let asked = upstreams.order(select, flow, SECOND).ask;
+            assert_eq!((asked[0], asked.len()), (Choice { address: address(1), healthy: true }, 8));
+            assert!(asked[1..].iter().all(|one| !one.healthy), "none holds a job up");
+        }
+        // Each is measured, whatever decides.
+        assert_ne!(upstreams.take_idle(select, 10 * SECOND), None);
+        upstreams.answered(address(5), Some(1), SECOND);
+        assert!(upstreams.order(select, 1, SECOND).ask[..2].iter().all(|one| one.healthy));
+        assert!(
+            (0..100).any(|flow| order(&upstreams, select, flow)[0] == address(5)) != (select == ProxySelect::Order)
+        );
+    }
+    // Where there is no other, they are asked as all were.
+    let upstreams = table([1, 2], 0);
+    assert!(upstreams.order(ProxySelect::Hash, 7, SECOND).ask.iter().all(|one| one.healthy));
+}
+
+#[test]
 fn as_listed() {
     let upstreams = table([3, 1, 2], 1);
     assert_eq!(order(&upstreams, ProxySelect::Order, 7), hosts(&[3, 1, 2]));
@@ -119,7 +141,7 @@ fn a_refresh_keeps_what_is_known_of_those_that_stay() {
 
 #[test]
 fn one_that_left_is_tried_now_and_then() {
-    let mut upstreams = table([1, 2], 0);
+    let mut upstreams = table([1, 2], 2);
     assert_eq!(upstreams.take_idle(ProxySelect::Order, 100 * SECOND), None, "nothing is to be learnt");
     upstreams.sent(address(2), 100 * SECOND);
     fail(&mut upstreams, 2);

@@ -73,7 +73,7 @@ impl Proxy {
                 default: "false",
                 accepts: switch(),
                 meaning: "Ask endpoints too that are heard by their beacons.",
-                consequence: "They come after the ones named. Needs -proxy-enabled.",
+                consequence: "They come after the ones named; one that announces another address than its beacons come from is asked only if -acl-allow or -proxied-from names it. Needs -proxy-enabled.",
             })?,
             select: rows.read(Row {
                 flag: "proxy-select",
