@@ -11,10 +11,10 @@ use crate::acl;
 use crate::holddown::HoldDown;
 use crate::key::FrameKey;
 use crate::latency::Histogram;
-use crate::limits::{TokenBucket, Window, table};
+use crate::limits::{ByteLimits, TokenBucket, Window, table};
 
 /// Version of everything in this file. Raised by any change that makes old maps unreadable.
-pub const LAYOUT: u32 = 9;
+pub const LAYOUT: u32 = 10;
 
 /// Most known listeners: those that the window of a frame, which all who ask share, does not keep from an answer.
 pub const KNOWN_LISTENERS: usize = 65_536;
@@ -120,10 +120,18 @@ pub mod setting_flag {
     pub const LATENCY: u32 = 0x1000;
     /// NACKs are drawn for the top talkers.
     pub const TALKERS: u32 = 0x8000;
+    /// A budget in bytes is on ([`super::Settings::bytes`]).
+    pub const BYTE_BUDGETS: u32 = 0x1_0000;
 
     /// The bits that an operator changes while programs run.
-    pub const LIVE: u32 =
-        MULTICAST | UNICAST | SUPPRESS_ACK | SUPPRESS_MISS | THROTTLE_RESPONSE | DAEMON_MULTICAST | ANNOUNCE;
+    pub const LIVE: u32 = MULTICAST
+        | UNICAST
+        | SUPPRESS_ACK
+        | SUPPRESS_MISS
+        | THROTTLE_RESPONSE
+        | DAEMON_MULTICAST
+        | ANNOUNCE
+        | BYTE_BUDGETS;
 }
 
 /// The four limits.
@@ -217,8 +225,14 @@ pub struct Settings {
     pub acl: u64,
     /// NACKs with a lower hop limit are dropped; 0: none.
     pub hop_limit_min: u8,
+    /// How many interfaces a multicast repair leaves by.
+    pub egress_interfaces: u8,
     /// Zero.
-    pub reserved: [u8; 7],
+    pub reserved: [u8; 2],
+    /// Number of buckets of the table of [`ByteLimits::source`] less one: 0 where that was off at the start.
+    pub byte_mask: u32,
+    /// The budgets in bytes. Changes while programs run, word by word.
+    pub bytes: ByteLimits,
 }
 
 /// Bytes of [`Settings::build`].
@@ -336,6 +350,16 @@ pub struct LimitWay {
     pub tag: u64,
     /// The state word of [`crate::limits`].
     pub state: u64,
+}
+
+/// State of [`ByteLimits::total`], which the kernel programs and the daemon charge.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct TotalBytes {
+    /// The state word of [`crate::limits::ByteBudget`].
+    pub state: u64,
+    /// Zero.
+    pub reserved: [u64; 7],
 }
 
 /// One entry of a limit table: what decides in one cache line, and whose it is behind it, for who reads the table.
@@ -653,7 +677,12 @@ const _: () = {
     assert!(offset_of!(Settings, watch_until_ns) == 232);
     assert!(offset_of!(Settings, watch_one_in) == 280);
     assert!(offset_of!(Settings, acl) == 288);
-    assert!(size_of::<Settings>() == 304);
+    assert!(offset_of!(Settings, egress_interfaces) == 297);
+    assert!(offset_of!(Settings, byte_mask) == 300);
+    assert!(offset_of!(Settings, bytes) == 304);
+    assert!(size_of::<ByteLimits>() == 40 && offset_of!(ByteLimits, total) == 16);
+    assert!(size_of::<Settings>() == 344);
+    assert!(size_of::<TotalBytes>() == 64);
     assert!(size_of::<acl::Head>() == 448 && offset_of!(acl::Head, seed) == 384);
     assert!(size_of::<acl::AclBucket>() == 64);
     assert!(size_of::<Watched>() == 72 && offset_of!(Watched, key) == 48 && offset_of!(Watched, source) == 32);

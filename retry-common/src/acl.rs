@@ -295,6 +295,12 @@ pub fn publishes<T: Table>(table: Option<&T>, source: u128) -> bool {
     }
 }
 
+/// True when a source is refused that no list names: then each source that is looked at stands on the allow list.
+#[inline(always)]
+pub const fn has_allow_list(head: &Head) -> bool {
+    head.otherwise & entry_flag::VERDICT != entry_flag::ALLOWED
+}
+
 #[cfg(test)]
 mod tests {
     use std::string::ToString;

@@ -217,6 +217,9 @@ counters! {
     AdvertsContested adverts_contested User = "bre_beacon_dropped_total" [reason = "contested"] "ADVERTs with the instance id of an endpoint that is heard, from another address.";
     AdvertsElsewhere adverts_elsewhere User = "bre_beacon_elsewhere_total" [] "ADVERTs whose NACK address is neither the address that they came from nor listed: with -proxy-discover it is not asked.";
     ManifestsAhead manifests_ahead User = "bre_manifests_dropped_total" [reason = "ahead"] "Shard manifests whose epoch is more than five minutes ahead of this host's clock.";
+    LimitedSourceBytes limited_source_bytes Both = "bre_rate_limit_drops_total" [level = "source_bytes"] "NACKs whose answer would exceed rl-source-bytes of their address.";
+    LimitedTotalBytes limited_total_bytes Both = "bre_rate_limit_drops_total" [level = "total_bytes"] "NACKs whose answer would exceed rl-total-bytes.";
+    LimitedUnproven limited_unproven Both = "bre_rate_limit_drops_total" [level = "unproven"] "NACKs whose unicast copy was left out because it is longer than unproven-factor allows for an address that has not shown that it hears us.";
 }
 
 /// What an answer counts that left, and what one that could not be sent.

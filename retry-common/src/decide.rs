@@ -6,6 +6,7 @@
 
 use crate::abi::setting_flag;
 use crate::counter::Counter;
+use crate::limits::bytes::{ANSWER_BYTES, Afforded, Leaving};
 use crate::wire::answer::AckFlags;
 use crate::wire::nack::Nack;
 
@@ -17,6 +18,8 @@ pub mod throttle_bucket {
     pub const CHAIN: u8 = 3;
     /// Over the limit of the address and group.
     pub const GROUP: u8 = 4;
+    /// More than a source gets that has not shown that it hears us: who asks again after it is known.
+    pub const UNPROVEN: u8 = 3;
 }
 
 /// No [`setting_flag`]: the window of the frame does not hold for this NACK.
@@ -110,6 +113,12 @@ pub trait Endpoint {
     fn claim_multicast(&mut self) -> Multicast;
     /// What a claim would say, without making it: [`Multicast::Claimed`] when no instance holds the frame.
     fn peek_multicast(&mut self) -> Multicast;
+    /// Bytes of the packets that carry the frame by one interface ([`crate::limits::bytes::packet`]).
+    fn packet_bytes(&self, frame: &Self::Frame) -> u32;
+    /// How many interfaces a multicast repair leaves by.
+    fn egress_interfaces(&self) -> u32;
+    /// Whether so much may leave ([`crate::limits::bytes::afford`]). Asked only where a budget in bytes is on.
+    fn afford(&mut self, leaving: &Leaving) -> Afforded;
     /// Counts one.
     fn count(&mut self, counter: Counter);
 }
@@ -169,7 +178,7 @@ pub enum Verdict<F> {
     Relieve,
 }
 
-/// Decides on a NACK: steps 2 to 10 of docs/nack-decision.md.
+/// Decides on a NACK: steps 2 to 11 of docs/nack-decision.md.
 #[inline(always)]
 pub fn decide<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
     // Step 2: never an answer, or a spoofed flood would be reflected.
@@ -184,19 +193,35 @@ pub fn decide<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Ver
     within(nack, policy, endpoint)
 }
 
-/// Decides on a NACK of [`Verdict::Relieve`]: steps 4 to 10, without the window of its frame.
+/// Decides on a NACK of [`Verdict::Relieve`]: steps 4 to 11, without the window of its frame.
 pub fn relieve<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
     endpoint.count(Counter::Relieved);
     within(nack, policy.relieved(), endpoint)
 }
 
-/// Steps 4 to 10.
+/// Decides on a NACK that waited for the shared store, which has answered: steps 6 to 11.
+pub fn answered<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
+    match endpoint.look_up() {
+        Some(frame) => found(nack, policy, frame, endpoint),
+        None => missed(nack, policy, endpoint),
+    }
+}
+
+/// Decides on a NACK of [`Verdict::HandOver`]: steps 8 to 11, or 6 and 11 where the frame has gone meanwhile.
+pub fn handed_over<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
+    match endpoint.look_up() {
+        Some(frame) => repair(nack, policy, frame, endpoint),
+        None => missed(nack, policy, endpoint),
+    }
+}
+
+/// Steps 4 to 11.
 #[inline(always)]
 fn within<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
     // Step 4.
     if nack.key.hash_key() != 0 && !endpoint.take_chain() {
         endpoint.count(Counter::LimitedChain);
-        return throttled(policy, throttle_bucket::CHAIN);
+        return throttled(policy, throttle_bucket::CHAIN, endpoint);
     }
     // Step 5.
     match endpoint.look_up() {
@@ -209,13 +234,16 @@ fn within<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict
     }
 }
 
-/// Step 6 for a NACK that neither the log nor, where there is one, the shared store can serve.
+/// Steps 6 and 11 for a NACK that neither the log nor, where there is one, the shared store can serve.
 #[inline(always)]
 pub fn missed<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
     endpoint.count(Counter::CacheMisses);
     let say = !policy.has(setting_flag::SUPPRESS_MISS);
     if say && !charge(policy, endpoint) {
         return over_sequence(policy, endpoint);
+    }
+    if say && !affords_answer(policy, endpoint) {
+        return Verdict::Silence;
     }
     if policy.has(setting_flag::RECOVERY) && !nack.proxied() {
         Verdict::Recover { say }
@@ -226,18 +254,18 @@ pub fn missed<E: Endpoint>(nack: &Nack, policy: Policy, endpoint: &mut E) -> Ver
     }
 }
 
-/// Steps 7 to 10 for a NACK whose frame was found.
+/// Steps 7 to 11 for a NACK whose frame was found.
 #[inline(always)]
 pub fn found<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoint: &mut E) -> Verdict<E::Frame> {
     endpoint.count(Counter::CacheHits);
     if !endpoint.take_group(frame.group()) {
         endpoint.count(Counter::LimitedGroup);
-        return throttled(policy, throttle_bucket::GROUP);
+        return throttled(policy, throttle_bucket::GROUP, endpoint);
     }
     repair(nack, policy, frame, endpoint)
 }
 
-/// Steps 8 to 10 for a NACK that every limit admitted.
+/// Steps 8 to 11 for a NACK that every limit admitted.
 #[inline(always)]
 pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoint: &mut E) -> Verdict<E::Frame> {
     let multicast = policy.has(setting_flag::MULTICAST);
@@ -257,8 +285,18 @@ pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoin
             return Verdict::HandOver(frame);
         }
     }
-    let mut plan = Repair { multicast: false, unicast, held: false, ack: policy.acks(), bare: !multicast && !unicast };
-    // Who hands over must not claim what another path sends, so this comes last.
+    let bare = !multicast && !unicast;
+    let unicast = if policy.has(setting_flag::BYTE_BUDGETS) {
+        let plan = Repair { multicast: repairs, unicast, held: multicast && !is_due, ack: policy.acks(), bare };
+        match within_budgets(&frame, plan, endpoint) {
+            Ok(unicast) => unicast,
+            Err(bucket) => return throttled(policy, bucket, endpoint),
+        }
+    } else {
+        unicast
+    };
+    let mut plan = Repair { multicast: false, unicast, held: false, ack: policy.acks(), bare };
+    // Who hands over, or sends nothing, must not claim what another path sends, so this comes last.
     let claim = if repairs { Some(endpoint.claim_multicast()) } else { holder };
     match claim {
         None => {}
@@ -275,6 +313,66 @@ pub fn repair<E: Endpoint>(nack: &Nack, policy: Policy, frame: E::Frame, endpoin
     Verdict::Repair(frame, plan)
 }
 
+/// Step 11 for a hit: whether its unicast copy, if one is planned, may leave with the rest of the plan; the bucket of the
+/// THROTTLED when nothing of it may, 0 for silence.
+#[inline(always)]
+fn within_budgets<E: Endpoint>(frame: &E::Frame, plan: Repair, endpoint: &mut E) -> Result<bool, u8> {
+    let refused = match endpoint.afford(&leaving(frame, &plan, endpoint)) {
+        Afforded::Yes => return Ok(plan.unicast),
+        refused => refused,
+    };
+    count_refused(refused, endpoint);
+    if refused != Afforded::Unproven {
+        return Err(0);
+    }
+    // The group has the frame, or has just had it.
+    if !plan.multicast && !plan.held {
+        return Err(throttle_bucket::UNPROVEN);
+    }
+    let refused = endpoint.afford(&leaving(frame, &Repair { unicast: false, ..plan }, endpoint));
+    count_refused(refused, endpoint);
+    if refused == Afforded::Yes { Ok(false) } else { Err(0) }
+}
+
+/// Step 11 for one answer; false when it may not leave.
+#[inline(always)]
+pub fn affords_answer<E: Endpoint>(policy: Policy, endpoint: &mut E) -> bool {
+    if !policy.has(setting_flag::BYTE_BUDGETS) {
+        return true;
+    }
+    let afforded = endpoint.afford(&Leaving::ANSWER);
+    count_refused(afforded, endpoint);
+    afforded == Afforded::Yes
+}
+
+#[inline(always)]
+fn count_refused<E: Endpoint>(afforded: Afforded, endpoint: &mut E) {
+    if let Some(counter) = refused(afforded) {
+        endpoint.count(counter);
+    }
+}
+
+/// What is counted for what may not leave.
+#[inline(always)]
+pub const fn refused(afforded: Afforded) -> Option<Counter> {
+    match afforded {
+        Afforded::Yes => None,
+        Afforded::Unproven => Some(Counter::LimitedUnproven),
+        Afforded::OverSource => Some(Counter::LimitedSourceBytes),
+        Afforded::OverTotal => Some(Counter::LimitedTotalBytes),
+    }
+}
+
+/// What leaves for a plan.
+#[inline(always)]
+fn leaving<E: Endpoint>(frame: &E::Frame, plan: &Repair, endpoint: &E) -> Leaving {
+    let packet = endpoint.packet_bytes(frame);
+    let ack = if plan.ack_flags(plan.multicast, plan.unicast).is_some() { ANSWER_BYTES } else { 0 };
+    let to_source = if plan.unicast { packet } else { 0 } + ack;
+    let multicast = if plan.multicast { packet * endpoint.egress_interfaces() } else { 0 };
+    Leaving { to_source, all: to_source + multicast, before: 0 }
+}
+
 /// Charges the window of the frame, of who is not relieved of it; false when it is full.
 #[inline(always)]
 fn charge<E: Endpoint>(policy: Policy, endpoint: &mut E) -> bool {
@@ -284,10 +382,15 @@ fn charge<E: Endpoint>(policy: Policy, endpoint: &mut E) -> bool {
 #[inline(always)]
 fn over_sequence<E: Endpoint>(policy: Policy, endpoint: &mut E) -> Verdict<E::Frame> {
     endpoint.count(Counter::LimitedSequence);
-    throttled(policy, throttle_bucket::SEQUENCE)
+    throttled(policy, throttle_bucket::SEQUENCE, endpoint)
 }
 
+/// A THROTTLED, if it is said and step 11 admits it.
 #[inline(always)]
-const fn throttled<F>(policy: Policy, bucket: u8) -> Verdict<F> {
-    if policy.has(setting_flag::THROTTLE_RESPONSE) { Verdict::Throttled(bucket) } else { Verdict::Silence }
+fn throttled<E: Endpoint>(policy: Policy, bucket: u8, endpoint: &mut E) -> Verdict<E::Frame> {
+    if policy.has(setting_flag::THROTTLE_RESPONSE) && bucket != 0 && affords_answer(policy, endpoint) {
+        Verdict::Throttled(bucket)
+    } else {
+        Verdict::Silence
+    }
 }

@@ -9,6 +9,7 @@ use retry_common::decide::{
     CachedFrame, Endpoint, Multicast, Policy, Repair, Verdict, decide, found, missed, relieve, repair, throttle_bucket,
 };
 use retry_common::key::FrameKey;
+use retry_common::limits::bytes::{Afforded, Leaving};
 use retry_common::wire::nack::Nack;
 
 /// What the endpoint was asked, in order.
@@ -24,9 +25,11 @@ enum Step {
     CanSend,
     Claim,
     Peek,
+    /// Bytes to the source, and to all.
+    Afford(u32, u32),
     Count(Counter),
 }
-use Step::{Address, CanSend, Chain, Claim, Count, Group, Known, LookUp, Peek, SequenceCharge, SequenceCheck};
+use Step::{Address, Afford, CanSend, Chain, Claim, Count, Group, Known, LookUp, Peek, SequenceCharge, SequenceCheck};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Frame(u16);
@@ -53,6 +56,8 @@ struct World {
     multicast: Multicast,
     /// What [`Endpoint::can_send`] was asked for: with multicast or not.
     wanted: Option<bool>,
+    /// What [`Endpoint::afford`] says, in order.
+    afforded: [Afforded; 2],
     steps: Vec<Step>,
 }
 
@@ -67,6 +72,7 @@ const HIT: World = World {
     can_send: true,
     multicast: Multicast::Claimed,
     wanted: None,
+    afforded: [Afforded::Yes; 2],
     steps: Vec::new(),
 };
 
@@ -113,6 +119,17 @@ impl Endpoint for World {
     fn peek_multicast(&mut self) -> Multicast {
         self.steps.push(Peek);
         self.multicast
+    }
+    fn packet_bytes(&self, _frame: &Frame) -> u32 {
+        1_000
+    }
+    fn egress_interfaces(&self) -> u32 {
+        3
+    }
+    fn afford(&mut self, leaving: &Leaving) -> Afforded {
+        self.steps.push(Afford(leaving.to_source, leaving.all));
+        self.afforded.rotate_left(1);
+        self.afforded[1]
     }
     fn count(&mut self, counter: Counter) {
         self.steps.push(Count(counter));
@@ -210,6 +227,86 @@ fn a_known_listener_is_served_although_the_window_is_used_up() {
     assert_eq!(got(&World { chain: false, ..full.clone() }, BOTH), Verdict::Silence);
     assert_eq!(got(&World { group: false, ..full.clone() }, BOTH), Verdict::Silence);
     assert_eq!(run(World { address: false, ..full }, BOTH, &nack(0, 1)).0, Verdict::Silence);
+}
+
+/// Whether a budget is on is one bit; what leaves is asked for once, and a refusal claims no multicast.
+#[test]
+fn what_leaves_is_charged_to_the_budgets() {
+    let (hit, miss) = (Count(Counter::CacheHits), Count(Counter::CacheMisses));
+    let over = |world: &World, first, second| World { afforded: [first, second], ..world.clone() };
+    let asked = |world: World, flags| run(world, flags | set::BYTE_BUDGETS, &nack(0, 1));
+    let planned = |steps: &[Step]| after(&[&[hit, Group(7)], steps].concat());
+    for (flags, before, bytes, claim) in [
+        (set::UNICAST, &[][..], Afford(1_064, 1_064), false),
+        (set::UNICAST | set::SUPPRESS_ACK, &[], Afford(1_000, 1_000), false),
+        (set::MULTICAST, &[Peek], Afford(64, 3_064), true),
+        (BOTH, &[Peek], Afford(1_064, 4_064), true),
+        (BOTH | set::SUPPRESS_ACK, &[Peek], Afford(1_000, 4_000), true),
+    ] {
+        let before = planned(&[before, &[SequenceCharge, CanSend, bytes]].concat());
+        let (_, steps) = asked(HIT, flags);
+        assert_eq!(steps, [&before[..], if claim { &[Claim] } else { &[] }].concat(), "{flags:#x}");
+        for (refused, counter) in
+            [(Afforded::OverSource, Counter::LimitedSourceBytes), (Afforded::OverTotal, Counter::LimitedTotalBytes)]
+        {
+            let got = asked(over(&HIT, refused, Afforded::Yes), flags | set::THROTTLE_RESPONSE);
+            assert_eq!(got, (Verdict::Silence, [&before[..], &[Count(counter)]].concat()), "{flags:#x}");
+        }
+        assert!(!run(HIT, flags, &nack(0, 1)).1.contains(&bytes), "no budget is on");
+    }
+    let held = World { multicast: Multicast::HeldByUs, ..HIT };
+    let steps = planned(&[Peek, Afford(64, 64), Count(Counter::RetransmitHeldDown)]);
+    assert_eq!(asked(held, set::MULTICAST).1, steps);
+    let missing = World { frame: None, ..HIT };
+    let steps = after(&[miss, SequenceCharge, Afford(64, 64)]);
+    assert_eq!(asked(missing.clone(), BOTH), (Verdict::Miss, steps.clone()));
+    let refused = over(&missing, Afforded::OverTotal, Afforded::Yes);
+    let counted = [&steps[..], &[Count(Counter::LimitedTotalBytes)]].concat();
+    assert_eq!(asked(refused.clone(), BOTH), (Verdict::Silence, counted.clone()));
+    assert_eq!(asked(refused, BOTH | set::RECOVERY), (Verdict::Silence, counted));
+    // What asks a backend or another path leaves nothing yet.
+    for (world, flags, verdict) in [
+        (&missing, BOTH | set::STORE, Verdict::AskStore),
+        (&missing, BOTH | set::RECOVERY | set::SUPPRESS_MISS, Verdict::Recover { say: false }),
+        (&World { can_send: false, ..HIT }, BOTH, Verdict::HandOver(Frame(7))),
+    ] {
+        let (got, steps) = asked(over(world, Afforded::OverTotal, Afforded::OverTotal), flags);
+        assert!(got == verdict && !steps.iter().any(|step| matches!(step, Afford(..))), "{got:?} {steps:?}");
+    }
+    let full = World { sequence_over: true, ..HIT };
+    let steps = [Address, SequenceCheck, Known, Count(Counter::LimitedSequence), Afford(64, 64)];
+    assert_eq!(asked(full.clone(), BOTH | set::THROTTLE_RESPONSE), (Verdict::Throttled(2), steps.to_vec()));
+    assert_eq!(asked(full, BOTH).1, steps[..4], "nothing is said");
+}
+
+/// What a source may not have that has not shown that it hears: the group has it where repairs are multicast.
+#[test]
+fn an_unproven_source_gets_something_smaller() {
+    let unproven = |second| World { afforded: [Afforded::Unproven, second], ..HIT };
+    let asked = |world: World, flags| {
+        let (verdict, mut steps) = run(world, flags | set::BYTE_BUDGETS, &nack(0, 1));
+        let first = steps.iter().position(|step| matches!(step, Afford(..))).expect("asked");
+        (verdict, steps.split_off(first + 1))
+    };
+    let counted = Count(Counter::LimitedUnproven);
+    let plan = Repair { multicast: true, unicast: false, held: false, ack: true, bare: false };
+    assert_eq!(asked(unproven(Afforded::Yes), set::UNICAST), (Verdict::Silence, vec![counted]));
+    let throttles = set::UNICAST | set::THROTTLE_RESPONSE;
+    let said = vec![counted, Afford(64, 64)];
+    assert_eq!(
+        asked(unproven(Afforded::Yes), throttles),
+        (Verdict::Throttled(throttle_bucket::UNPROVEN), said.clone())
+    );
+    let over = [&said[..], &[Count(Counter::LimitedTotalBytes)]].concat();
+    assert_eq!(asked(unproven(Afforded::OverTotal), throttles), (Verdict::Silence, over));
+    let multicast = vec![counted, Afford(64, 3_064), Claim];
+    assert_eq!(asked(unproven(Afforded::Yes), BOTH), (Verdict::Repair(Frame(7), plan), multicast));
+    let over = vec![counted, Afford(64, 3_064), Count(Counter::LimitedSourceBytes)];
+    assert_eq!(asked(unproven(Afforded::OverSource), BOTH), (Verdict::Silence, over));
+    let held = World { multicast: Multicast::HeldByAnother, ..unproven(Afforded::Yes) };
+    let steps = vec![counted, Afford(64, 64), Count(Counter::RetransmitDedup)];
+    let plan = Repair { multicast: false, held: true, ..plan };
+    assert_eq!(asked(held, BOTH), (Verdict::Repair(Frame(7), plan), steps));
 }
 
 #[test]

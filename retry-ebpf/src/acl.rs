@@ -55,6 +55,16 @@ impl acl::Table for Table {
     }
 }
 
+/// True when every source that is looked at stands on an allow list.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "0, 1 or 2")]
+pub(crate) fn has_allow_list(settings: &Settings) -> bool {
+    let number = log::acl(settings);
+    let head = if number == 0 { None } else { ACL_HEADS.get_ptr((number as u32).wrapping_sub(1)) };
+    // SAFETY: as in `admit`.
+    head.is_some_and(|head| acl::has_allow_list(unsafe { &*head }))
+}
+
 /// Whether the NACK behind these headers is looked at; true when its source is served as a peer.
 #[inline(always)]
 pub(crate) fn admit(headers: &IpUdp, settings: &Settings) -> Result<bool, Counter> {

@@ -11,7 +11,7 @@ use retry_common::abi::{AddressKey, ChainKey, GroupKey, KNOWN_LISTENERS, LimitBu
 use retry_common::index;
 use retry_common::key::FrameKey;
 use retry_common::limits::table::{self, WAYS};
-use retry_common::limits::{TokenBucket, Window};
+use retry_common::limits::{ByteBudget, TokenBucket, Window};
 
 use crate::atomic::compare_exchange;
 use crate::log;
@@ -30,6 +30,9 @@ static SEQUENCE_LIMIT: Table<FrameKey> = Table::new();
 static CHAIN_LIMIT: Table<ChainKey> = Table::new();
 #[btf_map]
 static GROUP_LIMIT: Table<GroupKey> = Table::new();
+/// States of the budgets of sources; one bucket where there is no such budget.
+#[btf_map]
+static SOURCE_BYTES: Table<AddressKey> = Table::new();
 
 /// Allocated as the daemon inserts (`BPF_F_NO_PREALLOC`, linux/bpf.h).
 const NO_PREALLOC: usize = 1;
@@ -120,7 +123,7 @@ pub(crate) fn sequence_is_over(hash: u64, settings: &Settings, now_ns: u64) -> b
 
 /// True when the source is a known listener.
 #[inline(always)]
-pub(crate) fn is_known(address: [u8; 16]) -> bool {
+pub(crate) fn is_known(address: &[u8; 16]) -> bool {
     // SAFETY: the value is not looked at; an entry that goes meanwhile has just been known.
     unsafe { KNOWN.get(address) }.is_some()
 }
@@ -129,6 +132,69 @@ pub(crate) fn is_known(address: [u8; 16]) -> bool {
 #[inline(always)]
 pub(crate) fn take_sequence(key: FrameKey, hash: u64, settings: &Settings, now_ns: u64) -> bool {
     take_window(&SEQUENCE_LIMIT, key, hash, &settings.limits.sequence, settings, now_ns)
+}
+
+/// How often the state of a budget is tried when others keep changing it.
+pub(crate) const BYTES_ATTEMPTS: u32 = 4;
+
+/// What a source is charged, in a map: on the stack it would have no place.
+#[repr(C)]
+pub(crate) struct Charge {
+    /// The source.
+    pub(crate) key: AddressKey,
+    /// Its hash.
+    pub(crate) hash: u64,
+    /// When, nanoseconds of the monotonic clock.
+    pub(crate) now_ns: u64,
+    /// Its budget.
+    pub(crate) budget: ByteBudget,
+    /// How much.
+    pub(crate) bytes: u64,
+}
+
+impl Charge {
+    /// The state of the budget after `old`.
+    #[inline(always)]
+    fn step(&self, old: u64) -> Option<u64> {
+        // Read where it is used: kept, it would need its place on the stack.
+        let budget = log::byte_budget(&self.budget);
+        // SAFETY: fields of a live value.
+        let (bytes, now_ns) =
+            unsafe { ((&raw const self.bytes).read_volatile(), (&raw const self.now_ns).read_volatile()) };
+        budget.take(old, bytes as u32, now_ns)
+    }
+}
+
+/// The bucket of a source in the table of budgets, which has `mask` + 1 of them.
+#[inline(always)]
+fn source_bytes(charge: &'static Charge, mask: u32) -> Option<KeyedRef<AddressKey>> {
+    let bucket = SOURCE_BYTES.get_ptr_mut(index::bucket(charge.hash, mask))?;
+    Some(KeyedRef { bucket: BucketRef { bucket, key: () }, key: &charge.key })
+}
+
+/// The way of a source in the table of budgets; `None` when it has none.
+#[inline(always)]
+pub(crate) fn find_source(charge: &'static Charge, mask: u32) -> Option<usize> {
+    table::find_way(&source_bytes(charge, mask)?, charge.hash)
+}
+
+/// The way in the table of budgets that a source without one may take, and its tag; `None` when there is no room for it.
+#[inline(always)]
+pub(crate) fn lightest_source(charge: &'static Charge, mask: u32) -> Option<(usize, u64)> {
+    table::lightest_way(&source_bytes(charge, mask)?, ByteBudget::weight, |state| charge.step(state))
+}
+
+/// Gives a source this way in the table of budgets, which has the tag `old`; its way.
+#[inline(always)]
+pub(crate) fn claim_source(charge: &'static Charge, mask: u32, way: usize, old: u64) -> Option<usize> {
+    Some(table::claim_way(&mut source_bytes(charge, mask)?, charge.hash, way, old))
+}
+
+/// Charges the budget of a source, which has this way; false when it is used up.
+#[inline(always)]
+pub(crate) fn charge_source(charge: &'static Charge, mask: u32, way: usize) -> bool {
+    let Some(mut bucket) = source_bytes(charge, mask) else { return false };
+    table::charge_strictly(&mut bucket, charge.hash, way, |state| charge.step(state))
 }
 
 #[inline(always)]
@@ -171,14 +237,49 @@ fn masked(way: usize) -> usize {
     black_box(way) & (WAYS - 1)
 }
 
-/// A bucket of a table.
-struct BucketRef<K> {
-    bucket: *mut LimitBucket<K>,
-    /// Written where a way is taken.
-    key: K,
+/// A bucket of a table, with a key that stands in a map: on the stack it would have no place.
+struct KeyedRef<K: 'static> {
+    bucket: BucketRef<K, ()>,
+    key: &'static K,
 }
 
-impl<K> BucketRef<K> {
+impl<K: Copy> table::Bucket for KeyedRef<K> {
+    const ATTEMPTS: u32 = BYTES_ATTEMPTS;
+
+    #[inline(always)]
+    fn tag(&self, way: usize) -> u64 {
+        self.bucket.read_tag(way)
+    }
+
+    #[inline(always)]
+    fn state(&self, way: usize) -> u64 {
+        self.bucket.read_state(way)
+    }
+
+    #[inline(always)]
+    fn replace_tag(&mut self, way: usize, old: u64, new: u64) -> bool {
+        self.bucket.change_tag(way, old, new)
+    }
+
+    #[inline(always)]
+    fn replace_state(&mut self, way: usize, old: u64, new: u64) -> bool {
+        self.bucket.change_state(way, old, new)
+    }
+
+    #[inline(always)]
+    fn write_key(&mut self, way: usize) {
+        self.bucket.write(way, *self.key);
+    }
+}
+
+/// A bucket of a table.
+struct BucketRef<K, H = K> {
+    bucket: *mut LimitBucket<K>,
+    /// Written where a way is taken.
+    key: H,
+}
+
+impl<K, H> BucketRef<K, H> {
     #[inline(always)]
     fn tag_at(&self, way: usize) -> *mut u64 {
         // SAFETY: inside the bucket.
@@ -190,6 +291,40 @@ impl<K> BucketRef<K> {
         // SAFETY: as above.
         unsafe { self.tag_at(way).add(1) }
     }
+
+    #[inline(always)]
+    fn read_tag(&self, way: usize) -> u64 {
+        // SAFETY: eight aligned bytes of a live map value; volatile because others write them.
+        unsafe { self.tag_at(way).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn read_state(&self, way: usize) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.state_at(way).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn change_tag(&mut self, way: usize, old: u64, new: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { compare_exchange(self.tag_at(way), old, new) }
+    }
+
+    #[inline(always)]
+    fn change_state(&mut self, way: usize, old: u64, new: u64) -> bool {
+        // SAFETY: as above.
+        unsafe { compare_exchange(self.state_at(way), old, new) }
+    }
+
+    #[inline(always)]
+    fn write(&mut self, way: usize, new: K) {
+        // SAFETY: as above.
+        let keys = unsafe { (&raw mut (*self.bucket).keys).cast::<K>() };
+        // SAFETY: inside the bucket, as the mask says.
+        let key = unsafe { keys.add(masked(way)) };
+        // SAFETY: as above. Another CPU may write here too: then what is read is neither's, and nothing depends on it.
+        unsafe { key.write(new) };
+    }
 }
 
 impl<K: Copy> table::Bucket for BucketRef<K> {
@@ -198,35 +333,26 @@ impl<K: Copy> table::Bucket for BucketRef<K> {
 
     #[inline(always)]
     fn tag(&self, way: usize) -> u64 {
-        // SAFETY: eight aligned bytes of a live map value; volatile because others write them.
-        unsafe { self.tag_at(way).read_volatile() }
+        self.read_tag(way)
     }
 
     #[inline(always)]
     fn state(&self, way: usize) -> u64 {
-        // SAFETY: as above.
-        unsafe { self.state_at(way).read_volatile() }
+        self.read_state(way)
     }
 
     #[inline(always)]
     fn replace_tag(&mut self, way: usize, old: u64, new: u64) -> bool {
-        // SAFETY: as above.
-        unsafe { compare_exchange(self.tag_at(way), old, new) }
+        self.change_tag(way, old, new)
     }
 
     #[inline(always)]
     fn replace_state(&mut self, way: usize, old: u64, new: u64) -> bool {
-        // SAFETY: as above.
-        unsafe { compare_exchange(self.state_at(way), old, new) }
+        self.change_state(way, old, new)
     }
 
     #[inline(always)]
     fn write_key(&mut self, way: usize) {
-        // SAFETY: as above.
-        let keys = unsafe { (&raw mut (*self.bucket).keys).cast::<K>() };
-        // SAFETY: inside the bucket, as the mask says.
-        let key = unsafe { keys.add(masked(way)) };
-        // SAFETY: as above. Another CPU may write here too: then what is read is neither's, and nothing depends on it.
-        unsafe { key.write(self.key) };
+        self.write(way, self.key);
     }
 }

@@ -5,11 +5,13 @@ use retry_common::abi::setting_flag;
 use retry_common::counter::Counter;
 use retry_common::decide::{Endpoint, Multicast};
 use retry_common::holddown::Claim;
+use retry_common::limits;
+use retry_common::limits::bytes::{Afforded, Leaving};
 
 use crate::classify::Request;
 use crate::log::{self, Record};
 use crate::rewrite::packet_len;
-use crate::{admit, count, packet};
+use crate::{admit, bytes, count, packet};
 
 /// One NACK, as the truth table sees it from here.
 pub(crate) struct Kernel<'a> {
@@ -54,7 +56,7 @@ impl Endpoint for Kernel<'_> {
     fn is_known(&mut self) -> bool {
         let Request { headers, settings, now_ns, .. } = self.request;
         // The daemon goes on with it.
-        log::daemon_until_ns(settings) > *now_ns && admit::is_known(headers.source)
+        log::daemon_until_ns(settings) > *now_ns && admit::is_known(&{ headers.source })
     }
 
     #[inline(always)]
@@ -111,6 +113,27 @@ impl Endpoint for Kernel<'_> {
             return Multicast::Claimed;
         }
         who(log::peek(self.hash, settings, *now_ns))
+    }
+
+    /// What this program sends is one packet.
+    #[inline(always)]
+    fn packet_bytes(&self, record: &Record) -> u32 {
+        limits::bytes::packet(record.length, u32::MAX)
+    }
+
+    #[inline(always)]
+    fn egress_interfaces(&self) -> u32 {
+        u32::from(self.request.settings.egress_interfaces)
+    }
+
+    #[inline(always)]
+    fn afford(&mut self, leaving: &Leaving) -> Afforded {
+        match bytes::afford(leaving.to_source, leaving.all) {
+            0 => Afforded::Yes,
+            1 => Afforded::Unproven,
+            2 => Afforded::OverSource,
+            _ => Afforded::OverTotal,
+        }
     }
 
     #[inline(always)]

@@ -25,7 +25,7 @@ use retry_common::framelog;
 use retry_common::holddown::{Claim, HoldDown};
 use retry_common::index;
 use retry_common::key::FrameKey;
-use retry_common::limits::{TokenBucket, Window};
+use retry_common::limits::{ByteBudget, TokenBucket, Window};
 use retry_common::wire::frame::Class;
 
 use crate::atomic::compare_exchange;
@@ -149,6 +149,21 @@ pub(crate) fn window(window: &Window) -> Window {
     let words = (&raw const *window).cast::<[u64; 4]>();
     // SAFETY: four words of a live value; volatile because the daemon changes them.
     Window::from_words(unsafe { words.read_volatile() })
+}
+
+/// The budget in bytes at `budget`, in the settings; a change is met as one of [`token_bucket`] is.
+#[inline(always)]
+pub(crate) fn byte_budget(budget: &ByteBudget) -> ByteBudget {
+    let words = (&raw const *budget).cast::<[u64; 2]>();
+    // SAFETY: two words of a live value; volatile because the daemon changes them.
+    ByteBudget::from_words(unsafe { words.read_volatile() })
+}
+
+/// How many times the bytes of its NACK a source gets that has not shown that it hears us; 0: that is not asked.
+#[inline(always)]
+pub(crate) fn unproven_factor(settings: &Settings) -> u64 {
+    // SAFETY: a field of a live value; volatile because the daemon changes it.
+    unsafe { (&raw const settings.bytes.unproven_factor).read_volatile() }
 }
 
 /// The hold-down.

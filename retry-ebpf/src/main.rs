@@ -15,6 +15,7 @@
 mod acl;
 mod admit;
 mod atomic;
+mod bytes;
 mod classify;
 mod count;
 mod endpoint;

@@ -14,7 +14,7 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use retry_common::abi::{Event, EventKind, Ticket, Watched, setting_flag, ticket_role};
 use retry_common::counter::{self, Counter};
-use retry_common::decide::{Policy, Repair, Verdict, decide};
+use retry_common::decide::{Policy, Repair, Verdict, affords_answer, decide};
 use retry_common::index;
 use retry_common::latency::Measured;
 use retry_common::wire::answer::{AckFlags, Answer};
@@ -24,7 +24,7 @@ use crate::endpoint::Kernel;
 use crate::log::{self, Record};
 use crate::rewrite::{Ends, packet_len, swap_macs, write_answer, write_frame};
 use crate::role::{TICKET, next_nonce};
-use crate::{admit, count, packet, sample, watch};
+use crate::{admit, bytes, count, packet, sample, watch};
 
 /// The most entries of a devmap: interfaces for multicast, and the NACK's twice.
 const ENTRIES: usize = 18;
@@ -123,6 +123,7 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Done {
     // the limit before it.
     log::touch(hash, request.settings, policy.multicasts());
     admit::touch(hash, request.settings);
+    bytes::asked(request);
     let mut kernel = Kernel { ctx, request, hash, reason: 0 };
     let verdict = decide(&request.nack, policy, &mut kernel);
     let done = match verdict {
@@ -140,7 +141,7 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Done {
         }
         Verdict::HandOver(_) if absent != 0 => {
             count::one(Counter::DaemonAbsent);
-            if flags & setting_flag::SUPPRESS_MISS != 0 {
+            if flags & setting_flag::SUPPRESS_MISS != 0 || !affords_answer(policy, &mut kernel) {
                 Done::silence()
             } else {
                 back(ctx, request, &Answer::Miss, Measured::Miss)

@@ -77,6 +77,11 @@ pub mod engine {
     pub use crate::engine::{Config, Engine};
 }
 
+/// The limits.
+pub mod limits {
+    pub use crate::limits::ByteTables;
+}
+
 /// The frame log, over memory that the caller brings.
 pub mod framelog {
     pub use crate::framelog::{Log, Memory, NewFrame, Pages, Put, Record, Removed, Sizes, Writer, adopt, open};

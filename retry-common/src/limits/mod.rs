@@ -4,6 +4,8 @@
 //! The kernel program charges its tables in `retry-ebpf/src/admit.rs`, the daemon its own in `retry-userspace/src/limits`.
 
 mod arithmetic;
+pub mod bytes;
 pub mod table;
 
 pub use arithmetic::{Rate, TokenBucket, Window};
+pub use bytes::{ByteBudget, ByteLimits};

@@ -109,6 +109,80 @@ pub fn take<B: Bucket>(
     true
 }
 
+/// As [`take`], for a limit that must never admit too much. A key that the table does not know goes on from the lightest state of
+/// its bucket, whose place it takes: states only grow, so a key that was forgotten comes back with no less than it had. A charge
+/// that others get ahead of [`Bucket::ATTEMPTS`] times is refused, and so is one whose way was taken meanwhile.
+///
+/// Two CPUs that meet a new key in the same nanoseconds as a third charges its bucket may give it two ways; one charge is then lost.
+#[inline(always)]
+pub fn take_strictly<B: Bucket>(
+    bucket: &mut B,
+    hash: u64,
+    weigh: impl Fn(u64) -> u64,
+    step: impl Fn(u64) -> Option<u64>,
+) -> bool {
+    let way = match find_way(bucket, hash) {
+        Some(way) => way,
+        None => match lightest_way(bucket, weigh, &step) {
+            // Again, now that the way is chosen, as in `enter`.
+            Some((chosen, old)) => match find_way(bucket, hash) {
+                Some(way) => way,
+                None => claim_way(bucket, hash, chosen, old),
+            },
+            None => return false,
+        },
+    };
+    charge_strictly(bucket, hash, way, step)
+}
+
+/// The first part of [`take_strictly`]: the way of the key.
+#[inline(always)]
+pub fn find_way<B: Bucket>(bucket: &B, hash: u64) -> Option<usize> {
+    find(bucket, tag(hash))
+}
+
+/// The second part, for a key without a way: the lightest one, and the tag that it has; `None` when there is no room for a key
+/// there.
+#[inline(always)]
+pub fn lightest_way<B: Bucket>(
+    bucket: &B,
+    weigh: impl Fn(u64) -> u64,
+    step: impl Fn(u64) -> Option<u64>,
+) -> Option<(usize, u64)> {
+    let way = lightest(bucket, weigh);
+    step(bucket.state(way))?;
+    Some((way, bucket.tag(way)))
+}
+
+/// The third part, for a key that still has no way: gives it the one with the tag `old`; its way.
+#[inline(always)]
+pub fn claim_way<B: Bucket>(bucket: &mut B, hash: u64, way: usize, old: u64) -> usize {
+    if bucket.replace_tag(way, old, tag(hash)) {
+        bucket.write_key(way);
+    }
+    way
+}
+
+/// The last part: charges the key, if the way is still its own.
+#[inline(always)]
+pub fn charge_strictly<B: Bucket>(bucket: &mut B, hash: u64, way: usize, step: impl Fn(u64) -> Option<u64>) -> bool {
+    let tag = tag(hash);
+    let mut attempt = 0;
+    while attempt < B::ATTEMPTS {
+        if bucket.tag(way) != tag {
+            return false;
+        }
+        let old = bucket.state(way);
+        let Some(new) = step(old) else { return false };
+        if bucket.replace_state(way, old, new) {
+            // Otherwise another key was charged.
+            return bucket.tag(way) == tag;
+        }
+        attempt += 1;
+    }
+    false
+}
+
 /// Gives the key with this `tag` a way and its `first` state. The way, still to be charged, where another CPU had the same key.
 #[inline(always)]
 fn enter<B: Bucket>(bucket: &mut B, tag: u64, weigh: impl Fn(u64) -> u64, first: u64) -> Option<usize> {
@@ -412,7 +486,87 @@ mod tests {
         assert_eq!(state(&plain, 9), Some(7));
     }
 
+    fn charge_one<B: Bucket>(bucket: &mut B, hash: u64) -> bool {
+        take_strictly(bucket, hash, |state| state, |state| (state < 5).then(|| state + 1))
+    }
+
+    #[test]
+    fn who_is_forgotten_comes_back_with_no_less_than_it_had() {
+        let mut plain = Plain::default();
+        for hash in 1..=4 {
+            for _ in 0..hash {
+                assert!(charge_one(&mut plain, hash));
+            }
+        }
+        // Key 1 gives way with its one charge, and key 5 begins with that.
+        assert!(charge_one(&mut plain, 5));
+        assert_eq!(plain.0, [(tag(5), 2), (tag(2), 2), (tag(3), 3), (tag(4), 4)]);
+        assert!(charge_one(&mut plain, 1));
+        assert_eq!(plain.0[0], (tag(1), 3));
+        // Strangers never get more than there is.
+        let admitted = (10..1_000).filter(|hash| charge_one(&mut plain, *hash)).count();
+        assert_eq!((admitted, plain.0.map(|(_, state)| state)), (20 - 3 - 2 - 3 - 4, [5; 4]));
+    }
+
+    #[test]
+    fn cpus_that_charge_a_new_key_strictly_at_once_both_count() {
+        for moment in [Moment::Looked, Moment::Chosen, Moment::Taken] {
+            let mut raced = Raced::new(9, moment);
+            assert!(charge_one(&mut raced, 9));
+            assert_eq!(raced.plain.borrow().0, [(tag(9), 2), (0, 0), (0, 0), (0, 0)], "{moment:?}");
+        }
+    }
+
+    #[test]
+    fn who_never_gets_the_word_is_refused_where_it_is_strict() {
+        let mut contended = Contended(Plain([(tag(9), 0), (0, 0), (0, 0), (0, 0)]));
+        assert!(!charge_one(&mut contended, 9));
+        assert_eq!(contended.0.0[0].1, 2, "the other's two charges");
+    }
+
+    /// Another key takes the way in the moment of the charge.
+    struct Robbed(Plain);
+
+    impl Bucket for Robbed {
+        const ATTEMPTS: u32 = 2;
+
+        fn tag(&self, way: usize) -> u64 {
+            self.0.tag(way)
+        }
+        fn state(&self, way: usize) -> u64 {
+            self.0.state(way)
+        }
+        fn replace_tag(&mut self, way: usize, old: u64, new: u64) -> bool {
+            self.0.replace_tag(way, old, new)
+        }
+        fn replace_state(&mut self, way: usize, old: u64, new: u64) -> bool {
+            self.0.0[way].0 = tag(8);
+            self.0.replace_state(way, old, new)
+        }
+        fn write_key(&mut self, _: usize) {}
+    }
+
+    #[test]
+    fn who_loses_its_way_in_the_moment_of_the_charge_is_refused() {
+        let mut robbed = Robbed(Plain([(tag(9), 0), (0, 0), (0, 0), (0, 0)]));
+        assert!(!charge_one(&mut robbed, 9));
+        assert_eq!(robbed.0.0[0], (tag(8), 1), "the other key goes on from there");
+    }
+
     proptest! {
+        /// Whatever keys come in whatever order, each has at most what the limit allows.
+        #[test]
+        fn strictly_no_key_gets_too_much(keys in prop::collection::vec(1u64..12, 1..400)) {
+            let mut plain = Plain::default();
+            let mut admitted: HashMap<u64, u64> = HashMap::new();
+            for hash in keys {
+                if charge_one(&mut plain, hash) {
+                    *admitted.entry(hash).or_default() += 1;
+                }
+            }
+            prop_assert!(admitted.values().all(|charges| *charges <= 5), "{admitted:?}");
+        }
+
         /// As long as a bucket has a way for each of its keys it is a map.
         #[test]
         fn four_keys_are_told_apart(steps in prop::collection::vec((1u64..5, 1u64..1000), 1..300)) {

@@ -39,6 +39,7 @@ use retry_userspace::parts::{
         self, Datapath, DrawnNacks, EgressInterface, Events, Found, Interfaces, KernelFill, KernelSources, Mode, Parts,
     },
     framelog::{self, Log, Memory, NewFrame, Pages, Put, Sizes, Writer},
+    limits::ByteTables,
 };
 
 use crate::{
@@ -164,6 +165,7 @@ pub struct Ran {
 pub struct Loaded {
     datapath: Datapath,
     acl: Acl,
+    bytes: ByteTables,
     _fill: KernelFill,
     pages: Arc<Pages>,
     writer: Writer,
@@ -208,6 +210,7 @@ impl Loaded {
         let settings = Settings {
             lease_until_ns: until_ns,
             daemon_until_ns: until_ns,
+            egress_interfaces: u8::try_from(others.len() + usize::from(egress_here))?,
             ..settings(here.index, &sizes, egress_here)
         };
         let root = PathBuf::from(format!("/sys/fs/bpf/rt-{}-{}", std::process::id(), nix::unistd::gettid()));
@@ -262,7 +265,7 @@ impl Loaded {
 
     fn open_as(config: datapath::Config, root: Root, until_ns: u64) -> Result<Self> {
         let own = OWN_ADDRESSES.into_iter().chain([*NACK_ADDRESS.ip()]).collect();
-        let Parts { mut datapath, acl, pages, found, events, drawn, sources, fill, hash_seed, .. } =
+        let Parts { mut datapath, acl, bytes, pages, found, events, drawn, sources, fill, hash_seed, .. } =
             Datapath::open(&config, &own, &|| false)?;
         let settings = Settings { lease_until_ns: until_ns, daemon_until_ns: until_ns, ..config.settings };
         ensure!(hash_seed == HASH_SEED, "another seed");
@@ -289,6 +292,7 @@ impl Loaded {
             program: Xdp::from_pin(pins.join("retry_nack"), XdpAttachType::Interface)?,
             memory: Memory::of_map(map.fd().as_fd(), size_of::<Settings>())?,
             acl: Acl::new(acl, 0).resting(REST),
+            bytes,
             datapath,
             pages,
             writer,
@@ -328,6 +332,22 @@ impl Loaded {
     #[must_use]
     pub const fn acl(&self) -> &Acl {
         &self.acl
+    }
+
+    /// The states of the budgets in bytes, which the daemon charges too.
+    #[must_use]
+    pub const fn bytes(&self) -> &ByteTables {
+        &self.bytes
+    }
+
+    /// Makes a listener known, as the daemon does.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn know(&self, listener: Ipv6Addr) -> Result<()> {
+        let map = aya::maps::Map::HashMap(MapData::from_pin(self.pins.join("KNOWN"))?);
+        let mut known: aya::maps::HashMap<_, [u8; 16], u8> = aya::maps::HashMap::try_from(map)?;
+        Ok(known.insert(listener.octets(), 1, 0)?)
     }
 
     /// Puts lists of who may ask in force, as the daemon does.
@@ -530,6 +550,7 @@ fn settings(interface: u32, sizes: &Sizes, egress_here: bool) -> Settings {
         bucket_mask: sizes.buckets - 1,
         hold_down_mask: sizes.hold_down_words - 1,
         limit_mask: table::buckets(LIMIT_ENTRIES) - 1,
+        byte_mask: table::buckets(LIMIT_ENTRIES) - 1,
         max_frame: MAX_FRAME,
         nack_addr: NACK_ADDRESS.ip().octets(),
         nack_port: NACK_ADDRESS.port().to_be_bytes(),

@@ -24,7 +24,7 @@ use retry_common::{
     holddown::HoldDown,
     index,
     key::FrameKey,
-    limits::{TokenBucket, Window},
+    limits::{ByteBudget, ByteLimits, TokenBucket, Window},
     wire::{frame::Class, nack::Nack},
 };
 use retry_testbed::{
@@ -54,6 +54,9 @@ const HOUR: Duration = Duration::from_secs(3_600);
 const PORT: u16 = 41_000;
 /// Of the engine's own log.
 const ENGINE_SEED: u64 = 0xD1FF;
+
+const NO_BUDGET: Most =
+    Most { address: 0, group: 0, sequence: 0, chain: 0, source_bytes: 0, total_bytes: 0, unproven: 0 };
 
 /// A verdict of the daemon's engine and what it counted.
 type Decided = (Verdict<Record>, Vec<(Counter, u64)>);
@@ -102,19 +105,37 @@ fn draw(random: &mut SmallRng, number: u64) -> Policies {
         }
     }
     let mut limit = |most| if random.random_bool(0.5) { 0 } else { random.random_range(1..=most) };
-    let most = Most { address: limit(19), group: limit(5), sequence: limit(4), chain: limit(8) };
+    let most = Most { address: limit(19), group: limit(5), sequence: limit(4), chain: limit(8), ..NO_BUDGET };
+    // In one of three conversations.
+    let mut budget = |one_of: &[u32]| if random.random_bool(0.5) { 0 } else { *one_of.choose(random).expect("some") };
+    let most = Most {
+        source_bytes: budget(&[64, 2_000, 8_000]),
+        total_bytes: budget(&[1_000, 10_000, 60_000]),
+        unproven: budget(&[112, 336, 2_240]),
+        ..most
+    };
+    let most =
+        if random.random_ratio(1, 3) { most } else { Most { source_bytes: 0, total_bytes: 0, unproven: 0, ..most } };
+    if most.has_budget() {
+        flags |= flag::BYTE_BUDGETS;
+    }
     // Keys of no other conversation: neither limits nor hold-downs are carried over. Flow 0 is exempt from one limit.
     let flows = [0xD1FF_0000_0000_0000 | number << 8, 0xD1FF_0000_0000_0000 | number << 8 | 1, 0];
     let keys: Vec<FrameKey> =
         (0..9).map(|place| FrameKey::new(flows[place % 3], number << 8 | (place as u64 + 1))).collect();
     let frames: Vec<Frame> = keys[..6]
         .iter()
-        .map(|key| Frame { key: *key, group: random.random_range(0..3), daemon_only: random.random_ratio(1, 8) })
+        .map(|key| Frame {
+            key: *key,
+            group: random.random_range(0..3),
+            daemon_only: random.random_ratio(1, 8),
+            length: random.random_range(66..=3_392),
+        })
         .collect();
     let bytes = frames
         .iter()
-        .map(|_| {
-            let mut bytes = vec![0; random.random_range(66..=3_392)];
+        .map(|frame: &Frame| {
+            let mut bytes = vec![0; frame.length as usize];
             random.fill_bytes(&mut bytes);
             bytes
         })
@@ -133,6 +154,19 @@ impl Policies {
         }
     }
 
+    /// A byte comes back after 2^30 ns: none does in a conversation.
+    fn byte_limits(&self) -> ByteLimits {
+        let budget = |most: u32| match most {
+            0 => ByteBudget::default(),
+            most => ByteBudget::from_words([1 << 42, u64::from(most) * ((1 << 30) + 1)]),
+        };
+        ByteLimits {
+            source: budget(self.most.source_bytes),
+            total: budget(self.most.total_bytes),
+            unproven_factor: u64::from(self.most.unproven / 112),
+        }
+    }
+
     fn hold_down(&self) -> HoldDown {
         let hour = u64::try_from(HOUR.as_nanos()).expect("small");
         HoldDown { ours_ns: if self.hold_down { hour } else { 0 }, others_ns: 0 }
@@ -142,6 +176,9 @@ impl Policies {
         engine::Config {
             policy: Policy::new(self.flags),
             limits: self.limits(),
+            bytes: self.byte_limits(),
+            egress_interfaces: 1,
+            max_frame: 3_392,
             hold_down: self.hold_down(),
             limit_entries: 1_024,
             hash_seed: 0x5eed,
@@ -206,12 +243,17 @@ impl Sides {
 
     fn hold(&mut self, policies: &Policies, random: &mut SmallRng, number: u64) -> Vec<Turn> {
         self.store(policies);
-        let limits = policies.limits();
-        self.loaded.set(Settings { flags: policies.flags, limits, hold_down: policies.hold_down(), ..self.base });
+        let (limits, bytes) = (policies.limits(), policies.byte_limits());
+        self.loaded.bytes().forget_sources();
+        self.loaded.bytes().forget_total();
+        let hold_down = policies.hold_down();
+        self.loaded.set(Settings { flags: policies.flags, limits, bytes, hold_down, ..self.base });
         let (own, joint) = (Arc::new(UserCounters::default()), Arc::new(UserCounters::default()));
         let engine = Engine::new(policies.config(), self.log.clone(), Arc::clone(&own), None).expect("memory");
         let daemon =
             Engine::new(policies.config(), self.loaded.log().clone(), Arc::clone(&joint), None).expect("memory");
+        // The budgets are one for both sides.
+        let daemon = daemon.sharing(self.loaded.bytes().clone());
         let mut keys: Vec<FrameKey> =
             policies.frames.iter().map(|frame| frame.key).chain(policies.absent.iter().copied()).collect();
         // Few keys in some conversations, so that their limits are reached.
@@ -324,12 +366,17 @@ fn judge(loaded: &Loaded, policies: &Policies, turns: &[Turn], name: &str, seen:
         let asked = (turn.key, policies.frame(turn.key));
         compare(loaded, &name, &turn.nack, asked, out, &turn.ran, &turn.events);
         seen.count(out);
+        for (counter, name) in Seen::BUDGETS {
+            if turn.ran.counted.contains(&(counter, 1)) {
+                *seen.0.entry(name).or_default() += 1;
+            }
+        }
 
-        if let Verdict::HandOver(frame) = by_kernel {
+        if let Verdict::HandOver(_) = by_kernel {
             let mut at = kernel.at(turn.key, turn.listener);
             // The daemon can send what the kernel cannot; the hold-down is one for both.
             (at.admitted, at.sends) = (true, Sends::All);
-            let wanted = decide::repair(&nack, policy, frame, &mut at);
+            let wanted = decide::handed_over(&nack, policy, &mut at);
             let counted = tally(&at.counted);
             let (got, got_counted) = turn.daemon.as_ref().expect("handed over");
             assert!(agree(got, &wanted), "{name}\nthe daemon {got:?}\nmodel {wanted:?}");
@@ -355,6 +402,13 @@ impl Seen {
     /// All that must come often, or the draw is not worth its time.
     const OUTCOMES: [&'static str; 10] =
         ["silence", "miss", "ack", "throttled", "frame", "clones", "announced", "handed over", "store", "recover"];
+
+    /// What the budgets in bytes refuse.
+    const BUDGETS: [(Counter, &'static str); 3] = [
+        (Counter::LimitedSourceBytes, "over a source's budget"),
+        (Counter::LimitedTotalBytes, "over the total budget"),
+        (Counter::LimitedUnproven, "unproven"),
+    ];
 
     fn count(&mut self, out: Out) {
         let name = match out {
@@ -403,7 +457,7 @@ fn kernel_engine_and_model_agree() {
             }
         }
         println!("{} NACKs: {seen:?}", judged * NACKS as u64);
-        for outcome in Seen::OUTCOMES {
+        for outcome in Seen::OUTCOMES.into_iter().chain(Seen::BUDGETS.map(|(_, name)| name)) {
             let times = seen.0.get(outcome).copied().unwrap_or(0);
             assert!(u64::from(times) > conversations / 10, "{outcome} came {times} times: {seen:?}");
         }

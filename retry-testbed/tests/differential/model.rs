@@ -6,6 +6,7 @@ use retry_common::{
     counter::Counter,
     decide::{CachedFrame, Endpoint, Multicast},
     key::FrameKey,
+    limits::bytes::{Afforded, Leaving},
 };
 
 /// A frame of the model's log.
@@ -14,6 +15,8 @@ pub(crate) struct Frame {
     pub(crate) key: FrameKey,
     pub(crate) group: u16,
     pub(crate) daemon_only: bool,
+    /// Bytes of the frame.
+    pub(crate) length: u32,
 }
 
 impl CachedFrame for Frame {
@@ -29,6 +32,18 @@ pub(crate) struct Most {
     pub(crate) group: u32,
     pub(crate) sequence: u32,
     pub(crate) chain: u32,
+    /// Bytes to one listener.
+    pub(crate) source_bytes: u32,
+    /// Bytes to all.
+    pub(crate) total_bytes: u32,
+    /// Bytes for one NACK, of a listener that has not shown that it hears.
+    pub(crate) unproven: u32,
+}
+
+impl Most {
+    pub(crate) const fn has_budget(&self) -> bool {
+        self.source_bytes | self.total_bytes | self.unproven != 0
+    }
 }
 
 /// Which frames this side can send.
@@ -57,6 +72,8 @@ pub(crate) struct Model {
     sequences: HashMap<FrameKey, u32>,
     chains: HashMap<(u8, u64), u32>,
     multicast: HashSet<FrameKey>,
+    sources: HashMap<u8, u32>,
+    total: u32,
 }
 
 impl Model {
@@ -71,6 +88,8 @@ impl Model {
             sequences: HashMap::new(),
             chains: HashMap::new(),
             multicast: HashSet::new(),
+            sources: HashMap::new(),
+            total: 0,
         }
     }
 
@@ -155,6 +174,34 @@ impl Endpoint for At<'_> {
             Multicast::HeldByUs
         } else {
             Multicast::Claimed
+        }
+    }
+
+    /// All frames of this suite fit a packet.
+    fn packet_bytes(&self, frame: &Frame) -> u32 {
+        frame.length + 48
+    }
+
+    fn egress_interfaces(&self) -> u32 {
+        1
+    }
+
+    /// No listener of this suite has shown that it hears.
+    fn afford(&mut self, leaving: &Leaving) -> Afforded {
+        let Model { most, sources, total, .. } = &mut *self.model;
+        let source = sources.entry(self.listener).or_default();
+        // Strangers have half of it.
+        let over_total = most.total_bytes != 0 && *total + leaving.all > most.total_bytes / 2;
+        if most.unproven != 0 && leaving.to_source > most.unproven {
+            Afforded::Unproven
+        } else if over_total && leaving.all != 0 {
+            Afforded::OverTotal
+        } else if most.source_bytes != 0 && leaving.to_source != 0 && *source + leaving.to_source > most.source_bytes {
+            Afforded::OverSource
+        } else {
+            *source += leaving.to_source;
+            *total += leaving.all;
+            Afforded::Yes
         }
     }
 

@@ -8,6 +8,7 @@
 mod alerts;
 mod beacons;
 mod burst;
+mod bytes;
 mod changes;
 mod check_verb;
 mod delivery;

@@ -2,6 +2,7 @@
 //! kernel that we support, so the tables need nothing but `ip link`.
 #![expect(clippy::print_stdout, reason = "a test that skips says so")]
 
+mod bytes;
 mod clones;
 mod fill;
 mod latency;

@@ -113,6 +113,13 @@ impl Acl {
         self.admit(source, Some(u8::MAX)).is_err()
     }
 
+    /// True when every source that is looked at stands on an allow list.
+    #[must_use]
+    pub fn has_allow_list(&self) -> bool {
+        let table = self.tables.in_force(self.tables.word().load(Ordering::Acquire));
+        table.is_some_and(|table| acl::has_allow_list(acl::Table::head(&table)))
+    }
+
     /// Puts other lists in force, all of them at once. Waits for up to a second when the change before the last is
     /// younger than that.
     ///

@@ -31,8 +31,9 @@ pub(super) const PROGRAM: &str = "retry_nack";
 /// The maps of the frame log, which fit together or not at all.
 const LOG: [&str; 3] = [map::RING, map::INDEX, map::LANES];
 /// The other maps that outlive a daemon, but for those of the limits.
-const KEPT: [&str; 15] = [
+const KEPT: [&str; 16] = [
     map::KNOWN,
+    map::TOTAL_BYTES,
     map::HOLD_DOWN,
     map::EVENTS,
     map::COUNTERS,
@@ -130,7 +131,7 @@ impl Left {
             }
             kept.push(name);
         }
-        for name in map::LIMITS {
+        for name in map::LIMITS.into_iter().chain([map::SOURCE_BYTES]) {
             if fits(name)? {
                 kept.push(name);
             } else {

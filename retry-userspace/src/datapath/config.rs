@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use retry_common::abi::{self, setting_flag};
 use retry_common::group::{self, SourceMode};
 use retry_common::holddown::HoldDown;
-use retry_common::limits::{TokenBucket, Window, table};
+use retry_common::limits::{ByteBudget, ByteLimits, TokenBucket, Window, table};
 
 use super::Mode;
 use crate::acl;
@@ -13,6 +13,7 @@ use crate::clock::nanoseconds;
 use crate::dedup;
 use crate::fabric::{Egress, Fabric};
 use crate::framelog::{Sizes, lives_ms};
+use crate::limits::byte_mask;
 use crate::settings::{Backend, FillMode, Limits, Settings, XdpMode};
 
 /// What the kernel side is asked to be.
@@ -131,6 +132,8 @@ impl From<&Fabric> for Interfaces {
 pub(crate) struct Changeable {
     /// The limits.
     pub limits: abi::Limits,
+    /// The budgets in bytes.
+    pub bytes: ByteLimits,
     /// The hold-down.
     pub hold_down: HoldDown,
     /// Bits of [`setting_flag::LIVE`].
@@ -143,8 +146,9 @@ impl Changeable {
     /// `settings` with this in it.
     #[must_use]
     pub(crate) const fn within(&self, settings: abi::Settings) -> abi::Settings {
-        let Self { limits, hold_down, flags, life_ms } = *self;
-        abi::Settings { limits, hold_down, flags: settings.flags & !setting_flag::LIVE | flags, life_ms, ..settings }
+        let Self { limits, bytes, hold_down, flags, life_ms } = *self;
+        let flags = settings.flags & !setting_flag::LIVE | flags;
+        abi::Settings { limits, bytes, hold_down, flags, life_ms, ..settings }
     }
 }
 
@@ -153,6 +157,7 @@ impl From<&Settings> for Changeable {
         let dedup = dedup::Config::from(settings);
         Self {
             limits: limits(&settings.limits),
+            bytes: byte_limits(&settings.limits),
             hold_down: HoldDown {
                 ours_ns: nanoseconds(settings.repair.holddown),
                 others_ns: nanoseconds(dedup.repeat_after),
@@ -201,7 +206,10 @@ pub(crate) fn kernel_settings(settings: &Settings, fabric: &Fabric, hash_seed: u
         build: build(),
         acl: 0,
         hop_limit_min: settings.acl.hop_limit_min,
-        reserved: [0; 7],
+        egress_interfaces: u8::try_from(fabric.egress.len()).unwrap_or(u8::MAX),
+        reserved: [0; 2],
+        byte_mask: byte_mask(&changeable.bytes, settings.limits.table_entries),
+        bytes: changeable.bytes,
     }
 }
 
@@ -224,6 +232,14 @@ fn limits(limits: &Limits) -> abi::Limits {
     }
 }
 
+fn byte_limits(limits: &Limits) -> ByteLimits {
+    ByteLimits {
+        source: ByteBudget::new(limits.source_bytes),
+        total: ByteBudget::new(limits.total_bytes),
+        unproven_factor: u64::from(limits.unproven_factor),
+    }
+}
+
 /// The flags that change while programs run.
 fn changeable_flags(settings: &Settings, dedup: &dedup::Config) -> u32 {
     let multicasts = settings.repair.multicast;
@@ -236,6 +252,7 @@ fn changeable_flags(settings: &Settings, dedup: &dedup::Config) -> u32 {
         // Such repairs go through the stack, which alone can loop them back; and the daemon alone can claim before it sends.
         (settings.egress.multicast_loop || multicasts && dedup.is_strict(), setting_flag::DAEMON_MULTICAST),
         (multicasts && dedup.announces(), setting_flag::ANNOUNCE),
+        (!byte_limits(&settings.limits).is_off(), setting_flag::BYTE_BUDGETS),
     ])
 }
 

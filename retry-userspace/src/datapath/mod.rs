@@ -36,12 +36,13 @@ use retry_common::abi;
 use retry_common::counter::Counters;
 use retry_common::key::FrameKey;
 use retry_common::latency::{Histogram, Measured};
+use retry_common::limits::ByteLimits;
 
 use crate::acl;
 use crate::clock::nanoseconds;
 use crate::counters::StoredBySource;
 use crate::framelog::{Memory, Pages, Sizes};
-use crate::limits::{AddressTable, Changed, GroupTable, LimitTable};
+use crate::limits::{AddressTable, ByteTables, Changed, GroupTable, LimitTable};
 pub use adopt::Found;
 use adopt::{Left, NEXT};
 pub(crate) use attach::{Attachments, native_mtu};
@@ -95,6 +96,8 @@ mod map {
     pub(super) const ACL_BUCKETS: &str = "ACL_BUCKETS";
     pub(super) const ACL_KEYS: &str = "ACL_KEYS";
     pub(super) const GROUP_LIMIT: &str = "GROUP_LIMIT";
+    pub(super) const SOURCE_BYTES: &str = "SOURCE_BYTES";
+    pub(super) const TOTAL_BYTES: &str = "TOTAL_BYTES";
     pub(super) const LIMITS: [&str; 4] = [ADDRESS_LIMIT, "SEQUENCE_LIMIT", "CHAIN_LIMIT", GROUP_LIMIT];
     /// Answers in place, by the NACK's interface. With the role program as all others: a device sends what comes in one poll
     /// in one bulk, through the program of the first packet.
@@ -160,6 +163,8 @@ pub struct Parts {
     pub drawn: DrawnNacks,
     /// The kernel's limit of (source, group), for NACKs that it admitted up to there.
     pub groups: GroupTable,
+    /// The states of the budgets in bytes.
+    pub bytes: ByteTables,
     /// The kernel's limit of addresses, for who looks who has asked.
     pub(crate) addresses: AddressTable,
     /// The kernel's known listeners.
@@ -284,6 +289,7 @@ impl Datapath {
         let groups = GroupTable::new(LimitTable::new(groups, asked.limit_mask), asked.hash_seed);
         let addresses = mapped(&ebpf, map::ADDRESS_LIMIT, LimitTable::<abi::AddressKey>::len(asked.limit_mask))?;
         let addresses = AddressTable::new(LimitTable::new(addresses, asked.limit_mask), asked.hash_seed);
+        let bytes = byte_tables(&ebpf, &asked)?;
         let known = KernelKnown::open(&mut ebpf)?;
         let sources =
             HashMap::try_from(taken(&mut ebpf, map::SOURCES)?).map_err(|_| DatapathError::Map(map::SOURCES))?;
@@ -328,6 +334,7 @@ impl Datapath {
             events,
             drawn: DrawnNacks(drawn),
             groups,
+            bytes,
             addresses,
             known,
             sources,
@@ -447,6 +454,15 @@ impl Datapath {
         ] {
             differs(limits + offset, &old.words(), &new.words());
         }
+        let bytes = std::mem::offset_of!(abi::Settings, bytes);
+        for (offset, old, new) in [
+            (std::mem::offset_of!(ByteLimits, source), old.bytes.source, new.bytes.source),
+            (std::mem::offset_of!(ByteLimits, total), old.bytes.total, new.bytes.total),
+        ] {
+            differs(bytes + offset, &old.words(), &new.words());
+        }
+        let factor = [old.bytes.unproven_factor, new.bytes.unproven_factor].map(|factor| [factor]);
+        differs(bytes + std::mem::offset_of!(ByteLimits, unproven_factor), &factor[0], &factor[1]);
         let hold_down = |settings: &abi::Settings| [settings.hold_down.ours_ns, settings.hold_down.others_ns];
         differs(std::mem::offset_of!(abi::Settings, hold_down), &hold_down(&old), &hold_down(&new));
         for (offset, word) in words {
@@ -468,7 +484,8 @@ impl Datapath {
         if self.is_left {
             return;
         }
-        let Changed { address, sequence, chain, group } = limits;
+        // The budgets in bytes are one for both sides: the engine forgets them.
+        let Changed { address, sequence, chain, group, source_bytes: _, total_bytes: _ } = limits;
         let [address_map, sequence_map, chain_map, group_map] = map::LIMITS;
         let forgotten = [
             address.then(|| self.forget_in::<abi::AddressKey>(address_map)),
@@ -620,6 +637,7 @@ pub(crate) fn try_load(config: &Config) -> Result<(), DatapathError> {
     let object = object(config)?;
     let mut config = Config { sizes: Sizes::new(0, 0), acl: acl::Size::default(), ..config.clone() };
     config.settings.limit_mask = 0;
+    config.settings.byte_mask = 0;
     load(&config, &object, None, &[]).map(drop)
 }
 
@@ -643,7 +661,12 @@ fn map_entries(config: &Config) -> Vec<(&'static str, u32)> {
     ];
     let (buckets, keys) = config.acl.entries();
     let acl = [(map::ACL_BUCKETS, buckets), (map::ACL_KEYS, keys)];
-    log.into_iter().chain(acl).chain(map::LIMITS.map(|name| (name, config.settings.limit_mask + 1))).collect()
+    let bytes = [(map::SOURCE_BYTES, config.settings.byte_mask + 1)];
+    log.into_iter()
+        .chain(acl)
+        .chain(bytes)
+        .chain(map::LIMITS.map(|name| (name, config.settings.limit_mask + 1)))
+        .collect()
 }
 
 /// Loads the object, with the maps of these names as they are pinned.
@@ -723,6 +746,13 @@ fn acl_tables(ebpf: &Ebpf, size: acl::Size) -> Result<acl::Tables, DatapathError
         mapped(ebpf, map::SETTINGS, size_of::<abi::Settings>())?,
     ];
     Ok(acl::Tables::new(size, memory))
+}
+
+/// The states of the budgets in bytes.
+fn byte_tables(ebpf: &Ebpf, asked: &abi::Settings) -> Result<ByteTables, DatapathError> {
+    let sources = mapped(ebpf, map::SOURCE_BYTES, LimitTable::<abi::AddressKey>::len(asked.byte_mask))?;
+    let total = mapped(ebpf, map::TOTAL_BYTES, size_of::<abi::TotalBytes>())?;
+    Ok(ByteTables::new(sources, asked.byte_mask, total, asked.hash_seed))
 }
 
 fn taken(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, DatapathError> {

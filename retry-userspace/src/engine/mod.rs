@@ -11,12 +11,14 @@ use retry_common::counter::Counter;
 use retry_common::decide::{self, Endpoint, Multicast, Policy, Repair, Verdict};
 use retry_common::holddown::HoldDown;
 use retry_common::key::FrameKey;
-use retry_common::limits::TokenBucket;
+use retry_common::limits::bytes::{self, ANSWER_BYTES, Afforded, Leaving};
+use retry_common::limits::{ByteLimits, TokenBucket};
 use retry_common::wire::nack::Nack;
 
+use crate::acl::Acl;
 use crate::counters::UserCounters;
 use crate::framelog::{Log, Record};
-use crate::limits::{AddressTable, Changed, GroupTable, KnownListeners, LimitTables};
+use crate::limits::{AddressTable, ByteCase, ByteTables, Changed, GroupTable, KnownListeners, LimitTables};
 use crate::settings::Settings;
 
 /// What shapes the answers.
@@ -26,6 +28,12 @@ pub struct Config {
     pub policy: Policy,
     /// The four limits.
     pub limits: Limits,
+    /// The budgets in bytes.
+    pub bytes: ByteLimits,
+    /// How many interfaces a multicast repair leaves by.
+    pub egress_interfaces: u32,
+    /// Longest frame that leaves in one packet, bytes.
+    pub max_frame: u32,
     /// The hold-down.
     pub hold_down: HoldDown,
     /// Entries of each limit table.
@@ -41,6 +49,9 @@ impl Config {
         Self {
             policy: Policy::new(kernel.flags),
             limits: kernel.limits,
+            bytes: kernel.bytes,
+            egress_interfaces: u32::from(kernel.egress_interfaces),
+            max_frame: kernel.max_frame,
             hold_down: kernel.hold_down,
             limit_entries: settings.limits.table_entries,
             hash_seed: kernel.hash_seed,
@@ -81,6 +92,8 @@ pub struct Engine {
     log: Log,
     counters: Arc<UserCounters>,
     known: Arc<KnownListeners>,
+    bytes: ByteTables,
+    acl: Option<Arc<Acl>>,
 }
 
 impl Engine {
@@ -95,8 +108,20 @@ impl Engine {
         kernel_groups: Option<Box<dyn GroupLimit>>,
     ) -> io::Result<Self> {
         let tables = LimitTables::new(config.limit_entries, config.hash_seed)?;
+        let bytes = ByteTables::plain(&config.bytes, config.limit_entries, config.hash_seed)?;
         let config = ArcSwap::from_pointee(config);
-        Ok(Self { config, tables, kernel_groups, log, counters, known: Arc::default() })
+        Ok(Self { config, tables, kernel_groups, log, counters, known: Arc::default(), bytes, acl: None })
+    }
+
+    /// Charges the budgets in bytes there, where the kernel program does.
+    #[must_use]
+    pub fn sharing(self, bytes: ByteTables) -> Self {
+        Self { bytes, ..self }
+    }
+
+    /// Takes sources that these lists allow for such as have shown that they hear us.
+    pub(crate) fn listing(self, acl: Arc<Acl>) -> Self {
+        Self { acl: Some(acl), ..self }
     }
 
     /// Serves these listeners although the window of a frame is used up.
@@ -118,6 +143,12 @@ impl Engine {
     /// Lets every key of these limits begin anew, in the daemon's own tables.
     pub(crate) fn forget(&self, limits: Changed) {
         self.tables.forget(limits);
+        if limits.source_bytes {
+            self.bytes.forget_sources();
+        }
+        if limits.total_bytes {
+            self.bytes.forget_total();
+        }
     }
 
     /// What a NACK from `source` gets at `now_ns`, and why: the counter that was counted last.
@@ -145,12 +176,8 @@ impl Engine {
     /// What a NACK gets that the kernel admitted, charged for every limit, and cannot send the frame for.
     pub(crate) fn judge_send(&self, nack: &Nack, source: Ipv6Addr, now_ns: u64) -> Judged {
         let mut case = Case { admitted: Some(Admitted::Kernel), ..self.case(nack, source, now_ns) };
-        let verdict = match case.look_up() {
-            Some(record) => decide::repair(nack, case.config.policy, record, &mut case),
-            // Lapped or expired between the kernel's look-up and ours; it counted a hit.
-            None => decide::missed(nack, case.config.policy, &mut case),
-        };
-        (verdict, case.last)
+        // Where the frame was lapped or has expired since the kernel's look-up, that counted a hit.
+        (decide::handed_over(nack, case.config.policy, &mut case), case.last)
     }
 
     /// The verdict of what the kernel hands over, alone.
@@ -162,20 +189,23 @@ impl Engine {
     /// or there is no such frame.
     pub(crate) fn judge_asked(&self, nack: &Nack, source: Ipv6Addr, admitted: Admitted, now_ns: u64) -> Judged {
         let mut case = Case { admitted: Some(admitted), ..self.case(nack, source, now_ns) };
-        let verdict = match case.look_up() {
-            Some(record) => decide::found(nack, case.config.policy, record, &mut case),
-            None => decide::missed(nack, case.config.policy, &mut case),
-        };
-        (verdict, case.last)
+        (decide::answered(nack, case.config.policy, &mut case), case.last)
     }
 
     /// What leaves for a frame that an upstream endpoint sent: a repair into our domain, and no ACK, for the MISS was said
     /// long ago. `None` when there is nothing to send. Each way of repair that is on is used: multicast, and a copy to each
-    /// listener that asked.
+    /// listener that asked and [`Engine::affords_copy`].
     pub fn handle_recovered(&self, key: &FrameKey, now_ns: u64) -> Option<(Record, Repair)> {
         let (record, config) = (self.log.look_up(key, now_ns)?, self.config.load());
         let mut plan = Repair { unicast: config.policy.unicasts(), ..Repair::default() };
-        if config.policy.multicasts() {
+        let may_claim = || {
+            let is_free = self.log.peek(key, &config.hold_down, now_ns) == Multicast::Claimed;
+            let all = bytes::packet(record.header().length, config.max_frame) * config.egress_interfaces;
+            let leaving = Leaving { to_source: 0, all, before: 0 };
+            // A frame that is held down takes nothing, and the claim counts it.
+            !is_free || self.affords(&config, Ipv6Addr::UNSPECIFIED, leaving, now_ns)
+        };
+        if config.policy.multicasts() && may_claim() {
             match self.log.claim(key, &config.hold_down, now_ns) {
                 Multicast::Claimed => plan.multicast = true,
                 Multicast::HeldByUs => self.counters.one(Counter::RetransmitHeldDown),
@@ -183,6 +213,29 @@ impl Engine {
             }
         }
         (plan.multicast || plan.unicast).then_some((record, plan))
+    }
+
+    /// True when a copy of a recovered frame may leave to this listener, which is then charged. It got a MISS before.
+    pub(crate) fn affords_copy(&self, record: &Record, listener: Ipv6Addr, now_ns: u64) -> bool {
+        let config = self.config.load();
+        let packet = bytes::packet(record.header().length, config.max_frame);
+        self.affords(&config, listener, Leaving { to_source: packet, all: packet, before: ANSWER_BYTES }, now_ns)
+    }
+
+    fn affords(&self, config: &Config, listener: Ipv6Addr, leaving: Leaving, now_ns: u64) -> bool {
+        if config.bytes.is_off() {
+            return true;
+        }
+        let afforded = self.afford(config, listener.octets(), leaving, now_ns);
+        if let Some(counter) = decide::refused(afforded) {
+            self.counters.one(counter);
+        }
+        afforded == Afforded::Yes
+    }
+
+    fn afford(&self, config: &Config, source: [u8; 16], leaving: Leaving, now_ns: u64) -> Afforded {
+        let is_proven = || self.known.is_known(&source) || self.acl.as_ref().is_some_and(|acl| acl.has_allow_list());
+        ByteCase { tables: &self.bytes, limits: &config.bytes, source, is_proven, leaving, now_ns }.afford()
     }
 
     fn case<'a>(&'a self, nack: &'a Nack, source: Ipv6Addr, now_ns: u64) -> Case<'a> {
@@ -245,6 +298,18 @@ impl Endpoint for Case<'_> {
     /// A socket sends any frame; one that fails shows when it does.
     fn can_send(&mut self, _frame: &Record, _multicast: bool, _ack: bool) -> bool {
         true
+    }
+
+    fn packet_bytes(&self, record: &Record) -> u32 {
+        bytes::packet(record.header().length, self.config.max_frame)
+    }
+
+    fn egress_interfaces(&self) -> u32 {
+        self.config.egress_interfaces
+    }
+
+    fn afford(&mut self, leaving: &Leaving) -> Afforded {
+        self.engine.afford(&self.config, self.source, *leaving, self.now_ns)
     }
 
     fn claim_multicast(&mut self) -> Multicast {

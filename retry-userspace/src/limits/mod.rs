@@ -3,6 +3,7 @@
 //!
 //! What a limit means is [`retry_common::limits`]; the kernel program charges its tables in `retry-ebpf/src/admit.rs`.
 
+mod bytes;
 mod known;
 mod table;
 
@@ -12,8 +13,10 @@ use retry_common::abi::{AddressKey, ChainKey, Limits};
 use retry_common::index;
 use retry_common::key::FrameKey;
 use retry_common::limits::table::{address_hash, join};
-use retry_common::limits::{TokenBucket, Window};
+use retry_common::limits::{ByteLimits, TokenBucket, Window};
 
+pub use bytes::ByteTables;
+pub(crate) use bytes::{ByteCase, mask as byte_mask};
 pub(crate) use known::{AddressTable, Change, KnownListeners, OnChange, Review};
 pub(crate) use table::GroupTable;
 pub(crate) use table::LimitTable;
@@ -29,12 +32,18 @@ pub(crate) struct Changed {
     pub chain: bool,
     /// That of the source address and group.
     pub group: bool,
+    /// The budget in bytes of a source.
+    pub source_bytes: bool,
+    /// The budget in bytes of all.
+    pub total_bytes: bool,
 }
 
 impl Changed {
     /// What differs.
-    pub(crate) fn between(old: &Limits, new: &Limits) -> Self {
+    pub(crate) fn between((old, old_bytes): (&Limits, &ByteLimits), (new, new_bytes): (&Limits, &ByteLimits)) -> Self {
         Self {
+            source_bytes: old_bytes.source != new_bytes.source,
+            total_bytes: old_bytes.total != new_bytes.total,
             address: old.address != new.address,
             sequence: old.sequence != new.sequence,
             chain: old.chain != new.chain,
@@ -44,7 +53,7 @@ impl Changed {
 
     /// True when any has.
     pub(crate) const fn any(self) -> bool {
-        self.address || self.sequence || self.chain || self.group
+        self.address || self.sequence || self.chain || self.group || self.source_bytes || self.total_bytes
     }
 }
 
@@ -80,7 +89,7 @@ impl LimitTables {
 
     /// Lets every key of these limits begin anew.
     pub(crate) fn forget(&self, limits: Changed) {
-        let Changed { address, sequence, chain, group } = limits;
+        let Changed { address, sequence, chain, group, .. } = limits;
         if address {
             self.address.table.forget();
         }
@@ -191,7 +200,8 @@ mod tests {
         while tables.take_chain(one, 1, &narrow, NOW) && tables.take_sequence(key, &narrow, NOW) {}
         let old = Limits { address: slow, group: slow, sequence: narrow, chain: narrow };
         let new = Limits { address: quick, sequence: wide, ..old };
-        let changed = Changed::between(&old, &new);
+        let off = ByteLimits::default();
+        let changed = Changed::between((&old, &off), (&new, &off));
         assert_eq!(changed, Changed { address: true, sequence: true, ..Changed::default() });
         tables.forget(changed);
         assert!(tables.take_address(one, &quick, NOW));

@@ -47,6 +47,17 @@ impl<K: Copy> LimitTable<K> {
         table::take(&mut self.there(key, hash), hash, weigh, step)
     }
 
+    /// As [`table::take_strictly`], for `key`, whose hash is `hash`.
+    pub(super) fn take_strictly(
+        &self,
+        key: K,
+        hash: u64,
+        weigh: impl Fn(u64) -> u64,
+        step: impl Fn(u64) -> Option<u64>,
+    ) -> bool {
+        table::take_strictly(&mut self.there(key, hash), hash, weigh, step)
+    }
+
     /// Takes a token of `key`; true when there was one.
     pub(crate) fn take_token(&self, key: K, hash: u64, bucket: &TokenBucket, now_ns: u64) -> bool {
         bucket.is_off() || self.take(key, hash, |state| bucket.weight(state), |state| bucket.take(state, now_ns))

@@ -101,14 +101,17 @@ impl Server {
         let Some((first, others)) = askers.split_first() else {
             return;
         };
+        let affords = |to: &SocketAddrV6| self.engine.affords_copy(&record, *to.ip(), monotonic_ns());
+        let is_copied = plan.unicast;
+        let plan = Repair { unicast: plan.unicast && affords(first), ..plan };
         if plan.multicast && self.pending.is_strict() {
             self.claim(record, plan, asker(first), frame);
-        } else {
+        } else if plan.multicast || plan.unicast {
             self.repair(&record, plan, asker(first), frame);
         }
-        if plan.unicast {
+        if is_copied {
             let copy = Repair { unicast: true, ..Repair::default() };
-            for to in others {
+            for to in others.iter().filter(|to| affords(to)) {
                 self.repair(&record, copy, asker(to), frame);
             }
         }

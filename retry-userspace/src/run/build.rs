@@ -40,7 +40,7 @@ use crate::ingress::source_discovery::{self, Control};
 use crate::ingress::subscription::{self, OnJoined, Subscription};
 use crate::ingress::tee::{self, TeeSocket};
 use crate::latency::UserLatency;
-use crate::limits::{AddressTable, GroupTable, OnChange, Review};
+use crate::limits::{AddressTable, ByteTables, GroupTable, OnChange, Review};
 use crate::metrics::Source;
 use crate::nack::pending::{Backends, Pending, Reply};
 use crate::nack::{self, Server};
@@ -159,7 +159,7 @@ pub(super) fn build(settings: &Settings, log_level: &LogLevel, told: &Cancellati
     let most = settings.telemetry.top_talkers;
     let talkers = (most > 0).then(|| Arc::new(Talkers::new(most, common.counters())));
     let workers = Workers::default();
-    let engine = common.engine(&answers, kernel.groups)?;
+    let engine = common.engine(&answers, kernel.groups, kernel.bytes)?;
     let known = common.known(&engine, kernel.known);
     let engine = engine.knowing(known.known());
     let observed = Observed {
@@ -408,11 +408,21 @@ impl Common<'_> {
     }
 
     /// What decides by the same values as the kernel program.
-    fn engine(&self, answers: &abi::Settings, groups: Option<GroupTable>) -> Result<Engine, StartError> {
+    fn engine(
+        &self,
+        answers: &abi::Settings,
+        groups: Option<GroupTable>,
+        bytes: Option<ByteTables>,
+    ) -> Result<Engine, StartError> {
         let config = engine::Config::from(self.settings, answers);
         let groups = groups.map(|groups| -> Box<dyn GroupLimit> { Box::new(groups) });
-        Engine::new(config, self.log.clone(), self.counters(), groups)
-            .map_err(|source| StartError::Limits { entries: config.limit_entries, source })
+        let engine = Engine::new(config, self.log.clone(), self.counters(), groups)
+            .map_err(|source| StartError::Limits { entries: config.limit_entries, source })?
+            .listing(Arc::clone(&self.acl));
+        Ok(match bytes {
+            Some(bytes) => engine.sharing(bytes),
+            None => engine,
+        })
     }
 
     /// What finds out which listeners are known; those of an earlier daemon still are.

@@ -19,7 +19,7 @@ use crate::datapath::{
 use crate::fabric::{Fabric, FabricError};
 use crate::framelog::{self, Pages, Sizes};
 use crate::latency::UserLatency;
-use crate::limits::{AddressTable, GroupTable};
+use crate::limits::{AddressTable, ByteTables, GroupTable};
 use crate::metrics::XdpReason;
 use crate::net::interface;
 use crate::settings::{FillMode, Settings, XdpMode};
@@ -43,6 +43,8 @@ pub(super) struct Kernel {
     pub(super) events: Option<Events>,
     pub(super) drawn: Option<DrawnNacks>,
     pub(super) groups: Option<GroupTable>,
+    /// The states of the budgets in bytes.
+    pub(super) bytes: Option<ByteTables>,
     /// Who has asked, as the kernel has it, and its table of known listeners.
     pub(super) known: Option<(AddressTable, KernelKnown)>,
     pub(super) sources: Option<KernelSources>,
@@ -124,6 +126,7 @@ impl Kernel {
             events,
             drawn,
             groups,
+            bytes,
             addresses,
             known,
             sources,
@@ -143,6 +146,7 @@ impl Kernel {
             events: Some(events),
             drawn: Some(drawn),
             groups: Some(groups),
+            bytes: Some(bytes),
             known: Some((addresses, known)),
             // Where the daemon stores all frames, their sources are its sockets' matter.
             sources: fill.is_some().then_some(sources),
@@ -175,6 +179,7 @@ impl Kernel {
             events: None,
             drawn: None,
             groups: None,
+            bytes: None,
             known: None,
             sources: None,
             fill: None,

@@ -143,7 +143,7 @@ impl Reached {
             if let Some(datapath) = self.state.datapath().as_mut() {
                 datapath.change(&after);
             }
-            let limits = Changed::between(&before.limits, &after.limits);
+            let limits = Changed::between((&before.limits, &before.bytes), (&after.limits, &after.bytes));
             if limits.any() {
                 // What was counted by the former limit says nothing of the new one, and a NACK under way may still count by it.
                 std::thread::sleep(LAST_NACKS);

@@ -61,6 +61,14 @@ pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), Settings
             );
         }
     }
+    let none_is_known = limits.known_listeners == 0 || limits.ip_rate.is_off();
+    if limits.unproven_factor > 0 && none_is_known && settings.acl.allow.is_empty() && settings.acl.file.is_none() {
+        return refuse(
+            "unproven-factor",
+            "0 is accepted without known listeners (-known-listeners and -rl-ip-rate above 0) and without an allow list: \
+             no address could show that it hears",
+        );
+    }
     if settings.proxy.enabled && settings.proxy.upstreams.is_empty() && !settings.proxy.discover {
         return refuse(
             "upstream-retry-endpoints",

@@ -13,6 +13,7 @@ use super::source::Values;
 /// The settings that change while the daemon runs: names, and beginnings of names, which end with a dash.
 const LIVE: &[&str] = &[
     "rl-",
+    "unproven-factor",
     "acl-",
     "proxied-from",
     "publishers",
@@ -63,8 +64,8 @@ impl Settings {
         let read = self.values.read_again()?;
         // All of it has to stand: the next start reads it.
         let next = Self::of(&read)?;
-        let mut reread = self.with(&self.values.merged(&read))?;
-        let mut waiting = self.values.differing(&read);
+        let mut reread = self.with(&self.values.merged(&read, |flag| self.changes(flag)))?;
+        let mut waiting = self.values.differing(&read, |flag| self.changes(flag));
         if next.admin.token != self.admin.token && !waiting.iter().any(|one| one.name == TOKEN) {
             waiting.push(Change { name: TOKEN, from: "***".to_owned(), to: "***".to_owned() });
         }
@@ -86,7 +87,7 @@ impl Settings {
             let Some(flag) = rows::find(name) else {
                 return Err(refuse("there is no such setting"));
             };
-            if !flag.live {
+            if !self.changes(flag) {
                 return Err(refuse("it needs a restart: set it by flag, variable or -config"));
             }
             if by_api.insert(flag.name, text.clone()).is_some() {
@@ -96,6 +97,11 @@ impl Settings {
         let mut reread = self.with(&self.values.overridden(by_api))?;
         reread.settings.wait(self.waiting.clone());
         Ok(reread)
+    }
+
+    /// True for a setting that changes now. The table of sources' budgets has its size from the start, where there is such a budget.
+    fn changes(&self, flag: &Flag) -> bool {
+        flag.live && (flag.name != SOURCE_BYTES || self.limits.source_bytes != 0)
     }
 
     /// What the files have that the next start will use.
@@ -128,14 +134,20 @@ impl Settings {
     }
 }
 
+/// It needs a restart to be above 0, see [`Settings::changes`].
+const SOURCE_BYTES: &str = "rl-source-bytes";
 /// Its file may have another token under the same name.
 const TOKEN: &str = "admin-token-file";
 /// Where values of the management API come from, in refusals.
 pub(super) const BY_API: &str = "POST /v1/config";
 
 /// Of two readings, the settings that need a restart and differ.
-pub(super) fn differing<'a>(now: impl Fn(&str) -> &'a str, next: impl Fn(&str) -> &'a str) -> Vec<Change> {
-    let restart = rows::all().filter(|flag: &&Flag| !flag.live);
+pub(super) fn differing<'a>(
+    now: impl Fn(&str) -> &'a str,
+    next: impl Fn(&str) -> &'a str,
+    changes: impl Fn(&Flag) -> bool,
+) -> Vec<Change> {
+    let restart = rows::all().filter(|flag: &&Flag| !changes(flag));
     restart
         .filter_map(|flag| {
             let (from, to) = (now(flag.name), next(flag.name));

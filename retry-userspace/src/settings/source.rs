@@ -234,9 +234,9 @@ impl Values {
     }
 
     /// These values with what changes while the daemon runs as `next` has it.
-    pub(super) fn merged(&self, next: &Self) -> Self {
+    pub(super) fn merged(&self, next: &Self, changes: impl Fn(&Flag) -> bool) -> Self {
         let settings = rows::all().filter_map(|flag| {
-            let from = if flag.live { next } else { self };
+            let from = if changes(flag) { next } else { self };
             Some((flag.name, from.settings.get(flag.name)?.clone()))
         });
         Self { settings: settings.collect(), admin_token: self.admin_token.clone(), ..next.clone() }
@@ -256,8 +256,8 @@ impl Values {
     }
 
     /// The settings that need a restart and that `next` has otherwise.
-    pub(super) fn differing(&self, next: &Self) -> Vec<Change> {
-        live::differing(|name| self.text(name), |name| next.text(name))
+    pub(super) fn differing(&self, next: &Self, changes: impl Fn(&Flag) -> bool) -> Vec<Change> {
+        live::differing(|name| self.text(name), |name| next.text(name), changes)
     }
 
     /// True with `-check-config`: the daemon does not start.

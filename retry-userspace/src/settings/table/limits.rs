@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use retry_common::limits::{Rate, Window};
+use retry_common::limits::{ByteBudget, Rate, Window};
 
 use crate::settings::accepts::{Accepts, MILLISECOND, YEAR, any, switch, time, whole};
 use crate::settings::rows::{Alias, Read, Row, Rows};
@@ -27,6 +27,12 @@ pub struct Limits {
     pub group_rate: Rate,
     /// Hits at once from one address in one group. Above 0 while the rate is.
     pub group_burst: u32,
+    /// Bytes per second to one address in answer to its NACKs; 0: no budget.
+    pub source_bytes: u64,
+    /// Bytes per second that leave in answer to NACKs; 0: no budget.
+    pub total_bytes: u64,
+    /// An address that has not shown that it hears us gets at most so many times the bytes of its NACK; 0: that is not asked.
+    pub unproven_factor: u32,
     /// Say THROTTLED; never for the limit of an address.
     pub throttle_response: bool,
     /// Most known listeners; 0: none.
@@ -117,6 +123,30 @@ impl Limits {
                 meaning: "Hits at once from one address in one group; 0 only while -rl-group-rate is 0.",
                 consequence: "Listeners that lose a burst ask in a burst.",
             })?,
+            source_bytes: rows.read(Row {
+                flag: "rl-source-bytes",
+                env: "RL_SOURCE_BYTES",
+                default: "0",
+                accepts: budget(),
+                meaning: "Bytes per second to one address: unicast copies and answers, as IPv6 packets with their headers; 0: no budget.",
+                consequence: "Over it: silence. No second has more, wherever it begins; what is longer than the part that may leave at once (half, at most 128 KiB, at least an eighth) never leaves. From 0 it needs a restart.",
+            })?,
+            total_bytes: rows.read(Row {
+                flag: "rl-total-bytes",
+                env: "RL_TOTAL_BYTES",
+                default: "0",
+                accepts: budget(),
+                meaning: "Bytes per second in answer to NACKs: those of -rl-source-bytes to all, and multicast repairs once per egress interface; 0: no budget.",
+                consequence: "Over it: silence. Addresses that have shown that they hear us come first.",
+            })?,
+            unproven_factor: rows.read(Row {
+                flag: "unproven-factor",
+                env: "UNPROVEN_FACTOR",
+                default: "0",
+                accepts: whole(0..=1_000),
+                meaning: "Most bytes to an address that has not shown that it hears us, as a multiple of those of its NACK (112); 0: no bound. RFC 9000 has 3.",
+                consequence: "A longer copy is left out: a THROTTLED, or silence. Known listeners and sources on the allow list have shown it.",
+            })?,
             throttle_response: rows.read(Row {
                 flag: "rl-throttle-response",
                 env: "RL_THROTTLE_RESPONSE",
@@ -143,6 +173,15 @@ impl Limits {
             })?,
         })
     }
+}
+
+/// A budget of bytes per second.
+fn budget() -> Accepts<u64> {
+    const ACCEPTED: &str = "0, or 1024 to 100000000000";
+    any(ACCEPTED, |text| {
+        let accepted = |bytes: &u64| *bytes == 0 || (ByteBudget::LEAST..=ByteBudget::MOST).contains(bytes);
+        values::number(text, 0..=u64::MAX).ok().filter(accepted).ok_or_else(|| format!("{ACCEPTED}, is accepted"))
+    })
 }
 
 fn rate() -> Accepts<Rate> {

@@ -290,6 +290,28 @@ fn the_api_beats_all_until_the_files_are_read_again() {
     assert_eq!(twice.to_string(), "-rl-sender-rate (from POST /v1/config): it is given twice");
 }
 
+/// The table of sources' budgets has its size from the start.
+#[test]
+fn a_budget_of_sources_changes_where_there_is_one() {
+    let files = Files::new("", "");
+    let set = |settings: &Settings, text: &str| {
+        settings.overridden(&[("rl-source-bytes".to_owned(), Some(text.to_owned()))].into())
+    };
+    let without = files.start(&[], &[]);
+    files.write("rl-source-bytes = 9000\nrl-total-bytes = 8000\nunproven-factor = 3\n", "");
+    let read = without.read_again().expect("it stands");
+    assert_eq!(changes(&read.changed), [("rl-total-bytes", "0", "8000"), ("unproven-factor", "0", "3")]);
+    assert_eq!(changes(read.settings.waiting()), [("rl-source-bytes", "0", "9000")]);
+    assert_eq!(
+        set(&without, "9000").expect_err("no table").to_string(),
+        "-rl-source-bytes (from POST /v1/config): it needs a restart: set it by flag, variable or -config"
+    );
+    let with = files.start(&[], &[]);
+    let other = set(&with, "7000").expect("it stands");
+    assert_eq!(changes(&other.changed), [("rl-source-bytes", "9000", "7000")]);
+    assert_eq!(set(&with, "0").expect("it stands").settings.limits.source_bytes, 0);
+}
+
 #[test]
 fn another_token_waits_for_a_restart_and_is_not_shown() {
     let files = Files::new("", "ADMIN_TOKEN=one\n");

@@ -16,6 +16,7 @@ fn a_value_out_of_bounds() {
     let port = number(1, 65_535);
     let rate = "0, or a number from 0.000001 to 1000000000, is accepted";
     let burst = number(0, u32::MAX.into());
+    let budget = "0, or 1024 to 100000000000, is accepted";
     let listen = ":port, address:port or name:port is accepted, IPv6 addresses in brackets";
     let ring = "16m to 64g is accepted (k, m, g, or bytes)";
     let prefixes =
@@ -98,6 +99,9 @@ fn a_value_out_of_bounds() {
         ("rl-sequence-window", "8760h1s", "1ms to 8760h is accepted"),
         ("rl-group-rate", "4294967296", rate),
         ("rl-group-burst", "1.5", &burst),
+        ("rl-source-bytes", "1023", budget),
+        ("rl-total-bytes", "1e+12", budget),
+        ("unproven-factor", "1001", &number(0, 1_000)),
         ("rl-throttle-response", "y", truth),
         ("known-listeners", "65537", &number(0, 65_536)),
         ("limit-table-entries", "1023", &number(1024, 16_777_216)),
@@ -221,6 +225,18 @@ fn settings_that_do_not_fit_together() {
         (
             &["-rl-ip-rate=0.001", "-rl-ip-burst=2e+06"],
             "-rl-ip-burst 2e+06: 1 to 1152922 is accepted at this -rl-ip-rate: more take 36 years to come back".to_owned(),
+        ),
+        (
+            &["-unproven-factor=3", "-known-listeners=0"],
+            "-unproven-factor 3: 0 is accepted without known listeners (-known-listeners and -rl-ip-rate above 0) and without \
+             an allow list: no address could show that it hears"
+                .to_owned(),
+        ),
+        (
+            &["-unproven-factor=3", "-rl-ip-rate=0"],
+            "-unproven-factor 3: 0 is accepted without known listeners (-known-listeners and -rl-ip-rate above 0) and without \
+             an allow list: no address could show that it hears"
+                .to_owned(),
         ),
         (
             &["-proxy-enabled"],
