@@ -20,14 +20,14 @@
 //! 14. `top` shows the same as the status page in a terminal, from another process.
 //! 15. `fdstore` keeps memberships and the NACK socket while no daemon runs; `service` tells the service manager how the daemon is.
 //!
-//! `net` has the sockets, `clock` the time, `notation` how numbers are written, `privileges` the capabilities, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
+//! `net` has the sockets, `clock` the time, `notation` how numbers are written, `privileges` what the process may do, `shutdown` the signals, `stop_flag` the order to a thread. `parts` is what tests and the testbed may use of all this.
 //!
 //! # What imports what
 //!
 //! A module imports modules of earlier lines only; its tests may import any. The test `layers` holds the code to this list.
 //!
-//! 1. `clock`, `command_line`, `notation`, `privileges`, `service`, `settings`, `shutdown`
-//! 2. `dedup`, `firewall`, `framelog`, `stop_flag`
+//! 1. `clock`, `command_line`, `notation`, `service`, `settings`, `shutdown`
+//! 2. `dedup`, `firewall`, `framelog`, `privileges`, `stop_flag`
 //! 3. `backoff`, `counters`, `latency`, `limits`
 //! 4. `acl`, `feed`, `net`, `talkers`
 //! 5. `engine`, `fabric`, `store`
@@ -106,7 +106,7 @@ pub use firewall::main as firewall;
 pub use handover::{detach, status};
 pub use privileges::raise as raise_capabilities;
 pub use recovery::probe::main as probe;
-pub use run::{StartError, run};
+pub use run::{StartError, confine, run};
 pub use settings::{Settings, Stop};
 pub use shutdown::signal as shutdown_signal;
 pub use telemetry::{Config as LogConfig, LogLevel, init as start_log};

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use retry_userspace::{
-    LogConfig, Settings, Stop, check, detach, firewall, has_hold_verb, hold, nack, probe, raise_capabilities, run,
+    LogConfig, Settings, Stop, check, confine, detach, firewall, has_hold_verb, hold, nack, probe, raise_capabilities, run,
     shutdown_signal, start_log, status, top, verify_log, watch,
 };
 
@@ -34,6 +34,10 @@ fn main() -> ExitCode {
         Err(stop) => return say(&stop),
     };
     let log_level = start_log(&LogConfig::from(&settings));
+    // Before there are threads: what the process may do belongs to each of them.
+    if let Err(error) = confine(&settings) {
+        return failed(&error);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),

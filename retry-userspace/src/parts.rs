@@ -14,6 +14,7 @@ pub mod admin {
     /// What the status page shows beside the numbers.
     pub mod status {
         pub use crate::admin::status::{Details, Handover, InterfaceUse, Peer, StatusSource};
+        pub use crate::privileges::Rights;
     }
 
     /// The management API.

@@ -34,6 +34,7 @@ mod nack_port;
 mod nack_verb;
 mod pins;
 mod poison;
+mod privileges;
 mod recovery;
 mod refusals;
 mod rejoin;

@@ -55,6 +55,7 @@ pub(crate) use known::KernelKnown;
 pub(crate) use log_lines::LogLines;
 use own::OwnAddresses;
 use pins::Pins;
+pub(crate) use pins::mount_bpffs;
 pub(crate) use sent::Delivered;
 use sent::SentTable;
 pub use talkers::DrawnNacks;

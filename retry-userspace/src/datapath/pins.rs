@@ -164,7 +164,10 @@ pub(super) fn safe(interface: &str) -> String {
 }
 
 /// Makes sure that `root` lies on bpffs, mounting it in its usual place if need be.
-fn mount_bpffs(root: &Path) -> Result<(), DatapathError> {
+///
+/// # Errors
+/// It does not, and cannot be mounted: that takes CAP_SYS_ADMIN.
+pub(crate) fn mount_bpffs(root: &Path) -> Result<(), DatapathError> {
     if is_bpffs(root) {
         return Ok(());
     }

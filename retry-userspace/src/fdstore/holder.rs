@@ -17,6 +17,7 @@ use nix::unistd::{Uid, setsid};
 use socket2::{Domain, Socket, Type};
 
 use super::protocol::{self, BUSY, COMMIT, DESCRIPTOR, DONE, KEEP, Kind, Packet, RELEASE, SERVED, TAKE, VERSION};
+use crate::privileges;
 
 /// The verb by which the program becomes a holder.
 pub(super) const VERB: &str = "hold";
@@ -55,7 +56,8 @@ fn become_holder(interface: &str) -> io::Result<Socket> {
     }
     // A signal for the daemon's process group is not for the holder.
     setsid()?;
-    nix::sys::prctl::set_no_new_privs()?;
+    // It sends and receives descriptors, and no more.
+    privileges::give_up_all()?;
     nix::sys::prctl::set_name(c"retry-hold")?;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;

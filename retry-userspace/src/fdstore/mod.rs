@@ -172,6 +172,12 @@ impl Found {
     }
 }
 
+/// Whether a daemon of this process with `-bpf-handover` starts a holder: no service manager keeps descriptors for it, and it is not
+/// the first process of a container.
+pub(crate) fn starts_holder(handover: bool) -> bool {
+    handover && std::process::id() != 1 && ServiceManager::from_environment(&[]).is_none()
+}
+
 fn is_bound_to(socket: &Socket, wanted: SocketAddrV6) -> bool {
     let local = SockRef::from(socket).local_addr().ok().and_then(|address| address.as_socket_ipv6());
     local.is_some_and(|local| (local.ip(), local.port()) == (wanted.ip(), wanted.port()))

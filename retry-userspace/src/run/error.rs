@@ -90,6 +90,14 @@ pub enum StartError {
     /// The tee socket cannot be had.
     #[error(transparent)]
     Tee(#[from] TeeError),
+    /// The kernel takes no filter of system calls.
+    #[error("-seccomp {mode}: the kernel takes no filter of system calls: {source}; use -seccomp off")]
+    Seccomp {
+        /// `on` or `log`.
+        mode: &'static str,
+        /// The system's words.
+        source: io::Error,
+    },
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),

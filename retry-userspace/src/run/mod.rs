@@ -51,6 +51,7 @@
 //! ```
 
 mod build;
+mod confine;
 mod drain;
 mod error;
 mod fill_switch;
@@ -85,6 +86,7 @@ use drain::{drain, end};
 use spawn::{Http, bind, spawn};
 use supervise::supervise;
 
+pub use confine::confine;
 pub use error::StartError;
 
 /// Runs the daemon until `shutdown` completes.

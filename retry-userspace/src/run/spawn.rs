@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::StartError;
 use super::build::{Outlives, Parts, Work};
+use super::confine;
 use super::fill_switch::{self, FillSwitch, NackPortWatch};
 use super::follow::Follower;
 use super::reload::Reload;
@@ -136,7 +137,8 @@ pub(super) async fn spawn(
         tokio::spawn(async move { cancel.run_until_cancelled(rejoin::keep(interval, joined)).await });
     }
     let reload = Arc::clone(&management.reload);
-    let metrics = metrics.serve(Arc::new(StatusPage::new(settings, &management)), log_level.clone());
+    let metrics =
+        metrics.serve(Arc::new(StatusPage::new(settings, &management, confine::told(settings))), log_level.clone());
     let manage_until = CancellationToken::new();
     let management = managed.map(|listener| listener.serve(Arc::new(management), manage_until.clone()));
     tracing::info!(

@@ -8,6 +8,7 @@ use super::state::State;
 use crate::admin::status::{Details, Handover, StatusSource};
 use crate::beacon::registry::SharedRegistry;
 use crate::metrics::{Snapshot, Source};
+use crate::privileges::Rights;
 use crate::settings::{Settings, XdpMode};
 use crate::store::Store;
 
@@ -18,11 +19,13 @@ pub(super) struct StatusPage {
     registry: Arc<SharedRegistry>,
     reload: Arc<Reload>,
     handover: Handover,
+    /// They do not change while the daemon runs.
+    rights: Rights,
 }
 
 impl StatusPage {
     /// Of the parts that the management API reaches too.
-    pub(super) fn new(settings: &Settings, management: &Management) -> Self {
+    pub(super) fn new(settings: &Settings, management: &Management, rights: Rights) -> Self {
         Self {
             state: Arc::clone(&management.state),
             store: management.store.clone(),
@@ -33,6 +36,7 @@ impl StatusPage {
                 bpf_lease: settings.xdp.bpf_lease,
                 daemon_lease: settings.xdp.daemon_lease,
             },
+            rights,
         }
     }
 }
@@ -56,6 +60,7 @@ impl StatusSource for StatusPage {
                 .map(|one| (one.flag.name, one.value.clone()))
                 .collect(),
             handover: self.handover,
+            rights: self.rights.clone(),
         }
     }
 }

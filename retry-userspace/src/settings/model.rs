@@ -7,7 +7,7 @@ use super::live::Change;
 use super::rows::{Flag, Rows};
 use super::source::{SetBy, Values};
 use super::table::{
-    Acl, Admin, Beacon, Cache, Dedup, Egress, Files, Ingress, Limits, Nack, Proxy, Redis, Repair, Ssm, Telemetry, Xdp,
+    Acl, Admin, Beacon, Cache, Dedup, Egress, Files, Ingress, Limits, Nack, Privileges, Proxy, Redis, Repair, Ssm, Telemetry, Xdp,
 };
 
 /// All settings, checked one by one and together. Each part stands in a file of its name in `settings/table/`, and each
@@ -44,6 +44,8 @@ pub struct Settings {
     pub admin: Admin,
     /// Logs and traces.
     pub telemetry: Telemetry,
+    /// What the process may do.
+    pub privileges: Privileges,
     /// Where settings are written.
     pub files: Files,
     pub(super) described: Vec<Described>,
@@ -86,6 +88,7 @@ impl Settings {
             xdp: Xdp::read(rows)?,
             admin: Admin::read(rows)?,
             telemetry: Telemetry::read(rows)?,
+            privileges: Privileges::read(rows)?,
             files: Files::read(rows)?,
             described: Vec::new(),
             waiting: Vec::new(),

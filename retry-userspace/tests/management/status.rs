@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::Method;
 use retry_common::counter::Counters;
-use retry_userspace::parts::admin::status::{Details, Handover, InterfaceUse, Peer};
+use retry_userspace::parts::admin::status::{Details, Handover, InterfaceUse, Peer, Rights};
 use retry_userspace::parts::metrics::{Snapshot, Upstream, XdpReason};
 use retry_userspace::parts::{settings, telemetry};
 use serde_json::json;
@@ -66,6 +66,11 @@ fn daemon(text: &str) -> (Snapshot, Details) {
         store_why: None,
         limits: vec![("rl-ip-rate", text.to_owned()), ("rl-ip-burst", "200".to_owned())],
         handover: Handover { on: true, bpf_lease: Duration::from_secs(60), daemon_lease: Duration::from_secs(1) },
+        rights: Rights {
+            capabilities: vec!["CAP_NET_ADMIN".to_owned(), "CAP_BPF".to_owned()],
+            no_new_privileges: true,
+            seccomp: "log",
+        },
     };
     (snapshot, details)
 }
@@ -83,6 +88,8 @@ fn the_status_is_that_of_the_daemon() {
     assert_eq!(status["limits"][0]["settings"], "-rl-ip-rate a-name -rl-ip-burst 200");
     assert_eq!(status["peers"][0]["nack"], "[fd10::21]:9300");
     assert_eq!(status["handover"]["start_mode"], "adopted");
+    let held = json!({ "capabilities": ["CAP_NET_ADMIN", "CAP_BPF"], "no_new_privileges": true, "seccomp": "log" });
+    assert_eq!(status["privileges"], held);
     let page = page(&api);
     for shown in ["1,234,567", "1.5 ms", "[fd10::21]:9300", "frames, NACKs", "adopted: went on", "Nothing.", "1.0 s"] {
         assert!(page.contains(shown), "{shown} is not on the page: {page}");

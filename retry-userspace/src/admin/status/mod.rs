@@ -20,6 +20,7 @@ use axum::response::{IntoResponse, Response};
 use super::Admin;
 use crate::beacon::registry::Endpoint;
 use crate::metrics::Source;
+use crate::privileges::Rights;
 use model::Status;
 
 pub(super) use history::{History, keep};
@@ -50,6 +51,8 @@ pub struct Details {
     pub limits: Vec<(&'static str, String)>,
     /// What outlives the daemon.
     pub handover: Handover,
+    /// What the process may do.
+    pub rights: Rights,
 }
 
 /// One interface, and what the daemon uses it for.

@@ -48,6 +48,7 @@ pub(super) struct Status {
     pub(super) upstreams: Vec<Upstream>,
     pub(super) peers: Vec<OfPeer>,
     pub(super) handover: Handover,
+    pub(super) privileges: Privileges,
     pub(super) attention: Vec<Attention>,
 }
 
@@ -154,6 +155,15 @@ pub(super) struct OfPeer {
     pub(super) draining: bool,
     pub(super) age_seconds: f64,
     pub(super) expires_in_seconds: f64,
+}
+
+/// What the process may do.
+#[derive(Debug, Serialize)]
+pub(super) struct Privileges {
+    pub(super) capabilities: Vec<String>,
+    pub(super) no_new_privileges: bool,
+    /// `on`, `log` or `off`.
+    pub(super) seccomp: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -287,6 +297,11 @@ impl Status {
                 bpf_lease_seconds: details.handover.bpf_lease.as_secs_f64(),
                 daemon_lease_seconds: details.handover.daemon_lease.as_secs_f64(),
                 adopted: snapshot.user.get(Counter::HandoversAdopted),
+            },
+            privileges: Privileges {
+                capabilities: details.rights.capabilities.clone(),
+                no_new_privileges: details.rights.no_new_privileges,
+                seccomp: details.rights.seccomp,
             },
             attention: attention(snapshot, details, growth, uptime),
         }

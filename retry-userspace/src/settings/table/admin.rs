@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::settings::accepts::{YEAR, ZERO, any, optional, time};
@@ -18,6 +19,8 @@ pub struct Admin {
     pub addr: Option<SocketAddr>,
     /// The token of `admin-token-file`, else of `ADMIN_TOKEN`; none: every request is served.
     pub token: Option<AdminToken>,
+    /// `admin-token-file`.
+    pub token_file: Option<PathBuf>,
     /// How long a shutdown is announced. NACKs are answered meanwhile.
     pub drain_timeout: Duration,
     /// How long what is in flight at the end may take: requests of the management API, NACKs that wait for a backend.
@@ -37,24 +40,28 @@ impl fmt::Debug for AdminToken {
 impl Admin {
     pub(in crate::settings) fn read(rows: &mut Rows<'_>) -> Read<Self> {
         rows.group("Administration");
+        let metrics_addr = rows.read(Row {
+            flag: "metrics-addr",
+            env: "METRICS_ADDR",
+            default: ":9400",
+            accepts: any("address:port, name:port or :port; port 0: any free one", hosts::listen_address),
+            meaning: "HTTP address of metrics and health.",
+            consequence: "No address: every address of the host.",
+        })?;
+        let addr = rows.read(Row {
+            flag: "admin-addr",
+            env: "ADMIN_ADDR",
+            default: "",
+            accepts: optional(any("address:port, name:port or :port", hosts::listen_address)),
+            meaning: "HTTP address of the management API.",
+            consequence: "Not set: no API. Any other than a loopback address needs a token.",
+        })?;
+        let (token, token_file) = Self::read_token(rows)?;
         Ok(Self {
-            metrics_addr: rows.read(Row {
-                flag: "metrics-addr",
-                env: "METRICS_ADDR",
-                default: ":9400",
-                accepts: any("address:port, name:port or :port; port 0: any free one", hosts::listen_address),
-                meaning: "HTTP address of metrics and health.",
-                consequence: "No address: every address of the host.",
-            })?,
-            addr: rows.read(Row {
-                flag: "admin-addr",
-                env: "ADMIN_ADDR",
-                default: "",
-                accepts: optional(any("address:port, name:port or :port", hosts::listen_address)),
-                meaning: "HTTP address of the management API.",
-                consequence: "Not set: no API. Any other than a loopback address needs a token.",
-            })?,
-            token: Self::read_token(rows)?,
+            metrics_addr,
+            addr,
+            token,
+            token_file,
             drain_timeout: rows.read(Row {
                 flag: "drain-timeout",
                 env: "DRAIN_TIMEOUT",
@@ -74,7 +81,7 @@ impl Admin {
         })
     }
 
-    fn read_token(rows: &mut Rows<'_>) -> Read<Option<AdminToken>> {
+    fn read_token(rows: &mut Rows<'_>) -> Read<(Option<AdminToken>, Option<PathBuf>)> {
         let file = rows.read(Row {
             flag: "admin-token-file",
             env: "ADMIN_TOKEN_FILE",
@@ -89,10 +96,10 @@ impl Admin {
             let token = token(&text).ok_or_else(|| {
                 rows.refusal("admin-token-file", "a file with one line, the token, without spaces is accepted")
             })?;
-            return Ok(Some(token));
+            return Ok((Some(token), Some(file)));
         }
-        let Some(text) = rows.admin_token() else { return Ok(None) };
-        token(text).map(Some).ok_or_else(|| SettingsError::Value {
+        let Some(text) = rows.admin_token() else { return Ok((None, None)) };
+        token(text).map(|token| (Some(token), None)).ok_or_else(|| SettingsError::Value {
             setting: "ADMIN_TOKEN ***".to_owned(),
             accepted: "a token without spaces is accepted".to_owned(),
         })

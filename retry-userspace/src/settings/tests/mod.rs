@@ -178,6 +178,7 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("otlp-endpoint", "http://collector:4317", &[]),
     ("otlp-interval", "10s", &[]),
     ("trace-sampling", "0.1", &[]),
+    ("seccomp", "log", &[]),
     ("config", concat!(env!("CARGO_MANIFEST_DIR"), "/src/settings/tests/settings.toml"), &[]),
     ("env-file", concat!(env!("CARGO_MANIFEST_DIR"), "/src/settings/tests/variables.env"), &[]),
 ];

@@ -168,6 +168,7 @@ fn a_value_out_of_bounds() {
         ("otlp-endpoint", "collector", "host:port, http://host:port or https://host:port is accepted"),
         ("otlp-interval", "0", "1ms to 8760h is accepted"),
         ("trace-sampling", "1.1", "a number from 0 to 1 is accepted"),
+        ("seccomp", "kill", "on, log, off is accepted"),
         ("config", "a\tb", "the path of a file is accepted"),
         ("env-file", "a\tb", "the path of a file is accepted"),
     ] {
