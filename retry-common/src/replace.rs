@@ -59,7 +59,7 @@ impl FirstWins {
         if one.is_next(key.seq_num()) {
             one.reached = one.reached.max(key.seq_num());
         } else {
-            // The flow goes on where it was: whoever sent a low number was another.
+            // The flow goes on where it was: another host sent the low number.
             *one = Beginning::default();
             self.count -= 1;
         }
