@@ -155,12 +155,14 @@ pub(crate) struct Charge {
 impl Charge {
     /// The state of the budget after `old`.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "below 2^21")]
     fn step(&self, old: u64) -> Option<u64> {
         // Read where it is used: kept, it would need its place on the stack.
         let budget = log::byte_budget(&self.budget);
-        // SAFETY: fields of a live value.
-        let (bytes, now_ns) =
-            unsafe { ((&raw const self.bytes).read_volatile(), (&raw const self.now_ns).read_volatile()) };
+        // SAFETY: a field of a live value.
+        let bytes = unsafe { (&raw const self.bytes).read_volatile() };
+        // SAFETY: as above.
+        let now_ns = unsafe { (&raw const self.now_ns).read_volatile() };
         budget.take(old, bytes as u32, now_ns)
     }
 }

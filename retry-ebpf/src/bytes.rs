@@ -188,7 +188,7 @@ fn lightest_source() -> u32 {
     match admit::lightest_source(&asker.charge, settings.byte_mask) {
         Some((way, old)) => {
             asker.old = old;
-            way as u32 + 1
+            numbered(Some(way))
         }
         None => 0,
     }
@@ -202,6 +202,7 @@ fn claim_source(way: u32) -> u32 {
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "below four")]
 const fn numbered(way: Option<usize>) -> u32 {
     match way {
         Some(way) => way as u32 + 1,

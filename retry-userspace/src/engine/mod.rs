@@ -194,7 +194,7 @@ impl Engine {
 
     /// What leaves for a frame that an upstream endpoint sent: a repair into our domain, and no ACK, for the MISS was said
     /// long ago. `None` when there is nothing to send. Each way of repair that is on is used: multicast, and a copy to each
-    /// listener that asked and [`Engine::affords_copy`].
+    /// listener that asked and may have it (`affords_copy`).
     pub fn handle_recovered(&self, key: &FrameKey, now_ns: u64) -> Option<(Record, Repair)> {
         let (record, config) = (self.log.look_up(key, now_ns)?, self.config.load());
         let mut plan = Repair { unicast: config.policy.unicasts(), ..Repair::default() };
