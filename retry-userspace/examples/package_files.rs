@@ -29,6 +29,9 @@ fn manual(directory: &Path, commands: &[Command]) -> io::Result<()> {
         clap_mangen::Man::new(command.clone()).title(name.clone()).section(SECTION).render(&mut page)?;
         // Our documents have one dash.
         let page = String::from_utf8(page).map_err(io::Error::other)?.replace(r"\-\-", r"\-");
+        // `whatis` and `apropos` know a verb's page by one word.
+        let [as_typed, as_one] = [command.get_name(), &name].map(|name| format!("\n{} \\- ", name.replace('-', r"\-")));
+        let page = page.replacen(&as_typed, &as_one, 1);
         fs::write(directory.join(format!("{name}.{SECTION}")), page)?;
     }
     Ok(())

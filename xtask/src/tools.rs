@@ -230,6 +230,9 @@ const TOOLS: &[Tool] = &[
     program("gzip", &["gzip"], &[Use::Dist]),
     program("systemctl", &["systemd"], &[Use::Install]),
     program("crun", &["crun"], &[Use::Install]),
+    program("lintian", &["lintian"], &[Use::Install]),
+    program("podman", &["podman"], &[Use::Install]),
+    program("skopeo", &["skopeo"], &[Use::Install]),
     Tool {
         name: "a busybox without shared libraries",
         probe: Probe::StaticBusybox,

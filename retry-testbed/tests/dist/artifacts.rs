@@ -98,6 +98,42 @@ fn the_kernel_knows_the_settings_of_sysctl_d() {
     }
 }
 
+/// What lintian says against the Debian package although it is meant.
+const ACCEPTED: &[&str] = &[
+    // Both packages run the same scripts, and the package depends on systemd.
+    "maintainer-script-calls-systemctl",
+    // It has none: the program is static.
+    "shared-library-lacks-prerequisites",
+];
+
+/// Debian's own check of packages has nothing else to say.
+#[test]
+fn lintian_accepts_the_debian_package() {
+    let package = file("_amd64.deb").display().to_string();
+    let arguments = ["--allow-root", "--fail-on", "error,warning", "--suppress-tags", &ACCEPTED.join(","), &package];
+    assert_eq!(said("lintian", &arguments, &directory()), "");
+}
+
+/// The commands that load the image. They leave nothing on this machine: podman has a store of its own, and a directory stands in for
+/// the registry.
+#[test]
+fn podman_and_skopeo_take_the_image() {
+    let [load, copy] = &document::blocks("Containers")[..] else { panic!("two blocks") };
+    let store = tempfile::tempdir().expect("a directory");
+    let there = store.path().display();
+    let podman = format!("podman --root {there}/root --runroot {there}/run --storage-driver vfs");
+    let load = load.replace("podman", &podman);
+    said("sh", &["-ec", &load], &directory());
+    let images =
+        said("sh", &["-ec", &format!("{podman} images --format '{{{{.Repository}}}}:{{{{.Tag}}}}'")], &directory());
+    assert_eq!(images.trim(), "localhost/retry-endpoint:0.1.0");
+    let copy = copy.replace("docker://REGISTRY/retry-endpoint:0.1.0", &format!("dir:{there}/copy"));
+    said("sh", &["-ec", &copy], &directory());
+    let manifest = fs::read_to_string(store.path().join("copy/manifest.json")).expect("a copy");
+    let manifest: Value = serde_json::from_str(&manifest).expect("JSON");
+    assert_eq!(manifest["annotations"]["org.opencontainers.image.title"], "retry-endpoint");
+}
+
 /// The list has what is in the program, and nothing that only builds or tests it.
 #[test]
 fn the_list_has_the_crates_of_the_program() {
@@ -123,6 +159,6 @@ fn the_list_has_the_crates_of_the_program() {
 /// No section of the document has commands that no test runs.
 #[test]
 fn every_section_with_commands_has_a_test() {
-    let tried = ["Check what you have", "Debian and Ubuntu", "Fedora, RHEL and SUSE"];
+    let tried = ["Check what you have", "Debian and Ubuntu", "Fedora, RHEL and SUSE", "Containers"];
     assert_eq!(document::sections_with_commands(), tried);
 }

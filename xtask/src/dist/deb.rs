@@ -71,6 +71,7 @@ pub(super) fn script(context: &Context, name: &str) -> Result<String> {
 pub(super) const MAINTAINER: &str = "retry-endpoint maintainers <maintainers@retry-endpoint.example>";
 pub(super) const HOMEPAGE: &str = "https://github.com/retry-endpoint/retry-endpoint";
 pub(super) const SUMMARY: &str = "answers NACKs for multicast frames, from the kernel";
-pub(super) const DESCRIPTION: &str = "A publisher numbers the frames of a flow and multicasts them over IPv6. A listener that misses\n\
-    a number asks retry-endpoint for it and gets the frame again. Hits are answered in the kernel, by\n\
-    an XDP program that reads the same memory that the daemon fills.";
+pub(super) const DESCRIPTION: &str = "A publisher numbers the frames of a flow and multicasts them over IPv6. A\n\
+    listener that misses a number asks retry-endpoint for it and gets the frame\n\
+    again. Hits are answered in the kernel, by an XDP program that reads the same\n\
+    memory that the daemon fills.";

@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Release, set_date};
-use crate::context::{Context, run as run_command};
+use super::{Release, deb::MAINTAINER, set_date};
+use crate::context::{Context, output, run as run_command};
 
 /// Where a file's text comes from.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ pub(super) struct File {
 /// The operator's own file: an upgrade leaves it as it is.
 pub(super) const SETTINGS: &str = "etc/default/retry-endpoint";
 
-/// Every file but the manual pages.
+/// Every file but the manual pages and Debian's changelog.
 pub(super) const FILES: &[File] = &[
     File { path: "usr/bin/retry-endpoint", source: Source::Daemon, mode: 0o755 },
     File { path: SETTINGS, source: Source::Generated("default"), mode: 0o644 },
@@ -46,7 +46,8 @@ pub(super) const FILES: &[File] = &[
     generated("usr/share/bash-completion/completions/retry-endpoint", "completions/retry-endpoint.bash"),
     generated("usr/share/zsh/vendor-completions/_retry-endpoint", "completions/_retry-endpoint"),
     generated("usr/share/fish/vendor_completions.d/retry-endpoint.fish", "completions/retry-endpoint.fish"),
-    tree("usr/share/doc/retry-endpoint/copyright", "LICENSE"),
+    tree("usr/share/doc/retry-endpoint/copyright", "deploy/package/copyright"),
+    tree("usr/share/doc/retry-endpoint/LICENSE-Apache-2.0", "LICENSE"),
     tree("usr/share/doc/retry-endpoint/LICENSE-GPL-2.0", "LICENSE-GPL-2.0"),
     tree("usr/share/doc/retry-endpoint/CHANGELOG.md", "CHANGELOG.md"),
     tree("usr/share/doc/retry-endpoint/operations.md", "docs/operations.md"),
@@ -60,6 +61,9 @@ const fn tree(path: &'static str, source: &'static str) -> File {
 const fn generated(path: &'static str, source: &'static str) -> File {
     File { path, source: Source::Generated(source), mode: 0o644 }
 }
+
+/// The changelog in the form that Debian's tools read.
+const CHANGELOG: &str = "usr/share/doc/retry-endpoint/changelog";
 
 /// Where manual pages are installed.
 const MANUAL: &str = "usr/share/man/man8";
@@ -95,14 +99,27 @@ pub(super) fn stage(context: &Context, daemon: &Path, generated: &Path, release:
         let path = format!("{MANUAL}/{}", page.file_name().to_string_lossy());
         let to = root.join(&path);
         put(&page.path(), &to, 0o644, release)?;
-        // Without name and date in it.
-        run_command(Command::new("gzip").args(["-9", "-n", "--force"]).arg(&to))?;
-        let path = format!("{path}.gz");
-        set_date(&root.join(&path), release)?;
-        paths.push(path);
+        paths.push(compress(&root, &path, release)?);
     }
+    let date = output(Command::new("date").args(["--utc", "--rfc-email", &format!("--date=@{}", release.epoch)]))?;
+    let entry = format!(
+        "retry-endpoint ({}) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- {MAINTAINER}  {}\n",
+        release.version,
+        date.trim()
+    );
+    fs::write(root.join(CHANGELOG), entry).context("write the changelog")?;
+    paths.push(compress(&root, CHANGELOG, release)?);
     paths.sort_unstable();
     Ok(Staged { root, paths })
+}
+
+/// Compresses a file; the path of the new one.
+fn compress(root: &Path, path: &str, release: &Release) -> Result<String> {
+    // Without name and date in it.
+    run_command(Command::new("gzip").args(["-9", "-n", "--force"]).arg(root.join(path)))?;
+    let path = format!("{path}.gz");
+    set_date(&root.join(&path), release)?;
+    Ok(path)
 }
 
 fn put(from: &Path, to: &Path, mode: u32, release: &Release) -> Result<()> {

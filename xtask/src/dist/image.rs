@@ -70,7 +70,7 @@ pub(super) fn build(context: &Context, daemon: &Path, release: &Release) -> Resu
     });
     let mut manifest = layout.add_json(&manifest, media_type)?;
     manifest["platform"] = json!({ "architecture": "amd64", "os": "linux" });
-    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": version });
+    manifest["annotations"] = json!({ "org.opencontainers.image.ref.name": format!("retry-endpoint:{version}") });
     let index = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [manifest],
     });
