@@ -166,7 +166,7 @@ fn read_by_tshark(file: &std::path::Path) -> Vec<[String; 4]> {
     let text = String::from_utf8(output.stdout).expect("text");
     let fields = |line: &str| {
         let fields: Vec<String> = line.split('\t').map(str::to_owned).collect();
-        let [checksum, rest @ ..] = fields.as_slice() else { panic!("{line:?}") };
+        let (checksum, rest) = fields.split_first().expect("fields");
         assert_eq!(checksum, "1", "a right checksum: {line}");
         rest.to_vec().try_into().expect("four fields")
     };
