@@ -1,8 +1,8 @@
 //! The budgets in bytes ([`retry_common::limits::bytes`]): the daemon charges the same memory. The only file with map-value pointers
 //! into the state of the total.
 //!
-//! [`afford`] and each of its steps are functions of their own for the kernel, too: `retry_nack` uses 440 of 512 bytes of stack, which
-//! leaves 32 for it and 32 for a step. What they need stands in a map.
+//! Each step is a global function of its own for the kernel: the verifier follows it once, not for each place that calls it, and its
+//! 32 bytes of stack begin behind those of `retry_nack`, which uses 440 of 512. What the steps need stands in a map.
 
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
 use aya_ebpf::macros::btf_map;
@@ -106,13 +106,13 @@ pub(crate) fn asked(request: &Request) {
     asker.proof = UNASKED;
 }
 
-/// Whether so much may leave for the NACK that was noted last; what may is charged. One of [`Afforded`].
-#[inline(never)]
-pub(crate) fn afford(to_source: u32, all: u32) -> u32 {
-    let Some(asker) = asker() else { return Afforded::OverTotal as u32 };
+/// Whether so much may leave for the NACK that was noted last; what may is charged.
+#[inline(always)]
+pub(crate) fn afford(to_source: u32, all: u32) -> Afforded {
+    let Some(asker) = asker() else { return Afforded::OverTotal };
     asker.to_source = to_source;
     asker.all = all;
-    bytes::afford(&mut Noted) as u32
+    bytes::afford(&mut Noted)
 }
 
 /// The steps for the NACK that was noted last.
@@ -121,7 +121,7 @@ struct Noted;
 impl Steps for Noted {
     #[inline(always)]
     fn may_leave(&mut self) -> Afforded {
-        match may_leave() {
+        match retry_may_leave() {
             0 => Afforded::Yes,
             1 => Afforded::Unproven,
             _ => Afforded::OverTotal,
@@ -130,11 +130,11 @@ impl Steps for Noted {
 
     #[inline(always)]
     fn take_source(&mut self) -> bool {
-        let way = match find_source() {
-            0 => match lightest_source() {
+        let way = match retry_find_source() {
+            0 => match retry_lightest_source() {
                 0 => return false,
-                chosen => match find_source() {
-                    0 => claim_source(chosen - 1),
+                chosen => match retry_find_source() {
+                    0 => retry_claim_source(chosen - 1),
                     way => way,
                 },
             },
@@ -143,13 +143,13 @@ impl Steps for Noted {
         match way {
             0 => false,
             NO_BUDGET => true,
-            way => charge_source(way - 1) != 0,
+            way => retry_charge_source(way - 1) != 0,
         }
     }
 
     #[inline(always)]
     fn take_total(&mut self) -> bool {
-        take_total() != 0
+        retry_take_total() != 0
     }
 }
 
@@ -160,8 +160,9 @@ fn asker() -> Option<&'static mut Asker> {
 }
 
 /// One of [`Afforded`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn may_leave() -> u32 {
+pub(crate) extern "C" fn retry_may_leave() -> u32 {
     let Some(mut judged) = Judged::new() else { return Afforded::OverTotal as u32 };
     let leaving = Leaving { to_source: judged.asker.to_source, all: judged.asker.all, before: 0 };
     let now_ns = judged.asker.charge.now_ns;
@@ -169,8 +170,9 @@ fn may_leave() -> u32 {
 }
 
 /// The way of the source in the table of budgets, plus one; 0: it has none. [`NO_BUDGET`]: nothing is to be charged.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn find_source() -> u32 {
+pub(crate) extern "C" fn retry_find_source() -> u32 {
     let (Some(settings), Some(asker)) = (log::settings(), asker()) else { return 0 };
     let budget = log::byte_budget(&settings.bytes.source);
     if budget.is_off() || asker.to_source == 0 {
@@ -182,8 +184,9 @@ fn find_source() -> u32 {
 }
 
 /// The same, of a way that the source may take; 0: there is no room for it.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn lightest_source() -> u32 {
+pub(crate) extern "C" fn retry_lightest_source() -> u32 {
     let (Some(settings), Some(asker)) = (log::settings(), asker()) else { return 0 };
     match admit::lightest_source(&asker.charge, settings.byte_mask) {
         Some((way, old)) => {
@@ -195,8 +198,9 @@ fn lightest_source() -> u32 {
 }
 
 /// The same, of the way that the source has taken.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn claim_source(way: u32) -> u32 {
+pub(crate) extern "C" fn retry_claim_source(way: u32) -> u32 {
     let (Some(settings), Some(asker)) = (log::settings(), asker()) else { return 0 };
     numbered(admit::claim_source(&asker.charge, settings.byte_mask, way as usize, asker.old))
 }
@@ -211,15 +215,17 @@ const fn numbered(way: Option<usize>) -> u32 {
 }
 
 /// 1 when the budget of the source, which has this way, has been charged.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn charge_source(way: u32) -> u32 {
+pub(crate) extern "C" fn retry_charge_source(way: u32) -> u32 {
     let (Some(settings), Some(asker)) = (log::settings(), asker()) else { return 0 };
     u32::from(admit::charge_source(&asker.charge, settings.byte_mask, way as usize))
 }
 
 /// 1 when the total has been charged, or is off.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn take_total() -> u32 {
+pub(crate) extern "C" fn retry_take_total() -> u32 {
     let Some(mut judged) = Judged::new() else { return 0 };
     let (bytes, now_ns) = (judged.asker.all, judged.asker.charge.now_ns);
     u32::from(bytes::take_total(&mut judged, bytes, now_ns))

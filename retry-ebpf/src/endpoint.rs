@@ -128,12 +128,7 @@ impl Endpoint for Kernel<'_> {
 
     #[inline(always)]
     fn afford(&mut self, leaving: &Leaving) -> Afforded {
-        match bytes::afford(leaving.to_source, leaving.all) {
-            0 => Afforded::Yes,
-            1 => Afforded::Unproven,
-            2 => Afforded::OverSource,
-            _ => Afforded::OverTotal,
-        }
+        bytes::afford(leaving.to_source, leaving.all)
     }
 
     #[inline(always)]
