@@ -24,7 +24,7 @@ use crate::net::{
 };
 
 /// How long a start may take.
-const READY: Duration = Duration::from_secs(10);
+const READY: Duration = Duration::from_secs(30);
 /// Environment variable with the path of the daemon's binary.
 pub const BINARY_VARIABLE: &str = "RETRY_ENDPOINT_BIN";
 /// Where bpffs belongs.
@@ -89,7 +89,7 @@ impl<'a> Daemon<'a> {
     /// Starts the daemon with these flags (`-metrics-addr` is [`METRICS`] unless they set it, to what answers there, too) and waits until `/readyz` says 200.
     ///
     /// # Errors
-    /// It cannot be started, ends, or is not ready in ten seconds: the message holds its log.
+    /// It cannot be started, ends, or is not ready in 30 seconds: the message holds its log.
     pub fn start(binary: &Path, ns: &'a Netns, flags: &[impl AsRef<str>]) -> Result<Self> {
         Self::start_within(READY, binary, ns, flags)
     }

@@ -36,7 +36,8 @@ fn set(status: &BTreeMap<String, String>, name: &str) -> u64 {
 
 /// The processes that the daemon has started.
 fn children(pid: u32) -> Vec<BTreeMap<String, String>> {
-    let all = fs::read_dir("/proc").expect("/proc").filter_map(|entry| status_of(&entry.ok()?.path().to_string_lossy()));
+    let all =
+        fs::read_dir("/proc").expect("/proc").filter_map(|entry| status_of(&entry.ok()?.path().to_string_lossy()));
     all.filter(|status| status.get("PPid").is_some_and(|parent| *parent == pid.to_string())).collect()
 }
 
