@@ -9,8 +9,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use retry_userspace::{
-    LogConfig, Settings, Stop, check, confine, detach, firewall, has_hold_verb, hold, nack, probe, raise_capabilities, run,
-    shutdown_signal, start_log, status, top, verify_log, watch,
+    LogConfig, Settings, Stop, check, confine, detach, firewall, has_hold_verb, hold, nack, probe, raise_capabilities,
+    run, shutdown_signal, start_log, status, top, verify_log, watch,
 };
 
 fn main() -> ExitCode {

@@ -104,6 +104,12 @@ pub mod metrics {
     }
 }
 
+/// What the process may do.
+pub mod privileges {
+    pub use crate::privileges::filter_system_calls;
+    pub use crate::settings::SeccompMode;
+}
+
 /// The settings.
 pub mod settings {
     pub use crate::settings::{

@@ -1,5 +1,6 @@
 //! HTTP under strain and under strangers: silent connections take nothing from others, and who may change the log level.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, SocketAddrV6, TcpStream};
 use std::time::{Duration, Instant};
@@ -106,5 +107,110 @@ fn the_log_level_is_this_hosts_or_the_tokens() {
         // What only reads is open.
         assert_eq!(http::get(&client.ns, anywhere, "/metrics").expect("an answer").0, 200);
         assert!(!daemon.log().contains("let-me-in"));
+    }
+}
+
+/// Who is served at a route from another host.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Admits {
+    /// Every host.
+    All,
+    /// Who has the token.
+    Token,
+}
+
+/// Every route of docs/openapi.json. What shows numbers and state is open on `-metrics-addr`; what shows frames or settings, or changes
+/// something, is not.
+const ROUTES: [(&str, &str, Admits); 16] = [
+    ("GET", "/metrics", Admits::All),
+    ("GET", "/healthz", Admits::All),
+    ("GET", "/readyz", Admits::All),
+    ("GET", "/", Admits::All),
+    ("GET", "/status.css", Admits::All),
+    ("GET", "/status.js", Admits::All),
+    ("GET", "/v1/status", Admits::All),
+    ("POST", "/loglevel", Admits::Token),
+    ("GET", "/v1/frames/{hashkey}/{seq}", Admits::Token),
+    ("PUT", "/v1/frames/{hashkey}/{seq}", Admits::Token),
+    ("DELETE", "/v1/frames/{hashkey}/{seq}", Admits::Token),
+    ("GET", "/v1/stats", Admits::Token),
+    ("GET", "/v1/config", Admits::Token),
+    ("POST", "/v1/config", Admits::Token),
+    ("GET", "/v1/cluster/members", Admits::Token),
+    ("POST", "/v1/drain", Admits::Token),
+];
+
+/// Method, path and listener of every route of the document; those of the metrics address name a server of their own.
+fn documented() -> Vec<(String, String, bool)> {
+    let text = include_str!("../../../docs/openapi.json");
+    let document: serde_json::Value = serde_json::from_str(text).expect("JSON");
+    let paths = document["paths"].as_object().expect("paths").iter();
+    let each = paths.flat_map(|(path, item)| {
+        let methods = item.as_object().expect("an object").keys();
+        let methods = methods.filter(|key| ["get", "put", "post", "delete"].contains(&key.as_str()));
+        let is_metrics = item.get("servers").is_some();
+        methods.map(move |method| (method.to_uppercase(), path.clone(), is_metrics)).collect::<Vec<_>>()
+    });
+    each.collect()
+}
+
+/// From another host each route is open or asks for the token, as the table has it; and the table has every route.
+#[test]
+fn each_route_admits_whom_it_is_to_admit() {
+    if !is_root("each_route_admits_whom_it_is_to_admit") {
+        return;
+    }
+    let documented = documented();
+    let of_document: BTreeSet<_> = documented.iter().map(|(method, path, _)| (&**method, &**path)).collect();
+    assert_eq!(of_document, ROUTES.iter().map(|(method, path, _)| (*method, *path)).collect());
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, client) = two_hosts(&fabric);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "let-me-in").expect("written");
+    let token = file.path().to_string_lossy();
+    // The order to drain is given, too.
+    let more = ["-metrics-addr", ":9400", "-admin-addr", ":9401", "-admin-token-file", &token, "-drain-timeout", "1m"];
+    let _daemon = Daemon::start(&binary(), &endpoint.ns, &flags("off", &more)).expect("a daemon");
+    for (method, path, is_metrics) in &documented {
+        let (.., admits) =
+            ROUTES.iter().find(|(of, route, _)| (of, route) == (&&**method, &&**path)).expect("it is in the table");
+        let port = if *is_metrics { 9400 } else { 9401 };
+        let address = SocketAddr::from(SocketAddrV6::new(endpoint.addr, port, 0, 0));
+        let concrete = path.replace("{hashkey}", "00feedface000001").replace("{seq}", "7");
+        let concrete = if path == "/loglevel" { format!("{concrete}?level=info") } else { concrete };
+        let status = |token| http::exchange(&client.ns, address, method, &concrete, token, &[]).expect("an answer").0;
+        let is_open = |status: u16| !matches!(status, 401 | 403);
+        for refused in [None, Some("let-me-inn"), Some("")] {
+            let status = status(refused);
+            assert_eq!(is_open(status), *admits == Admits::All, "{method} {path} with {refused:?}: {status}");
+        }
+        let status = status(Some("let-me-in"));
+        assert!(is_open(status), "{method} {path} with the token: {status}");
+        // The other listener has it not.
+        let other = SocketAddr::from(SocketAddrV6::new(endpoint.addr, 9400 + 9401 - port, 0, 0));
+        let (status, _) =
+            http::exchange(&client.ns, other, method, &concrete, Some("let-me-in"), &[]).expect("an answer");
+        assert!(matches!(status, 404 | 405), "{method} {path} at the other address: {status}");
+    }
+}
+
+/// A page of another host in a browser on this one is no program of this host.
+#[test]
+fn a_web_page_changes_no_log_level() {
+    if !is_root("a_web_page_changes_no_log_level") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    let _daemon = Daemon::start(&binary(), &endpoint.ns, &flags("off", &[])).expect("a daemon");
+    for (origin, expected) in [("", "HTTP/1.1 200"), ("Origin: https://example.org\r\n", "HTTP/1.1 403")] {
+        let mut stream = connect(endpoint, METRICS.parse().expect("an address"));
+        let request = format!(
+            "POST /loglevel?level=info HTTP/1.1\r\nHost: x\r\n{origin}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with(expected), "{origin}: {answer}");
     }
 }

@@ -5,6 +5,7 @@
 //! Each module is one subject and says at its top what holds. What several modules need is `retry_testbed::scene`.
 #![expect(clippy::print_stdout, reason = "what a scene has counted is what to read")]
 
+mod admin_tls;
 mod alerts;
 mod beacons;
 mod burst;

@@ -9,10 +9,11 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::manage::auth::CurrentToken;
 use super::routed;
 use super::serve::serve;
 use super::status::{self, History, StatusSource};
-use crate::settings::{AdminToken, Settings};
+use crate::settings::Settings;
 use crate::telemetry::LogLevel;
 
 /// Where the metrics are served.
@@ -21,12 +22,13 @@ pub(crate) struct Config {
     /// `metrics-addr`; port 0 takes a free one.
     pub address: SocketAddr,
     /// The token that other hosts need to change the log level; none: they cannot.
-    pub token: Option<AdminToken>,
+    pub token: CurrentToken,
 }
 
-impl From<&Settings> for Config {
-    fn from(settings: &Settings) -> Self {
-        Self { address: settings.admin.metrics_addr, token: settings.admin.token.clone() }
+impl Config {
+    /// As the settings ask, with the token in force.
+    pub(crate) fn from(settings: &Settings, token: &CurrentToken) -> Self {
+        Self { address: settings.admin.metrics_addr, token: token.clone() }
     }
 }
 
@@ -34,7 +36,7 @@ impl From<&Settings> for Config {
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: TcpListener,
-    token: Option<AdminToken>,
+    token: CurrentToken,
 }
 
 impl Listener {

@@ -4,6 +4,7 @@ mod listener;
 pub(crate) mod manage;
 pub(crate) mod serve;
 pub(crate) mod status;
+pub(crate) mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::metrics::prometheus::{self, Format};
 use crate::settings::AdminToken;
 use crate::telemetry::LogLevel;
 
-use manage::auth::{Token, carries};
+use manage::auth::{CurrentToken, carries};
 
 use status::{History, StatusSource};
 
@@ -32,7 +33,7 @@ struct Admin {
     source: Arc<dyn StatusSource>,
     history: Arc<History>,
     log_level: LogLevel,
-    token: Option<Token>,
+    token: CurrentToken,
     started: Instant,
 }
 
@@ -61,17 +62,11 @@ pub fn routes() -> impl Iterator<Item = (Method, &'static str)> {
 
 /// The routes. A client on another host changes the log level only with `token`.
 pub fn router(source: Arc<dyn StatusSource>, log_level: LogLevel, token: Option<AdminToken>) -> Router {
-    routed(source, Arc::default(), log_level, token)
+    routed(source, Arc::default(), log_level, CurrentToken::new(token.as_ref()))
 }
 
 /// As [`router`], with what was counted before.
-fn routed(
-    source: Arc<dyn StatusSource>,
-    history: Arc<History>,
-    log_level: LogLevel,
-    token: Option<AdminToken>,
-) -> Router {
-    let token = token.as_ref().map(Token::new);
+fn routed(source: Arc<dyn StatusSource>, history: Arc<History>, log_level: LogLevel, token: CurrentToken) -> Router {
     let admin = Arc::new(Admin { source, history, log_level, token, started: Instant::now() });
     ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, (route.handler)())).with_state(admin)
 }
@@ -116,7 +111,9 @@ async fn log_level_route(
 ) -> Response {
     let peer = extensions.get::<ConnectInfo<SocketAddr>>();
     let is_local = peer.is_some_and(|ConnectInfo(peer)| peer.ip().to_canonical().is_loopback());
-    if !is_local && !admin.token.as_ref().is_some_and(|token| carries(&headers, token)) {
+    // A web page that a browser on this host shows is of another host: it says so by Origin (Fetch standard).
+    let is_local = is_local && !headers.contains_key(header::ORIGIN);
+    if !is_local && !admin.token.get().is_some_and(|token| carries(&headers, &token)) {
         let reason = "the log level is changed from a loopback address, or with the token of -admin-token-file or \
              ADMIN_TOKEN in a header Authorization: Bearer";
         return (StatusCode::FORBIDDEN, reason).into_response();

@@ -19,10 +19,14 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
+
+use super::tls::Tls;
 
 /// How long a connection may go without the whole head of a request: before the first one, and between two.
 const HEAD: Duration = Duration::from_secs(10);
@@ -48,6 +52,17 @@ pub async fn serve(
     cancel: CancellationToken,
     patience: Duration,
 ) -> io::Result<()> {
+    serve_by(listener, None, router, cancel, patience).await
+}
+
+/// As [`serve`], over TLS where there is some: a client has as long for its handshake as for the head of a request.
+pub(super) async fn serve_by(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    router: Router,
+    cancel: CancellationToken,
+    patience: Duration,
+) -> io::Result<()> {
     let (open, mut tasks) = (Arc::new(Open::default()), JoinSet::new());
     loop {
         let has_room = open.make_room();
@@ -59,10 +74,20 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (open, router, cancel) = (Arc::clone(&open), router.clone(), cancel.clone());
+                if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(UNTAKEN)) {
+                    tracing::debug!(%error, "TCP_USER_TIMEOUT is refused");
+                }
+                let (open, router, cancel, tls) = (Arc::clone(&open), router.clone(), cancel.clone(), tls.clone());
                 tasks.spawn(async move {
                     let (number, connection) = open.enter();
-                    serve_one(stream, peer, router, cancel, &open, &connection).await;
+                    match tls {
+                        None => serve_one(stream, peer, router, cancel, &open, &connection).await,
+                        Some(tls) => {
+                            if let Some(stream) = shake(&tls, stream, peer, &cancel, &connection).await {
+                                serve_one(stream, peer, router, cancel, &open, &connection).await;
+                            }
+                        }
+                    }
                     open.leave(number);
                 });
             }
@@ -82,18 +107,36 @@ pub async fn serve(
     Ok(())
 }
 
+/// The handshake of TLS; `None` when there is none, in [`HEAD`] or before the connection has to go.
+async fn shake(
+    tls: &Tls,
+    stream: TcpStream,
+    peer: SocketAddr,
+    cancel: &CancellationToken,
+    connection: &Connection,
+) -> Option<TlsStream<TcpStream>> {
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(HEAD, tls.accept(stream)) => shaken,
+        () = connection.end.cancelled() => return None,
+        () = cancel.cancelled() => return None,
+    };
+    match shaken {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
+        Err(_) => tracing::debug!(%peer, "a TLS handshake did not end in time"),
+    }
+    None
+}
+
 /// Serves one connection until either side ends it.
 async fn serve_one(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: SocketAddr,
     router: Router,
     cancel: CancellationToken,
     open: &Arc<Open>,
     connection: &Arc<Connection>,
 ) {
-    if let Err(error) = SockRef::from(&stream).set_tcp_user_timeout(Some(UNTAKEN)) {
-        tracing::debug!(%error, "TCP_USER_TIMEOUT is refused");
-    }
     let router = TowerToHyperService::new(router);
     let service = service_fn(|mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));

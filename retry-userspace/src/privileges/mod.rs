@@ -11,7 +11,7 @@ use procfs::process::Process;
 
 use crate::settings::{SeccompMode, Settings, XdpMode};
 
-pub(crate) use seccomp::install as filter_system_calls;
+pub use seccomp::install as filter_system_calls;
 
 /// Ports below this one need CAP_NET_BIND_SERVICE, unless `net.ipv4.ip_unprivileged_port_start` says otherwise.
 const FIRST_OPEN_PORT: u16 = 1024;

@@ -196,7 +196,7 @@ const NAMESPACES: u64 = (libc::CLONE_NEWUSER
 ///
 /// # Errors
 /// The kernel has no seccomp filters, or a filter that is in force already refuses another one.
-pub(crate) fn install(mode: SeccompMode, holder: bool) -> io::Result<()> {
+pub fn install(mode: SeccompMode, holder: bool) -> io::Result<()> {
     if mode == SeccompMode::Off {
         return Ok(());
     }
@@ -289,49 +289,6 @@ mod tests {
         ] {
             assert!(!calls.contains(&other), "{other}");
         }
-    }
-
-    /// Makes `calls` in a process of its own under the filters of a mode, and returns how many of them failed with EPERM.
-    fn refused(mode: SeccompMode, holder: bool, calls: &[fn() -> libc::c_long]) -> i32 {
-        nix::sys::prctl::set_no_new_privs().expect("any process may");
-        let filters = [clone3_is_unknown(), allow_list(mode, holder)].map(|filter| filter.expect("a program"));
-        // SAFETY: the child makes system calls and ends: it takes no lock and no memory.
-        match unsafe { nix::unistd::fork() }.expect("a process") {
-            nix::unistd::ForkResult::Child => {
-                let is_in_force = filters.iter().all(|filter| apply(filter, 0).is_ok());
-                let refused = calls.iter().filter(|call| call() == -1 && nix::errno::Errno::last_raw() == libc::EPERM);
-                let code = if is_in_force { refused.count().try_into().unwrap_or(99) } else { 100 };
-                // SAFETY: it ends this process, and runs nothing of the parent's.
-                unsafe { libc::_exit(code) }
-            }
-            nix::unistd::ForkResult::Parent { child } => match nix::sys::wait::waitpid(child, None) {
-                Ok(nix::sys::wait::WaitStatus::Exited(_, code)) => code,
-                other => panic!("{other:?}"),
-            },
-        }
-    }
-
-    // What fails for another reason than the filter: with EINVAL, EBADF or EFAULT.
-    const CALLS: [fn() -> libc::c_long; 4] = [
-        // SAFETY: a bad flag; nothing happens.
-        || unsafe { libc::syscall(libc::SYS_unshare, libc::c_long::MAX) },
-        // SAFETY: a bad descriptor; nothing happens.
-        || unsafe { libc::syscall(libc::SYS_setns, -1, 0) },
-        // SAFETY: no name; nothing happens.
-        || unsafe { libc::syscall(libc::SYS_execve, 0, 0, 0) },
-        // SAFETY: flags that go with no other; nothing happens.
-        || unsafe {
-            libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::CLONE_FS | libc::CLONE_THREAD, 0, 0, 0, 0)
-        },
-    ];
-
-    #[test]
-    fn what_is_not_listed_is_refused() {
-        assert_eq!(refused(SeccompMode::On, false, &CALLS), 4);
-        assert_eq!(refused(SeccompMode::On, true, &CALLS), 3, "a holder is started by execve");
-        assert_eq!(refused(SeccompMode::Log, false, &CALLS), 0);
-        // SAFETY: a bad descriptor; nothing happens.
-        assert_eq!(refused(SeccompMode::On, false, &[|| unsafe { libc::syscall(libc::SYS_read, -1, 0, 0) }]), 0);
     }
 
     #[test]

@@ -213,6 +213,7 @@ pub(super) fn build(settings: &Settings, log_level: &LogLevel, told: &Cancellati
         claims_per_asker: Arc::clone(&common.claims_per_asker),
         log_level: log_level.clone(),
         answers,
+        http: OnceLock::new(),
         beacon: OnceLock::new(),
     };
     telemetry::inventory::tell(settings, &common.fabric, xdp);

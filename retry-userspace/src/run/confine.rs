@@ -60,9 +60,11 @@ pub(super) fn told(settings: &Settings) -> Rights {
 fn look_at_files(settings: &Settings) {
     let env_file = settings.files.env_file.as_deref().filter(|file| !file.starts_with('-'));
     let named = [("config", settings.files.config.as_deref()), ("env-file", env_file)];
-    let token = settings.admin.token_file.as_deref().map(|file| ("admin-token-file", file));
+    let admin = &settings.admin;
+    let tls = admin.tls.as_ref().map(|tls| [("admin-tls-cert", &*tls.cert), ("admin-tls-key", &*tls.key)]);
+    let token = admin.token_file.as_deref().map(|file| ("admin-token-file", file));
     let all = named.iter().filter_map(|(name, file)| Some((*name, file.as_deref()?.as_ref())));
-    for (name, file) in all.chain(token) {
+    for (name, file) in all.chain(token).chain(tls.into_iter().flatten()) {
         if let Err(error) = File::open(file) {
             tracing::warn!(
                 file = %file.display(), %error,
@@ -70,9 +72,19 @@ fn look_at_files(settings: &Settings) {
             );
         }
     }
-    if let Some((name, file)) = token
-        && fs::metadata(file).is_ok_and(|found| found.permissions().mode() & OTHERS_READ != 0)
-    {
-        tracing::warn!(file = %file.display(), "every user of this host can read -{name}: chmod o-r");
+    look_at_secrets(settings);
+}
+
+/// Warns of secrets that every user of this host can read.
+pub(super) fn look_at_secrets(settings: &Settings) {
+    let admin = &settings.admin;
+    let secrets =
+        [("admin-token-file", admin.token_file.as_deref()), ("admin-tls-key", admin.tls.as_ref().map(|tls| &*tls.key))];
+    for (name, file) in secrets {
+        if let Some(file) = file
+            && fs::metadata(file).is_ok_and(|found| found.permissions().mode() & OTHERS_READ != 0)
+        {
+            tracing::warn!(file = %file.display(), "every user of this host can read -{name}: chmod o-r");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use super::memory::TooLittle;
 use crate::acl::RulesError;
+use crate::admin::tls::TlsError;
 use crate::datapath::DatapathError;
 use crate::fabric::FabricError;
 use crate::ingress::joins::JoinError;
@@ -75,6 +76,9 @@ pub enum StartError {
         /// The system's words.
         source: io::Error,
     },
+    /// The files of the management API's TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The settings of the shared store cannot stand.
     #[error(transparent)]
     Store(#[from] StoreError),

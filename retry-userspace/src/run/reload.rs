@@ -11,9 +11,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use retry_common::abi;
 use retry_common::counter::Counter;
+use rustls::ServerConfig;
 
+use super::confine;
 use super::state::State;
 use crate::acl;
+use crate::admin::manage::auth::CurrentToken;
+use crate::admin::tls::{self, Tls, TlsError};
 use crate::beacon::BeaconSender;
 use crate::datapath::Changeable;
 use crate::engine;
@@ -46,8 +50,28 @@ pub(super) struct Reached {
     pub(super) log_level: LogLevel,
     /// What the kernel program was given at the start.
     pub(super) answers: abi::Settings,
+    /// It is bound before the other parts are built.
+    pub(super) http: OnceLock<Admits>,
     /// It is opened last.
     pub(super) beacon: OnceLock<Arc<BeaconSender>>,
+}
+
+/// Whom the HTTP addresses serve.
+#[derive(Clone, Debug)]
+pub(super) struct Admits {
+    pub(super) token: CurrentToken,
+    pub(super) tls: Option<Tls>,
+}
+
+impl Admits {
+    /// As the settings have it.
+    ///
+    /// # Errors
+    /// The files of TLS cannot be used.
+    pub(super) fn open(settings: &Settings) -> Result<Self, TlsError> {
+        let tls = settings.admin.tls.as_ref().map(Tls::open).transpose()?;
+        Ok(Self { token: CurrentToken::new(settings.admin.token.as_ref()), tls })
+    }
 }
 
 /// What came of a reading that can stand.
@@ -72,6 +96,11 @@ impl Reload {
         let _ = self.reached.beacon.set(Arc::clone(beacon));
     }
 
+    /// HTTP goes by changes, too, from now on.
+    pub(super) fn reach_http(&self, admits: Admits) {
+        let _ = self.reached.http.set(admits);
+    }
+
     /// The settings in force.
     pub(super) fn in_force(&self) -> Arc<Settings> {
         self.in_force.load_full()
@@ -83,7 +112,12 @@ impl Reload {
     /// # Errors
     /// What was read cannot stand: nothing has changed.
     pub(super) fn read_again(&self, why: &str) -> Result<Outcome, SettingsError> {
-        self.take(why, Settings::read_again)
+        self.take(why, |settings| {
+            let read = settings.read_again()?;
+            // The names of these files stay, and what they have need not.
+            let offered = offered_by(&read.settings)?;
+            Ok((read, offered))
+        })
     }
 
     /// As [`Reload::read_again`], with values of the management API: they hold until the files are read again. `None` ends one.
@@ -91,24 +125,25 @@ impl Reload {
     /// # Errors
     /// One of them cannot stand, or needs a restart: nothing has changed.
     pub(super) fn set(&self, values: &BTreeMap<String, Option<String>>) -> Result<Outcome, SettingsError> {
-        self.take("the management API", |settings| settings.overridden(values))
+        self.take("the management API", |settings| Ok((settings.overridden(values)?, None)))
     }
 
     fn take(
         &self,
         why: &str,
-        read: impl FnOnce(&Settings) -> Result<Reread, SettingsError>,
+        read: impl FnOnce(&Settings) -> Result<(Reread, Option<ServerConfig>), SettingsError>,
     ) -> Result<Outcome, SettingsError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.in_force();
-        let read = read(&old).and_then(|read| self.reached.put_lists(&old, &read.settings).map(|()| read));
-        let Reread { settings, changed } = read.inspect_err(|error| {
+        let read = read(&old).and_then(|read| self.reached.put_lists(&old, &read.0.settings).map(|()| read));
+        let (Reread { settings, changed }, offered) = read.inspect_err(|error| {
             tracing::warn!(why, %error, "settings were read and refused: nothing has changed");
             self.reached.state.count(Counter::ConfigRefused, 1);
         })?;
         let waiting = settings.waiting().to_vec();
         let is_new = !changed.is_empty() || waiting != old.waiting();
         self.reached.apply(&old, &settings);
+        self.reached.admit(&settings, offered);
         self.in_force.store(Arc::new(settings));
         tracing::info!(why, changed = told(&changed), "settings were read");
         if !waiting.is_empty() {
@@ -132,6 +167,16 @@ impl Reached {
             acl.set_source(acl::Source::from(old));
             SettingsError::Lists(error.to_string())
         })
+    }
+
+    /// Whom HTTP serves from the next request, and the next handshake, on.
+    fn admit(&self, new: &Settings, offered: Option<ServerConfig>) {
+        let Some(http) = self.http.get() else { return };
+        http.token.set(new.admin.token.as_ref());
+        if let (Some(tls), Some(offered)) = (&http.tls, offered) {
+            tls.offer(offered);
+        }
+        confine::look_at_secrets(new);
     }
 
     /// Gives what has changed to the parts that go by it.
@@ -170,6 +215,12 @@ impl Reached {
             tracing::warn!(%error, "the log level cannot be changed");
         }
     }
+}
+
+/// What the files of TLS offer by now.
+fn offered_by(settings: &Settings) -> Result<Option<ServerConfig>, SettingsError> {
+    let offered = settings.admin.tls.as_ref().map(tls::read).transpose();
+    offered.map_err(|error| SettingsError::Tls(error.to_string()))
 }
 
 /// Changes in one line.

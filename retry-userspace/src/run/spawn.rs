@@ -14,7 +14,7 @@ use super::build::{Outlives, Parts, Work};
 use super::confine;
 use super::fill_switch::{self, FillSwitch, NackPortWatch};
 use super::follow::Follower;
-use super::reload::Reload;
+use super::reload::{Admits, Reload};
 use super::state::State;
 use super::status::StatusPage;
 use super::workers::Workers;
@@ -67,6 +67,7 @@ pub(super) struct Running {
 pub(super) struct Http {
     metrics: admin::Listener,
     management: Option<manage::Listener>,
+    admits: Admits,
 }
 
 /// Between two looks who has asked.
@@ -88,7 +89,9 @@ fn keep_known(mut known: Review, stop: &StopFlag) {
 
 /// Binds the addresses of HTTP: what they refuse ends the start before anything is attached or joined.
 pub(super) async fn bind(settings: &Settings) -> Result<Http, StartError> {
-    Ok(Http { metrics: bind_metrics(settings).await?, management: bind_management(settings).await? })
+    let admits = Admits::open(settings)?;
+    let (metrics, management) = (bind_metrics(settings, &admits).await?, bind_management(settings, &admits).await?);
+    Ok(Http { metrics, management, admits })
 }
 
 /// Starts everything.
@@ -99,7 +102,8 @@ pub(super) async fn spawn(
     parts: Parts,
 ) -> Result<Running, StartError> {
     let Parts { fabric, state, mut workers, mut work, management, outlives, cancel } = parts;
-    let Http { metrics, management: managed } = http;
+    let Http { metrics, management: managed, admits } = http;
+    management.reload.reach_http(admits);
     let (server, mut finishers) = (Arc::clone(&work.server), workers.apart());
     let beacon = beacon::Config::from(settings, &fabric).map(BeaconSender::open).transpose();
     let beacon = beacon.map_err(StartError::Beacon)?.map(Arc::new);
@@ -173,15 +177,15 @@ fn keep(
     })
 }
 
-async fn bind_metrics(settings: &Settings) -> Result<admin::Listener, StartError> {
-    let config = admin::Config::from(settings);
+async fn bind_metrics(settings: &Settings, admits: &Admits) -> Result<admin::Listener, StartError> {
+    let config = admin::Config::from(settings, &admits.token);
     let address = config.address;
     let bound = admin::Listener::bind(config).await;
     bound.map_err(|source| StartError::Admin { address, source })
 }
 
-async fn bind_management(settings: &Settings) -> Result<Option<manage::Listener>, StartError> {
-    let Some(config) = manage::Config::from(settings) else {
+async fn bind_management(settings: &Settings, admits: &Admits) -> Result<Option<manage::Listener>, StartError> {
+    let Some(config) = manage::Config::from(settings, &admits.token, admits.tls.as_ref()) else {
         return Ok(None);
     };
     let address = config.address;

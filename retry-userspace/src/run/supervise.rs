@@ -88,7 +88,7 @@ pub(super) async fn supervise(
             }
             _ = announce.timer.tick(), if beacon.is_some() => announce.now(beacon, state),
             // Without a file there is nothing to be read again, and it means what it does to the field's program.
-            _ = hangups.recv() => if settings.files.are_named() {
+            _ = hangups.recv() => if settings.files.are_named() || settings.admin.has_files() {
                 read_again(Arc::clone(reload));
             } else {
                 log_level.toggle_debug();

@@ -96,8 +96,15 @@ pub(super) fn check(settings: &Settings, values: &Values) -> Result<(), Settings
     if let Some(address) = settings.admin.addr
         && !address.ip().is_loopback()
         && settings.admin.token.is_none()
+        && settings.admin.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none())
     {
-        return refuse("admin-addr", "a loopback address is accepted, or any with -admin-token-file or ADMIN_TOKEN");
+        return refuse(
+            "admin-addr",
+            "a loopback address is accepted, or any with -admin-token-file, ADMIN_TOKEN or -admin-tls-client-ca",
+        );
+    }
+    if settings.admin.tls.is_some() && settings.admin.addr.is_none() {
+        return refuse("admin-addr", "-admin-tls-cert needs it: address:port, name:port or :port is accepted");
     }
     Ok(())
 }

@@ -19,6 +19,9 @@ pub enum SettingsError {
     /// The lists of who may ask cannot be put in force.
     #[error("{0}")]
     Lists(String),
+    /// The files of the management API's TLS cannot be used.
+    #[error("{0}")]
+    Tls(String),
 }
 
 /// The end of a program that has not started: what to say, where, and the exit code.
@@ -36,7 +39,7 @@ impl Stop {
         match self {
             Self::Asked(_) => 0,
             Self::Refused(SettingsError::Usage(_)) => 2,
-            Self::Refused(SettingsError::Value { .. } | SettingsError::Lists(_)) => 1,
+            Self::Refused(SettingsError::Value { .. } | SettingsError::Lists(_) | SettingsError::Tls(_)) => 1,
         }
     }
 

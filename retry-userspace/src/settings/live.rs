@@ -27,6 +27,7 @@ const LIVE: &[&str] = &[
     "beacon-tier",
     "beacon-preference",
     "beacon-flags-draining",
+    TOKEN,
     "log-level",
 ];
 
@@ -63,13 +64,9 @@ impl Settings {
     pub(crate) fn read_again(&self) -> Result<Reread, SettingsError> {
         let read = self.values.read_again()?;
         // All of it has to stand: the next start reads it.
-        let next = Self::of(&read)?;
+        Self::of(&read)?;
         let mut reread = self.with(&self.values.merged(&read, |flag| self.changes(flag)))?;
-        let mut waiting = self.values.differing(&read, |flag| self.changes(flag));
-        if next.admin.token != self.admin.token && !waiting.iter().any(|one| one.name == TOKEN) {
-            waiting.push(Change { name: TOKEN, from: "***".to_owned(), to: "***".to_owned() });
-        }
-        reread.settings.wait(waiting);
+        reread.settings.wait(self.values.differing(&read, |flag| self.changes(flag)));
         Ok(reread)
     }
 
@@ -89,6 +86,9 @@ impl Settings {
             };
             if !self.changes(flag) {
                 return Err(refuse("it needs a restart: set it by flag, variable or -config"));
+            }
+            if flag.name == TOKEN {
+                return Err(refuse("it is set by flag, variable or -config"));
             }
             if by_api.insert(flag.name, text.clone()).is_some() {
                 return Err(refuse("it is given twice"));
@@ -119,7 +119,7 @@ impl Settings {
 
     fn with(&self, values: &Values) -> Result<Reread, SettingsError> {
         let settings = Self::of(values)?;
-        let changed = rows::all()
+        let mut changed: Vec<Change> = rows::all()
             .filter(|flag| flag.live)
             .filter_map(|flag| {
                 let value =
@@ -130,13 +130,17 @@ impl Settings {
                 (from != to || is_cut).then_some(Change { name: flag.name, from, to })
             })
             .collect();
+        // Its file, or the variable, may have another token while the setting is the same.
+        if self.admin.token != settings.admin.token && !changed.iter().any(|one| one.name == TOKEN) {
+            changed.push(Change { name: TOKEN, from: "***".to_owned(), to: "***".to_owned() });
+        }
         Ok(Reread { settings, changed })
     }
 }
 
 /// It needs a restart to be above 0, see [`Settings::changes`].
 const SOURCE_BYTES: &str = "rl-source-bytes";
-/// Its file may have another token under the same name.
+/// The setting of the token, which also stands for `ADMIN_TOKEN`.
 const TOKEN: &str = "admin-token-file";
 /// Where values of the management API come from, in refusals.
 pub(super) const BY_API: &str = "POST /v1/config";

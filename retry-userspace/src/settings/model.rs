@@ -7,7 +7,8 @@ use super::live::Change;
 use super::rows::{Flag, Rows};
 use super::source::{SetBy, Values};
 use super::table::{
-    Acl, Admin, Beacon, Cache, Dedup, Egress, Files, Ingress, Limits, Nack, Privileges, Proxy, Redis, Repair, Ssm, Telemetry, Xdp,
+    Acl, Admin, Beacon, Cache, Dedup, Egress, Files, Ingress, Limits, Nack, Privileges, Proxy, Redis, Repair, Ssm,
+    Telemetry, Xdp,
 };
 
 /// All settings, checked one by one and together. Each part stands in a file of its name in `settings/table/`, and each

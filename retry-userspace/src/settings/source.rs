@@ -239,7 +239,7 @@ impl Values {
             let from = if changes(flag) { next } else { self };
             Some((flag.name, from.settings.get(flag.name)?.clone()))
         });
-        Self { settings: settings.collect(), admin_token: self.admin_token.clone(), ..next.clone() }
+        Self { settings: settings.collect(), ..next.clone() }
     }
 
     /// These values with some set by the management API; `None` ends what it has set.

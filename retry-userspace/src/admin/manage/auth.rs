@@ -1,7 +1,9 @@
 //! Who may ask: the bearer token (RFC 6750).
 
+use std::fmt;
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
@@ -37,13 +39,50 @@ impl Token {
     }
 }
 
+/// The token in force, which a reload may change; none: there is none.
+#[derive(Clone, Default)]
+pub(crate) struct CurrentToken(Arc<ArcSwapOption<Token>>);
+
+impl fmt::Debug for CurrentToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CurrentToken(***)")
+    }
+}
+
+impl CurrentToken {
+    /// The token of the settings.
+    pub(crate) fn new(token: Option<&AdminToken>) -> Self {
+        let current = Self::default();
+        current.set(token);
+        current
+    }
+
+    /// From the next request on this is the token.
+    pub(crate) fn set(&self, token: Option<&AdminToken>) {
+        self.0.store(token.map(Token::new).map(Arc::new));
+    }
+
+    /// The one in force.
+    pub(in crate::admin) fn get(&self) -> Option<Arc<Token>> {
+        self.0.load_full()
+    }
+}
+
+/// Lets through what carries the token. Without one, what is not of a foreign page.
+pub(super) async fn admit(State(token): State<CurrentToken>, request: Request, next: Next) -> Response {
+    match token.get() {
+        Some(token) => bearer(&token, request, next).await,
+        None => no_foreign_page(request, next).await,
+    }
+}
+
 /// True when the request carries the token.
 pub(in crate::admin) fn carries(headers: &HeaderMap, token: &Token) -> bool {
     presented(headers).is_some_and(|guess| token.is(guess))
 }
 
 /// Lets through what carries the token.
-pub(super) async fn bearer(State(token): State<Arc<Token>>, request: Request, next: Next) -> Response {
+async fn bearer(token: &Token, request: Request, next: Next) -> Response {
     match presented(request.headers()) {
         Some(guess) if token.is(guess) => next.run(request).await,
         Some(_) => unauthorized(
@@ -59,7 +98,7 @@ pub(super) async fn bearer(State(token): State<Arc<Token>>, request: Request, ne
 
 /// Without a token the API serves this host. A page of anyone's, in a browser there, could send writes to it: those carry
 /// the header Origin (Fetch standard), and programs send none.
-pub(super) async fn no_foreign_page(request: Request, next: Next) -> Response {
+async fn no_foreign_page(request: Request, next: Next) -> Response {
     if request.headers().contains_key(header::ORIGIN) {
         let reason = "requests of web pages are served only with a token: -admin-token-file or ADMIN_TOKEN";
         return ApiError::new(StatusCode::FORBIDDEN, "origin", reason).into_response();

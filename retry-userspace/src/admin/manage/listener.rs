@@ -9,9 +9,11 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Backend, router};
-use crate::admin::serve::serve;
-use crate::settings::{AdminToken, Settings};
+use super::auth::CurrentToken;
+use super::{Backend, routed};
+use crate::admin::serve::serve_by;
+use crate::admin::tls::Tls;
+use crate::settings::Settings;
 
 /// Where the API is served, and to which callers.
 #[derive(Clone, Debug)]
@@ -19,17 +21,19 @@ pub(crate) struct Config {
     /// `admin-addr`; port 0 takes a free one.
     pub address: SocketAddr,
     /// The token that every request has to carry, if any.
-    pub token: Option<AdminToken>,
+    pub token: CurrentToken,
+    /// TLS, if any.
+    pub tls: Option<Tls>,
     /// `shutdown-grace`: how long requests may go on after the end has begun.
     pub grace: Duration,
 }
 
 impl Config {
-    /// As the settings ask; `None` without `-admin-addr`.
+    /// As the settings ask, with the token and the TLS in force; `None` without `-admin-addr`.
     #[must_use]
-    pub(crate) fn from(settings: &Settings) -> Option<Self> {
+    pub(crate) fn from(settings: &Settings, token: &CurrentToken, tls: Option<&Tls>) -> Option<Self> {
         let admin = &settings.admin;
-        admin.addr.map(|address| Self { address, token: admin.token.clone(), grace: admin.shutdown_grace })
+        admin.addr.map(|address| Self { address, token: token.clone(), tls: tls.cloned(), grace: admin.shutdown_grace })
     }
 }
 
@@ -37,7 +41,8 @@ impl Config {
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: TcpListener,
-    token: Option<AdminToken>,
+    token: CurrentToken,
+    tls: Option<Tls>,
     grace: Duration,
 }
 
@@ -47,12 +52,12 @@ impl Listener {
     /// # Errors
     /// What the system returns.
     pub(crate) async fn bind(config: Config) -> io::Result<Self> {
-        let Config { address, token, grace } = config;
-        Ok(Self { socket: TcpListener::bind(address).await?, token, grace })
+        let Config { address, token, tls, grace } = config;
+        Ok(Self { socket: TcpListener::bind(address).await?, token, tls, grace })
     }
 
     /// Serves the API over `backend`, in a task that ends with `cancel`: requests under way have their grace.
     pub(crate) fn serve(self, backend: Arc<dyn Backend>, cancel: CancellationToken) -> JoinHandle<io::Result<()>> {
-        tokio::spawn(serve(self.socket, router(backend, self.token), cancel, self.grace))
+        tokio::spawn(serve_by(self.socket, self.tls, routed(backend, self.token), cancel, self.grace))
     }
 }

@@ -3,7 +3,7 @@
 //! Its own listener, so that metrics can be open where this is not. What it shows and does stands behind [`Backend`];
 //! docs/openapi.json is its contract, and a test holds it to [`routes`].
 
-pub(super) mod auth;
+pub(crate) mod auth;
 mod backend;
 mod error;
 mod frames;
@@ -15,11 +15,11 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, delete, get, post, put};
 
 use crate::settings::AdminToken;
-use auth::Token;
+use auth::CurrentToken;
 use error::ApiError;
 
 pub use backend::{
@@ -58,6 +58,11 @@ pub fn routes() -> impl Iterator<Item = (Method, &'static str)> {
 /// The API over `backend`. With a token, every request has to carry it, also one for a path that is not there; without
 /// one, requests that a browser sends for a page of another origin are refused.
 pub fn router(backend: Arc<dyn Backend>, token: Option<AdminToken>) -> Router {
+    routed(backend, CurrentToken::new(token.as_ref()))
+}
+
+/// As [`router`], with a token that may change.
+fn routed(backend: Arc<dyn Backend>, token: CurrentToken) -> Router {
     let router = ROUTES
         .iter()
         .fold(Router::new(), |router, route| router.route(route.path, (route.handler)()))
@@ -72,8 +77,5 @@ pub fn router(backend: Arc<dyn Backend>, token: Option<AdminToken>) -> Router {
         .layer(DefaultBodyLimit::max(LONGEST_FRAME))
         .with_state(backend);
     // Outermost, so that nothing is told, and no body read, before the token is seen.
-    match token {
-        Some(token) => router.layer(from_fn_with_state(Arc::new(Token::new(&token)), auth::bearer)),
-        None => router.layer(from_fn(auth::no_foreign_page)),
-    }
+    router.layer(from_fn_with_state(token, auth::admit))
 }

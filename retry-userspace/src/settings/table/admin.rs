@@ -19,12 +19,25 @@ pub struct Admin {
     pub addr: Option<SocketAddr>,
     /// The token of `admin-token-file`, else of `ADMIN_TOKEN`; none: every request is served.
     pub token: Option<AdminToken>,
+    /// TLS of the management API; none: it speaks plain HTTP.
+    pub tls: Option<AdminTls>,
     /// `admin-token-file`.
     pub token_file: Option<PathBuf>,
     /// How long a shutdown is announced. NACKs are answered meanwhile.
     pub drain_timeout: Duration,
     /// How long what is in flight at the end may take: requests of the management API, NACKs that wait for a backend.
     pub shutdown_grace: Duration,
+}
+
+/// Files (PEM) of the management API's TLS.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AdminTls {
+    /// `admin-tls-cert`: the certificate, and those between it and its authority.
+    pub cert: PathBuf,
+    /// `admin-tls-key`: its private key.
+    pub key: PathBuf,
+    /// `admin-tls-client-ca`: authorities that vouch for clients; none: clients need no certificate.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// A secret that no log line shows.
@@ -54,14 +67,16 @@ impl Admin {
             default: "",
             accepts: optional(any("address:port, name:port or :port", hosts::listen_address)),
             meaning: "HTTP address of the management API.",
-            consequence: "Not set: no API. Any other than a loopback address needs a token.",
+            consequence: "Not set: no API. Any other than a loopback address needs a token, or client certificates.",
         })?;
         let (token, token_file) = Self::read_token(rows)?;
+        let tls = Self::read_tls(rows)?;
         Ok(Self {
             metrics_addr,
             addr,
             token,
             token_file,
+            tls,
             drain_timeout: rows.read(Row {
                 flag: "drain-timeout",
                 env: "DRAIN_TIMEOUT",
@@ -81,6 +96,48 @@ impl Admin {
         })
     }
 
+    /// True when there is a file of the token or of TLS to be read again.
+    pub(crate) const fn has_files(&self) -> bool {
+        self.token_file.is_some() || self.tls.is_some()
+    }
+
+    fn read_tls(rows: &mut Rows<'_>) -> Read<Option<AdminTls>> {
+        let file = || any("the path of a file", values::optional_path);
+        let cert = rows.read(Row {
+            flag: "admin-tls-cert",
+            env: "ADMIN_TLS_CERT",
+            default: "",
+            accepts: file(),
+            meaning: "File of the management API's certificate (PEM), with those between it and its authority.",
+            consequence: "The API then speaks TLS 1.2 and 1.3 and nothing else. Needs -admin-tls-key. A reload reads both again.",
+        })?;
+        let key = rows.read(Row {
+            flag: "admin-tls-key",
+            env: "ADMIN_TLS_KEY",
+            default: "",
+            accepts: file(),
+            meaning: "File of its private key (PEM).",
+            consequence: "Needs -admin-tls-cert.",
+        })?;
+        let client_ca = rows.read(Row {
+            flag: "admin-tls-client-ca",
+            env: "ADMIN_TLS_CLIENT_CA",
+            default: "",
+            accepts: file(),
+            meaning: "File of certificate authorities (PEM) that vouch for clients of the management API.",
+            consequence: "A client without a certificate of theirs is refused. Needs -admin-tls-cert.",
+        })?;
+        match (cert, key, client_ca) {
+            (Some(cert), Some(key), client_ca) => Ok(Some(AdminTls { cert, key, client_ca })),
+            (None, None, None) => Ok(None),
+            (Some(_), None, _) => Err(rows.refusal("admin-tls-key", "-admin-tls-cert needs it: a file is accepted")),
+            (None, Some(_), _) => Err(rows.refusal("admin-tls-cert", "-admin-tls-key needs it: a file is accepted")),
+            (None, None, Some(_)) => {
+                Err(rows.refusal("admin-tls-cert", "-admin-tls-client-ca needs it: a file is accepted"))
+            }
+        }
+    }
+
     fn read_token(rows: &mut Rows<'_>) -> Read<(Option<AdminToken>, Option<PathBuf>)> {
         let file = rows.read(Row {
             flag: "admin-token-file",
@@ -88,7 +145,7 @@ impl Admin {
             default: "",
             accepts: any("the path of a file", values::optional_path),
             meaning: "File with the bearer token of the management API.",
-            consequence: "Requests without it get 401. The variable ADMIN_TOKEN holds the token itself and is used when there is no file.",
+            consequence: "Requests without it get 401. SIGHUP reads it again. The variable ADMIN_TOKEN holds the token itself and is used when there is no file.",
         })?;
         if let Some(file) = file {
             let text = std::fs::read_to_string(&file)

@@ -78,7 +78,7 @@ impl Telemetry {
                 ("error", Level::ERROR),
             ]),
             meaning: "Least severe level that is logged.",
-            consequence: "POST /loglevel changes it too, and so does SIGHUP where neither -config nor -env-file is set: debug and back.",
+            consequence: "POST /loglevel changes it too, and so does SIGHUP where no file is named that it reads: debug and back.",
         })?;
         let debug = rows.read(Row {
             flag: "debug",

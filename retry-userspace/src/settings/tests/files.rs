@@ -313,11 +313,16 @@ fn a_budget_of_sources_changes_where_there_is_one() {
 }
 
 #[test]
-fn another_token_waits_for_a_restart_and_is_not_shown() {
+fn another_token_is_in_force_and_is_not_shown() {
     let files = Files::new("", "ADMIN_TOKEN=one\n");
     let settings = files.start(&[], &[]);
     files.write("", "ADMIN_TOKEN=two\n");
-    let again = settings.read_again().expect("it stands").settings;
-    assert_eq!(changes(again.waiting()), [("admin-token-file", "***", "***")]);
-    assert_eq!(again.admin.token, settings.admin.token);
+    let again = settings.read_again().expect("it stands");
+    assert_eq!(changes(&again.changed), [("admin-token-file", "***", "***")]);
+    assert_eq!(changes(again.settings.waiting()), []);
+    assert_eq!(again.settings.admin.token, Some(AdminToken("two".to_owned())));
+    assert_eq!(changes(&again.settings.read_again().expect("it stands").changed), []);
+    let by_api = BTreeMap::from([("admin-token-file".to_owned(), Some("/etc/passwd".to_owned()))]);
+    let error = settings.overridden(&by_api).expect_err("an API that changes who may ask it").to_string();
+    assert_eq!(error, "-admin-token-file (from POST /v1/config): it is set by flag, variable or -config");
 }

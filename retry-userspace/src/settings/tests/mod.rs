@@ -44,8 +44,15 @@ fn in_force(settings: &Settings, name: &str) -> (String, SetBy) {
 }
 
 /// What these are set with does not stand without them.
-const PAIRED: [&str; 5] =
-    ["redis-tls-cert", "redis-tls-key", "proxy-enabled", "upstream-retry-endpoints", "proxy-discover"];
+const PAIRED: [&str; 7] = [
+    "redis-tls-cert",
+    "redis-tls-key",
+    "admin-tls-cert",
+    "admin-tls-key",
+    "proxy-enabled",
+    "upstream-retry-endpoints",
+    "proxy-discover",
+];
 
 /// For every setting a value that is not its default, and what has to be set with it.
 const SAMPLES: &[(&str, &str, &[&str])] = &[
@@ -167,6 +174,13 @@ const SAMPLES: &[(&str, &str, &[&str])] = &[
     ("metrics-addr", "[::1]:9401", &[]),
     ("admin-addr", "[::1]:9401", &[]),
     ("admin-token-file", concat!(env!("CARGO_MANIFEST_DIR"), "/src/settings/tests/token"), &[]),
+    ("admin-tls-cert", "/etc/c.pem", &["-admin-addr=[::1]:1", "-admin-tls-key=/etc/k.pem"]),
+    ("admin-tls-key", "/etc/k.pem", &["-admin-addr=[::1]:1", "-admin-tls-cert=/etc/c.pem"]),
+    (
+        "admin-tls-client-ca",
+        "/etc/ca.pem",
+        &["-admin-addr=[::1]:1", "-admin-tls-cert=/etc/c.pem", "-admin-tls-key=/etc/k.pem"],
+    ),
     ("drain-timeout", "5s", &[]),
     ("shutdown-grace", "5s", &[]),
     ("instance", "endpoint-1", &[]),

@@ -157,6 +157,9 @@ fn a_value_out_of_bounds() {
         ("state-dir", "x", "an absolute path is accepted"),
         ("admin-addr", "9401", listen),
         ("admin-token-file", "a\tb", "the path of a file is accepted"),
+        ("admin-tls-cert", "a\tb", "the path of a file is accepted"),
+        ("admin-tls-key", "a\tb", "the path of a file is accepted"),
+        ("admin-tls-client-ca", "a\tb", "the path of a file is accepted"),
         ("drain-timeout", "8761h", "0 to 8760h is accepted"),
         ("shutdown-grace", "8761h", "0 to 8760h is accepted"),
         ("instance", "a\tb", "a name is accepted"),
@@ -261,12 +264,36 @@ fn settings_that_do_not_fit_together() {
             "-redis-tls-key is not set: -redis-tls-cert needs it: a file is accepted".to_owned(),
         ),
         (
+            &["-admin-addr=[::1]:9401", "-admin-tls-cert=/c.pem"],
+            "-admin-tls-key is not set: -admin-tls-cert needs it: a file is accepted".to_owned(),
+        ),
+        (
+            &["-admin-addr=[::1]:9401", "-admin-tls-key=/k.pem"],
+            "-admin-tls-cert is not set: -admin-tls-key needs it: a file is accepted".to_owned(),
+        ),
+        (
+            &["-admin-addr=[::1]:9401", "-admin-tls-client-ca=/ca.pem"],
+            "-admin-tls-cert is not set: -admin-tls-client-ca needs it: a file is accepted".to_owned(),
+        ),
+        (
+            &["-admin-tls-cert=/c.pem", "-admin-tls-key=/k.pem"],
+            "-admin-addr is not set: -admin-tls-cert needs it: address:port, name:port or :port is accepted".to_owned(),
+        ),
+        (
+            &["-admin-addr=:9401", "-admin-tls-cert=/c.pem", "-admin-tls-key=/k.pem"],
+            "-admin-addr :9401: a loopback address is accepted, or any with -admin-token-file, ADMIN_TOKEN or \
+             -admin-tls-client-ca"
+                .to_owned(),
+        ),
+        (
             &["-redis-tls-key=/k.pem"],
             "-redis-tls-cert is not set: -redis-tls-key needs it: a file is accepted".to_owned(),
         ),
         (
             &["-admin-addr=:9401"],
-            "-admin-addr :9401: a loopback address is accepted, or any with -admin-token-file or ADMIN_TOKEN".to_owned(),
+            "-admin-addr :9401: a loopback address is accepted, or any with -admin-token-file, ADMIN_TOKEN or \
+             -admin-tls-client-ca"
+                .to_owned(),
         ),
         (
             &["-dedup-repeat-after=61s"],
