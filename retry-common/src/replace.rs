@@ -67,7 +67,8 @@ impl FirstWins {
 
     /// Whether the frame of this key stays that is held since `since_ns`, when another with other bytes comes.
     pub fn keeps(&mut self, key: &FrameKey, since_ns: u64, now_ns: u64) -> bool {
-        if now_ns.saturating_sub(since_ns) >= self.for_ns {
+        // HashKey 0 is no flow: senders that leave it out share their keys.
+        if key.hash_key() == 0 || now_ns.saturating_sub(since_ns) >= self.for_ns {
             return false;
         }
         let (flow, number) = (key.hash_key(), key.seq_num());
@@ -124,6 +125,7 @@ mod tests {
         assert!(first.keeps(&key(5_000), 0, 10 * SECOND - 1));
         assert!(!first.keeps(&key(5_000), 0, 10 * SECOND));
         assert!(!FirstWins::new(0).keeps(&key(5_000), SECOND, SECOND), "the newest wins");
+        assert!(!first.keeps(&FrameKey::new(0, 5_000), 0, 1), "senders without a HashKey share their keys");
     }
 
     /// The publisher had come to 500 when it was started again.

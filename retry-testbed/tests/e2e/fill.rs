@@ -46,7 +46,7 @@ fn the_kernel_stores_frames() {
         assert_eq!(stored, if by_kernel { FRAMES } else { 0 }, "-fill {fill}");
         assert_eq!(metrics.count("bre_frames_received_total", &[]), FRAMES + 2, "-fill {fill}");
         assert_eq!(metrics.count("bre_cache_duplicates_total", &[("kind", "same")]), 1, "-fill {fill}");
-        assert_eq!(metrics.count("bre_cache_duplicates_total", &[("kind", "conflict")]), 1, "-fill {fill}");
+        assert_eq!(metrics.count("bre_cache_duplicates_total", &[("kind", "replaced")]), 1, "-fill {fill}");
         let socket = asker(client);
         for seq_num in [1, 8, FRAMES] {
             let answers = ask(&socket, endpoint.nack_address(), &nack(key(seq_num)), 1);

@@ -100,7 +100,7 @@ fn conflict(xdp: &str) {
     const FRAMES: u64 = 200;
     let fabric = fabric();
     let (endpoint, client) = two_hosts(&fabric);
-    let daemon = start(endpoint, xdp, &[]);
+    let daemon = start(endpoint, xdp, &["-replace-after", "1h"]);
     let (forger, honest) = (publisher(client, STRANGER), publisher(client, client.addr));
     for seq_num in 1..=FRAMES {
         honest.send(group(0), &frame(key(seq_num), 300, 1)).expect("a frame leaves");
@@ -126,12 +126,12 @@ fn conflict(xdp: &str) {
     }
 }
 
-/// A publisher that is started again replaces what it sent before, within a second.
+/// A publisher that is started again replaces what it sent before, but for the frames of its first second.
 fn restarted(xdp: &str) {
     const FRAMES: u64 = 200;
     let fabric = fabric();
     let (endpoint, client) = two_hosts(&fabric);
-    let daemon = start(endpoint, xdp, &[]);
+    let daemon = start(endpoint, xdp, &["-replace-after", "1h"]);
     let publish = publisher(client, client.addr);
     let all = |numbers: std::ops::RangeInclusive<u64>, bytes: u8| {
         for seq_num in numbers {

@@ -296,8 +296,7 @@ fn what_is_not_cached_is_missed() {
     assert_eq!(Answer::parse(&answers[0], 0), Ok(Answer::Miss));
 }
 
-/// With `-replace-after 0` the newest bytes of a key win, as with the field's program: a publisher that starts anew numbers from 1
-/// again.
+/// The newest bytes of a key win: a publisher that starts anew numbers from 1 again.
 #[test]
 fn a_restarted_publishers_frames_replace_the_old() {
     if !is_root("a_restarted_publishers_frames_replace_the_old") {
@@ -305,7 +304,7 @@ fn a_restarted_publishers_frames_replace_the_old() {
     }
     let fabric = Fabric::flat(1500).expect("a fabric");
     let (endpoint, client) = two_hosts(&fabric);
-    let flags = flags("native", &["-beacon-flags-unicast", "-beacon-flags-multicast=false", "-replace-after", "0"]);
+    let flags = flags("native", &["-beacon-flags-unicast", "-beacon-flags-multicast=false"]);
     let daemon = Daemon::start(&binary(), &endpoint.ns, &flags).expect("a daemon");
     let publish = Publisher::open(&client.ns, Arc::new(Journal::new())).expect("a publisher");
     let key = FrameKey::new(0x77, 1);

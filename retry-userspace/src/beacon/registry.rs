@@ -20,8 +20,10 @@ use crate::counters::UserCounters;
 /// Most endpoints kept. ADVERTs carry no proof of who sent them, so the table is bounded.
 pub(crate) const MOST_ENDPOINTS: usize = 1_024;
 
-/// Most new endpoints that one address may announce.
+/// Most endpoints that one address may announce.
 const MOST_OF_ONE: usize = 16;
+/// The longest interval for which an endpoint's silence does not count.
+const LONGEST_INTERVAL_NS: u64 = 120 * NS_PER_S;
 /// How long one that was heard once is told of, whatever it says itself.
 const UNCONFIRMED_NS: u64 = 15 * 60 * NS_PER_S;
 /// Intervals of silence after which an endpoint is forgotten (BRC-126).
@@ -126,9 +128,11 @@ impl Entry {
         if self.confirmed { self.expires_ns } else { self.expires_ns.min(self.heard_ns.saturating_add(UNCONFIRMED_NS)) }
     }
 
-    /// True while the next ADVERT of its own is not overdue.
+    /// True while it stands against ADVERTs of its instance id from other addresses: it was heard more than once, does not drain,
+    /// and its next ADVERT is not overdue.
     fn is_heard(&self, now_ns: u64) -> bool {
-        now_ns < self.heard_ns.saturating_add(self.interval_ns / 2 * 3)
+        let patience_ns = self.interval_ns.min(LONGEST_INTERVAL_NS) / 2 * 3;
+        self.confirmed && self.flags & advert::FLAG_DRAINING == 0 && now_ns < self.heard_ns.saturating_add(patience_ns)
     }
 }
 
@@ -152,8 +156,8 @@ impl Registry {
     /// Takes in a datagram that `from` sent to a beacon group. The newest ADVERT of an instance id is the one that holds.
     ///
     /// In a full table the newcomer that was heard longest ago gives way; endpoints that were heard again from their address keep
-    /// their places, up to three quarters of them. While an endpoint is heard, ADVERTs of its instance id from another address are not
-    /// believed.
+    /// their places, up to three quarters of them. While an endpoint that was heard more than once is heard, and does not drain,
+    /// ADVERTs of its instance id from another address are not believed.
     pub(crate) fn handle_advert(&mut self, datagram: &[u8], from: SocketAddrV6, now_ns: u64) -> Outcome {
         let advert = match Advert::parse(datagram) {
             Ok(advert) => advert,
@@ -205,19 +209,20 @@ impl Registry {
 
     /// Makes room for a newcomer that `from` announces.
     fn make_room(&mut self, from: SocketAddrV6, now_ns: u64) {
-        let is_new_of = |entry: &Entry| !entry.confirmed && entry.heard_from.ip() == from.ip();
-        let of_one = self.entries.values().filter(|entry| is_new_of(entry)).count();
+        let is_of_one = |entry: &Entry| entry.heard_from.ip() == from.ip();
+        let of_one = self.entries.values().filter(|entry| is_of_one(entry)).count();
         if of_one < MOST_OF_ONE && self.entries.len() < self.most {
             return;
         }
         self.entries.retain(|_, entry| now_ns < entry.expires_ns);
-        let of_one = self.entries.values().filter(|entry| is_new_of(entry)).count();
+        let of_one = self.entries.values().filter(|entry| is_of_one(entry)).count();
         if of_one < MOST_OF_ONE && self.entries.len() < self.most {
             return;
         }
         // An address that has its share gives way to itself.
-        let may_go = |entry: &Entry| if of_one < MOST_OF_ONE { !entry.confirmed } else { is_new_of(entry) };
-        let oldest = self.entries.iter().filter(|(_, entry)| may_go(entry)).min_by_key(|(_, entry)| entry.heard_ns);
+        let may_go = |entry: &Entry| if of_one < MOST_OF_ONE { !entry.confirmed } else { is_of_one(entry) };
+        let last = |entry: &Entry| (entry.confirmed, entry.heard_ns);
+        let oldest = self.entries.iter().filter(|(_, entry)| may_go(entry)).min_by_key(|(_, entry)| last(entry));
         if let Some(oldest) = oldest.map(|(id, _)| *id) {
             self.entries.remove(&oldest);
             self.displaced += 1;

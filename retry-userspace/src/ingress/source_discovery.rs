@@ -61,13 +61,14 @@ struct State {
     advice: Option<String>,
     /// It was told that there are too many sources.
     told_full: bool,
+    told_ahead: bool,
 }
 
 impl Control {
     /// Knows the addresses of the settings, and no names yet.
     #[must_use]
     pub(crate) fn new(config: Config, counters: Arc<UserCounters>) -> Self {
-        let state = State { sources: Sources::new(config.own), advice: None, told_full: false };
+        let state = State { sources: Sources::new(config.own), advice: None, told_full: false, told_ahead: false };
         let control = Self { config, counters, state: Mutex::new(state), changed: Notify::new() };
         control.know(&Names::default(), monotonic_ns());
         control
@@ -85,6 +86,12 @@ impl Control {
         let mut state = self.state();
         let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         if state.sources.is_ahead(manifest, from, now_ns, unix_s) {
+            if !std::mem::replace(&mut state.told_ahead, true) {
+                tracing::warn!(
+                    %from, epoch_s = manifest.epoch_s, now_s = unix_s,
+                    "a shard manifest is not followed: it says that it was made more than five minutes from now; is this host's clock right?"
+                );
+            }
             return self.counters.one(Counter::ManifestsAhead);
         }
         match state.sources.handle_manifest(manifest, from, now_ns) {

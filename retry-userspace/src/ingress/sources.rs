@@ -10,8 +10,10 @@ const INTERVALS: u64 = 3;
 /// A manifest that tells neither is taken for one a minute.
 const INTERVAL_S: u64 = 60;
 const NS_PER_S: u64 = 1_000_000_000;
-/// The longest that one manifest holds, seconds, whatever it says. It is repeated long before.
+/// The longest that one manifest holds, seconds, whatever time to live it says, unless three of its intervals are longer.
 const MOST_LIFE_S: u64 = 900;
+/// The longest that it holds in any case, seconds.
+const LONGEST_LIFE_S: u64 = 2 * 60 * 60;
 /// How far a manifest may be ahead of the time, seconds: clocks differ.
 const AHEAD_S: u64 = 300;
 /// A clock that shows less was never set, seconds of Unix time: 2026 began.
@@ -112,8 +114,9 @@ impl Sources {
             return Outcome::Stale;
         }
         let interval = if manifest.interval_s == 0 { INTERVAL_S } else { u64::from(manifest.interval_s) };
-        let silence_s = (INTERVALS * interval).min(MOST_LIFE_S);
-        let life_s = if manifest.ttl_s == 0 { silence_s } else { u64::from(manifest.ttl_s).min(MOST_LIFE_S) };
+        let silence_s = (INTERVALS * interval).min(LONGEST_LIFE_S);
+        let most_s = silence_s.max(MOST_LIFE_S);
+        let life_s = if manifest.ttl_s == 0 { silence_s } else { u64::from(manifest.ttl_s).min(most_s) };
         let named = if shutdown { &[] } else { manifest.sources };
         let live = Live {
             epoch_s: manifest.epoch_s,
@@ -327,15 +330,17 @@ mod tests {
     }
 
     #[test]
-    fn no_manifest_holds_for_more_than_a_quarter_of_an_hour() {
+    fn no_manifest_holds_for_long() {
         let mut sources = known();
         let two = [ip(2).octets()];
-        for forged in [
-            Manifest { ttl_s: u16::MAX, ..manifest(&two, 1, 0) },
-            Manifest { ttl_s: 0, interval_s: u16::MAX, ..manifest(&two, 1, 0) },
+        for (forged, holds_s) in [
+            (Manifest { ttl_s: u16::MAX, ..manifest(&two, 1, 0) }, 900),
+            (Manifest { ttl_s: u16::MAX, interval_s: 1_200, ..manifest(&two, 1, 0) }, 3_600),
+            (Manifest { ttl_s: 0, interval_s: u16::MAX, ..manifest(&two, 1, 0) }, 7_200),
+            (Manifest { ttl_s: u16::MAX, interval_s: u16::MAX, ..manifest(&two, 1, 0) }, 7_200),
         ] {
             assert_eq!(sources.handle_manifest(&forged, ip(50), 0), Outcome::Taken);
-            assert_eq!((sources.wanted(900 * S - 1), sources.wanted(900 * S)), (set(&[1, 2]), set(&[1])));
+            assert_eq!((sources.wanted(holds_s * S - 1), sources.wanted(holds_s * S)), (set(&[1, 2]), set(&[1])));
         }
     }
 

@@ -60,10 +60,33 @@ fn used_with(settings: &Settings) -> CapsHashSet {
 /// Gives up, for good, all capabilities but those that a daemon with these settings uses, and the right to get others by starting
 /// a program. To be called before threads are started.
 ///
+/// `besides` are kept as well.
+///
 /// # Errors
 /// What the kernel, or a filter of a service manager, refuses. What was given up before stays given up.
-pub(crate) fn give_up_unused(settings: &Settings) -> io::Result<()> {
-    give_up_all_but(&used_with(settings))
+pub(crate) fn give_up_unused(settings: &Settings, besides: &[Capability]) -> io::Result<()> {
+    let mut used = used_with(settings);
+    used.extend(besides);
+    give_up_all_but(&used)
+}
+
+/// What `look` finds while the calling thread may use files as its user may, without root's rights to all of them. To be called
+/// before threads are started.
+///
+/// # Errors
+/// The kernel does not tell which capabilities the thread has, or does not give them back.
+pub(crate) fn without_rights_to_files<T>(look: impl FnOnce() -> T) -> io::Result<T> {
+    let fail = |error: caps::errors::CapsError| io::Error::other(error.to_string());
+    let before = caps::read(None, CapSet::Effective).map_err(fail)?;
+    let rights = [Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH];
+    let without: CapsHashSet = before.iter().copied().filter(|one| !rights.contains(one)).collect();
+    if without == before {
+        return Ok(look());
+    }
+    caps::set(None, CapSet::Effective, &without).map_err(fail)?;
+    let found = look();
+    caps::set(None, CapSet::Effective, &before).map_err(fail)?;
+    Ok(found)
 }
 
 /// Gives up every capability. The holder of sockets needs none.

@@ -1,7 +1,11 @@
 //! What the process gives up before its first thread: capabilities, and system calls that it does not use.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use caps::Capability;
 
 use super::StartError;
 use crate::datapath;
@@ -26,10 +30,18 @@ pub fn confine(settings: &Settings) -> Result<(), StartError> {
         // The start says it again where it needs it.
         tracing::debug!(%error, "no BPF file system");
     }
-    if let Err(error) = privileges::give_up_unused(settings) {
+    let files = needed_for_files(settings).unwrap_or_else(|error| {
+        tracing::warn!(%error, "which files need capabilities cannot be found out: those that the daemon's user may not read fail later");
+        Vec::new()
+    });
+    for (capability, name) in &files {
+        tracing::warn!(%capability, "kept because -{name} is another user's: give it to the daemon's user (chown)");
+    }
+    let files: Vec<Capability> = files.into_iter().map(|(capability, _)| capability).collect();
+    if let Err(error) = privileges::give_up_unused(settings, &files) {
         tracing::warn!(%error, "capabilities that are not needed are kept: the kernel does not take them back");
     }
-    look_at_files(settings);
+    look_at_secrets(settings);
     let seccomp = settings.privileges.seccomp;
     let holder = fdstore::starts_holder(settings.xdp.handover);
     privileges::filter_system_calls(seccomp, holder)
@@ -55,24 +67,60 @@ pub(super) fn told(settings: &Settings) -> Rights {
     }
 }
 
-/// Root without CAP_DAC_OVERRIDE reads what root may read: a file that is another user's alone could be read at the start, and cannot
-/// be read again.
-fn look_at_files(settings: &Settings) {
+/// Files that are read, now or again later, with the names of their settings.
+fn files(settings: &Settings) -> Vec<(&'static str, &Path)> {
     let env_file = settings.files.env_file.as_deref().filter(|file| !file.starts_with('-'));
-    let named = [("config", settings.files.config.as_deref()), ("env-file", env_file)];
-    let admin = &settings.admin;
-    let tls = admin.tls.as_ref().map(|tls| [("admin-tls-cert", &*tls.cert), ("admin-tls-key", &*tls.key)]);
-    let token = admin.token_file.as_deref().map(|file| ("admin-token-file", file));
-    let all = named.iter().filter_map(|(name, file)| Some((*name, file.as_deref()?.as_ref())));
-    for (name, file) in all.chain(token).chain(tls.into_iter().flatten()) {
-        if let Err(error) = File::open(file) {
-            tracing::warn!(
-                file = %file.display(), %error,
-                "-{name} cannot be read again while the daemon runs: give it to the daemon's user (chown)"
-            );
+    let (admin, redis, tls) = (&settings.admin, &settings.redis, settings.admin.tls.as_ref());
+    let client = redis.tls_client.as_ref();
+    let named = [
+        ("config", settings.files.config.as_deref().map(Path::new)),
+        ("env-file", env_file.map(Path::new)),
+        ("acl-file", settings.acl.file.as_deref()),
+        ("admin-token-file", admin.token_file.as_deref()),
+        ("admin-tls-cert", tls.map(|tls| &*tls.cert)),
+        ("admin-tls-key", tls.map(|tls| &*tls.key)),
+        ("admin-tls-client-ca", tls.and_then(|tls| tls.client_ca.as_deref())),
+        ("redis-tls-ca", redis.tls_ca.as_deref()),
+        ("redis-tls-cert", client.map(|(cert, _)| &**cert)),
+        ("redis-tls-key", client.map(|(_, key)| &**key)),
+    ];
+    named.into_iter().filter_map(|(name, file)| Some((name, file?))).collect()
+}
+
+/// Capabilities without which root could not use what the settings name: files that are another user's alone. To be called before
+/// threads are started.
+///
+/// # Errors
+/// The kernel does not tell, or does not give back, what the calling thread may do.
+fn needed_for_files(settings: &Settings) -> io::Result<Vec<(Capability, &'static str)>> {
+    privileges::without_rights_to_files(|| {
+        let mut needed = Vec::new();
+        for (name, file) in files(settings) {
+            let error = File::open(file).err();
+            if error.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+                needed.push((Capability::CAP_DAC_READ_SEARCH, name));
+            }
         }
+        if let Some(directory) = &settings.proxy.state_dir
+            && may_not_write(directory)
+        {
+            needed.push((Capability::CAP_DAC_OVERRIDE, "state-dir"));
+        }
+        needed
+    })
+}
+
+/// True when no file can be made in a directory because it is another user's.
+fn may_not_write(directory: &Path) -> bool {
+    // access(2) would ask for the real user's rights.
+    let probe = directory.join(format!(".writable-{}", std::process::id()));
+    match File::create_new(&probe) {
+        Ok(_) => {
+            let _ = fs::remove_file(&probe);
+            false
+        }
+        Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
     }
-    look_at_secrets(settings);
 }
 
 /// Warns of secrets that every user of this host can read.

@@ -210,14 +210,38 @@ fn one_address_announces_sixteen_newcomers() {
 #[test]
 fn an_instance_is_not_taken_over_while_it_is_heard() {
     let mut registry = registry();
-    hear_from(&mut registry, 1, 7, at(0));
     let forged = Advert { flags: advert::FLAG_DRAINING, nack_port: 1, ..advert(7) };
     let forge = |registry: &mut Registry, now_ns| registry.handle_advert(&forged.to_bytes(), host(2), now_ns);
-    assert_eq!(forge(&mut registry, at(89)), Outcome::Contested);
-    assert!(!registry.endpoints(at(89))[0].is_draining());
+    hear_from(&mut registry, 1, 7, at(0));
+    hear_from(&mut registry, 1, 7, at(60));
+    assert_eq!(forge(&mut registry, at(149)), Outcome::Contested);
+    assert!(!registry.endpoints(at(149))[0].is_draining());
     // Its ADVERT is overdue: it may have moved.
-    assert_eq!(forge(&mut registry, at(90)), Outcome::Moved);
-    assert_eq!(registry.endpoints(at(90))[0].nack.port(), 1);
+    assert_eq!(forge(&mut registry, at(150)), Outcome::Moved);
+    assert_eq!(registry.endpoints(at(150))[0].nack.port(), 1);
+}
+
+/// What was heard once, or is on its way out, stands against no other; a forged interval is not waited for.
+#[test]
+fn an_instance_is_taken_over_from_whom_was_heard_once_or_drains() {
+    let seldom = Advert { interval_s: u16::MAX, ..advert(7) };
+    let mut once = registry();
+    assert_eq!(once.handle_advert(&seldom.to_bytes(), host(2), at(0)), Outcome::New);
+    assert_eq!(hear_from(&mut once, 1, 7, at(1)), Outcome::Refreshed);
+    assert_eq!(once.endpoints(at(1))[0].heard_from, host(1));
+
+    let mut draining = registry();
+    hear_from(&mut draining, 1, 7, at(0));
+    hear_from(&mut draining, 1, 7, at(60));
+    let last = Advert { flags: advert::FLAG_DRAINING, ..advert(7) };
+    draining.handle_advert(&last.to_bytes(), host(1), at(61));
+    assert_eq!(hear_from(&mut draining, 2, 7, at(62)), Outcome::Refreshed, "the next pod");
+
+    let mut long = registry();
+    long.handle_advert(&seldom.to_bytes(), host(2), at(0));
+    long.handle_advert(&seldom.to_bytes(), host(2), at(40_000));
+    assert_eq!(hear_from(&mut long, 1, 7, at(40_179)), Outcome::Contested);
+    assert_eq!(hear_from(&mut long, 1, 7, at(40_180)), Outcome::Refreshed);
 }
 
 /// One ADVERT that says that it holds for 54 hours.
@@ -247,15 +271,16 @@ fn an_address_that_another_host_announces() {
 fn what_is_heard_is_counted() {
     let counters = Arc::new(UserCounters::default());
     let shared = SharedRegistry::new("me", Arc::clone(&counters));
-    let theirs = advert(1).to_bytes();
+    let theirs = Advert { interval_s: 1, ..advert(1) }.to_bytes();
     let hear = |bytes: &[u8], from| shared.hear(bytes, from, |_| false);
     hear(&theirs, sender());
+    std::thread::sleep(Duration::from_millis(600));
     hear(&theirs, sender());
+    hear(&theirs, host(1));
     hear(&Advert { nack_port: 9301, ..advert(1) }.to_bytes(), sender());
     hear(&Advert { instance_id: advert::instance_id("me"), ..advert(1) }.to_bytes(), sender());
     hear(b"no advert", sender());
     hear(&with_address("::1").to_bytes(), sender());
-    hear(&theirs, host(1));
     for id in 2..=u32::try_from(MOST_ENDPOINTS).expect("small") + 4 {
         hear(&advert(id).to_bytes(), host(0x20));
     }

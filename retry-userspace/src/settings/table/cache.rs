@@ -76,10 +76,10 @@ impl Cache {
             replace_after: rows.read(Row {
                 flag: "replace-after",
                 env: "REPLACE_AFTER",
-                default: "1176h",
+                default: "0",
                 accepts: time(ZERO, LONGEST_LIFE),
                 meaning: "How long the first frame of a key stays when another with other bytes comes.",
-                consequence: "The default is longer than any life. A flow that begins anew at its first numbers replaces its frames after a second. 0: the newest wins, as with the Go program.",
+                consequence: "0: the newest wins, as with the Go program. Above 0, a publisher that is started again within the lives of its frames gets its new ones kept only after a second, and only if it is recognised: see docs/security.md.",
             })?,
             backend: rows.read(Row {
                 flag: "cache-backend",

@@ -137,7 +137,7 @@ impl Limits {
                 default: "0",
                 accepts: budget(),
                 meaning: "Bytes per second in answer to NACKs: those of -rl-source-bytes to all, and multicast repairs once per egress interface; 0: no budget.",
-                consequence: "Over it: silence. Addresses that have shown that they hear us come first.",
+                consequence: "Over it: silence. Addresses that have shown that they hear us come first: others have a quarter of it at once, so at least 4 times the longest frame, times the egress interfaces, is wanted.",
             })?,
             unproven_factor: rows.read(Row {
                 flag: "unproven-factor",
