@@ -202,6 +202,8 @@ fn an_unproven_address_gets_the_factor(xdp: &str) {
             daemon.metrics().expect("a scrape").count("bre_known_listeners", &[]) > 0
         });
         let before = over(&daemon.metrics().expect("a scrape"), "unproven");
+        // A socket that nothing of before still comes to.
+        let listener = asker(hosts.1);
         for _ in 0..50 {
             let (answers, came) = read_answers(&ask(&listener, to, &nack(KEY), 2), 1, &bytes());
             assert_eq!((answers, came), (vec![Answer::Ack { multicast: false, unicast: true }], true));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 
 use retry_testbed::daemon::Daemon;
 use retry_testbed::net::fabric::Fabric;
@@ -9,6 +10,8 @@ use retry_testbed::scene::{binary, eventually, flags, is_root, two_hosts};
 use serde_json::Value;
 
 /// Numbers of linux/capability.h.
+const DAC_OVERRIDE: u64 = 1 << 1;
+const DAC_READ_SEARCH: u64 = 1 << 2;
 const NET_BIND_SERVICE: u64 = 1 << 10;
 const NET_ADMIN: u64 = 1 << 12;
 const NET_RAW: u64 = 1 << 13;
@@ -94,6 +97,37 @@ fn every_thread_holds_what_the_settings_need() {
         assert_eq!(told["capabilities"], serde_json::json!(names), "{told}");
         assert_eq!((&told["no_new_privileges"], &told["seccomp"]), (&true.into(), &"on".into()), "{told}");
         assert!(!daemon.log().contains("WARN"), "{}", daemon.log());
+    }
+}
+
+/// Root starts with files that another user alone may read, as it does without capabilities to lose, and says what it keeps for them.
+#[test]
+fn files_of_another_user_are_read() {
+    if !is_root("files_of_another_user_are_read") {
+        return;
+    }
+    let fabric = Fabric::flat(1500).expect("a fabric");
+    let (endpoint, _) = two_hosts(&fabric);
+    let directory = tempfile::tempdir().expect("a directory");
+    let (list, state) = (directory.path().join("acl"), directory.path().join("state"));
+    fs::write(&list, "deny fd66::/16\n").expect("a file");
+    fs::create_dir(&state).expect("a directory");
+    for (path, mode) in [(&list, 0o400), (&state, 0o755)] {
+        chown(path, Some(999), Some(999)).expect("root may");
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("root may");
+    }
+    let (list, state) = (list.to_str().expect("a name"), state.to_str().expect("a name"));
+    let upstream = ["-proxy-enabled", "-upstream-retry-endpoints", "[fd10::2]:9300", "-state-dir", state];
+    for (more, kept, named) in
+        [(&["-acl-file", list][..], DAC_READ_SEARCH, "-acl-file"), (&upstream, DAC_OVERRIDE, "-state-dir")]
+    {
+        let all = [more, &["-mc-rejoin-interval", "0"]].concat();
+        let daemon = Daemon::start(&binary(), &endpoint.ns, &flags("off", &all)).expect("a daemon");
+        for (name, status) in threads(daemon.pid()) {
+            assert_eq!(set(&status, "CapEff"), kept | NET_ADMIN, "{name}: {more:?}");
+        }
+        let log = daemon.log();
+        assert!(log.lines().any(|line| line.contains("WARN") && line.contains(named)), "{log}");
     }
 }
 
