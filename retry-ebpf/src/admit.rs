@@ -54,15 +54,9 @@ pub(crate) struct Source<'a> {
     pub(crate) now_ns: u64,
 }
 
-/// Fetches the cache lines of the frame's window, and those of the window of the source and the flow.
+/// Fetches the cache lines of the frame's window.
 #[inline(always)]
-pub(crate) fn touch(hash: u64, source_hash: u64, hash_key: u64, settings: &Settings) {
-    let chain = table::join(source_hash, hash_key);
-    if let Some(bucket) = CHAIN_LIMIT.get_ptr(index::bucket(chain, settings.limit_mask)) {
-        // SAFETY: the first tag; volatile, or nothing would be loaded.
-        unsafe { bucket.cast::<u64>().read_volatile() };
-        touch_keys(bucket);
-    }
+pub(crate) fn touch(hash: u64, settings: &Settings) {
     if let Some(bucket) = SEQUENCE_LIMIT.get_ptr(index::bucket(hash, settings.limit_mask)) {
         // SAFETY: the first tag; volatile, or nothing would be loaded.
         unsafe { bucket.cast::<u64>().read_volatile() };

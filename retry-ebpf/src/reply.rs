@@ -122,7 +122,7 @@ pub(crate) fn answer(ctx: &XdpContext, request: &Request) -> Done {
     // These lines are most often cold. Loaded here they come at the same time; later, each would wait for the atomic step of
     // the limit before it.
     log::touch(hash, request.settings, policy.multicasts());
-    admit::touch(hash, request.source_hash, request.nack.key.hash_key(), request.settings);
+    admit::touch(hash, request.settings);
     bytes::asked(request);
     let mut kernel = Kernel { ctx, request, hash, reason: 0 };
     let verdict = decide(&request.nack, policy, &mut kernel);
