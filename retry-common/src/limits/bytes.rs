@@ -3,6 +3,9 @@
 //!
 //! Bytes are those of IPv6 packets, headers included. [`afford`] is the one function; the kernel program and the daemon call it over
 //! the same memory, so that a budget holds for both together.
+//!
+//! Longer than most files: the two budgets and the factor are one decision, and the tests that count what any second of random
+//! traffic gets are nearly half of it.
 
 use crate::wire::answer::ANSWER_LEN;
 use crate::wire::nack::NACK_LEN;
