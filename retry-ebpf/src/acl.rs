@@ -1,4 +1,5 @@
-//! Who may ask, and whose frames are stored, in tables that the daemon fills: [`retry_common::acl`]. The only file with map-value pointers into them.
+//! Who may ask, and whose frames are stored, in tables that the daemon fills: [`retry_common::acl`]. The only file with map-value
+//! pointers into them.
 //!
 //! The daemon writes to the table that is not in force, and then changes one word of the settings.
 

@@ -2,8 +2,8 @@
 //!
 //! It stores what is plain: a whole frame with a right checksum, from a joined group, whose key is new and whose bucket
 //! has an empty place (or its overflow bucket has). Everything else is passed on to the daemon's sockets, which know what
-//! to do and count it: frames of sources that are no publishers, duplicates, replaced frames, bundles, datagrams in fragments, bad bytes, a lane without room. Whether a
-//! frame fits the interfaces that it leaves by is asked when it leaves.
+//! to do and count it: frames of sources that are no publishers, duplicates, replaced frames, bundles, datagrams in fragments,
+//! bad bytes, a lane without room. Whether a frame fits the interfaces that it leaves by is asked when it leaves.
 //!
 //! Room is reserved by compare-exchange on the lane's head, within the limit that the daemon has set
 //! ([`retry_common::framelog`]). No other writer writes there, and no reader believes it before it is committed. The daemon

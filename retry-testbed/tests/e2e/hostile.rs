@@ -288,7 +288,6 @@ fn hostile(xdp: &str) {
     assert!(counted(&metrics) - first <= lies + 100, "seed {seed}: {} of {lies}", counted(&metrics) - first);
     let grown = resident(pid).saturating_sub(before);
     assert!(grown <= GROWTH_KIB, "seed {seed}: {grown} KiB more");
-    assert_eq!(daemon.pid(), pid);
     assert!(!daemon.log().contains("panicked"), "seed {seed}: {}", daemon.log());
     let lines = daemon.log().lines().count();
     assert!(lines < 200, "seed {seed}: {lines} log lines");
